@@ -1,0 +1,50 @@
+"""Build of `dassl-clip`: the top-level folders of the checkout are the packages of `dassl_clip`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOMS = ("modeling", "trainers", "datasets", "results", "commands", "embedded", "configs")
+PACKAGES = {
+    f"dassl_clip.{package}": package.replace(".", "/")
+    for room in ROOMS
+    for package in (room, *(f"{room}.{name}" for name in find_packages(room)))
+}
+
+setup(
+    name="dassl-clip",
+    version="0.1.0",
+    description="CLIP adaptation under domain shift for the Dassl toolbox: GOPro, CoOp, linear probes and zero-shot",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE", "NOTICE.md"],
+    python_requires=">=3.10",
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={
+        "dassl_clip.modeling": ["**/*.json"],
+        "dassl_clip.datasets": ["lists/*.json"],
+        "dassl_clip.results": ["published/*.json"],
+        "dassl_clip.embedded": ["icons/**/*", "clip/*", "build/*.csv", "build/*.json"],
+        "dassl_clip.configs": ["**/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "open_clip_torch>=2.29",
+        "yacs>=0.1.8",
+        "tabulate>=0.9",
+        "tqdm>=4.60",
+        "numpy>=1.24",
+        "Pillow>=10.0",
+        "safetensors>=0.4",
+        "scipy>=1.10",
+        "tensorboard>=2.12",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "ruff>=0.6"],
+        "build": ["resvg_py>=0.1"],
+    },
+    entry_points={"console_scripts": ["dassl-clip = dassl_clip.commands.__main__:main"]},
+)

@@ -1,0 +1,2 @@
+"""The embedded Dassl toolbox."""
+
