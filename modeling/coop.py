@@ -1,0 +1,67 @@
+"""Learnable contexts for prompts: CoOp's parameter, which GOPro's prompt generator starts from too.
+
+Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp), IJCV 2022, eq. 2 and 3.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .text_tower import ClassTokens, TextTower
+
+CONTEXT_STD = 0.02
+
+
+def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
+    """Context vectors to start from.
+
+    Args:
+        text: The frozen text tower.
+        words: Initial words such as "a photo of a" (`_` counts as a blank); empty for a random start.
+        n_ctx: `M` for a random start; ignored when words are given, whose tokens fix `M`.
+
+    Returns:
+        `[M, D]`, float32: the words' token embeddings, or draws from N(0, 0.02) of torch's global generator.
+
+    Raises:
+        ValueError: Neither words nor a positive number of tokens is given, or the words leave no room for a class name.
+    """
+    words = words.replace("_", " ").strip()
+    if not words:
+        if n_ctx < 1:
+            raise ValueError(f"a random context needs N_CTX of at least 1, got {n_ctx}; or give words in CTX_INIT")
+        return torch.randn(n_ctx, text.width) * CONTEXT_STD
+    ids = text.tokenize([words])[0]
+    length = int(ids.argmax()) - 1  # the end-of-text token has the largest id; the start token does not count
+    if length > text.context_length - 4:
+        raise ValueError(
+            f"the initial context {words!r} has {length} tokens, but the text tower reads {text.context_length} "
+            f"in all, class name included; shorten CTX_INIT"
+        )
+    return text.embed(ids[1 : 1 + length]).detach().float().cpu().clone()
+
+
+class ContextLearner(nn.Module):
+    """CoOp's learnable context, shared by all classes or one for each class.
+
+    Its only parameter is `ctx`, `[M, D]` or `[C, M, D]`, the name in the state dicts of CoOp's released checkpoints.
+    """
+
+    def __init__(self, text: TextTower, words: str, n_ctx: int, n_classes: int, class_specific: bool):
+        super().__init__()
+        context = initial_context(text, words, n_ctx)
+        if class_specific:
+            # A random start draws each class on its own; words start all classes alike.
+            shape = (n_classes, *context.shape)
+            context = context.expand(shape).clone() if words.strip() else torch.randn(shape) * CONTEXT_STD
+        self.class_specific = class_specific
+        self.ctx = nn.Parameter(context)
+
+    def forward(self, text: TextTower, classes: ClassTokens, position: str = "end") -> Tensor:
+        """Text features of all classes, `[C, E]`, not normalised.
+
+        Args:
+            text: The frozen text tower.
+            classes: The tokens of the class names.
+            position: Where the class name stands: "end", "middle" or "front" of the context.
+        """
+        return text.encode_prompts(self.ctx, classes, position=position, class_specific=self.class_specific)

@@ -1,0 +1,173 @@
+"""GOPro's learnable parts: prompts generated from an image's content and style, and the projectors.
+
+Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning", BMVC 2023
+(arXiv 2308.11605), section 3. The statistics, the fusion and the shift follow the released program. Left out of it:
+comparing every image with views of the batch's first image, the unused meta-net, and literal layer sizes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .losses import nt_xent, prompt_consistency
+
+STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
+VIEWS = ("original", "moco", "augmix")
+
+
+def block_statistics(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a block's tokens, `mu` and `sigma`.
+
+    Args:
+        block: Output of one vision block, `[B, T, W]`.
+
+    Returns:
+        `mu [B, W]` and `sigma [B, W]` with `sigma = sqrt((sum_T (h - mu)^2 + 2.3e-8) / T)`: the biased deviation, which
+        exists for a map of a single position as well.
+    """
+    mu = block.mean(1)
+    squares = (block - mu[:, None]).square().sum(1)
+    return mu, ((squares + STYLE_EPSILON) / block.shape[1]).sqrt()
+
+
+class PromptGenerator(nn.Module):
+    """The context of each image: shared context vectors plus one shift made of the image's content and style.
+
+    For block `l`: style `s_l = Linear_s,l((mu_l + sigma_l) / 2)`, content `c_l = Linear_c,l(mu_l)`, fused
+    `g_l = (s_l + c_l) / 2`; the shift is `rho` over the `L` fused vectors, times `shift_scale`; context token `m` of
+    image `i` is `ctx_m + delta_i`.
+
+    Args:
+        widths: Width of each vision block, length `L` (equal for a ViT, one per stage for a ResNet).
+        context: Initial context, `[M, D]`.
+        views: Number of shift layers: 1 serves all views, 3 gives each view its own `rho` (the paper's figure).
+        shift_scale: The factor on the shift; 1.0 is the released program.
+    """
+
+    def __init__(self, widths: Sequence[int], context: Tensor, views: int = 1, shift_scale: float = 1.0):
+        super().__init__()
+        if views not in (1, len(VIEWS)):
+            raise ValueError(f"GOPro has 1 shift layer or one for each of {VIEWS}, not {views}")
+        width = context.shape[1]
+        self.style = nn.ModuleList(nn.Linear(w, width) for w in widths)
+        self.content = nn.ModuleList(nn.Linear(w, width) for w in widths)
+        self.rho = nn.ModuleList(nn.Linear(len(self.style), 1) for _ in range(views))
+        self.ctx = nn.Parameter(context.clone())
+        self.register_buffer("shift_scale", torch.tensor(float(shift_scale)))
+
+    def fused(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The fused vectors `g`, `[B, L, D]`, of block outputs `L x [B, T, W]`.
+
+        Raises:
+            ValueError: The number of blocks is not `L`.
+        """
+        if len(blocks) != len(self.style):
+            raise ValueError(f"the generator was built for {len(self.style)} vision blocks, got {len(blocks)}")
+        g = []
+        for block, style, content in zip(blocks, self.style, self.content):
+            mu, sigma = block_statistics(block.to(style.weight.dtype))
+            g.append((style((mu + sigma) / 2) + content(mu)) / 2)
+        return torch.stack(g, dim=1)
+
+    def shift(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
+        """The shift `delta`, `[B, D]`, before `shift_scale`. `view` counts `VIEWS`; with one `rho` all views share it."""
+        rho = self.rho[view if len(self.rho) > 1 else 0]
+        return rho(self.fused(blocks).transpose(1, 2)).squeeze(-1)
+
+    def forward(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
+        """The contexts `v`, `[B, M, D]`, of block outputs `L x [B, T, W]`."""
+        delta = self.shift_scale * self.shift(blocks, view)
+        return self.ctx + delta[:, None]
+
+    @torch.no_grad()
+    def fit_shift_scale(self, blocks: Sequence[Tensor], target_rms: float) -> None:
+        """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width)."""
+        rms = self.shift(blocks).square().mean().sqrt()
+        self.shift_scale.copy_(target_rms / rms.clamp_min(torch.finfo(rms.dtype).tiny))
+
+
+class Projector(nn.Sequential):
+    """`Linear(E, E)` and `BatchNorm1d`; takes `[..., E]` and treats all leading positions as the batch."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__(nn.Linear(embed_dim, embed_dim), nn.BatchNorm1d(embed_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project `[..., E]` to `[..., E]`."""
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+class GOProLearner(nn.Module):
+    """All that GOPro trains: the generator, the image projector and, in the paper's variant, the text projector.
+
+    Args:
+        generator: The prompt generator.
+        embed_dim: `E`.
+        project_scores: False: the released program (scores and consistency use CLIP's own features; the image
+            projector serves the contrastive loss alone). True: the paper's figure (both use projected features).
+    """
+
+    def __init__(self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False):
+        super().__init__()
+        self.generator = generator
+        self.image_projector = Projector(embed_dim)
+        self.text_projector = Projector(embed_dim) if project_scores else None
+
+    def scores(self, features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+        """`logit[i, k] = exp(logit_scale) <f_i, t_ik>` for inference, projected in the paper's variant.
+
+        Args:
+            features: Image features, `[B, E]`.
+            text: Text features of each image's prompts, `[B, C, E]`.
+            logit_scale: The exponentiated scale, a scalar.
+
+        Returns:
+            `[B, C]`.
+        """
+        if self.text_projector is not None:
+            features, text = self.image_projector(features), self.text_projector(text)
+        return image_conditioned_scores(features, text, logit_scale)
+
+    def losses(
+        self,
+        features: Sequence[Tensor],
+        text: Sequence[Tensor],
+        labels: Tensor,
+        logit_scale: Tensor,
+        temperature: float,
+        contrastive: bool = True,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """GOPro's loss terms, unweighted, from the features of the views in the order of `VIEWS`.
+
+        Args:
+            features: Image features of the views, each `[B, E]`; the first is the original, the second `x_moco`.
+            text: Text features of the views' prompts, each `[B, C, E]`; one entry leaves the consistency term out.
+            labels: `[B]`.
+            logit_scale: The exponentiated scale, a scalar.
+            temperature: `tau` of NT-Xent.
+            contrastive: False leaves the contrastive term out.
+
+        Returns:
+            The terms by name (`ce`, `consistency`, `contrastive`, as far as asked for) and the logits `[B, C]`.
+        """
+        projected = [self.image_projector(f) for f in features[:2]] if contrastive else []
+        if self.text_projector is None:
+            logits = image_conditioned_scores(features[0], text[0], logit_scale)
+        else:
+            text = [self.text_projector(t) for t in text]
+            image = projected[0] if projected else self.image_projector(features[0])
+            logits = image_conditioned_scores(image, text[0], logit_scale)
+        terms = {"ce": F.cross_entropy(logits, labels)}
+        if len(text) > 1:
+            terms["consistency"] = sum(prompt_consistency(text[0], view) for view in text[1:])
+        if contrastive:
+            terms["contrastive"] = nt_xent(*projected, temperature)
+        return terms, logits
+
+
+def image_conditioned_scores(features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines of images `[B, E]` with their own prompts' text features `[B, C, E]`, giving `[B, C]`."""
+    features, text = F.normalize(features, dim=-1), F.normalize(text, dim=-1)
+    return logit_scale * torch.einsum("be,bce->bc", features, text)

@@ -1,0 +1,173 @@
+"""The two augmented views of GOPro, made of one PIL image each: `x_moco` and `x_augmix`.
+
+All randomness comes from torch's global generator, so that a loader's worker that seeds it for an image makes the same
+views every time. Sources: MoCo v2's recipe (Chen et al., 2020, arXiv 2003.04297) and AugMix (Hendrycks et al., ICLR
+2020, algorithm 1) at severity 1 with its nine operations.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tvf
+
+CROP_SCALE = (0.08, 1.0)
+JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+JITTER_P, GRAYSCALE_P = 0.8, 0.2
+AUGMIX_CHAINS, AUGMIX_DEPTH, AUGMIX_SEVERITY, AUGMIX_MAX_SEVERITY = 3, 3, 1.0, 10.0
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+class GaussianBlur:
+    """Blur a PIL image with a radius (standard deviation, in pixels) drawn uniformly from a range."""
+
+    def __init__(self, radius: tuple[float, float] = (0.1, 2.0)):
+        self.radius = radius
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(_uniform(*self.radius)))
+
+    def __repr__(self) -> str:
+        return f"GaussianBlur(radius={self.radius})"
+
+
+def moco_view(
+    size: tuple[int, int],
+    interpolation: InterpolationMode,
+    normalize: Callable[[Tensor], Tensor],
+    blur_radius: tuple[float, float] = (0.1, 2.0),
+) -> transforms.Compose:
+    """The transform PIL image -> `x_moco [3, H, W]`, normalised.
+
+    Random resized crop (scale 0.08 to 1), colour jitter (0.4, 0.4, 0.2, 0.1) with p 0.8, grayscale with p 0.2,
+    Gaussian blur, horizontal flip with p 0.5.
+
+    Args:
+        size: `(H, W)` of the frozen model.
+        interpolation: The model's interpolation.
+        normalize: The model's pixel normalisation.
+        blur_radius: Range of the blur's radius in pixels of the cropped image.
+    """
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=interpolation),
+            transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=JITTER_P),
+            transforms.RandomGrayscale(p=GRAYSCALE_P),
+            GaussianBlur(blur_radius),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            normalize,
+        ]
+    )
+
+
+def _level(maximum: float) -> float:
+    """A strength in `[0, maximum]` for one operation: AugMix draws the level from U(0.1, severity) out of 10."""
+    return _uniform(0.1, AUGMIX_SEVERITY) / AUGMIX_MAX_SEVERITY * maximum
+
+
+def _signed(value: float) -> float:
+    return -value if torch.rand(()) < 0.5 else value
+
+
+def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
+
+
+def _autocontrast(image: Image.Image) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _posterize(image: Image.Image) -> Image.Image:
+    return ImageOps.posterize(image, 4 - int(_level(4)))
+
+
+def _rotate(image: Image.Image) -> Image.Image:
+    return image.rotate(_signed(_level(30)), resample=Image.Resampling.BILINEAR)
+
+
+def _solarize(image: Image.Image) -> Image.Image:
+    return ImageOps.solarize(image, 256 - int(_level(256)))
+
+
+def _shear_x(image: Image.Image) -> Image.Image:
+    return _affine(image, (1, _signed(_level(0.3)), 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image) -> Image.Image:
+    return _affine(image, (1, 0, 0, _signed(_level(0.3)), 1, 0))
+
+
+def _translate_x(image: Image.Image) -> Image.Image:
+    return _affine(image, (1, 0, _signed(_level(image.width / 3)), 0, 1, 0))
+
+
+def _translate_y(image: Image.Image) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, _signed(_level(image.height / 3))))
+
+
+AUGMIX_OPERATIONS = (
+    _autocontrast,
+    _equalize,
+    _posterize,
+    _rotate,
+    _solarize,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+)
+
+
+def augmix(image: Image.Image) -> Image.Image:
+    """Mix an RGB image with three chains of one to three operations (AugMix, algorithm 1; no consistency loss here).
+
+    The chains' weights are Dirichlet(1, 1, 1), the weight of their mixture against the original Beta(1, 1).
+
+    Returns:
+        An RGB image of the same size.
+    """
+    # Dirichlet(1, ..., 1) is a vector of exponentials over its sum; Beta(1, 1) is the uniform distribution.
+    weights = -torch.rand(AUGMIX_CHAINS).clamp_min(torch.finfo(torch.float32).tiny).log()
+    weights = (weights / weights.sum()).tolist()
+    keep = float(torch.rand(()))
+    mixture = np.zeros((image.height, image.width, 3), dtype=np.float32)
+    for weight in weights:
+        chain = image
+        for _ in range(int(torch.randint(1, AUGMIX_DEPTH + 1, ()))):
+            chain = AUGMIX_OPERATIONS[int(torch.randint(len(AUGMIX_OPERATIONS), ()))](chain)
+        mixture += weight * np.asarray(chain, dtype=np.float32)
+    mixed = keep * np.asarray(image, dtype=np.float32) + (1 - keep) * mixture
+    return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
+
+
+def augmix_view(
+    size: tuple[int, int], interpolation: InterpolationMode, normalize: Callable[[Tensor], Tensor]
+) -> transforms.Compose:
+    """The transform PIL image -> `x_augmix [3, H, W]`, normalised: shorter side to the model's size, centre crop, AugMix.
+
+    Args:
+        size: `(H, W)` of the frozen model.
+        interpolation: The model's interpolation.
+        normalize: The model's pixel normalisation.
+    """
+    return transforms.Compose(
+        [
+            transforms.Resize(max(size), interpolation=interpolation),
+            transforms.CenterCrop(size),
+            augmix,
+            tvf.to_tensor,
+            normalize,
+        ]
+    )
