@@ -1,0 +1,67 @@
+"""What a person did wrong is told in one sentence; what the program did wrong keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+import dis
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+
+USAGE_EXIT = 2
+_OURS = ("dassl_clip", "dassl")
+_USER_ERRORS = (ValueError, KeyError, AssertionError, FileNotFoundError, NotADirectoryError, FloatingPointError)
+_RAISE = dis.opmap["RAISE_VARARGS"]
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for: the command line prints its sentence and exits with code 2."""
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'X'?"` for the closest known name, ignoring case, or an empty text."""
+    lowered = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.6)
+    return f" Did you mean '{lowered[close[0]]}'?" if close else ""
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception was raised on purpose, with a sentence, by this project or by the toolbox.
+
+    An error that Python, torch or another library raised inside our code is a bug of ours and keeps its traceback.
+    """
+    if isinstance(error, UserError):
+        return True
+    if not isinstance(error, _USER_ERRORS) or not str(error).strip() or error.__traceback__ is None:
+        return isinstance(error, ModuleNotFoundError) and error.name == "dassl"
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    module = str(last.tb_frame.f_globals.get("__name__", ""))
+    return module.split(".")[0] in _OURS and last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
+
+
+def sentence(error: BaseException) -> str:
+    """The text of an error on one line."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "dassl":
+        return (
+            "no Dassl toolbox is installed: `pip install ./toolbox` installs the one that comes with dassl-clip; "
+            "an installed Dassl.pytorch works too"
+        )
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())
+
+
+def wants_traceback(flag: bool = False) -> bool:
+    """Whether tracebacks were asked for, by `--debug` or the environment variable DEBUG."""
+    return flag or os.environ.get("DEBUG", "0").lower() not in ("", "0", "false", "no")
+
+
+def report(error: BaseException, debug: bool = False) -> int:
+    """Print an error to stderr and return the exit code: 2 with a sentence for the user's, 1 with traceback for ours."""
+    if is_user_error(error) and not wants_traceback(debug):
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return USAGE_EXIT
+    traceback.print_exception(error)
+    return USAGE_EXIT if is_user_error(error) else 1

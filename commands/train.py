@@ -1,0 +1,221 @@
+"""One run: `python train.py --trainer GOPro --config-file ... --dataset-config-file ... [KEY VALUE ...]`.
+
+The flags are those of Dassl's own tools/train.py; one that is not given leaves the config files' value alone. Any
+trainer in Dassl's registry runs, one of this project or one that `--import` loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.commands.config import resolve_config, split_pairs
+from dassl_clip.commands.errors import UserError, report, suggestion
+from dassl_clip.results import environment, records
+
+CONFIG_NAME = "config.yaml"
+_EPOCH_FILE = re.compile(r"model\.pth\.tar-(\d+)")
+logger = logging.getLogger(__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals suggest the flag that was meant."""
+
+    def error(self, message: str) -> None:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        hint = suggestion(unknown[1], flags) if unknown else ""
+        self.exit(2, f"error: {message}.{hint} `{self.prog} --help` lists the flags.\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of one run; KEY VALUE pairs are taken off before."""
+    parser = _Parser(prog="train.py", description=__doc__, allow_abbrev=False, usage="%(prog)s [flags] [KEY VALUE ...]")
+    parser.add_argument("--trainer", metavar="NAME", help="registry name of the trainer")
+    parser.add_argument("--root", metavar="DIR", help="folder above the data sets")
+    parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here goes on")
+    parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
+    parser.add_argument("--seed", type=int, metavar="N", help="negative: unseeded")
+    parser.add_argument("--source-domains", nargs="+", metavar="NAME", help="domains to train on")
+    parser.add_argument("--target-domains", nargs="+", metavar="NAME", help="domains to test on")
+    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="image transforms of the training loader")
+    parser.add_argument("--config-file", metavar="FILE", help="the trainer's yaml file")
+    parser.add_argument("--dataset-config-file", metavar="FILE", help="the data set's yaml file")
+    parser.add_argument("--backbone", metavar="NAME", help="MODEL.BACKBONE.NAME")
+    parser.add_argument("--head", metavar="NAME", help="MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true", help="load --model-dir and test")
+    parser.add_argument("--model-dir", metavar="DIR", default="", help="folder of the run to evaluate")
+    parser.add_argument("--load-epoch", type=int, metavar="N", help="its epoch; default: the best, else the last one")
+    parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    parser.add_argument("--import", dest="imports", action="append", metavar="MODULE_OR_FILE",
+                        help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
+    parser.add_argument("--task", metavar="NAME", help="name of the task in the record")
+    parser.add_argument("--config-name", metavar="NAME", help="name of the configuration in the record")
+    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split a command line into flags and KEY VALUE pairs."""
+    parser = build_parser()
+    single = [flag for action in parser._actions if action.nargs is None for flag in action.option_strings]
+    words, pairs = split_pairs(argv, single)
+    return parser.parse_args(words), pairs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 for a bug, 2 with one sentence for a user's error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        args, pairs = parse(argv)
+        run(args, pairs)
+    except Exception as error:
+        return report(error, debug)
+    return 0
+
+
+def run(args: argparse.Namespace, pairs: Sequence[str]) -> None:
+    """Resolve the configuration, open the log, and train or evaluate."""
+    register()
+    cfg = resolve_config(args, pairs)
+    from dassl.utils import setup_logger
+
+    folder = Path(cfg.OUTPUT_DIR)
+    _announce_previous(cfg, folder)
+    console = sys.stdout
+    setup_logger(cfg.OUTPUT_DIR)
+    try:
+        execute(cfg, args)
+    except Exception as error:
+        _log_only(console, "".join(traceback.format_exception(error)))
+        raise
+    finally:
+        tee, sys.stdout = sys.stdout, console
+        tee.flush()
+
+
+def register() -> None:
+    """Import the rooms that register data sets and trainers, and let their log lines reach the console."""
+    from dassl_clip import datasets, trainers  # noqa: F401
+
+    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
+    for name in ("dassl_clip", "dassl"):
+        room = logging.getLogger(name)
+        if not any(isinstance(handler, _ConsoleHandler) for handler in room.handlers):
+            room.addHandler(_ConsoleHandler())
+            room.setLevel(logging.INFO)
+            room.propagate = False
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints to whatever `sys.stdout` is at the moment, so that lines reach the console and the run's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        print(f"{level}{record.getMessage()}", flush=True)
+
+
+def execute(cfg: Any, args: argparse.Namespace) -> None:
+    """Build the trainer of a configuration and do what the flags say."""
+    import torch
+
+    from dassl.engine import build_trainer
+    from dassl.utils import collect_env_info, set_random_seed
+    from dassl_clip.commands.recording import EvaluationRecorder
+
+    print(describe_toolbox())
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    torch.backends.cudnn.benchmark = cfg.USE_CUDA and cfg.SEED < 0 and torch.cuda.is_available()
+    records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
+    print(f"Command: {environment.command_line()}")
+    print(f"** Config **\n{cfg}")
+    print(f"** Environment **\n{collect_env_info()}\n")
+
+    trainer = build_trainer(cfg)
+    recorder = EvaluationRecorder(trainer, cfg)
+    if args.eval_only:
+        if trainer.get_model_names():
+            load_run(trainer, args.model_dir, args.load_epoch)
+        recorder.note(evaluated_from=args.model_dir)
+        trainer.test()
+        recorder.write(overwrite=False)
+    elif not args.no_train:
+        trainer.train()
+        recorder.write()
+
+
+def load_run(trainer: Any, model_dir: str, epoch: int | None) -> None:
+    """Load the models of an earlier run into a trainer.
+
+    Args:
+        trainer: a built Dassl trainer.
+        model_dir: the run folder, or one of the model folders inside it; "" leaves the models as they are.
+        epoch: the epoch to load; None: the best one if the run kept it, otherwise the last.
+
+    Raises:
+        UserError: the folder holds no such checkpoint.
+    """
+    folder = Path(model_dir)
+    names = trainer.get_model_names()
+    if model_dir and not folder.is_dir():
+        raise UserError(f"--model-dir: there is no folder {folder}")
+    if model_dir and folder.name in names and not (folder / names[0]).is_dir():
+        folder = folder.parent
+    if model_dir and epoch is None and not (folder / names[0] / "model-best.pth.tar").is_file():
+        files = (folder / names[0]).glob("model.pth.tar-*")
+        epochs = [int(match[1]) for match in map(_EPOCH_FILE.fullmatch, (file.name for file in files)) if match]
+        if not epochs:
+            raise UserError(
+                f"--model-dir: {folder / names[0]} holds no checkpoint (model.pth.tar-EPOCH or model-best.pth.tar); "
+                "give the folder of a finished run of this trainer"
+            )
+        epoch = max(epochs)
+    trainer.load_model(str(folder) if model_dir else "", epoch=epoch)
+
+
+def describe_toolbox() -> str:
+    """One line: which dassl-clip and which toolbox serve this run."""
+    toolbox = environment.toolbox_facts()
+    version = environment.package_versions()[environment.DISTRIBUTION]
+    place = Path(records.__file__).resolve().parents[1]
+    return f"dassl-clip {version} ({place}) on the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
+
+
+def _announce_previous(cfg: Any, folder: Path) -> None:
+    """Say in a line what an output folder that is already in use means for this run."""
+    previous = read_config(folder)
+    differences = records.config_differences(previous, cfg) if previous is not None else []
+    if differences:
+        logger.warning("%s was used with another configuration: %s", folder, "; ".join(differences[:8]))
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The resolved configuration that an earlier run wrote into its folder, or None."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _log_only(console: Any, text: str) -> None:
+    """Write to the run's log file without repeating it on the console."""
+    file = getattr(sys.stdout, "file", None)
+    if sys.stdout is not console and file is not None:
+        file.write(text)
+        file.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

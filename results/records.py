@@ -1,0 +1,354 @@
+"""One JSON record a run: its schema, its checks, and how it is written, read and gathered.
+
+`record.json` is the last file that a run writes, atomically, so it is also the done marker: a folder whose record reads
+as complete holds a finished run, everything else is missing or broken and may be redone.
+
+A trainer makes its record in two steps::
+
+    record = records.facts_from_config(cfg) | environment.environment_facts()
+    record |= {"backbone": {...}, "metrics": {"test": {...}}, "num_train": ..., ...}     # what only the trainer knows
+    records.write_record(cfg.OUTPUT_DIR, record)
+
+Keys beyond the schema are allowed and kept, as long as they are JSON values without NaN or infinity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD_NAME = "record.json"
+SCHEMA_VERSION = 1
+
+_NUMBER = (int, float)
+# key -> accepted types; a key of `_NON_EMPTY` must also hold something.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "schema_version": (int,),
+    "method": (str,),  # registry name of the trainer
+    "config": (str,),  # name of the trainer's config file, with "+KEY=VALUE" for what was changed
+    "task": (str,),  # "lodo", "fewshot", ... or "" for a run by hand
+    "dataset": (str,),
+    "protocol": (str,),  # one sentence: what was trained on, what was tested on
+    "selection_rule": (str,),  # "none", "last", "best_val on source validation images", ...
+    "source_domains": (list,),
+    "target_domains": (list,),
+    "class_subset": (str,),  # "all", "base", "new"
+    "shots": (int,),  # images a class, below 1: all
+    "seed": (int,),
+    "split_seed": (int,),
+    "prompt": (str,),  # words or name of the template set behind the class names
+    "backbone": (dict,),  # at least name and weights_hash
+    "num_train": (int,),
+    "metrics": (dict,),  # split -> {accuracy, error_rate, macro_f1 in percent, total, correct, ...}
+    "losses": (dict,),  # name -> mean over the last epoch
+    "seconds": (dict,),  # train, test, total
+    "peak_memory_mb": _NUMBER,
+    "versions": (dict,),
+    "toolbox": (dict,),  # kind ("embedded" or "upstream"), version, path
+    "device": (str,),
+    "precision": (str,),
+    "git_revision": (str,),  # "" outside a checkout
+    "config_hash": (str,),
+    "data_fingerprint": (str,),
+    "command": (str,),
+    "finished_at": (str,),  # ISO 8601, UTC
+    "transductive": (bool,),  # True: unlabelled test images were used
+}
+_NON_EMPTY = ("method", "dataset", "protocol", "selection_rule", "metrics", "config_hash", "finished_at", "device")
+_METRICS = ("accuracy", "error_rate", "macro_f1", "total", "correct")
+_SECONDS = ("train", "test", "total")
+_DOMAIN_LISTS = ("source_domains", "target_domains")
+
+# Keys of the configuration that say where and how conveniently a run happens, but not what it computes.
+IDENTITY_FREE = frozenset(
+    {
+        "OUTPUT_DIR",
+        "RESUME",
+        "USE_CUDA",
+        "VERBOSE",
+        "DATASET.ROOT",
+        "DATALOADER.NUM_WORKERS",
+        "TRAIN.PRINT_FREQ",
+        "TRAIN.CHECKPOINT_FREQ",
+    }
+)
+_IDENTITY_FREE_NODES = ("RUN.",)
+
+
+@dataclass(frozen=True)
+class FoundRecord:
+    """What a run folder says about itself.
+
+    Attributes:
+        folder: the run folder.
+        state: "complete", "broken" (there is a record, but it cannot be used) or "missing".
+        record: the record of a complete run, otherwise None.
+        reason: why a record is broken, as one sentence.
+    """
+
+    folder: Path
+    state: str
+    record: dict[str, Any] | None = None
+    reason: str = ""
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Check a record against the schema.
+
+    Raises:
+        ValueError: one sentence that lists every fault: missing keys, wrong types, empty texts, numbers that are not
+            finite, counts that contradict each other.
+    """
+    faults = [f"'{key}' is missing" for key in FIELDS if key not in record]
+    for key, types in FIELDS.items():
+        if key not in record:
+            continue
+        value = record[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = " or ".join(kind.__name__ for kind in types)
+            faults.append(f"'{key}' should be {expected}, not {type(value).__name__} ({value!r})")
+        elif key in _NON_EMPTY and not value:
+            faults.append(f"'{key}' is empty")
+    faults += _shape_faults(record) if not faults else []
+    faults += _json_faults(record)
+    if faults:
+        raise ValueError(f"not a valid record (schema version {SCHEMA_VERSION}): " + "; ".join(faults))
+
+
+def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
+    """Faults inside the nested parts of a record whose keys and types are right."""
+    if record["schema_version"] != SCHEMA_VERSION:
+        yield f"'schema_version' is {record['schema_version']}, this program writes {SCHEMA_VERSION}"
+    for key in _DOMAIN_LISTS:
+        if not all(isinstance(name, str) for name in record[key]):
+            yield f"'{key}' should be a list of names, not {record[key]!r}"
+    for key in ("name", "weights_hash"):
+        if not isinstance(record["backbone"].get(key), str):
+            yield f"'backbone.{key}' should be a text"
+    yield from _number_faults("seconds", record["seconds"], _SECONDS)
+    yield from _number_faults("losses", record["losses"], ())
+    for split, metrics in record["metrics"].items():
+        if not isinstance(metrics, Mapping):
+            yield f"'metrics.{split}' should be a dict of numbers, not {metrics!r}"
+            continue
+        faults = list(_number_faults(f"metrics.{split}", metrics, _METRICS))
+        yield from faults
+        if not faults and not 0 <= metrics["correct"] <= metrics["total"]:
+            yield f"'metrics.{split}' counts {metrics['correct']} correct of {metrics['total']}"
+        if not faults and not 0 <= metrics["accuracy"] <= 100:
+            yield f"'metrics.{split}.accuracy' is {metrics['accuracy']}, outside 0 to 100 percent"
+
+
+def _number_faults(name: str, values: Mapping[str, Any], required: tuple[str, ...]) -> Iterator[str]:
+    for key in required:
+        if key not in values:
+            yield f"'{name}.{key}' is missing"
+    for key in required or values:
+        if key in values and (isinstance(values[key], bool) or not isinstance(values[key], _NUMBER)):
+            yield f"'{name}.{key}' should be a number, not {values[key]!r}"
+
+
+def _json_faults(value: Any, path: str = "") -> Iterator[str]:
+    """Everything that JSON cannot hold, by its place in the record."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield f"key {key!r} in '{path or 'record'}' should be a text"
+            yield from _json_faults(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _json_faults(item, f"{path}[{position}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"'{path}' is {value}, not a finite number"
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        yield f"'{path}' is a {type(value).__name__}, which JSON cannot hold"
+
+
+def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
+    """Check a record and write it as the last file of a run, atomically and through to the disk.
+
+    Args:
+        folder: the run folder, made if it is absent.
+        record: the keys of `FIELDS` (`schema_version` may be left out) and any others.
+
+    Returns:
+        The path of the record.
+
+    Raises:
+        ValueError: the record does not fit the schema; nothing is written.
+    """
+    record = {"schema_version": SCHEMA_VERSION, **record}
+    check_record(record)
+    path = Path(folder) / RECORD_NAME
+    write_text_atomically(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file so that at any moment either the old or the whole new file is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
+    """Say whether a folder holds a complete, a broken or no record; never raises for what lies in the file."""
+    folder = Path(folder)
+    path = folder / RECORD_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return FoundRecord(folder, "missing")
+    except NotADirectoryError:
+        return FoundRecord(folder, "missing")
+    except (OSError, ValueError) as error:
+        return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} cannot be read ({error})")
+    if not isinstance(record, dict):
+        return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} holds no JSON object")
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        reason = f"{RECORD_NAME} has schema version {version!r}, this program reads version {SCHEMA_VERSION}"
+        return FoundRecord(folder, "broken", reason=reason)
+    try:
+        check_record(record)
+    except ValueError as error:
+        return FoundRecord(folder, "broken", reason=str(error))
+    return FoundRecord(folder, "complete", record)
+
+
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record of a finished run, or None where there is none that can be used (`inspect_record` says why)."""
+    return inspect_record(folder).record
+
+
+def is_complete(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a finished run."""
+    return inspect_record(folder).state == "complete"
+
+
+def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
+    """Every complete or broken record at or below a folder, ordered by path.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: give the output folder of a task, or any folder above run folders")
+    folders = sorted(path.parent for path in root.rglob(RECORD_NAME))
+    return [inspect_record(folder) for folder in folders]
+
+
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of config nodes as one dict `{"OPTIM.LR": 0.002, ...}`; tuples become lists."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten_config(value, f"{name}."))
+        else:
+            flat[name] = list(value) if isinstance(value, (tuple, list)) else value
+    return flat
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides what a run computes, flat: without paths, workers and print settings.
+
+    Trainer nodes other than that of `TRAINER.NAME` do not count.
+    """
+    flat = flatten_config(config)
+    own = f"TRAINER.{str(flat.get('TRAINER.NAME', '')).upper()}."
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in IDENTITY_FREE
+        and not key.startswith(_IDENTITY_FREE_NODES)
+        and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(own))
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the identity of a configuration: equal hashes mean the same computation was asked for."""
+    text = json.dumps(identity(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations ask for different computations, as "KEY: 1 there, 2 now"."""
+    old, new = identity(there), identity(now)
+    absent = object()
+    return [
+        f"{key}: {'absent' if key not in old else repr(old[key])} there, "
+        f"{'absent' if key not in new else repr(new[key])} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def task_of(source: list[str] | tuple[str, ...], target: list[str] | tuple[str, ...]) -> str:
+    """The task that a pair of domain lists amounts to: "fewshot" inside a domain, "lodo" across domains, or ""."""
+    if not source or not target:
+        return ""
+    if set(source) == set(target):
+        return "fewshot"
+    return "" if set(source) & set(target) else "lodo"
+
+
+def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a record that the resolved configuration knows, from any yacs tree with Dassl's keys.
+
+    `RUN.TASK` and `RUN.CONFIG` (set by the command line) name the task and the config; without them the task follows
+    from the domains. Protocol and selection rule are the general ones; a trainer that does otherwise overwrites them.
+    """
+    flat = flatten_config(config)
+    source, target = list(flat.get("DATASET.SOURCE_DOMAINS") or ()), list(flat.get("DATASET.TARGET_DOMAINS") or ())
+    task = flat.get("RUN.TASK") or task_of(source, target)
+    seed = int(flat.get("SEED", -1))
+    split_seed = int(flat.get("DATASET.SPLIT_SEED", -1))
+    best = flat.get("TEST.FINAL_MODEL") == "best_val"
+    return {
+        "method": str(flat.get("TRAINER.NAME", "")),
+        "config": str(flat.get("RUN.CONFIG", "")),
+        "task": task,
+        "dataset": str(flat.get("DATASET.NAME", "")),
+        "protocol": _protocol(source, target),
+        "selection_rule": "best_val on source validation images" if best else "last",
+        "source_domains": source,
+        "target_domains": target,
+        "class_subset": str(flat.get("DATASET.SUBSAMPLE_CLASSES", "all")),
+        "shots": int(flat.get("DATASET.NUM_SHOTS", -1)),
+        "seed": seed,
+        "split_seed": split_seed if split_seed >= 0 else seed,
+        "config_hash": config_hash(config),
+        "transductive": False,
+    }
+
+
+def _protocol(source: list[str], target: list[str]) -> str:
+    if not source or not target:
+        return "training split to test split of one data set"
+    if set(source) == set(target):
+        return "inside a domain: trained on its training part, tested on its held-out part"
+    return "leave one domain out: trained on the source domains, tested on all of the unseen target domain"
