@@ -1,1 +1,18 @@
+"""Data sets: loaders that list files and labels, registered in Dassl's `DATASET_REGISTRY` by importing this package."""
 
+try:
+    import dassl.data.datasets  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.split(".")[0] != "dassl":
+        raise
+    raise ModuleNotFoundError(
+        "dassl_clip.datasets needs the Dassl toolbox, and no complete package `dassl` is installed: run "
+        "`pip install ./toolbox` in the checkout of dassl-clip, or install KaiyangZhou/Dassl.pytorch",
+        name=error.name,
+    ) from error
+
+from .base import DomainDataset, Layout, add_config, register
+from .folder_domains import FolderDomains
+from .pacs import PACS
+
+__all__ = ["DomainDataset", "FolderDomains", "Layout", "PACS", "add_config", "register"]

@@ -1,0 +1,250 @@
+"""`DomainDataset`: what every data set of domains shares, from the config to Dassl's three lists.
+
+A loader says what is known beforehand (`make_spec`) and how its folder is read (`open_layout`); this class resolves
+domain names, uses the parts of each domain, draws the shots and picks the classes. The parts are used so:
+
+| | source domain that is not tested | target domain that is not trained on | domain that is both |
+|---|---|---|---|
+| `train_x` | train | | train |
+| `val` | val | | val; in a layout without test part: images of train that were not drawn |
+| `test` | | the parts that the layout names for a held-out target | test; without such a part: val |
+
+So nothing tested can be trained or selected on. Class names and their number come from the fixed list of the data set.
+"""
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+
+from .folders import ImageFile
+from .selection import VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
+from .spec import Spec
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it lies on the disk.
+
+    Args:
+        text: what was found and where, for the log and the run's record.
+        read: canonical domain -> its images by part: `train`, `val` and, in some layouts, `test`;
+            no image is in two parts.
+        parts: part -> what the data set calls it.
+        heldout: parts that make the test of a target domain on which nothing is trained.
+    """
+
+    text: str
+    read: Callable[[str], dict[str, list[ImageFile]]]
+    parts: Mapping[str, str]
+    heldout: tuple[str, ...]
+
+
+def register(cls: type) -> type:
+    """Register a data set under its class name, in place of one that the toolbox may have under that name."""
+    name = cls.__name__
+    if name in DATASET_REGISTRY.registered_names():
+        other = DATASET_REGISTRY.get(name)
+        if other.__module__ != cls.__module__:
+            cls.replaces = f"{other.__module__}.{other.__qualname__}"
+            logger.info("Data set %s: %s takes the place of %s", name, cls.__module__, cls.replaces)
+    DATASET_REGISTRY.register(cls, force=True)
+    return cls
+
+
+def add_config(cfg) -> None:
+    """Add the config keys that the loaders read, with their defaults; keys that are there already stay."""
+    defaults = {
+        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
+        "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
+        "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
+        "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
+    }
+    for key, value in defaults.items():
+        if key not in cfg.DATASET:
+            cfg.DATASET[key] = value
+
+
+def split_seed(cfg) -> int:
+    """Seed of the few-shot draw and the hold-out: DATASET.SPLIT_SEED, or SEED if that is negative."""
+    seed = cfg.DATASET.get("SPLIT_SEED", -1)
+    return seed if seed >= 0 else cfg.SEED
+
+
+class DomainDataset(DatasetBase):
+    """Base class of the loaders.
+
+    Attributes:
+        spec: names and facts of the data set.
+        layout: the layout found on the disk.
+        domains: canonical names of all its domains.
+        source_domains, target_domains: canonical names of those asked for.
+        shots: images a class, 0 for all.
+        protocol: one line on layout, parts, shots and classes, for a run's record.
+        fingerprint: sha256 (hex) over path, label and split of every image used.
+    """
+
+    replaces = ""
+
+    def __init__(self, cfg) -> None:
+        options = cfg.DATASET
+        self.spec = self.make_spec(cfg)
+        self.domains = list(self.spec.domains)
+        self.source_domains = self.spec.resolve_domains(options.SOURCE_DOMAINS, "DATASET.SOURCE_DOMAINS")
+        self.target_domains = self.spec.resolve_domains(options.TARGET_DOMAINS, "DATASET.TARGET_DOMAINS")
+        self.shots = max(0, options.NUM_SHOTS)
+        self.seed = split_seed(cfg)
+        self.subset = options.get("SUBSAMPLE_CLASSES", "all")
+        self._labels = subset_labels(len(self.spec.classes), self.subset)
+        self._names = [self.spec.classes[label] for label in self._labels]
+
+        needed = list(dict.fromkeys(self.source_domains + self.target_domains))
+        self.layout = self.open_layout(cfg, needed)
+        self.dataset_dir = options.ROOT
+        parts = {domain: self.layout.read(domain) for domain in needed}
+        self.check_counts({domain: sum(map(len, images.values())) for domain, images in parts.items()})
+        lists = dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts))))
+        self._check_lists(lists)
+        self.fingerprint = fingerprint(lists)
+        self.protocol = self._describe()
+        logger.info("%s", self.protocol)
+        if self.replaces:
+            logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
+        train, val = (self._datums(lists[part], self.source_domains) for part in ("train", "val"))
+        super().__init__(train_x=train, val=val or None, test=self._datums(lists["test"], self.target_domains))
+
+    def make_spec(self, cfg) -> Spec:
+        """Names, label order and published facts of the data set."""
+        raise NotImplementedError
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        """Find the data set's folder and the layout it has, for the domains (canonical names) that are needed."""
+        raise NotImplementedError
+
+    @classmethod
+    def list_domains(cls, cfg) -> list[str]:
+        """Canonical names of all domains, without reading the images."""
+        return list(cls.make_spec(cls, cfg).domains)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes after SUBSAMPLE_CLASSES, whether or not each occurs in training."""
+        return len(self._names)
+
+    @property
+    def classnames(self) -> list[str]:
+        """Class names in label order."""
+        return list(self._names)
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Label -> class name."""
+        return dict(enumerate(self._names))
+
+    def check_counts(self, counts: Mapping[str, int]) -> None:
+        """Warn, in one line, of domains whose number of images is not the published one."""
+        skipped = {domain: sum(key.startswith(f"{domain}/") for key in self.spec.skip) for domain in counts}
+        other = [
+            f"{domain} {count} ({self.spec.images[domain]})"
+            for domain, count in counts.items()
+            if domain in self.spec.images and count != self.spec.images[domain] - skipped[domain]
+        ]
+        if other:
+            logger.warning("%s: number of images (published number) differs in %s", self.spec.name, ", ".join(other))
+
+    def _training_lists(
+        self, parts: Mapping[str, dict[str, list[ImageFile]]]
+    ) -> tuple[list[ImageFile], list[ImageFile]]:
+        """Training and validation images of the source domains, shots drawn."""
+        both = set(self.source_domains) & set(self.target_domains)
+        train, val = [], []
+        for domain in self.source_domains:
+            pool, held = parts[domain]["train"], parts[domain]["val"]
+            if domain in both and "test" not in parts[domain]:  # val is tested, so train gives the validation images
+                pool, held = (pool, pool) if self.shots else hold_out(pool, self.seed, f"{domain}/train")
+            train += pool
+            val += held
+        if not self.shots:
+            return train, val
+        generator = random.Random(self.seed) if self.seed >= 0 else random.Random()
+        if self.seed < 0:
+            logger.warning("%s: SEED and SPLIT_SEED are negative: the shots differ at each start", self.spec.name)
+        check_shots(train, self.shots, self.spec.classes, self.spec.name)
+        train = draw_shots(train, self.shots, generator)
+        drawn = {image.key for image in train}
+        val = [image for image in val if image.key not in drawn]
+        return train, draw_shots(val, min(self.shots, VAL_SHOTS), generator)
+
+    def _test_list(self, parts: Mapping[str, dict[str, list[ImageFile]]]) -> list[ImageFile]:
+        """Test images of the target domains."""
+        test = []
+        for domain in self.target_domains:
+            for part in self._tested_parts(domain):
+                test += parts[domain][part]
+        return test
+
+    def _tested_parts(self, domain: str) -> tuple[str, ...]:
+        """The parts of a target domain that are its test."""
+        if domain not in self.source_domains:
+            return self.layout.heldout
+        return ("test",) if "test" in self.layout.parts else ("val",)
+
+    def _check_lists(self, lists: dict[str, list[ImageFile]]) -> None:
+        """Keep the images of the class subset, in place; raise if nothing is left to train on or to test."""
+        for part, images in lists.items():
+            lists[part] = [image for image in images if image.label in self._labels]
+        for part, domains in (("train", self.source_domains), ("test", self.target_domains)):
+            if not lists[part]:
+                raise ValueError(
+                    f"{self.spec.name} has no {part} images for {', '.join(domains)} with DATASET.SUBSAMPLE_CLASSES "
+                    f'"{self.subset}" in the layout found: {self.layout.text}'
+                )
+
+    def _datums(self, images: Sequence[ImageFile], domains: Sequence[str]) -> list[Datum]:
+        """Dassl's records; the domain is a position in `domains`, labels count from the first class of the subset."""
+        positions = {domain: position for position, domain in enumerate(domains)}
+        first = self._labels[0]
+        return [
+            Datum(
+                impath=image.path,
+                label=image.label - first,
+                domain=positions[image.key.split("/", 1)[0]],
+                classname=self.spec.classes[image.label],
+            )
+            for image in images
+        ]
+
+    def _describe(self) -> str:
+        """The text of `protocol`."""
+        parts = self.layout.parts
+        tests = [
+            f"{domain} {' + '.join(parts[part] for part in self._tested_parts(domain))}"
+            for domain in self.target_domains
+        ]
+        both = [domain for domain in self.source_domains if domain in self.target_domains]
+        val = parts["val"]
+        if both and "test" not in parts:
+            val += f" (of {', '.join(both)}: images of {parts['train']} that are not trained on)"
+        seed = f"split seed {self.seed}" if self.seed >= 0 else "unseeded"
+        return (
+            f"{self.spec.name}: {self.layout.text}; train: {parts['train']} of {', '.join(self.source_domains)}; "
+            f"val: {val}; test: {', '.join(tests)}; "
+            f"{f'{self.shots} shots a class' if self.shots else 'all images'}, {seed}; "
+            f"classes: {self.subset} ({self.num_classes})"
+        )
+
+
+def fingerprint(lists: Mapping[str, Sequence[ImageFile]]) -> str:
+    """sha256 (hex) over the sorted lines "path, label, split"; paths start at the domain, in canonical names."""
+    lines = sorted(f"{image.key}\t{image.label}\t{part}\n" for part, images in lists.items() for image in images)
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

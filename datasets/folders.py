@@ -1,0 +1,241 @@
+"""Reading folders: sorted listings, finding domain and class folders under their many spellings.
+
+Listings use `os.scandir`, so that no file is asked for its status one by one, and are sorted, so that nothing depends
+on the order of a disk.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .spec import Spec, listed, name_key
+
+logger = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+SPLIT_FOLDERS = ("train", "crossval", "val", "test", "full")
+WRAPPERS = ("images", "kfold", "data")
+LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
+IGNORED_FOLDERS = ("__MACOSX",)
+
+
+class ImageFile(NamedTuple):
+    """One image: where it lies, its label, and `domain/.../class/file` in canonical names."""
+
+    path: str
+    label: int
+    key: str
+
+
+def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """Sorted names of the sub-folders and of the files of a folder, hidden ones left out.
+
+    Raises:
+        FileNotFoundError: if an image in it is a link to nothing.
+    """
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif entry.is_file():
+                files.append(entry.name)
+            elif is_image(entry.name):
+                raise FileNotFoundError(f"{entry.path} is a link to a file that does not exist")
+    return sorted(folders), sorted(files)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the ending of an image, in any letter case."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """Sorted image names of a folder; a warning tells of sub-folders, whose images are not read."""
+    folders, files = list_folder(folder)
+    if folders:
+        logger.warning("%s: its sub-folders are not read: %s", folder, listed(folders))
+    return [name for name in files if is_image(name)]
+
+
+def match_domains(folder: Path, spec: Spec) -> dict[str, list[Path]]:
+    """Sub-folders that are named like a domain: canonical domain -> its folders (more than one if spellings clash)."""
+    keys, found = spec.domain_keys(letters=False), {}
+    for name in list_folder(folder)[0]:
+        domain = keys.get(name_key(name))
+        if domain is not None:
+            found.setdefault(domain, []).append(folder / name)
+    return found
+
+
+def open_root(root: str, name: str) -> Path:
+    """The folder DATASET.ROOT as a path.
+
+    Raises:
+        ValueError: if it is empty.
+        FileNotFoundError: if there is no such folder.
+    """
+    if not root:
+        raise ValueError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
+    path = Path(root).expanduser().absolute()
+    if not path.is_dir():
+        parent = next(folder for folder in path.parents if folder.is_dir())
+        raise FileNotFoundError(
+            f"DATASET.ROOT {path} is not a folder; the part of it that exists is {parent}, "
+            f"which holds {listed(list_folder(parent)[0])}. Nothing is downloaded; see docs/datasets.md"
+        )
+    return path
+
+
+def find_candidates(root: Path, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
+    """Folders that hold domain folders, best first: most domains, then least depth, then name.
+
+    Looked into are the root itself, the folders in it that are named like the data set, and `images`, `kfold`, `data`
+    or again the data set's name inside those.
+    """
+    names = {name_key(name) for name in (*spec.folders, *WRAPPERS)}
+    found = []
+    level = [root]
+    for depth in range(4):
+        following = []
+        for folder in level:
+            domains = match_domains(folder, spec)
+            if domains:
+                found.append((-len(domains), depth, folder, domains))
+            following += [folder / name for name in list_folder(folder)[0] if name_key(name) in names]
+        level = following
+    found.sort(key=lambda entry: entry[:3])
+    return [(folder, domains) for _, _, folder, domains in found]
+
+
+def find_elsewhere(root: Path, spec: Spec, most: int = 2000) -> Path | None:
+    """The first folder below the root, four levels deep at most, that holds at least two of the domains."""
+    for count, folder in enumerate(walk_folders(root, depth=4)):
+        if count == most:
+            return None
+        if len(match_domains(folder, spec)) >= min(2, len(spec.domains)):
+            return folder
+    return None
+
+
+def walk_folders(root: Path, depth: int) -> Iterator[Path]:
+    """Folders below and including the root, level by level."""
+    level = [root]
+    for _ in range(depth + 1):
+        following = []
+        for folder in level:
+            yield folder
+            following += [folder / name for name in list_folder(folder)[0]]
+        level = following
+
+
+def not_found(root: Path, spec: Spec) -> FileNotFoundError:
+    """The error for a root in which the data set cannot be seen."""
+    places = [f"{root.name}/ itself", *(f"{name}/" for name in spec.folders)]
+    wrappers = ", ".join(f"{wrapper}/" for wrapper in WRAPPERS)
+    message = (
+        f"{spec.name} not found in {root}. Looked for the folders {listed(spec.domains)} in {', '.join(places)} "
+        f"(any letter case, blanks, _ and - alike) and in {wrappers} inside them. "
+        f"{root} holds {listed(list_folder(root)[0])}."
+    )
+    nested = find_elsewhere(root, spec)
+    if nested is not None:
+        message += f" Folders of that kind lie in {nested}: set DATASET.ROOT to {nested}."
+    return FileNotFoundError(f"{message} Nothing is downloaded; see docs/datasets.md")
+
+
+def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[int, Path]:
+    """Class folders inside a folder: label -> folder. Folders that are no class of the list get a warning.
+
+    Args:
+        folder: a domain's folder, or one part of it.
+        spec: the class list.
+        label_prefix: whether names may start with a number such as in `000_Alarm_Clock`, which is dropped.
+
+    Raises:
+        ValueError: if two folders are the same class.
+    """
+    keys, found, extra = spec.class_keys(), {}, []
+    for name in list_folder(folder)[0]:
+        label = keys.get(name_key(LABEL_PREFIX.sub("", name) if label_prefix else name))
+        if label is None:
+            extra.append(name)
+        elif label in found:
+            raise ValueError(
+                f"{folder} has two folders for the class {spec.classes[label]}: {found[label].name}, {name}"
+            )
+        else:
+            found[label] = folder / name
+    if found and extra:
+        logger.warning("%s: %s holds folders that are no class and are not read: %s", spec.name, folder, listed(extra))
+    return found
+
+
+def check_classes(folder: Path, spec: Spec, found: Sequence[int], empty: Sequence[int] = ()) -> None:
+    """Raise if a class of the list has no folder, or a folder without images.
+
+    Raises:
+        FileNotFoundError: naming the folder, what was found and what is missing.
+    """
+    names = spec.folder_names
+    missing = [names[label] for label in range(len(names)) if label not in found]
+    if missing:
+        raise FileNotFoundError(
+            f"{spec.name}: found {len(found)} class folder{'' if len(found) == 1 else 's'} in {folder}, "
+            f"missing: {listed(missing)}.{nesting_hint(folder, spec)}"
+        )
+    if empty:
+        raise FileNotFoundError(
+            f"{spec.name}: no images in {listed(folder / names[label] for label in empty)} "
+            f"(files that end in {' '.join(IMAGE_EXTENSIONS)}, in any letter case)"
+        )
+
+
+def nesting_hint(folder: Path, spec: Spec) -> str:
+    """What a folder without the expected class folders holds instead; starts with a blank, or is empty."""
+    folders, files = list_folder(folder)
+    inner = [name for name in folders if name_key(name) == name_key(folder.name)]
+    if inner:
+        return f" {folder / inner[0]} is nested once too often: move what it holds one level up."
+    splits = [name for name in folders if name.lower() in SPLIT_FOLDERS]
+    if splits:
+        return f" It holds {listed(splits)}: this is a layout with a folder for each split, which {spec.name} has not."
+    images = sum(map(is_image, files))
+    if images:
+        return f" {images} images lie in it directly, outside any class folder."
+    return f" It holds {listed(folders)}." if folders else " It has no folders."
+
+
+def read_classes(
+    folder: Path, prefix: str, spec: Spec, label_prefix: bool = False, complete: bool = True
+) -> list[ImageFile]:
+    """Images of the class folders in a folder, in label order and sorted by name inside a class.
+
+    Args:
+        folder: holds one folder a class.
+        prefix: canonical name of that folder, such as `sketch` or `art/train`.
+        spec: class list and skip list.
+        label_prefix: see `match_classes`.
+        complete: whether every class must be there with at least one image.
+
+    Raises:
+        FileNotFoundError: if `complete` and a class is missing or empty.
+    """
+    found = match_classes(folder, spec, label_prefix)
+    images, empty = [], []
+    for label in sorted(found):
+        names = list_images(found[label])
+        if not names:
+            empty.append(label)
+        for name in names:
+            key = f"{prefix}/{spec.classes[label]}/{name}"
+            if key not in spec.skip:
+                images.append(ImageFile(os.path.join(found[label], name), label, key))
+    if complete:
+        check_classes(folder, spec, list(found), empty)
+    return images

@@ -1,0 +1,122 @@
+"""What is known about a data set before its folder is opened: names, label order, published counts.
+
+The facts of the published data sets lie as JSON in `lists/`; a loader for a user's own folders makes a `Spec` at run
+time.
+Names are compared by `name_key`: letter case, blanks, `_` and `-` make no difference.
+"""
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LISTS = Path(__file__).parent / "lists"
+
+
+def name_key(name: str) -> str:
+    """Form in which two spellings of one name are equal: "Real World", "real_world" and "REAL-WORLD" agree."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name).casefold())
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Join names for a message and cut a long list: "a, b, c and 12 more"."""
+    names = [str(name) for name in names]
+    if len(names) <= limit:
+        return ", ".join(names) if names else "nothing"
+    return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A sentence with the nearest known name, or an empty string; starts with a blank."""
+    by_key = {name_key(entry): entry for entry in known}
+    close = difflib.get_close_matches(name_key(name), by_key, n=1, cutoff=0.5)
+    return f' Did you mean "{by_key[close[0]]}"?' if close else ""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Fixed facts of a data set.
+
+    Args:
+        name: registry name.
+        classes: class names in label order, as prompts use them (`_` stands for a blank).
+        domains: canonical domain name -> other spellings of it.
+        folders: names that the data set's own folder may have.
+        class_spellings: folder names of the classes in label order, where they differ from `classes`.
+        class_folders: class name -> further folder names of that class.
+        images: domain -> published number of images; empty where none is published.
+        skip: `domain/class/file` of images that are known to be bad.
+        details: the JSON entry of each domain (counts of parts and classes).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    domains: Mapping[str, tuple[str, ...]]
+    folders: tuple[str, ...] = ()
+    class_spellings: tuple[str, ...] = ()
+    class_folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    skip: frozenset[str] = frozenset()
+    details: Mapping[str, Mapping] = field(default_factory=dict)
+
+    @property
+    def folder_names(self) -> tuple[str, ...]:
+        """Usual folder name of each class, in label order."""
+        return self.class_spellings or self.classes
+
+    def class_keys(self) -> dict[str, int]:
+        """`name_key` of every folder name a class may have -> label."""
+        keys = {}
+        for label, (name, folder) in enumerate(zip(self.classes, self.folder_names)):
+            for spelling in (name, folder, *self.class_folders.get(name, ())):
+                keys[name_key(spelling)] = label
+        return keys
+
+    def domain_keys(self, letters: bool = True) -> dict[str, str]:
+        """`name_key` of every spelling -> canonical domain; `letters=False` leaves out one-letter spellings."""
+        return {
+            name_key(spelling): domain
+            for domain, spellings in self.domains.items()
+            for spelling in (domain, *spellings)
+            if letters or len(spelling) > 1
+        }
+
+    def resolve_domains(self, given: Sequence[str], option: str) -> list[str]:
+        """Canonical names of the domains that the config asks for, in the order given.
+
+        Raises:
+            ValueError: if none is given, one is unknown, or one is named twice.
+        """
+        if not given:
+            raise ValueError(f"{option} is empty: name at least one domain of {self.name} ({', '.join(self.domains)})")
+        keys, resolved = self.domain_keys(), []
+        for name in given:
+            domain = keys.get(name_key(name))
+            if domain is None:
+                known = list(self.domains)
+                hint = did_you_mean(name, known)
+                raise ValueError(f'{option}: {self.name} has no domain "{name}"; it has {", ".join(known)}.{hint}')
+            if domain in resolved:
+                raise ValueError(f"{option} names the domain {domain} twice: {', '.join(given)}")
+            resolved.append(domain)
+        return resolved
+
+
+def load_spec(file: str) -> Spec:
+    """Read one entry of `lists/`, for example `load_spec("pacs")`."""
+    data = json.loads((LISTS / f"{file}.json").read_text(encoding="utf-8"))
+    domains = data["domains"]
+    return Spec(
+        name=data["name"],
+        classes=tuple(data["classes"]),
+        domains={name: tuple(entry["spellings"]) for name, entry in domains.items()},
+        folders=tuple(data["folders"]),
+        class_spellings=tuple(data.get("class_spellings", ())),
+        class_folders={name: tuple(folders) for name, folders in data.get("class_folders", {}).items()},
+        images={name: entry["images"] for name, entry in domains.items() if "images" in entry},
+        skip=frozenset(data["skip"]),
+        details=domains,
+    )
