@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.results.records import config_hash, task_of
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
 _PLAIN_KEYS = ("OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "VERSION")
@@ -123,7 +124,7 @@ def default_config() -> Any:
     from dassl_clip import datasets, trainers
 
     cfg = get_cfg_default()
-    cfg.RUN = CfgNode({"TASK": "", "CONFIG": ""})
+    cfg.RUN = CfgNode({"TASK": "", "CONFIG": "", "CONFIG_HASH": ""})
     datasets.add_config(cfg)
     trainers.add_config(cfg)
     for name in TRAINER_REGISTRY.registered_names():
@@ -162,6 +163,8 @@ def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
     _check_registered(cfg)
     _name_task(cfg)
     clean_cfg(cfg, cfg.TRAINER.NAME)
+    cfg.RUN.CONFIG_HASH = ""
+    cfg.RUN.CONFIG_HASH = config_hash(cfg)
     cfg.freeze()
     return cfg
 
@@ -290,7 +293,5 @@ def _check_registered(cfg: Any) -> None:
 
 
 def _name_task(cfg: Any) -> None:
-    from dassl_clip.results.records import task_of
-
     if not cfg.RUN.TASK:
         cfg.RUN.TASK = task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)

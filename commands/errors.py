@@ -59,7 +59,7 @@ def wants_traceback(flag: bool = False) -> bool:
 
 
 def report(error: BaseException, debug: bool = False) -> int:
-    """Print an error to stderr and return the exit code: 2 with a sentence for the user's, 1 with traceback for ours."""
+    """Print an error to stderr and return the exit code: 2 for a person's mistake, 1 for a bug, with its traceback."""
     if is_user_error(error) and not wants_traceback(debug):
         print(f"error: {sentence(error)}", file=sys.stderr)
         return USAGE_EXIT

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationRecorder:
-    """Watches a Dassl trainer's tests through the toolbox's public surface, and writes the record if the trainer does not.
+    """Watches a Dassl trainer's tests from outside, and writes the run's record if the trainer does not.
 
     Args:
         trainer: a built trainer; its `test` and its evaluator's `process` and `evaluate` are wrapped on the instance.
@@ -89,7 +89,7 @@ class EvaluationRecorder:
 
     def _numbers(self) -> dict[str, Any]:
         accuracy = 100.0 * self._correct / max(self._total, 1)
-        numbers: dict[str, Any] = {"accuracy": accuracy, "error_rate": 100.0 - accuracy, "macro_f1": 0.0}
+        numbers: dict[str, Any] = {"accuracy": accuracy, "error_rate": 100.0 - accuracy}
         numbers |= {key: float(value) for key, value in self._results.items() if _is_number(value)}
         return numbers | {"total": self._total, "correct": self._correct}
 
@@ -103,7 +103,7 @@ class EvaluationRecorder:
         elif self.cfg.TEST.FINAL_MODEL == "best_val" and getattr(self.trainer, "val_loader", None) is None:
             facts["selection_rule"] = "best_val on TEST images (diagnostic only)"
         return facts | {
-            "prompt": str(node.get("CTX_INIT", "")),
+            "templates": str(node.get("CTX_INIT", "")),
             "backbone": {"name": str(self.cfg.MODEL.BACKBONE.NAME), "weights_hash": ""},
             "num_train": len(getattr(dataset, "train_x", None) or ()),
             "metrics": self.metrics,

@@ -87,8 +87,6 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> None:
     cfg = resolve_config(args, pairs)
     from dassl.utils import setup_logger
 
-    folder = Path(cfg.OUTPUT_DIR)
-    _announce_previous(cfg, folder)
     console = sys.stdout
     setup_logger(cfg.OUTPUT_DIR)
     try:
@@ -135,6 +133,7 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
     torch.backends.cudnn.benchmark = cfg.USE_CUDA and cfg.SEED < 0 and torch.cuda.is_available()
+    _announce_previous(cfg, Path(cfg.OUTPUT_DIR))
     records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
     print(f"Command: {environment.command_line()}")
     print(f"** Config **\n{cfg}")
@@ -187,7 +186,8 @@ def describe_toolbox() -> str:
     toolbox = environment.toolbox_facts()
     version = environment.package_versions()[environment.DISTRIBUTION]
     place = Path(records.__file__).resolve().parents[1]
-    return f"dassl-clip {version} ({place}) on the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
+    served_by = f"the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
+    return f"dassl-clip {version} ({place}) on {served_by}"
 
 
 def _announce_previous(cfg: Any, folder: Path) -> None:

@@ -5,7 +5,7 @@ as complete holds a finished run, everything else is missing or broken and may b
 
 A trainer makes its record in two steps::
 
-    record = records.facts_from_config(cfg) | environment.environment_facts()
+    record = records.facts_from_config(cfg) | records.environment_facts()
     record |= {"backbone": {...}, "metrics": {"test": {...}}, "num_train": ..., ...}     # what only the trainer knows
     records.write_record(cfg.OUTPUT_DIR, record)
 
@@ -23,6 +23,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .environment import environment_facts
+
+__all__ = [
+    "FIELDS",
+    "RECORD_NAME",
+    "SCHEMA_VERSION",
+    "FoundRecord",
+    "check_record",
+    "config_differences",
+    "config_hash",
+    "environment_facts",
+    "facts_from_config",
+    "find_records",
+    "flatten_config",
+    "identity",
+    "inspect_record",
+    "is_complete",
+    "read_record",
+    "task_of",
+    "write_record",
+    "write_text_atomically",
+]
 
 RECORD_NAME = "record.json"
 SCHEMA_VERSION = 1
@@ -43,7 +66,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "shots": (int,),  # images a class, below 1: all
     "seed": (int,),
     "split_seed": (int,),
-    "prompt": (str,),  # words or name of the template set behind the class names
+    "templates": (str,),  # the prompt: words around the class name, or the template set's members or name
     "backbone": (dict,),  # at least name and weights_hash
     "num_train": (int,),
     "metrics": (dict,),  # split -> {accuracy, error_rate, macro_f1 in percent, total, correct, ...}
@@ -62,7 +85,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "transductive": (bool,),  # True: unlabelled test images were used
 }
 _NON_EMPTY = ("method", "dataset", "protocol", "selection_rule", "metrics", "config_hash", "finished_at", "device")
-_METRICS = ("accuracy", "error_rate", "macro_f1", "total", "correct")
+_METRICS = ("accuracy", "error_rate", "total", "correct")
 _SECONDS = ("train", "test", "total")
 _DOMAIN_LISTS = ("source_domains", "target_domains")
 
@@ -80,6 +103,8 @@ IDENTITY_FREE = frozenset(
     }
 )
 _IDENTITY_FREE_NODES = ("RUN.",)
+# Keys that a trainer may set from its frozen model, so that a finished run's config.yaml differs from what was asked.
+_FROM_MODEL = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "INPUT.INTERPOLATION")
 
 
 @dataclass(frozen=True)
@@ -290,7 +315,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the identity of a configuration: equal hashes mean the same computation was asked for."""
+    """SHA-256 (hex) of the identity of a configuration: equal hashes mean the same computation was asked for.
+
+    `RUN.CONFIG_HASH`, which the command line sets before a trainer adapts anything to its model, is taken as it is.
+    """
+    noted = config.get("RUN", {}).get("CONFIG_HASH", "")
+    if noted:
+        return noted
     text = json.dumps(identity(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -299,11 +330,11 @@ def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list
     """The keys in which two configurations ask for different computations, as "KEY: 1 there, 2 now"."""
     old, new = identity(there), identity(now)
     absent = object()
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, absent) != new.get(key, absent)]
     return [
-        f"{key}: {'absent' if key not in old else repr(old[key])} there, "
-        f"{'absent' if key not in new else repr(new[key])} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent)
+        f"{key}: {repr(old[key]) if key in old else 'absent'} there, {repr(new[key]) if key in new else 'absent'} now"
+        for key in keys
+        if key not in _FROM_MODEL or all(other in _FROM_MODEL for other in keys)
     ]
 
 

@@ -1,0 +1,269 @@
+"""Tables from run records alone: methods by target domains, mean and spread over seeds, gains over a reference.
+
+The spread is the sample standard deviation over seeds (divisor n - 1); the figure in the mean column is, for each seed,
+the mean over the domains, then mean and spread of those figures over seeds. Gains are differences of runs of the same
+domain and seed. Records of different tasks, data sets, shots, class subsets, backbones or weights never share a table.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+from .records import FoundRecord
+
+FORMATS = {"text": "simple", "markdown": "pipe"}
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in one configuration; `config` "" stands for a run without a named configuration."""
+
+    method: str
+    config: str
+
+    @property
+    def label(self) -> str:
+        """`GOPro (icons)`."""
+        return f"{self.method} ({self.config})" if self.config else self.method
+
+
+@dataclass
+class Group:
+    """Runs that may stand in one table.
+
+    Attributes:
+        facts: what all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split.
+        runs: row -> domain -> seed -> record.
+    """
+
+    facts: dict[str, Any]
+    runs: dict[Row, dict[str, dict[int, Mapping[str, Any]]]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The methods, by name."""
+        return sorted(self.runs, key=lambda row: (row.method.lower(), row.config))
+
+    @property
+    def domains(self) -> list[str]:
+        """The target domains (or class subsets) of any row, by name."""
+        return sorted({domain for cells in self.runs.values() for domain in cells})
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of any run, in order."""
+        return sorted({seed for cells in self.runs.values() for runs in cells.values() for seed in runs})
+
+    def accuracies(self, row: Row, domain: str) -> dict[int, float]:
+        """Seed -> accuracy in percent of one cell; for the column `MEAN`, of the seeds that have every domain."""
+        split = self.facts["split"]
+        if domain != MEAN:
+            return {
+                seed: record["metrics"][split]["accuracy"] for seed, record in self.runs[row].get(domain, {}).items()
+            }
+        columns = [self.accuracies(row, name) for name in self.domains]
+        seeds = set.intersection(*(set(column) for column in columns)) if columns else set()
+        return {seed: statistics.fmean(column[seed] for column in columns) for seed in sorted(seeds)}
+
+
+def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> list[Group]:
+    """Sort records into groups that may share a table; of two records of one cell and seed the later finished counts.
+
+    Args:
+        found: complete records.
+        split: the split whose metrics are wanted; records without it are left out.
+    """
+    groups: dict[tuple, Group] = {}
+    for record in sorted(found, key=lambda record: record["finished_at"]):
+        if split not in record["metrics"]:
+            continue
+        facts = {key: record[key] for key in ("task", "dataset", "shots", "class_subset")}
+        facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
+        facts["split"] = split
+        group = groups.setdefault(tuple(facts.values()), Group(facts))
+        cell = group.runs.setdefault(Row(record["method"], record["config"]), {})
+        cell.setdefault(column_of(record), {})[record["seed"]] = record
+    return [groups[key] for key in sorted(groups, key=str)]
+
+
+def column_of(record: Mapping[str, Any]) -> str:
+    """The column of a run: its target domains, or its class subset where a data set has no domains."""
+    return "+".join(record["target_domains"]) or record["class_subset"]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; the latter is None for fewer than two values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def cell_text(values: Sequence[float], seeds: int, signed: bool = False) -> str:
+    """`61.2 +/- 0.8`, with `(n=2)` if there are fewer than `seeds` values, `-` if there is none."""
+    if not values:
+        return "-"
+    mean, spread = mean_and_spread(values)
+    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    text += "" if spread is None else f" +/- {spread:.1f}"
+    return text if len(values) == seeds else f"{text} (n={len(values)})"
+
+
+@dataclass
+class Table:
+    """A table ready to be printed: lines above, header, rows of texts, lines below."""
+
+    title: str
+    above: list[str]
+    columns: list[str]
+    rows: list[list[str]]
+    below: list[str]
+
+    def render(self, style: str = "text") -> str:
+        """The table as text.
+
+        Args:
+            style: "text" for a terminal, "markdown" for a page.
+
+        Raises:
+            ValueError: unknown style.
+        """
+        if style not in FORMATS:
+            raise ValueError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+        align = ("left", *["right"] * (len(self.columns) - 1))
+        body = tabulate(self.rows, self.columns, tablefmt=FORMATS[style], colalign=align, disable_numparse=True)
+        if style == "markdown":
+            parts = [f"**{self.title}**", "  \n".join(self.above), body, "\n".join(f"- {line}" for line in self.below)]
+            return "\n\n".join(part for part in parts if part).replace("+/-", "±")
+        return "\n".join([self.title, *self.above, "", body, *self.below])
+
+
+def method_table(
+    group: Group,
+    reference: str = "",
+    rows: Sequence[Row] | None = None,
+    columns: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    broken: Iterable[FoundRecord] = (),
+) -> Table:
+    """Methods (rows) by target domains and their mean (columns), with the gain of each row over a reference.
+
+    Args:
+        group: runs that may share a table.
+        reference: method of the reference row, or its whole label `ZeroshotCLIP (icons)`; "" for no gains.
+        rows: the rows wanted, in this order; default: all, the reference first.
+        columns: the domains wanted, in this order; default: all by name.
+        seeds: the seeds wanted; default: all that occur.
+        broken: folders whose record could not be used; named below the table.
+
+    Raises:
+        ValueError: no row is the reference.
+    """
+    seeds = list(seeds) if seeds is not None else group.seeds
+    domains = list(columns) if columns is not None else group.domains
+    base = _reference(group, reference) if reference else None
+    rows = list(rows) if rows is not None else sorted(group.rows, key=lambda row: row != base)
+    wanted = _select(group, domains, seeds)
+    header = ["accuracy (%)", *domains, MEAN]
+    lines, gains = [], []
+    for row in rows:
+        cells = [wanted.accuracies(row, name) if row in wanted.runs else {} for name in header[1:]]
+        lines.append([row.label, *(cell_text(list(cell.values()), len(seeds)) for cell in cells)])
+        if base is None or row == base:
+            continue
+        against = [wanted.accuracies(base, name) for name in header[1:]]
+        pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
+        gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
+    below = _missing(wanted, rows, domains, seeds) + [f"broken: {item.folder}: {item.reason}" for item in broken]
+    return Table(_title(group), _above(wanted, rows, seeds, base), header, lines + gains, below)
+
+
+def target_table(group: Group, row: Row) -> Table:
+    """One method's runs: a line a target domain with accuracy for each seed, mean and spread, then their mean."""
+    seeds = group.seeds
+    lines = []
+    for name in [*group.domains, MEAN]:
+        cell = group.accuracies(row, name)
+        each = [f"{cell[seed]:.1f}" if seed in cell else "-" for seed in seeds]
+        lines.append([name, *each, cell_text(list(cell.values()), len(seeds))])
+    header = ["target", *(f"seed {seed}" for seed in seeds), "accuracy (%)"]
+    if len(seeds) == 1:
+        header, lines = ["target", "accuracy (%)"], [[line[0], line[-1]] for line in lines]
+    below = _missing(group, [row], group.domains, seeds)
+    return Table(f"{row.label}: {_title(group)}", _above(group, [row], seeds, None), header, lines, below)
+
+
+def _select(group: Group, domains: Sequence[str], seeds: Sequence[int]) -> Group:
+    """The same group with these domains and seeds only."""
+    runs = {
+        row: {
+            name: {seed: record for seed, record in cells[name].items() if seed in seeds}
+            for name in domains
+            if name in cells
+        }
+        for row, cells in group.runs.items()
+    }
+    for cells in runs.values():
+        for name in domains:
+            cells.setdefault(name, {})
+    return Group(group.facts, runs)
+
+
+def _reference(group: Group, name: str) -> Row:
+    matches = [row for row in group.rows if name in (row.method, row.label)]
+    if not matches:
+        labels = ", ".join(row.label for row in group.rows)
+        raise ValueError(f"no row '{name}' to compare with in {_title(group)}: the records hold {labels}")
+    return matches[0]
+
+
+def _title(group: Group) -> str:
+    facts = group.facts
+    return f"{facts['dataset']}, task {facts['task'] or 'by hand'}, {facts['split']} images"
+
+
+def _above(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | None) -> list[str]:
+    """The lines that say what was measured."""
+    facts = group.facts
+    records = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
+    weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
+    shots = f"{facts['shots']} a class" if facts["shots"] >= 1 else "all"
+    listed = ", ".join(map(str, seeds))
+    lines = [
+        f"protocol: {_by_row(records, 'protocol')}",
+        f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone']}{weights}",
+        f"selection rule: {_by_row(records, 'selection_rule')}",
+        f"prompt: {_by_row(records, 'templates')}",
+        f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
+    ]
+    transductive = [row.label for row, runs in records.items() if any(run["transductive"] for run in runs)]
+    if transductive:
+        lines.append(f"transductive (uses unlabelled test images): {', '.join(transductive)}")
+    if base is not None:
+        lines.append(f"gains: over {base.label}, same domain and seed")
+    return lines
+
+
+def _by_row(records: Mapping[Row, Sequence[Mapping[str, Any]]], key: str) -> str:
+    """A fact once if all rows share it, otherwise with the rows that have it."""
+    owners: dict[str, list[str]] = {}
+    for row, runs in records.items():
+        for value in sorted({run[key] for run in runs}):
+            owners.setdefault(value or "none", []).append(row.label)
+    if len(owners) == 1:
+        return next(iter(owners))
+    return "; ".join(f"{value} [{', '.join(labels)}]" for value, labels in owners.items())
+
+
+def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """One line for each row with cells that no record fills."""
+    lines = []
+    for row in rows:
+        gaps = {name: [seed for seed in seeds if seed not in group.runs.get(row, {}).get(name, {})] for name in domains}
+        named = [f"{name} (seed {', '.join(map(str, absent))})" for name, absent in gaps.items() if absent]
+        if named:
+            lines.append(f"missing: {row.label}: {'; '.join(named)}")
+    return lines
