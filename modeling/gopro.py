@@ -72,7 +72,7 @@ class PromptGenerator(nn.Module):
         return torch.stack(g, dim=1)
 
     def shift(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
-        """The shift `delta`, `[B, D]`, before `shift_scale`. `view` counts `VIEWS`; with one `rho` all views share it."""
+        """The shift `delta`, `[B, D]`, before `shift_scale`; `view` counts `VIEWS`, which one `rho` serves alike."""
         rho = self.rho[view if len(self.rho) > 1 else 0]
         return rho(self.fused(blocks).transpose(1, 2)).squeeze(-1)
 

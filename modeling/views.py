@@ -155,7 +155,9 @@ def augmix(image: Image.Image) -> Image.Image:
 def augmix_view(
     size: tuple[int, int], interpolation: InterpolationMode, normalize: Callable[[Tensor], Tensor]
 ) -> transforms.Compose:
-    """The transform PIL image -> `x_augmix [3, H, W]`, normalised: shorter side to the model's size, centre crop, AugMix.
+    """The transform PIL image -> `x_augmix [3, H, W]`, normalised.
+
+    Shorter side to the model's size, centre crop, AugMix.
 
     Args:
         size: `(H, W)` of the frozen model.

@@ -1,1 +1,29 @@
+"""The trainers, registered with Dassl by importing this package; `add_config` declares their settings."""
 
+try:
+    import dassl  # noqa: F401
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "dassl_clip needs a Dassl toolbox and none is installed: run `pip install ./toolbox` in the checkout for the "
+        "embedded one, or install KaiyangZhou/Dassl.pytorch"
+    ) from None
+
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .coop import CoOp
+from .gopro import GOPro
+from .linear_probe import LinearProbe
+from .zeroshot import ZeroshotCLIP
+
+__all__ = ["CoOp", "GOPro", "LinearProbe", "ZeroshotCLIP", "add_config"]
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Add the settings that all trainers share, and those of every registered trainer that declares some."""
+    cfg.MODEL.BACKBONE.setdefault("WEIGHTS", "")
+    for name in TRAINER_REGISTRY.registered_names():
+        declare = getattr(TRAINER_REGISTRY.get(name), "add_config", None)
+        if declare is not None:
+            declare(cfg)

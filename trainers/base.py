@@ -1,0 +1,437 @@
+"""What all trainers share: device, precision, the frozen CLIP, images, schedule, checkpoints, testing, records.
+
+A method overrides `build_model`, `forward_backward` and `model_inference` (and `fit` where there is no epoch loop).
+The class relies on names of the Dassl contract only, so it runs on upstream Dassl and on the embedded toolbox alike.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl.data import DataManager
+from dassl.data.transforms import build_transform
+from dassl.engine import TrainerX
+from dassl.optim import build_optimizer
+from dassl_clip.modeling.backbone import load_backbone
+from dassl_clip.results import environment, records
+
+from . import checkpoint
+from .images import SeededImages, mix_seed
+from .schedule import EpochSchedule
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "amp")
+SELECTION_RULES = {"last_step": "last", "best_val": "best_val"}
+
+
+def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
+    """Add the node `TRAINER.<name>` with `PREC` and these defaults; keys that are there already stay as they are."""
+    if name not in cfg.TRAINER:
+        cfg.TRAINER[name] = CfgNode()
+    for key, value in {"PREC": "fp32", **defaults}.items():
+        cfg.TRAINER[name].setdefault(key, value)
+
+
+class Precision:
+    """The one precision policy: `fp32`, or `amp` = bfloat16 where supported, else float16 with a scaled loss.
+
+    Only frozen towers run under `autocast`; learned parts and losses stay in float32.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+        self.name = name
+        self.device = device
+        self.dtype = half if name == "amp" else torch.float32
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a frozen tower runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name == "amp")
+
+
+class CLIPTrainer(TrainerX):
+    """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
+
+    Attributes:
+        backbone: The frozen CLIP, on `self.device`.
+        logit_scale: Its exponentiated logit scale, a scalar tensor.
+        results: Metrics of each tested split.
+        losses: Means of the last epoch's loss terms.
+    """
+
+    class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
+
+    @property
+    def node(self) -> CfgNode:
+        """The trainer's own settings, `TRAINER.<NAME>`."""
+        return self.cfg.TRAINER[type(self).__name__.upper()]
+
+    @property
+    def prompt(self) -> str:
+        """The words around the class name, for the record."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which prompt it uses")
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse impossible settings before anything is built.
+
+        Raises:
+            ValueError: Unknown precision or selection rule.
+        """
+        key = f"TRAINER.{type(self).__name__.upper()}"
+        precision = cfg.TRAINER[type(self).__name__.upper()].PREC
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"{key}.PREC is {precision!r}; expected 'fp32', or 'amp' (bf16 where supported, else fp16 with a "
+                f"scaled loss; learned parts and losses stay in float32)"
+            )
+        if cfg.TEST.FINAL_MODEL not in SELECTION_RULES:
+            raise ValueError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
+
+    # ----------------------------------------------------------------------------------------------- construction
+
+    def build_data_loader(self) -> None:
+        """Load the frozen model first: its pixel statistics, size and interpolation make the images."""
+        self.results: dict[str, dict] = {}
+        self.losses: dict[str, float] = {}
+        self.seconds = {"train": 0.0, "test": 0.0}
+        self.started = time.monotonic()
+        cfg = self.cfg
+        self.precision = Precision(self.node.PREC, self.device)
+        self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, device=self.device)
+        self.logit_scale = self.backbone.logit_scale
+        self.cfg = cfg = self._with_model_input(cfg)
+        if Path(self.output_dir).is_dir():
+            records.write_text_atomically(Path(self.output_dir) / "config.yaml", cfg.dump())
+        self.dm = DataManager(
+            cfg,
+            custom_tfm_train=self.train_transform(),
+            custom_tfm_test=self.backbone.preprocess(),
+            dataset_wrapper=SeededImages,
+        )
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+        self.classnames = list(self.dm.dataset.classnames)
+        if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+            raise ValueError(
+                f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
+                f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
+            )
+
+    def _with_model_input(self, cfg: CfgNode) -> CfgNode:
+        """The configuration with `INPUT` as the frozen model asks for it."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.SIZE = tuple(self.backbone.image_size)
+        cfg.INPUT.PIXEL_MEAN = list(self.backbone.pixel_mean)
+        cfg.INPUT.PIXEL_STD = list(self.backbone.pixel_std)
+        cfg.INPUT.INTERPOLATION = self.backbone.interpolation
+        cfg.freeze()
+        return cfg
+
+    def train_transform(self):
+        """Transform of training images: `INPUT.TRANSFORMS` if any are named, else the model's own preprocessing."""
+        if self.cfg.INPUT.TRANSFORMS:
+            return build_transform(self.cfg, is_train=True)
+        return self.backbone.preprocess()
+
+    def register_learner(self, name: str, module: nn.Module) -> nn.Module:
+        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS` if set, and register them with their optimiser."""
+        module.to(self.device)
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            self._load(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
+        self.optim = build_optimizer(module, self.cfg.OPTIM)
+        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM)
+        self.register_model(name, module, self.optim, self.sched)
+        return module
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def train(self) -> None:
+        """Fit, test and write the record."""
+        self.before_train()
+        begin = time.monotonic()
+        self.fit()
+        self.seconds["train"] += time.monotonic() - begin - self.seconds["test"]
+        self.after_train()
+
+    def fit(self) -> None:
+        """The epoch loop; methods without one override this."""
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        if self.start_epoch >= self.max_epoch > 0:
+            logger.info("nothing left to train: the checkpoint has all %d epochs", self.max_epoch)
+            self.epoch = self.max_epoch - 1
+
+    def before_epoch(self) -> None:
+        """Fix all randomness of the epoch by (seed, epoch), so that a resumed run equals an undisturbed one."""
+        if self.cfg.SEED < 0:
+            return
+        seed = mix_seed(self.cfg.SEED, self.epoch)
+        torch.manual_seed(seed)
+        self.train_loader_x.dataset.epoch_seed.fill_(seed)
+        for owner in (self.train_loader_x, self.train_loader_x.sampler):
+            if getattr(owner, "generator", None) is not None:
+                owner.generator.manual_seed(seed)
+
+    def run_epoch(self) -> None:
+        """Dassl's epoch, under a progress bar where stderr is a terminal."""
+        loader = self.train_loader_x
+        self.epoch_terms: dict[str, list[float]] = {}
+        try:
+            self.train_loader_x = self._bar(loader, f"epoch {self.epoch + 1}/{self.max_epoch}")
+            super().run_epoch()
+        finally:
+            self.train_loader_x = loader
+        self.losses = {name: sum(values) / len(values) for name, values in self.epoch_terms.items()}
+
+    def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
+        """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
+        names = ["img"] + [f"img{k}" for k in range(2, len(batch)) if f"img{k}" in batch]
+        self.batch_paths = batch["impath"]
+        views = [batch[name].to(self.device, non_blocking=True) for name in names]
+        return views, batch["label"].to(self.device, non_blocking=True)
+
+    def optimise(
+        self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
+
+        Args:
+            terms: Unweighted scalar terms by name.
+            weights: Weight of each term.
+            tensors: Intermediate tensors in the order they were made, to name the first bad one.
+
+        Returns:
+            `loss` and every term as numbers, for the log.
+
+        Raises:
+            FloatingPointError: The loss is not finite; the message names the first bad tensor, the step and the images.
+        """
+        loss = sum(weights[name] * term for name, term in terms.items())
+        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist()
+        summary = dict(zip(["loss", *terms], values))
+        if not all(value - value == 0 for value in values):
+            raise FloatingPointError(self._explain(tensors, summary))
+        self.optim.zero_grad(set_to_none=True)
+        self.precision.scaler.scale(loss).backward()
+        self.precision.scaler.step(self.optim)
+        self.precision.scaler.update()
+        for name, value in summary.items():
+            self.epoch_terms.setdefault(name, []).append(value)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def _explain(self, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
+        learned = {
+            f"parameter {n}": p for name in self.get_model_names() for n, p in self._models[name].named_parameters()
+        }
+        first = "none of the inputs"
+        for name, tensor in {**learned, **tensors}.items():
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                first = f"{name} ({bad} of {tensor.numel()} values)"
+                break
+        return (
+            f"the loss is not finite at epoch {self.epoch + 1}, step {self.batch_idx + 1} of {self.num_batches}: "
+            f"{summary}; "
+            f"first bad tensor: {first}; learning rate {self.get_current_lr():.3g}; images: "
+            f"{', '.join(self.batch_paths)}. "
+            f"A smaller OPTIM.LR is the usual cure; with PREC amp try fp32"
+        )
+
+    def after_train(self) -> None:
+        """Dassl's end of training (choose the model, test), then the record, which marks the run as done."""
+        super().after_train()
+        self.write_record()
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+        """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
+        for name in self.get_model_names():
+            state = {
+                "state_dict": self._models[name].state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": self._optims[name].state_dict() if self._optims[name] is not None else None,
+                "scheduler": self._scheds[name].state_dict() if self._scheds[name] is not None else None,
+                "val_result": None if val_result is None else float(val_result),
+                "best_result": float(self.best_result),
+                "scaler": self.precision.scaler.state_dict(),
+                "trainer": type(self).__name__,
+                "backbone": self.backbone.describe(),
+                "classnames": self.classnames,
+            }
+            file = model_name or checkpoint.epoch_name(epoch + 1)
+            path = Path(directory) / name / file
+            checkpoint.save_checkpoint(state, path, point=file != checkpoint.BEST_NAME)
+            logger.info("checkpoint saved to %s", path)
+
+    def resume_model_if_exist(self, directory) -> int:
+        """Go on from the newest whole checkpoint under `directory`; a torn one is set aside with a warning."""
+        names = self.get_model_names()
+        for name in names:
+            for path in checkpoint.newest_checkpoint(Path(directory) / name):
+                try:
+                    state = self._load(self._models[name], path)
+                except ValueError as error:
+                    if "not a readable checkpoint" not in str(error):
+                        raise
+                    logger.warning("%s; set aside as %s.torn", error, path.name)
+                    path.rename(f"{path}.torn")
+                    continue
+                if self._optims[name] is not None and state.get("optimizer"):
+                    self._optims[name].load_state_dict(state["optimizer"])
+                if self._scheds[name] is not None and state.get("scheduler"):
+                    self._scheds[name].load_state_dict(state["scheduler"])
+                self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
+                self.best_result = state.get("best_result", self.best_result)
+                logger.info("resumed from %s, %d epochs done", path, state["epoch"])
+                return int(state["epoch"])
+        if names:
+            logger.info("no checkpoint under %s: training from the start", directory)
+        return 0
+
+    def load_model(self, directory, epoch=None) -> None:
+        """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`.
+
+        Raises:
+            FileNotFoundError: No such checkpoint; the message lists what exists.
+            ValueError: The checkpoint is of another backbone, or its shapes or classes do not fit.
+        """
+        if not directory:
+            logger.info("no model folder given: the learned parts stay as they are")
+            return
+        for name in self.get_model_names():
+            folder = Path(directory) / name
+            path = folder / (checkpoint.BEST_NAME if epoch is None else checkpoint.epoch_name(epoch))
+            if epoch is None and not path.is_file():
+                path = next(checkpoint.newest_checkpoint(folder), path)
+            state = self._load(self._models[name], path)
+            value = state.get("val_result")
+            logger.info("loaded %s%s", path, "" if value is None else f", validation {value:.1f}")
+
+    def _load(self, module: nn.Module, path: Path) -> dict:
+        """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
+        state = checkpoint.load_checkpoint(path)
+        theirs, ours = state.get("backbone"), self.backbone.describe()
+        if theirs is None:
+            logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)
+        elif theirs["weights_hash"] != ours["weights_hash"]:
+            raise ValueError(
+                f"{path} was trained on backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), but this "
+                f"run has "
+                f"{ours['name']} (weights {ours['weights_hash'][:12]}); set MODEL.BACKBONE.NAME and WEIGHTS to the "
+                f"former"
+            )
+        classes = state.get("classnames")
+        if self.class_specific and classes is not None and list(classes) != self.classnames:
+            raise ValueError(
+                f"{path} holds parts for {len(classes)} classes ({', '.join(classes[:3])}, ...), but this run has "
+                f"{len(self.classnames)} ({', '.join(self.classnames[:3])}, ...); class-specific parts fit no other "
+                f"classes"
+            )
+        checkpoint.load_state(module, state["state_dict"], str(path))
+        return state
+
+    # ---------------------------------------------------------------------------------------------------- testing
+
+    def before_test(self) -> None:
+        """Called once before the batches of a test: the place for what all images share, such as text features."""
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split; its metrics go to `self.results`, the accuracy (percent) is returned."""
+        split = split or self.cfg.TEST.SPLIT
+        loader = self.val_loader if split == "val" and self.val_loader is not None else self.test_loader
+        split = "val" if loader is self.val_loader else "test"
+        begin = time.monotonic()
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        self.before_test()
+        hits = []
+        logger.info("evaluate on the %s images", split)
+        for batch in self._bar(loader, split):
+            images, labels = self.parse_batch_test(batch)
+            logits = self.model_inference(images).float()
+            self.evaluator.process(logits, labels)
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
+            hits.append(torch.stack([top[:, 0], top.any(1)], dim=1))
+        metrics = self.evaluator.evaluate()
+        for key, value in metrics.items():
+            self.write_scalar(f"{split}/{key}", value, self.epoch)
+        hits = torch.cat(hits).sum(0).tolist()
+        total = len(loader.dataset)
+        self.results[split] = {
+            **{key: float(value) for key, value in metrics.items()},
+            "top5_accuracy": 100 * hits[1] / total,
+            "correct": hits[0],
+            "total": total,
+        }
+        self.seconds["test"] += time.monotonic() - begin
+        return float(next(iter(metrics.values())))
+
+    def features(self, loader: Iterable[dict]) -> tuple[Tensor, Tensor]:
+        """Image features `[N, E]` and labels `[N]` of a loader's images, in its order, on the device."""
+        features, labels = [], []
+        with torch.no_grad(), self.precision.autocast():
+            for batch in self._bar(loader, "features"):
+                images, label = self.parse_batch_test(batch)
+                features.append(self.backbone.encode_image(images))
+                labels.append(label)
+        return torch.cat(features), torch.cat(labels)
+
+    def cosine_scores(self, images: Tensor, text: Tensor) -> Tensor:
+        """Scaled cosines `[B, C]` of images `[B, 3, H, W]` with normalised class features `[C, E]`."""
+        with self.precision.autocast():
+            features = self.backbone.encode_image(images)
+        return self.logit_scale * features @ F.normalize(text.float(), dim=-1).T
+
+    def _bar(self, loader, text: str):
+        return tqdm(loader, desc=text, leave=False, disable=not sys.stderr.isatty())
+
+    # ----------------------------------------------------------------------------------------------------- record
+
+    def record_facts(self) -> dict:
+        """What the trainer alone knows of the run's record; the rest follows from the configuration and the machine."""
+        dataset, trained = self.dm.dataset, bool(self.get_model_names())
+        facts = {
+            "prompt": self.prompt,
+            "backbone": self.backbone.describe(),
+            "num_train": len(dataset.train_x) if trained else 0,
+            "num_classes": self.num_classes,
+            "metrics": self.results,
+            "losses": self.losses,
+            "seconds": {**self.seconds, "total": time.monotonic() - self.started},
+            "precision": self.precision.name,
+            "device": str(self.device),
+            "data_fingerprint": dataset.fingerprint if hasattr(dataset, "fingerprint") else "",
+        }
+        if not trained:
+            facts["selection_rule"] = "none"
+        if hasattr(dataset, "protocol"):
+            facts["protocol"] = dataset.protocol
+        return facts
+
+    def write_record(self) -> None:
+        """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
+        facts = records.facts_from_config(self.cfg) | environment.environment_facts() | self.record_facts()
+        records.write_record(self.output_dir, facts)

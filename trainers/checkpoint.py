@@ -1,0 +1,144 @@
+"""Checkpoint files: only what was trained, loaded without running anything that a file brings along.
+
+The layout is Dassl's (`<run>/<model>/model.pth.tar-<epoch>`, `model-best.pth.tar`, pointer file `checkpoint`), so the
+files of CoOp's programs load too: their class-dependent buffers are dropped by name, and the scheduler objects
+that old toolboxes pickled into them are read as inert placeholders.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+BEST_NAME = "model-best.pth.tar"
+POINTER_NAME = "checkpoint"
+CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_midfix")  # CoOp's copies of the class names' embeddings
+INERT_MODULES = ("torch.optim", "dassl.optim", "numpy", "collections", "builtins", "weakref")
+
+
+class _Inert(dict):
+    """Stands in for an object that an old checkpoint pickled and nobody needs; takes any arguments and does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+
+    def __setstate__(self, state):
+        pass
+
+
+def epoch_name(epoch: int) -> str:
+    """The file name after `epoch` finished epochs."""
+    return f"model.pth.tar-{epoch}"
+
+
+def write_atomically(path: Path, write) -> None:
+    """Let `write(file)` fill a temporary file beside `path`, sync it and put it in place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(state: dict, path: Path, point: bool) -> None:
+    """Write a checkpoint, then (with `point`) the pointer file that names it for a resume."""
+    write_atomically(path, lambda file: torch.save(state, file))
+    if point:
+        write_atomically(path.with_name(POINTER_NAME), lambda file: file.write(f"{path.name}\n".encode()))
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint or a plain state dict onto the CPU.
+
+    Returns:
+        A dict with at least `state_dict`.
+
+    Raises:
+        FileNotFoundError: No such file; the message lists what lies beside it.
+        ValueError: The file is torn, is not a checkpoint, or holds pickled objects other than optimiser leftovers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"no checkpoint at {path}; beside it: {', '.join(beside) or 'nothing'}")
+    try:
+        with _inert_leftovers(path):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was refused: it holds pickled objects besides tensors, which could run code when loaded "
+            f"({error}). "
+            f"Re-save its state dict alone, in the environment that made it"
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint (torn or of another kind): {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
+    return content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
+
+
+def _inert_leftovers(path: Path):
+    """A context in which the optimiser objects of old toolboxes' files load as placeholders; others stay refused."""
+    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+    if find is None:  # torch 2.4: such files are refused as a whole
+        return contextlib.nullcontext()
+    try:
+        names = find(path)
+    except Exception:  # not a zip archive: the load itself says what is wrong
+        return contextlib.nullcontext()
+    leftovers = [name for name in names if name.split(".")[0] != "builtins" or name == "builtins.dict"]
+    if not leftovers or not all(name.startswith(INERT_MODULES) for name in leftovers):
+        return contextlib.nullcontext()
+    logger.info("%s: read as placeholders, not needed: %s", path.name, ", ".join(sorted(leftovers)))
+    return torch.serialization.safe_globals([(_Inert, name) for name in leftovers])
+
+
+def newest_checkpoint(folder: Path) -> Iterator[Path]:
+    """Epoch files of a model's folder to resume from: the pointer's first, then the others, newest first."""
+    pointer = folder / POINTER_NAME
+    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    if named is not None and named.is_file() and named.name != BEST_NAME:
+        yield named
+    epochs = [p for p in folder.glob(epoch_name(0)[:-1] + "*") if p.name.rsplit("-", 1)[1].isdigit()]
+    for path in sorted(epochs, key=lambda p: -int(p.name.rsplit("-", 1)[1])):
+        if path != named:
+            yield path
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load learned parts strictly, after dropping `module.` and the known class-dependent buffers by name.
+
+    Raises:
+        ValueError: Names or shapes do not fit; the message lists each of them.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    dropped = [name for name in state if name in CLASS_BUFFERS]
+    if dropped:
+        logger.info("%s: dropped class-dependent buffers %s", source, ", ".join(dropped))
+    state = {name: value for name, value in state.items() if name not in CLASS_BUFFERS}
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} is {list(value.shape)}, expected {list(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and getattr(value, "shape", None) != own[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"{source} does not fit this trainer: {'; '.join(problems)}. Is it of the same trainer, configuration, "
+            f"backbone and (for class-specific parts) classes?"
+        )
+    module.load_state_dict(state)

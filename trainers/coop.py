@@ -1,0 +1,83 @@
+"""CoOp: learn the context of one prompt for all classes, or of one for each class.
+
+Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022. The name `prompt_learner` and its
+parameter `ctx` are those of the released checkpoints, which load through `MODEL.INIT_WEIGHTS` and `--model-dir`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip.modeling.coop import ContextLearner
+
+from .base import CLIPTrainer, trainer_node
+
+POSITIONS = ("end", "middle", "front")
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(CLIPTrainer):
+    """Cross-entropy on the scores of prompts with a learned context."""
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """CoOp's own keys: `N_CTX` tokens or the words of `CTX_INIT`, `CSC` (class-specific), "
+        "`CLASS_TOKEN_POSITION`."""
+        trainer_node(cfg, "COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end")
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Also refuse an unknown class-token position."""
+        super().check_cfg(cfg)
+        if cfg.TRAINER.COOP.CLASS_TOKEN_POSITION not in POSITIONS:
+            raise ValueError(
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {cfg.TRAINER.COOP.CLASS_TOKEN_POSITION!r}; expected one of "
+                f"{POSITIONS}"
+            )
+
+    @property
+    def class_specific(self) -> bool:
+        """Whether every class has a context of its own."""
+        return self.node.CSC
+
+    @property
+    def prompt(self) -> str:
+        """What the context started from."""
+        start = repr(self.node.CTX_INIT) if self.node.CTX_INIT else f"{self.node.N_CTX} random tokens"
+        return f"learned from {start}, class token {self.node.CLASS_TOKEN_POSITION}" + (
+            ", class-specific" * self.node.CSC
+        )
+
+    def build_model(self) -> None:
+        """The context and the tokens of the class names."""
+        text, node = self.backbone.text, self.node
+        learner = ContextLearner(text, node.CTX_INIT, node.N_CTX, self.num_classes, node.CSC)
+        self.classes = text.class_tokens(self.classnames, n_ctx=learner.ctx.shape[-2])
+        self.model = self.register_learner("prompt_learner", learner)
+
+    def text_features(self) -> Tensor:
+        """The classifier of the current context, `[C, E]`, normalised."""
+        with self.precision.autocast():
+            text = self.model(self.backbone.text, self.classes, self.node.CLASS_TOKEN_POSITION)
+        return F.normalize(text.float(), dim=-1)
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        """One step on a batch."""
+        (images, *_), labels = self.parse_batch_train(batch)
+        with torch.no_grad(), self.precision.autocast():
+            features = self.backbone.encode_image(images)
+        text = self.text_features()
+        logits = self.logit_scale * features @ text.T
+        terms = {"ce": F.cross_entropy(logits, labels)}
+        return self.optimise(
+            terms, {"ce": 1.0}, {"images": images, "image features": features, "text features": text, "logits": logits}
+        )
+
+    def before_test(self) -> None:
+        """All images share the classifier."""
+        self.classifier = self.text_features()
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Scores `[B, C]` of images `[B, 3, H, W]`."""
+        return self.cosine_scores(input, self.classifier)

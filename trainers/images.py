@@ -1,0 +1,59 @@
+"""Images of a data source as the trainers see them: reproducible views, and errors that name the file."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dassl.data import DatasetWrapper
+
+
+class UnreadableImage(ValueError):
+    """An image file that cannot be decoded; the message names it."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with python's, numpy's and torch's CPU generators at `seed`, and put them back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed of several numbers, independent of the platform."""
+    return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class SeededImages(DatasetWrapper):
+    """Dassl's wrapper with a generator of its own for each image and epoch.
+
+    The views of image `i` in epoch `e` depend on `(seed, e, i)` alone: not on the number of workers, nor on what was
+    drawn before. `epoch_seed` lives in shared memory, so that persistent workers see it change.
+    """
+
+    def __init__(self, cfg, data_source, transform=None, is_train=False):
+        super().__init__(cfg, data_source, transform=transform, is_train=is_train)
+        self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            if not self.is_train:
+                return super().__getitem__(index)
+            with seeded(mix_seed(int(self.epoch_seed), index)):
+                return super().__getitem__(index)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            path = self.data_source[index].impath
+            raise UnreadableImage(
+                f"cannot decode the image {path}: {error}. Replace the file, or remove it from the data set"
+            ) from None

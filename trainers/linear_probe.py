@@ -1,0 +1,140 @@
+"""A linear classifier on frozen image features that starts at the text features and is pulled back to them.
+
+The strongest simple few-shot baseline: with few images it stays near zero-shot CLIP, with many it is a plain probe.
+Sources: the text start is that of WiSE-FT (Wortsman et al., CVPR 2022) and of Lin et al., "Multimodality helps
+unimodality", CVPR 2023; the pull is an L2 penalty on the distance from the start (L2-SP, Li et al., ICML 2018).
+"""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip.modeling.templates import resolve_templates
+from dassl_clip.modeling.zeroshot import zeroshot_weights
+
+from .base import CLIPTrainer, trainer_node
+
+logger = logging.getLogger(__name__)
+
+
+class Probe(nn.Module):
+    """Class weights `[C, E]`, applied to normalised features without a bias."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Inner products `[N, C]` of features `[N, E]` with the class weights."""
+        return features @ self.weight.T
+
+
+def fit_probe(features: Tensor, labels: Tensor, start: Tensor, logit_scale: float, pull: float, steps: int) -> Tensor:
+    """Minimise cross-entropy plus `pull * mean_c |w_c - start_c|^2` over all images at once, with L-BFGS.
+
+    Args:
+        features: `[N, E]`, normalised.
+        labels: `[N]`.
+        start: Weights to start from and to be pulled to, `[C, E]`.
+        logit_scale: Factor on the inner products.
+        pull: Weight of the penalty, at least 0.
+        steps: Most iterations.
+
+    Returns:
+        The weights, `[C, E]`.
+    """
+    weight = start.clone().requires_grad_(True)
+    solver = torch.optim.LBFGS([weight], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(logit_scale * features @ weight.T, labels)
+        loss = loss + pull * (weight - start).square().sum(1).mean()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(objective)
+    return weight.detach()
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(CLIPTrainer):
+    """The pull is a value of `PULL`; of several, the one with the best accuracy on *source* validation images."""
+
+    class_specific = True
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """`TEMPLATES` of the starting weights, candidates for the pull, and the solver's most iterations."""
+        trainer_node(
+            cfg,
+            "LINEARPROBE",
+            TEMPLATES="single",
+            CTX_INIT="a photo of a",
+            PULL=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+            STEPS=500,
+        )
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Also refuse an empty or negative pull."""
+        super().check_cfg(cfg)
+        pulls = cfg.TRAINER.LINEARPROBE.PULL
+        if not pulls or min(pulls) < 0:
+            raise ValueError(f"TRAINER.LINEARPROBE.PULL is {tuple(pulls)}; expected one or more numbers of at least 0")
+
+    @property
+    def prompt(self) -> str:
+        """The templates of the starting weights, and the chosen pull."""
+        return f"weights from {' | '.join(self.templates)}"
+
+    def build_model(self) -> None:
+        """The probe at the text features."""
+        node = self.node
+        self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME, words=node.CTX_INIT)
+        with self.precision.autocast():
+            self.start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        self.model = self.register_learner("probe", Probe(self.start))
+
+    def fit(self) -> None:
+        """Extract the features once, solve for every candidate pull, keep the best on validation images."""
+        train = self._ordered(self.dm.dataset.train_x)
+        features, labels = self.features(train)
+        pulls = sorted(self.node.PULL, reverse=True)
+        if len(pulls) > 1 and self.val_loader is None:
+            middle = pulls[len(pulls) // 2]
+            logger.warning("no validation images to choose TRAINER.LINEARPROBE.PULL on: taking %g", middle)
+            pulls = [middle]
+        scale = float(self.logit_scale)
+        weights = {pull: fit_probe(features, labels, self.start, scale, pull, self.node.STEPS) for pull in pulls}
+        self.pull = pulls[0]
+        if len(pulls) > 1:
+            held_out, held_out_labels = self.features(self.val_loader)
+            accuracy = {
+                pull: (held_out @ weight.T).argmax(1).eq(held_out_labels).float().mean().item() * 100
+                for pull, weight in weights.items()
+            }
+            self.pull = max(pulls, key=accuracy.get)  # the strongest pull among equals
+            logger.info("validation accuracy by pull: %s", {f"{p:g}": round(a, 1) for p, a in accuracy.items()})
+        with torch.no_grad():
+            self.model.weight.copy_(weights[self.pull])
+        logits = scale * self.model(features)
+        self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
+        self.save_model(0, self.output_dir)
+
+    def _ordered(self, items: list) -> DataLoader:
+        """A loader of training images in list order under the test preprocessing."""
+        loader = self.test_loader
+        dataset = type(loader.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
+        return DataLoader(dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Scores `[B, C]` of images `[B, 3, H, W]`."""
+        with self.precision.autocast():
+            features = self.backbone.encode_image(input)
+        return self.logit_scale * self.model(features)

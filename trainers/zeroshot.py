@@ -1,0 +1,42 @@
+"""CLIP's zero-shot classifier: no training, one prompt template or an ensemble.
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 3.1.
+"""
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip.modeling.templates import resolve_templates
+from dassl_clip.modeling.zeroshot import zeroshot_weights
+
+from .base import CLIPTrainer, trainer_node
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(CLIPTrainer):
+    """Cosines of image features with the (averaged) text features of each class's prompts."""
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """`TEMPLATES`: a named set or a list of templates with `{}`; `words`: the words of `CTX_INIT`, name, full "
+        "stop."""
+        trainer_node(cfg, "ZEROSHOTCLIP", TEMPLATES="single", CTX_INIT="a photo of a")
+
+    @property
+    def prompt(self) -> str:
+        """The templates, joined by bars."""
+        return " | ".join(self.templates)
+
+    def build_model(self) -> None:
+        """The classifier `[C, E]` from the text tower."""
+        self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME, words=self.node.CTX_INIT)
+        with self.precision.autocast():
+            self.text_features = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T
+
+    def fit(self) -> None:
+        """Nothing is trained."""
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Scores `[B, C]` of images `[B, 3, H, W]`."""
+        return self.cosine_scores(input, self.text_features)
