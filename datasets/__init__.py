@@ -12,7 +12,21 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .base import DomainDataset, Layout, add_config, register
+from .domainnet import DomainNet
 from .folder_domains import FolderDomains
+from .office_home import OfficeHome, OfficeHomeDG
 from .pacs import PACS
+from .vlcs import VLCS
 
-__all__ = ["DomainDataset", "FolderDomains", "Layout", "PACS", "add_config", "register"]
+__all__ = [
+    "DomainDataset",
+    "DomainNet",
+    "FolderDomains",
+    "Layout",
+    "OfficeHome",
+    "OfficeHomeDG",
+    "PACS",
+    "VLCS",
+    "add_config",
+    "register",
+]

@@ -109,7 +109,7 @@ class DomainDataset(DatasetBase):
         self.layout = self.open_layout(cfg, needed)
         self.dataset_dir = options.ROOT
         parts = {domain: self.layout.read(domain) for domain in needed}
-        self.check_counts({domain: sum(map(len, images.values())) for domain, images in parts.items()})
+        self.count_note = self.check_counts({domain: sum(map(len, found.values())) for domain, found in parts.items()})
         lists = dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts))))
         self._check_lists(lists)
         self.fingerprint = fingerprint(lists)
@@ -148,8 +148,15 @@ class DomainDataset(DatasetBase):
         """Label -> class name."""
         return dict(enumerate(self._names))
 
-    def check_counts(self, counts: Mapping[str, int]) -> None:
-        """Warn, in one line, of domains whose number of images is not the published one."""
+    def check_counts(self, counts: Mapping[str, int]) -> str:
+        """Warn, in one line, of domains whose number of images is not the published one.
+
+        Args:
+            counts: domain -> images read.
+
+        Returns:
+            What `protocol` shall say about the counts; here nothing.
+        """
         skipped = {domain: sum(key.startswith(f"{domain}/") for key in self.spec.skip) for domain in counts}
         other = [
             f"{domain} {count} ({self.spec.images[domain]})"
@@ -158,16 +165,16 @@ class DomainDataset(DatasetBase):
         ]
         if other:
             logger.warning("%s: number of images (published number) differs in %s", self.spec.name, ", ".join(other))
+        return ""
 
     def _training_lists(
         self, parts: Mapping[str, dict[str, list[ImageFile]]]
     ) -> tuple[list[ImageFile], list[ImageFile]]:
         """Training and validation images of the source domains, shots drawn."""
-        both = set(self.source_domains) & set(self.target_domains)
-        train, val = [], []
+        cut, train, val = self._cut_domains(), [], []
         for domain in self.source_domains:
             pool, held = parts[domain]["train"], parts[domain]["val"]
-            if domain in both and "test" not in parts[domain]:  # val is tested, so train gives the validation images
+            if domain in cut:
                 pool, held = (pool, pool) if self.shots else hold_out(pool, self.seed, f"{domain}/train")
             train += pool
             val += held
@@ -176,11 +183,20 @@ class DomainDataset(DatasetBase):
         generator = random.Random(self.seed) if self.seed >= 0 else random.Random()
         if self.seed < 0:
             logger.warning("%s: SEED and SPLIT_SEED are negative: the shots differ at each start", self.spec.name)
-        check_shots(train, self.shots, self.spec.classes, self.spec.name)
+        kept = [image for image in train if image.label in self._labels]
+        check_shots(kept, self.shots, self.spec.classes, self.spec.name)
         train = draw_shots(train, self.shots, generator)
         drawn = {image.key for image in train}
         val = [image for image in val if image.key not in drawn]
         return train, draw_shots(val, min(self.shots, VAL_SHOTS), generator)
+
+    def _cut_domains(self) -> list[str]:
+        """Source domains whose part val is tested, so that images of train serve as validation images."""
+        return [
+            domain
+            for domain in self.source_domains
+            if domain in self.target_domains and "test" not in self.layout.parts
+        ]
 
     def _test_list(self, parts: Mapping[str, dict[str, list[ImageFile]]]) -> list[ImageFile]:
         """Test images of the target domains."""
@@ -223,22 +239,24 @@ class DomainDataset(DatasetBase):
 
     def _describe(self) -> str:
         """The text of `protocol`."""
-        parts = self.layout.parts
-        tests = [
-            f"{domain} {' + '.join(parts[part] for part in self._tested_parts(domain))}"
+        parts, cut = self.layout.parts, self._cut_domains()
+        tested = [
+            f"{' + '.join(parts[part] for part in self._tested_parts(domain))} of {domain}"
             for domain in self.target_domains
         ]
-        both = [domain for domain in self.source_domains if domain in self.target_domains]
-        val = parts["val"]
-        if both and "test" not in parts:
-            val += f" (of {', '.join(both)}: images of {parts['train']} that are not trained on)"
-        seed = f"split seed {self.seed}" if self.seed >= 0 else "unseeded"
-        return (
-            f"{self.spec.name}: {self.layout.text}; train: {parts['train']} of {', '.join(self.source_domains)}; "
-            f"val: {val}; test: {', '.join(tests)}; "
-            f"{f'{self.shots} shots a class' if self.shots else 'all images'}, {seed}; "
-            f"classes: {self.subset} ({self.num_classes})"
-        )
+        whole = [domain for domain in self.source_domains if domain not in cut]
+        val = [f"{parts['val']} of {', '.join(whole)}"] if whole else []
+        val += [f"{parts['train']} of {', '.join(cut)} without the images trained on"] if cut else []
+        texts = [
+            f"{self.layout.text}{self.count_note}",
+            f"train: {parts['train']} of {', '.join(self.source_domains)}",
+            f"val: {', '.join(val)}",
+            f"test: {', '.join(tested)}",
+            f"{self.shots} shots a class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images",
+            f"split seed {self.seed}" if self.seed >= 0 else "unseeded",
+            f"classes: {self.subset} ({self.num_classes})",
+        ]
+        return f"{self.spec.name}: {'; '.join(texts)}"
 
 
 def fingerprint(lists: Mapping[str, Sequence[ImageFile]]) -> str:

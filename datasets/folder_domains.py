@@ -1,8 +1,9 @@
 """FolderDomains: any tree root/domain/class/image.
 
-DATASET.ROOT is the tree itself. Its domains are the folders that hold class folders with images, sorted. The class list
-is `classnames.txt` in the root (one name a line, in label order) or else the union of the class folders of all domains,
-sorted; never the classes of the domains a run trains on. A class may be absent from a domain, which gives a warning.
+DATASET.ROOT is the tree itself. Its domains are the folders that hold class folders with images, sorted. The class
+list is `classnames.txt` in the root (one name a line, in label order) or else the union of the class folders of all
+domains, sorted; never the classes of the domains a run trains on. A class may be absent from a domain, which gives a
+warning.
 """
 
 import logging

@@ -7,7 +7,7 @@ on the order of a disk.
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,7 +161,8 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
         ValueError: if two folders are the same class.
     """
     keys, found, extra = spec.class_keys(), {}, []
-    for name in list_folder(folder)[0]:
+    folders, files = list_folder(folder)
+    for name in folders:
         label = keys.get(name_key(LABEL_PREFIX.sub("", name) if label_prefix else name))
         if label is None:
             extra.append(name)
@@ -173,10 +174,13 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
             found[label] = folder / name
     if found and extra:
         logger.warning("%s: %s holds folders that are no class and are not read: %s", spec.name, folder, listed(extra))
+    loose = [name for name in files if is_image(name)]
+    if found and loose:
+        logger.warning("%s: %s holds images outside the class folders, not read: %s", spec.name, folder, listed(loose))
     return found
 
 
-def check_classes(folder: Path, spec: Spec, found: Sequence[int], empty: Sequence[int] = ()) -> None:
+def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Sequence[int] = ()) -> None:
     """Raise if a class of the list has no folder, or a folder without images.
 
     Raises:

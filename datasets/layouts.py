@@ -5,8 +5,18 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .base import Layout
-from .folders import ImageFile, find_candidates, list_folder, not_found, open_root, read_classes
+from .base import Layout, split_seed
+from .folders import (
+    SPLIT_FOLDERS,
+    WRAPPERS,
+    ImageFile,
+    check_classes,
+    find_candidates,
+    list_folder,
+    not_found,
+    open_root,
+    read_classes,
+)
 from .selection import HOLDOUT_SEED, hold_out
 from .spec import Spec, listed, name_key
 
@@ -72,40 +82,106 @@ def holdout_layout(
 
     used = seed if seed >= 0 else HOLDOUT_SEED
     return Layout(
-        text=f"domain/class folders in {where}{note}, no split lists, hold-out of a fifth of each class by seed {used}",
+        text=f"domain/class folders in {where}{note}, no split lists, a fifth of each class held out by seed {used}",
         read=read,
-        parts={"train": "80 % hold-in", "val": "20 % hold-out"},
+        parts={"train": "train (80 %)", "val": "hold-out (20 %)"},
         heldout=("train", "val"),
     )
 
 
-def find_lists(folder: Path, spec: Spec, suffixes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Path]]:
+def has_part_folders(folder: Path) -> bool:
+    """Whether a domain's folder holds folders such as `train` and `test` in place of class folders."""
+    return any(name.lower() in SPLIT_FOLDERS for name in list_folder(folder)[0])
+
+
+def part_folders_layout(
+    where: Path,
+    folders: Mapping[str, Path],
+    spec: Spec,
+    parts: Mapping[str, str],
+    heldout: tuple[str, ...],
+    label_prefix: bool = False,
+    note: str = "",
+) -> Layout:
+    """domain/part/class/image, with a folder for each part of the split.
+
+    Args:
+        where: the folder that holds the domains, for the text.
+        folders: domain -> its folder.
+        spec: class list.
+        parts: part -> name of its folder, in any letter case.
+        heldout: parts tested when nothing is trained on the domain.
+        label_prefix: whether class folders may start with a number such as in `000_Alarm_Clock`.
+        note: said at the end of the layout's text.
+    """
+
+    def read(domain: str) -> dict[str, list[ImageFile]]:
+        inside = {name.lower(): folders[domain] / name for name in list_folder(folders[domain])[0]}
+        missing = [name for name in parts.values() if name not in inside]
+        if missing:
+            raise FileNotFoundError(
+                f"{spec.name}: no {'/, '.join(missing)}/ in {folders[domain]}; "
+                f"it holds {listed(path.name for path in inside.values())}"
+            )
+        images = {
+            part: read_classes(inside[name], f"{domain}/{name}", spec, label_prefix, complete=False)
+            for part, name in parts.items()
+        }
+        found = {image.label for files in images.values() for image in files}
+        if len(found) < len(spec.classes):
+            check_classes(inside[parts["train"]].parent, spec, found)
+        for part, files in images.items():
+            absent = sorted(found - {image.label for image in files})
+            if absent:
+                names = listed(spec.classes[label] for label in absent)
+                logger.warning("%s: %s has no images of %s", spec.name, inside[parts[part]], names)
+        return images
+
+    return Layout(
+        text=f"domain/{'|'.join(parts.values())}/class folders in {where}{note}",
+        read=read,
+        parts=parts,
+        heldout=heldout,
+    )
+
+
+def find_lists(folder: Path, spec: Spec, families: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Path]]:
     """Split lists that belong to a folder of domains: domain -> part -> file.
 
-    They lie in the folder itself, in the folder above if this one is called `images`, or in `splits`, `txt_lists`,
+    They lie in the folder itself, in the folder above if this one is called `images`, `kfold` or `data`, or in `splits`, `txt_lists`,
     `image_list` or `txt` there. The first place that has lists is taken.
 
     Args:
         folder: the folder that holds the domains.
         spec: domain names.
-        suffixes: part -> endings of the lists' names, best first: `{"train": ("train_kfold", "train"), ...}`.
+        families: part -> ending of the lists' names, such as `{"train": "train_kfold", "val": "crossval_kfold"}`; best
+            first. Lists of two families are never mixed; the family with the most lists is taken.
     """
-    homes = [folder, folder.parent] if name_key(folder.name) == "images" else [folder]
+    homes = [folder, folder.parent] if name_key(folder.name) in WRAPPERS else [folder]
     places = [home / name for home in homes for name in list_folder(home)[0] if name in LIST_FOLDERS]
     keys = spec.domain_keys(letters=False)
     for place in [*places, *homes]:
         names = {name.lower(): place / name for name in list_folder(place)[1] if name.lower().endswith(".txt")}
-        found: dict[str, dict[str, Path]] = {}
-        for part, endings in suffixes.items():
-            for ending in endings:
-                for name, path in names.items():
-                    stem = name.removesuffix(".txt")
-                    domain = keys.get(name_key(stem.removesuffix(f"_{ending}")))
-                    if stem.endswith(f"_{ending}") and domain is not None:
-                        found.setdefault(domain, {}).setdefault(part, path)
+        found = max(
+            (match_lists(names, keys, family) for family in families), key=lambda lists: sum(map(len, lists.values()))
+        )
         if found:
             return found
     return {}
+
+
+def match_lists(
+    names: Mapping[str, Path], domains: Mapping[str, str], endings: Mapping[str, str]
+) -> dict[str, dict[str, Path]]:
+    """The lists among some files that are called `{domain}_{ending}.txt`: domain -> part -> file."""
+    found: dict[str, dict[str, Path]] = {}
+    for part, ending in endings.items():
+        for name, path in names.items():
+            stem = name.removesuffix(".txt")
+            domain = domains.get(name_key(stem.removesuffix(f"_{ending}")))
+            if stem.endswith(f"_{ending}") and domain is not None:
+                found.setdefault(domain, {})[part] = path
+    return found
 
 
 def check_lists(
@@ -177,34 +253,43 @@ def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "")
     return images
 
 
-def list_layout(
-    folders: Mapping[str, Path],
-    lists: Mapping[str, Mapping[str, Path]],
+def lists_or_holdout(
+    cfg,
     spec: Spec,
+    domains: Sequence[str],
+    families: Sequence[Mapping[str, str]],
     parts: Mapping[str, str],
     heldout: tuple[str, ...],
     hint: str = "",
 ) -> Layout:
-    """domain/class/image with split lists.
+    """domain/class/image with split lists, or with the seeded hold-out where there are none.
 
     Args:
-        folders: domain -> its folder.
-        lists: domain -> part -> list file, from `find_lists`.
+        cfg: for the root and the seed.
         spec: class list and skip list.
+        domains: canonical names of those needed.
+        families: see `find_lists`.
         parts: part -> what the data set calls it.
-        heldout: parts tested when nothing is trained on the domain.
+        heldout: parts tested when nothing is trained on the domain, if there are lists.
         hint: said after the error on missing files.
     """
+    found = candidates(cfg, spec)
+    every = {folder: find_lists(folder, spec, families) for folder, _ in found}
+    folder, matches = next((entry for entry in found if every[entry[0]]), found[0])
+    folders, lists = pick_domains(folder, matches, domains, spec), every[folder]
+    if not lists:
+        return holdout_layout(folder, folders, spec, split_seed(cfg))
+    check_lists(lists, domains, list(parts), spec)
 
     def read(domain: str) -> dict[str, list[ImageFile]]:
         images = {part: read_list(lists[domain][part], folders[domain], domain, spec, hint) for part in parts}
         check_disjoint(images, lists[domain])
         return images
 
-    place = next(iter(folders.values())).parent
-    names = [path.name for domain in folders for path in lists[domain].values()]
+    names = listed(path.name for domain in domains for path in lists[domain].values())
+    place = lists[domains[0]][next(iter(parts))].parent
     return Layout(
-        text=f"domain/class folders in {place} with the split lists {listed(names)}",
+        text=f"domain/class folders in {folder} with the split lists {names} in {place}",
         read=read,
         parts=parts,
         heldout=heldout,

@@ -1,8 +1,8 @@
 """Which images are used: hold-out, few-shot draw and subsets of classes.
 
 The few-shot draw follows Dassl's `DatasetBase.generate_fewshot_dataset` call for call, with a generator of its own
-instead of Python's global one: after `random.seed(s)` there, and with `random.Random(s)` here, the same list gives the
-same images.
+instead of Python's global one: after `random.seed(s)` there, and with `random.Random(s)` here, the same list gives
+the same images.
 """
 
 import logging

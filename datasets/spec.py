@@ -1,8 +1,7 @@
 """What is known about a data set before its folder is opened: names, label order, published counts.
 
 The facts of the published data sets lie as JSON in `lists/`; a loader for a user's own folders makes a `Spec` at run
-time.
-Names are compared by `name_key`: letter case, blanks, `_` and `-` make no difference.
+time. Names are compared by `name_key`: letter case, blanks, `_` and `-` make no difference.
 """
 
 import difflib

@@ -1,0 +1,67 @@
+"""VLCS: 4 domains, 5 classes, 10,729 images, in two releases of the same images.
+
+Fang, Xu, Rockmore, "Unbiased Metric Learning", ICCV 2013. Dassl's release has the folders
+`{CALTECH,LABELME,PASCAL,SUN}/{train,crossval,test}/{0..4}`, the class folders being numbers; a held-out target is
+tested on `test/` (30 % of its images), or on all with DATASET.VLCS_TEST full+test (its folder `full` is train and
+crossval together, so that "full+test" is every image once). The other release has
+`{Caltech101,LabelMe,SUN09,VOC2007}/{bird,...}` and no splits.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .base import DomainDataset, Layout, register, split_seed
+from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
+from .spec import Spec, did_you_mean, load_spec
+
+TEST_PARTS = {"test": ("test",), "full+test": ("train", "val", "test")}
+
+
+@register
+class VLCS(DomainDataset):
+    """Caltech101, LabelMe, PASCAL VOC2007 and SUN09."""
+
+    def make_spec(self, cfg) -> Spec:
+        return load_spec("vlcs")
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        tested = test_parts(cfg.DATASET.get("VLCS_TEST", "test"))
+        found = [
+            (release, folder, {domain: kept for domain, paths in matches.items() if (kept := keep(paths))})
+            for release, keep in (("parts", with_parts), ("classes", without_parts))
+            for folder, matches in candidates(cfg, self.spec)
+        ]
+        release, folder, matches = max(found, key=lambda entry: sum(domain in entry[2] for domain in domains))
+        folders = pick_domains(folder, matches, domains, self.spec)
+        if release == "classes":
+            return holdout_layout(folder, folders, self.spec, split_seed(cfg))
+        both = [domain for domain in self.source_domains if domain in self.target_domains]
+        if both and tested != TEST_PARTS["test"]:
+            raise ValueError(
+                f"DATASET.VLCS_TEST full+test would test the images of {', '.join(both)} that are trained on: "
+                "leave it at test where a domain is both source and target"
+            )
+        parts = {"train": "train", "val": "crossval", "test": "test"}
+        return part_folders_layout(folder, folders, self.spec, parts, tested, note=" (Dassl's release)")
+
+
+def test_parts(option: str) -> tuple[str, ...]:
+    """Parts of a held-out domain that DATASET.VLCS_TEST asks for.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if option not in TEST_PARTS:
+        hint = did_you_mean(option, list(TEST_PARTS))
+        raise ValueError(f'DATASET.VLCS_TEST is "{option}"; it must be one of {", ".join(TEST_PARTS)}.{hint}')
+    return TEST_PARTS[option]
+
+
+def with_parts(paths: Sequence[Path]) -> list[Path]:
+    """The folders among some domain folders that hold a folder for each part."""
+    return [path for path in paths if has_part_folders(path)]
+
+
+def without_parts(paths: Sequence[Path]) -> list[Path]:
+    """The other ones."""
+    return [path for path in paths if not has_part_folders(path)]
