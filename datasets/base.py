@@ -120,18 +120,24 @@ class DomainDataset(DatasetBase):
         train, val = (self._datums(lists[part], self.source_domains) for part in ("train", "val"))
         super().__init__(train_x=train, val=val or None, test=self._datums(lists["test"], self.target_domains))
 
-    def make_spec(self, cfg) -> Spec:
-        """Names, label order and published facts of the data set."""
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        """Names, label order and published facts of the data set; to be defined by a loader."""
         raise NotImplementedError
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
-        """Find the data set's folder and the layout it has, for the domains (canonical names) that are needed."""
+        """Find the data set's folder and its layout; to be defined by a loader.
+
+        Args:
+            cfg: the config.
+            domains: canonical names of the domains that are needed.
+        """
         raise NotImplementedError
 
     @classmethod
     def list_domains(cls, cfg) -> list[str]:
         """Canonical names of all domains, without reading the images."""
-        return list(cls.make_spec(cls, cfg).domains)
+        return list(cls.make_spec(cfg).domains)
 
     @property
     def num_classes(self) -> int:

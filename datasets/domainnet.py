@@ -22,7 +22,8 @@ HINT = " The archives of clipart and painting must be those published under `gro
 class DomainNet(DomainDataset):
     """Clipart, infograph, painting, quickdraw, real and sketch."""
 
-    def make_spec(self, cfg) -> Spec:
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
         return load_spec("domainnet")
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:

@@ -24,7 +24,8 @@ CLASS_FILE = "classnames.txt"
 class FolderDomains(DomainDataset):
     """A user's own folders."""
 
-    def make_spec(self, cfg) -> Spec:
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
         root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
         domains = {name: found for name in list_folder(root)[0] if (found := class_folders(root / name))}
         if not domains:

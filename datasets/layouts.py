@@ -148,8 +148,8 @@ def part_folders_layout(
 def find_lists(folder: Path, spec: Spec, families: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Path]]:
     """Split lists that belong to a folder of domains: domain -> part -> file.
 
-    They lie in the folder itself, in the folder above if this one is called `images`, `kfold` or `data`, or in `splits`, `txt_lists`,
-    `image_list` or `txt` there. The first place that has lists is taken.
+    They lie in the folder itself, in the folder above if this one is called `images`, `kfold` or `data`, or in
+    `splits`, `txt_lists`, `image_list` or `txt` there. The first place that has lists is taken.
 
     Args:
         folder: the folder that holds the domains.

@@ -45,7 +45,8 @@ def find_domains(cfg, spec: Spec, domains: Sequence[str], parts: bool) -> tuple[
 class OfficeHome(DomainDataset):
     """Art, clipart, product and real-world images of things of the office and the home."""
 
-    def make_spec(self, cfg) -> Spec:
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
         return load_spec("office_home")
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
@@ -57,7 +58,8 @@ class OfficeHome(DomainDataset):
 class OfficeHomeDG(DomainDataset):
     """The same images with Dassl's split into train and val."""
 
-    def make_spec(self, cfg) -> Spec:
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
         return load_spec("office_home_dg")
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:

@@ -22,9 +22,10 @@ FAMILIES = (
 class PACS(DomainDataset):
     """Photo, art painting, cartoon and sketch."""
 
-    def make_spec(self, cfg) -> Spec:
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
         return load_spec("pacs")
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
-        parts = {"train": "train_kfold", "val": "crossval_kfold"}
+        parts = {"train": "train list", "val": "crossval list"}
         return lists_or_holdout(cfg, self.spec, domains, FAMILIES, parts, heldout=("train", "val"))

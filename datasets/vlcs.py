@@ -14,6 +14,7 @@ from .base import DomainDataset, Layout, register, split_seed
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
 from .spec import Spec, did_you_mean, load_spec
 
+NOTE = " (Dassl's release; its test/ is 30 % of a domain, DATASET.VLCS_TEST full+test tests all of a held-out one)"
 TEST_PARTS = {"test": ("test",), "full+test": ("train", "val", "test")}
 
 
@@ -21,7 +22,8 @@ TEST_PARTS = {"test": ("test",), "full+test": ("train", "val", "test")}
 class VLCS(DomainDataset):
     """Caltech101, LabelMe, PASCAL VOC2007 and SUN09."""
 
-    def make_spec(self, cfg) -> Spec:
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
         return load_spec("vlcs")
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
@@ -42,7 +44,7 @@ class VLCS(DomainDataset):
                 "leave it at test where a domain is both source and target"
             )
         parts = {"train": "train", "val": "crossval", "test": "test"}
-        return part_folders_layout(folder, folders, self.spec, parts, tested, note=" (Dassl's release)")
+        return part_folders_layout(folder, folders, self.spec, parts, tested, note=NOTE)
 
 
 def test_parts(option: str) -> tuple[str, ...]:
