@@ -1,8 +1,8 @@
 """Data sets: loaders that list files and labels, registered in Dassl's `DATASET_REGISTRY` by importing this package."""
 
 try:
-    import dassl.data.datasets  # noqa: F401
-except ModuleNotFoundError as error:
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum  # noqa: F401
+except ImportError as error:
     if error.name is None or error.name.split(".")[0] != "dassl":
         raise
     raise ModuleNotFoundError(

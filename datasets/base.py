@@ -110,8 +110,7 @@ class DomainDataset(DatasetBase):
         self.dataset_dir = options.ROOT
         parts = {domain: self.layout.read(domain) for domain in needed}
         self.count_note = self.check_counts({domain: sum(map(len, found.values())) for domain, found in parts.items()})
-        lists = dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts))))
-        self._check_lists(lists)
+        lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
         self.fingerprint = fingerprint(lists)
         self.protocol = self._describe()
         logger.info("%s", self.protocol)
@@ -218,16 +217,16 @@ class DomainDataset(DatasetBase):
             return self.layout.heldout
         return ("test",) if "test" in self.layout.parts else ("val",)
 
-    def _check_lists(self, lists: dict[str, list[ImageFile]]) -> None:
-        """Keep the images of the class subset, in place; raise if nothing is left to train on or to test."""
-        for part, images in lists.items():
-            lists[part] = [image for image in images if image.label in self._labels]
+    def _subset_lists(self, lists: Mapping[str, list[ImageFile]]) -> dict[str, list[ImageFile]]:
+        """The images of the class subset; raise if there are none to train on or to test."""
+        kept = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
         for part, domains in (("train", self.source_domains), ("test", self.target_domains)):
-            if not lists[part]:
+            if not kept[part]:
                 raise ValueError(
                     f"{self.spec.name} has no {part} images for {', '.join(domains)} with DATASET.SUBSAMPLE_CLASSES "
                     f'"{self.subset}" in the layout found: {self.layout.text}'
                 )
+        return kept
 
     def _datums(self, images: Sequence[ImageFile], domains: Sequence[str]) -> list[Datum]:
         """Dassl's records; the domain is a position in `domains`, labels count from the first class of the subset."""

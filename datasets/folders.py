@@ -15,7 +15,7 @@ from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
 SPLIT_FOLDERS = ("train", "crossval", "val", "test", "full")
 WRAPPERS = ("images", "kfold", "data")
 LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
@@ -124,13 +124,17 @@ def find_elsewhere(root: Path, spec: Spec, most: int = 2000) -> Path | None:
 
 
 def walk_folders(root: Path, depth: int) -> Iterator[Path]:
-    """Folders below and including the root, level by level."""
+    """Folders below and including the root, level by level, without those that cannot be read."""
     level = [root]
     for _ in range(depth + 1):
         following = []
         for folder in level:
+            try:
+                names = list_folder(folder)[0]
+            except OSError:
+                continue
             yield folder
-            following += [folder / name for name in list_folder(folder)[0]]
+            following += [folder / name for name in names]
         level = following
 
 
@@ -180,7 +184,7 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
     return found
 
 
-def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Sequence[int] = ()) -> None:
+def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Sequence[Path] = ()) -> None:
     """Raise if a class of the list has no folder, or a folder without images.
 
     Raises:
@@ -195,8 +199,8 @@ def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Seque
         )
     if empty:
         raise FileNotFoundError(
-            f"{spec.name}: no images in {listed(folder / names[label] for label in empty)} "
-            f"(files that end in {' '.join(IMAGE_EXTENSIONS)}, in any letter case)"
+            f"{spec.name}: no images in {listed(empty)} (files that end in {' '.join(IMAGE_EXTENSIONS)}, in any letter "
+            f"case).{nesting_hint(empty[0], spec)}"
         )
 
 
@@ -235,7 +239,7 @@ def read_classes(
     for label in sorted(found):
         names = list_images(found[label])
         if not names:
-            empty.append(label)
+            empty.append(found[label])
         for name in names:
             key = f"{prefix}/{spec.classes[label]}/{name}"
             if key not in spec.skip:
