@@ -1,0 +1,261 @@
+"""Every trainer, run through the command line on a small tree with a small random CLIP.
+
+Parametrised over the registry's trainers of this package: records, checkpoints that hold the learned parts alone,
+repeatability with 0 and 2 workers, resuming, precision, base to new classes, and the refusals a user meets.
+"""
+
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+from dassl_clip.trainers import checkpoint
+
+VARIANTS = {
+    "ZeroshotCLIP": ("ZeroshotCLIP",),
+    "CoOp": ("CoOp", "TRAINER.COOP.N_CTX", 4),
+    "CoOp-CSC-middle": ("CoOp", "TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.CSC", True, "TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"),
+    "LinearProbe": ("LinearProbe",),
+    "GOPro": ("GOPro",),
+    "GOPro-paper": ("GOPro", "TRAINER.GOPRO.VARIANT", "paper"),
+}  # fmt: skip
+TRAINED = {
+    "CoOp": {"ctx"},
+    "LinearProbe": {"weight"},
+    "GOPro": {"generator", "image_projector"},
+    "GOPro-paper": {"generator", "image_projector", "text_projector"},
+}
+LOOPED = ("CoOp", "CoOp-CSC-middle", "GOPro", "GOPro-paper")
+
+
+def final_state(folder, epoch=None):
+    (model,) = [p for p in folder.iterdir() if (p / "checkpoint").is_file()]
+    name = (model / "checkpoint").read_text().strip() if epoch is None else checkpoint.epoch_name(epoch)
+    return checkpoint.load_checkpoint(model / name)
+
+
+def assert_equal_states(a, b):
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    for name in a["state_dict"]:
+        assert torch.equal(a["state_dict"][name], b["state_dict"][name]), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_leaves_a_complete_record(run, variant):
+    folder, record, output = run(*VARIANTS[variant])
+    test = record["metrics"]["test"]
+    assert (record["method"], record["dataset"], test["total"]) == (VARIANTS[variant][0], "FolderDomains", 30)
+    assert test["accuracy"] == pytest.approx(100 * test["correct"] / test["total"])
+    assert record["source_domains"] == ["art", "photo"] and record["target_domains"] == ["sketch"]
+    assert len(record["backbone"]["weights_hash"]) == 64 and len(record["data_fingerprint"]) == 64
+    assert (folder / "config.yaml").is_file() and (folder / "log.txt").is_file()
+    assert f"* accuracy: {test['accuracy']:.2f}%" in output.out or f"* accuracy: {test['accuracy']:.1f}%" in output.out
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+def test_checkpoints_hold_what_was_trained_and_the_backbone_hash(run, variant):
+    folder, record, _ = run(*VARIANTS[variant])
+    state = final_state(folder)
+    assert {name.split(".")[0] for name in state["state_dict"]} == TRAINED[variant]
+    assert state["backbone"]["weights_hash"] == record["backbone"]["weights_hash"]
+    assert state["classnames"] == ["dog", "fire truck", "house"] or state["classnames"] == ["dog", "fire_truck", "house"]
+
+
+def test_zeroshot_scores_are_those_of_plain_open_clip(run, tiny_clip, domain_tree):
+    """The accuracy of a run equals a plain program's: open_clip's own model, transform, tokenizer, full 77 tokens."""
+    _, record, _ = run("ZeroshotCLIP")
+    config = json.loads((tiny_clip / "open_clip_config.json").read_text())
+    model = open_clip.CLIP(**config["model_cfg"]).eval()
+    model.load_state_dict(load_file(tiny_clip / "open_clip_model.safetensors"))
+    transform = open_clip.image_transform(32, is_train=False, mean=config["preprocess_cfg"]["mean"], std=config["preprocess_cfg"]["std"])  # fmt: skip
+    names = sorted(p.name for p in (domain_tree / "sketch").iterdir())
+    tokens = open_clip.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in names])
+    correct = total = 0
+    with torch.no_grad():
+        text = F.normalize(model.encode_text(tokens), dim=-1)
+        for label, name in enumerate(names):
+            for path in sorted((domain_tree / "sketch" / name).iterdir()):
+                image = F.normalize(model.encode_image(transform(Image.open(path).convert("RGB"))[None]), dim=-1)
+                correct += int((image @ text.T).argmax() == label)
+                total += 1
+    assert (record["metrics"]["test"]["correct"], record["metrics"]["test"]["total"]) == (correct, total)
+
+
+@pytest.mark.parametrize("variant", ["CoOp", "GOPro"])
+def test_runs_repeat_with_any_number_of_workers(run, variant):
+    first, record, _ = run(*VARIANTS[variant], "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+    for workers in (0, 2):
+        again, other, _ = run(
+            *VARIANTS[variant], "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')",
+            "DATALOADER.NUM_WORKERS", workers, name=f"again{workers}",
+        )  # fmt: skip
+        assert_equal_states(final_state(first), final_state(again))
+        assert record["metrics"] == other["metrics"]
+
+
+@pytest.mark.parametrize("variant", LOOPED)
+def test_a_resumed_run_equals_an_undisturbed_one(run, variant):
+    keys = ("OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 1)
+    whole, record, _ = run(*VARIANTS[variant], *keys, name="whole")
+    torn, _, _ = run(*VARIANTS[variant], *keys, name="torn")
+    (model,) = [p for p in torn.iterdir() if (p / "checkpoint").is_file()]
+    for epoch in (3, 4):  # as if the run had died in its third epoch
+        (model / checkpoint.epoch_name(epoch)).unlink()
+    (model / "checkpoint").write_text(checkpoint.epoch_name(2) + "\n")
+    (torn / "record.json").unlink()
+    _, again, output = run(*VARIANTS[variant], *keys, name="torn")
+    assert "2 epochs done" in output.out
+    assert_equal_states(final_state(whole), final_state(torn))
+    assert record["metrics"] == again["metrics"] and record["losses"] == again["losses"]
+
+
+def test_a_torn_checkpoint_is_set_aside(run):
+    keys = ("OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
+    whole, _, _ = run(*VARIANTS["CoOp"], *keys, name="whole")
+    torn, _, _ = run(*VARIANTS["CoOp"], *keys, name="torn")
+    last = torn / "prompt_learner" / checkpoint.epoch_name(3)
+    last.write_bytes(last.read_bytes()[:-900])
+    _, _, output = run(*VARIANTS["CoOp"], *keys, name="torn")
+    assert "set aside" in output.out and last.with_name(last.name + ".torn").is_file()
+    assert_equal_states(final_state(whole), final_state(torn))
+
+
+@pytest.mark.parametrize("variant", LOOPED)
+def test_training_lowers_the_loss(run, variant):
+    folder, record, _ = run(*VARIANTS[variant], "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.05, "TRAIN.CHECKPOINT_FREQ", 1)
+    log = (folder / "log.txt").read_text()
+    first = [float(line.split(" ce ")[1].split()[0]) for line in log.splitlines() if line.startswith("epoch [1/")]
+    assert record["losses"]["ce"] < np.mean(first)
+
+
+@pytest.mark.parametrize("variant", ["CoOp", "GOPro", "LinearProbe"])
+def test_amp_keeps_learned_parts_in_float32(run, variant):
+    name = VARIANTS[variant][0].upper()
+    folder, record, _ = run(*VARIANTS[variant], f"TRAINER.{name}.PREC", "amp")
+    assert record["precision"] == "amp"
+    assert {v.dtype for v in final_state(folder)["state_dict"].values() if v.is_floating_point()} == {torch.float32}
+
+
+def test_base_checkpoint_serves_the_new_classes(run):
+    for variant in ("CoOp", "GOPro"):
+        base, record, _ = run(*VARIANTS[variant], "DATASET.SUBSAMPLE_CLASSES", "base", name=f"base-{variant}")
+        assert record["num_classes"] == 2
+        _, record, _ = run(
+            *VARIANTS[variant], "DATASET.SUBSAMPLE_CLASSES", "new", name=f"new-{variant}",
+            flags=("--eval-only", "--model-dir", str(base)),
+        )  # fmt: skip
+        assert record["metrics"]["test"]["total"] == 10 and record["num_classes"] == 1
+
+
+def test_class_specific_parts_refuse_other_classes(run):
+    for variant in ("CoOp-CSC-middle", "LinearProbe"):
+        base, _, _ = run(*VARIANTS[variant], "DATASET.SUBSAMPLE_CLASSES", "base", name=f"base-{variant}")
+        _, _, output = run(*VARIANTS[variant], name=f"all-{variant}", flags=("--eval-only", "--model-dir", str(base)), code=2)
+        assert "holds parts for 2 classes" in output.err and "this run has 3" in output.err
+
+
+def test_evaluating_a_checkpoint_gives_the_numbers_of_its_run(run):
+    for variant in TRAINED:
+        folder, record, _ = run(*VARIANTS[variant], name=f"train-{variant}")
+        _, again, _ = run(*VARIANTS[variant], name=f"eval-{variant}", flags=("--eval-only", "--model-dir", str(folder)))
+        assert again["metrics"]["test"] == record["metrics"]["test"]
+
+
+def test_another_backbone_is_refused_by_name(run, other_clip):
+    folder, _, _ = run(*VARIANTS["CoOp"])
+    _, _, output = run(
+        *VARIANTS["CoOp"], "MODEL.BACKBONE.NAME", f"local-dir:{other_clip}", name="other",
+        flags=("--eval-only", "--model-dir", str(folder)), code=2,
+    )  # fmt: skip
+    assert "was trained on backbone" in output.err and str(other_clip) in output.err
+
+
+def test_released_coop_checkpoints_start_a_run(run, tmp_path):
+    """A state dict as CoOp's program leaves it: `ctx` beside class-dependent buffers of other classes."""
+    context = torch.randn(4, 32) * 0.1
+    state = {"ctx": context, "token_prefix": torch.zeros(100, 1, 32), "token_suffix": torch.zeros(100, 72, 32)}
+    (tmp_path / "released" / "prompt_learner").mkdir(parents=True)
+    file = tmp_path / "released" / "prompt_learner" / "model.pth.tar-50"
+    torch.save({"state_dict": state, "epoch": 50, "optimizer": None, "scheduler": None, "val_result": None}, file)
+    by_folder = ("--eval-only", "--model-dir", str(tmp_path / "released"), "--load-epoch", "50")
+    _, first, _ = run(*VARIANTS["CoOp"], name="a", flags=by_folder)
+    _, second, _ = run(*VARIANTS["CoOp"], "MODEL.INIT_WEIGHTS", file, name="b", flags=("--eval-only",))
+    assert first["metrics"] == second["metrics"]
+    folder, _, _ = run(*VARIANTS["CoOp"], "MODEL.INIT_WEIGHTS", file, "OPTIM.LR", 1e-12, name="c")
+    torch.testing.assert_close(final_state(folder)["state_dict"]["ctx"], context)
+
+
+def test_a_loss_that_is_not_finite_names_the_first_bad_tensor(run):
+    _, _, output = run(*VARIANTS["GOPro"], "OPTIM.LR", 1e38, "OPTIM.MAX_EPOCH", 5, code=2)
+    assert "not finite at epoch" in output.err and "first bad tensor: parameter generator." in output.err
+    assert "images: " in output.err
+
+
+def test_an_unreadable_image_is_named(run, domain_tree, tmp_path):
+    import shutil
+
+    tree = tmp_path / "tree"
+    shutil.copytree(domain_tree, tree)
+    victim = tree / "sketch" / "dog" / "004.png"
+    victim.write_bytes(victim.read_bytes()[:100])
+    for workers in (0, 2):
+        _, _, output = run("ZeroshotCLIP", "DATALOADER.NUM_WORKERS", workers, root=tree, name=f"w{workers}", code=2)
+        assert "cannot decode the image" in output.err and str(victim) in output.err
+
+
+@pytest.mark.parametrize(
+    ("trainer", "pairs", "sentence"),
+    [
+        ("GOPro", ("TRAINER.GOPRO.VARIANT", "papre"), "VARIANT is 'papre'; expected one of"),
+        ("GOPro", ("TRAINER.GOPRO.SHIFT_SCALE", "auto"), "expected a positive number such as 1.0, or auto:R"),
+        ("GOPro", ("DATALOADER.TRAIN_X.BATCH_SIZE", 1), "BATCH_SIZE must be at least 2"),
+        ("CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "back"), "'back'; expected one of"),
+        ("CoOp", ("TRAINER.COOP.PREC", "fp8"), "TRAINER.COOP.PREC is 'fp8'"),
+        ("CoOp", ("TRAINER.COOP.N_CTX", 80), "context"),
+        ("LinearProbe", ("TRAINER.LINEARPROBE.PULL", "()"), "one or more numbers"),
+        ("ZeroshotCLIP", ("TEST.FINAL_MODEL", "best"), "TEST.FINAL_MODEL is 'best'"),
+    ],
+)
+def test_wrong_settings_have_their_sentence(run, trainer, pairs, sentence):
+    _, _, output = run(trainer, *pairs, code=2)
+    assert sentence in output.err
+
+
+def test_contrastive_weight_changes_no_prediction_in_the_released_variant(run):
+    """The switch for a loss term, and what the method's page says of this one."""
+    with_term, record, _ = run(*VARIANTS["GOPro"], name="with")
+    without, other, _ = run(*VARIANTS["GOPro"], "TRAINER.GOPRO.CONTRASTIVE_WEIGHT", 0.0, name="without")
+    assert "contrastive" in record["losses"] and "contrastive" not in other["losses"]
+    a, b = final_state(with_term)["state_dict"], final_state(without)["state_dict"]
+    for name in a:
+        if name.startswith("generator"):
+            torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)
+    assert record["metrics"]["test"]["correct"] == other["metrics"]["test"]["correct"]
+
+
+def test_relative_shift_scale_is_measured_and_kept(run):
+    folder, _, _ = run(*VARIANTS["GOPro"], "TRAINER.GOPRO.SHIFT_SCALE", "auto:0.5", "OPTIM.LR", 1e-12)
+    state = final_state(folder)["state_dict"]
+    assert state["generator.shift_scale"] != 1.0
+    fixed, _, _ = run(*VARIANTS["GOPro"], "TRAINER.GOPRO.SHIFT_SCALE", 0.25, name="fixed")
+    assert final_state(fixed)["state_dict"]["generator.shift_scale"] == 0.25
+
+
+def test_linear_probe_solves_its_objective():
+    """L-BFGS reaches a point where the gradient of the stated objective vanishes, and a strong pull stays at the start."""
+    from dassl_clip.trainers.linear_probe import fit_probe
+
+    torch.manual_seed(0)
+    features = F.normalize(torch.randn(60, 8, dtype=torch.float64), dim=1)
+    labels, start = torch.randint(4, (60,)), F.normalize(torch.randn(4, 8, dtype=torch.float64), dim=1)
+    weight = fit_probe(features, labels, start, 20.0, 0.5, 500).requires_grad_()
+    loss = F.cross_entropy(20.0 * features @ weight.T, labels) + 0.5 * (weight - start).square().sum(1).mean()
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.abs().max() < 1e-5
+    pulled = fit_probe(features, labels, start, 20.0, 1e7, 500)
+    assert (pulled - start).abs().max() < 1e-4
