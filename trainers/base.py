@@ -7,12 +7,12 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 import logging
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -389,8 +389,11 @@ class CLIPTrainer(TrainerX):
         self.seconds["test"] += time.monotonic() - begin
         return float(next(iter(metrics.values())))
 
-    def features(self, loader: Iterable[dict]) -> tuple[Tensor, Tensor]:
-        """Image features `[N, E]` and labels `[N]` of a loader's images, in its order, on the device."""
+    def features(self, items: list) -> tuple[Tensor, Tensor]:
+        """Image features `[N, E]` and labels `[N]` of a list of Datum, in its order, under the test preprocessing."""
+        like = self.test_loader
+        images = type(like.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
+        loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
         features, labels = [], []
         with torch.no_grad(), self.precision.autocast():
             for batch in self._bar(loader, "features"):

@@ -10,7 +10,6 @@ import logging
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
@@ -103,10 +102,9 @@ class LinearProbe(CLIPTrainer):
 
     def fit(self) -> None:
         """Extract the features once, solve for every candidate pull, keep the best on validation images."""
-        train = self._ordered(self.dm.dataset.train_x)
-        features, labels = self.features(train)
+        features, labels = self.features(self.dm.dataset.train_x)
         pulls = sorted(self.node.PULL, reverse=True)
-        if len(pulls) > 1 and self.val_loader is None:
+        if len(pulls) > 1 and not self.dm.dataset.val:
             middle = pulls[len(pulls) // 2]
             logger.warning("no validation images to choose TRAINER.LINEARPROBE.PULL on: taking %g", middle)
             pulls = [middle]
@@ -114,7 +112,7 @@ class LinearProbe(CLIPTrainer):
         weights = {pull: fit_probe(features, labels, self.start, scale, pull, self.node.STEPS) for pull in pulls}
         self.pull = pulls[0]
         if len(pulls) > 1:
-            held_out, held_out_labels = self.features(self.val_loader)
+            held_out, held_out_labels = self.features(self.dm.dataset.val)
             accuracy = {
                 pull: (held_out @ weight.T).argmax(1).eq(held_out_labels).float().mean().item() * 100
                 for pull, weight in weights.items()
@@ -126,12 +124,6 @@ class LinearProbe(CLIPTrainer):
         logits = scale * self.model(features)
         self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
         self.save_model(0, self.output_dir)
-
-    def _ordered(self, items: list) -> DataLoader:
-        """A loader of training images in list order under the test preprocessing."""
-        loader = self.test_loader
-        dataset = type(loader.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
-        return DataLoader(dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Scores `[B, C]` of images `[B, 3, H, W]`."""

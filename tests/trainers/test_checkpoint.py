@@ -17,7 +17,7 @@ class Old:
 
 
 def make_old_state(tmp_path, monkeypatch):
-    """A file as CoOp's programs left them: the warm-up's state holds the inner scheduler, and through it an optimizer."""
+    """A file as CoOp's programs left them: the warm-up's state holds the inner scheduler, and its optimizer."""
     parameter = nn.Parameter(torch.zeros(2))
     sgd = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     parameter.grad = torch.ones(2)

@@ -1,4 +1,4 @@
-"""Learning rates by epoch: CoOp's published schedule to the last digit, the other settings, and going on after a resume."""
+"""Learning rates by epoch: CoOp's published schedule to the last digit, other settings, going on after a resume."""
 
 import math
 
@@ -52,7 +52,10 @@ def test_coop_schedule_of_fifty_epochs():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"MAX_EPOCH": 10}, [1e-5, 2e-3, 1.9511e-3, 1.8090e-3, 1.5878e-3, 1.3090e-3, 1e-3, 6.9098e-4, 4.1221e-4, 1.9098e-4]),
+        (
+            {"MAX_EPOCH": 10},
+            [1e-5, 2e-3, 1.9511e-3, 1.8090e-3, 1.5878e-3, 1.3090e-3, 1e-3, 6.9098e-4, 4.1221e-4, 1.9098e-4],
+        ),
         ({"MAX_EPOCH": 5, "lr": 0.0035}, [1e-5, 3.5e-3, 3.1658e-3, 2.2908e-3, 1.2092e-3]),
         ({"WARMUP_RECOUNT": False}, [1e-5, 2e-3, 1.994082e-3, 1.984245e-3, 1.970527e-3]),
         (

@@ -19,7 +19,9 @@ from dassl_clip.trainers import checkpoint
 VARIANTS = {
     "ZeroshotCLIP": ("ZeroshotCLIP",),
     "CoOp": ("CoOp", "TRAINER.COOP.N_CTX", 4),
-    "CoOp-CSC-middle": ("CoOp", "TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.CSC", True, "TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"),
+    "CoOp-CSC-middle": (
+        "CoOp", "TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.CSC", True, "TRAINER.COOP.CLASS_TOKEN_POSITION", "middle",
+    ),
     "LinearProbe": ("LinearProbe",),
     "GOPro": ("GOPro",),
     "GOPro-paper": ("GOPro", "TRAINER.GOPRO.VARIANT", "paper"),
@@ -63,16 +65,21 @@ def test_checkpoints_hold_what_was_trained_and_the_backbone_hash(run, variant):
     state = final_state(folder)
     assert {name.split(".")[0] for name in state["state_dict"]} == TRAINED[variant]
     assert state["backbone"]["weights_hash"] == record["backbone"]["weights_hash"]
-    assert state["classnames"] == ["dog", "fire truck", "house"] or state["classnames"] == ["dog", "fire_truck", "house"]
+    assert state["classnames"] == ["dog", "fire truck", "house"] or state["classnames"] == [
+        "dog",
+        "fire_truck",
+        "house",
+    ]
 
 
 def test_zeroshot_scores_are_those_of_plain_open_clip(run, tiny_clip, domain_tree):
-    """The accuracy of a run equals a plain program's: open_clip's own model, transform, tokenizer, full 77 tokens."""
+    """The accuracy of a run equals a plain program's: open_clip's own model, transform and tokenizer, 77 tokens."""
     _, record, _ = run("ZeroshotCLIP")
     config = json.loads((tiny_clip / "open_clip_config.json").read_text())
     model = open_clip.CLIP(**config["model_cfg"]).eval()
     model.load_state_dict(load_file(tiny_clip / "open_clip_model.safetensors"))
-    transform = open_clip.image_transform(32, is_train=False, mean=config["preprocess_cfg"]["mean"], std=config["preprocess_cfg"]["std"])  # fmt: skip
+    pixels = config["preprocess_cfg"]
+    transform = open_clip.image_transform(32, is_train=False, mean=pixels["mean"], std=pixels["std"])
     names = sorted(p.name for p in (domain_tree / "sketch").iterdir())
     tokens = open_clip.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in names])
     correct = total = 0
@@ -155,7 +162,9 @@ def test_base_checkpoint_serves_the_new_classes(run):
 def test_class_specific_parts_refuse_other_classes(run):
     for variant in ("CoOp-CSC-middle", "LinearProbe"):
         base, _, _ = run(*VARIANTS[variant], "DATASET.SUBSAMPLE_CLASSES", "base", name=f"base-{variant}")
-        _, _, output = run(*VARIANTS[variant], name=f"all-{variant}", flags=("--eval-only", "--model-dir", str(base)), code=2)
+        _, _, output = run(
+            *VARIANTS[variant], name=f"all-{variant}", flags=("--eval-only", "--model-dir", str(base)), code=2
+        )
         assert "holds parts for 2 classes" in output.err and "this run has 3" in output.err
 
 
@@ -247,7 +256,7 @@ def test_relative_shift_scale_is_measured_and_kept(run):
 
 
 def test_linear_probe_solves_its_objective():
-    """L-BFGS reaches a point where the gradient of the stated objective vanishes, and a strong pull stays at the start."""
+    """L-BFGS reaches a point where the stated objective's gradient vanishes; a strong pull stays at the start."""
     from dassl_clip.trainers.linear_probe import fit_probe
 
     torch.manual_seed(0)
