@@ -23,6 +23,7 @@ from dassl_clip.results.records import config_hash, task_of
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
 _PLAIN_KEYS = ("OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "VERSION")
+_IMPORTED: set[str] = set()
 # flag of the command line -> key of the configuration
 FLAG_KEYS = {
     "root": "DATASET.ROOT",
@@ -89,6 +90,10 @@ def import_user_code(name: str) -> None:
         UserError: there is no such file or module.
     """
     path = Path(name).expanduser()
+    key = str(path.resolve()) if name.endswith(".py") else name
+    if key in _IMPORTED:
+        return
+    _IMPORTED.add(key)
     if name.endswith(".py") or path.is_file():
         if not path.is_file():
             raise UserError(f"--import: there is no file {path}")

@@ -15,28 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.commands.config import resolve_config, split_pairs
-from dassl_clip.commands.errors import UserError, report, suggestion
+from dassl_clip.commands.arguments import Parser, split_command
+from dassl_clip.commands.config import resolve_config
+from dassl_clip.commands.errors import UserError, report
 from dassl_clip.results import environment, records
 
 CONFIG_NAME = "config.yaml"
 _EPOCH_FILE = re.compile(r"model\.pth\.tar-(\d+)")
+_LOGS: list[Any] = []  # upstream's log closes the real stdout when it is collected, so none ever is
 logger = logging.getLogger(__name__)
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals suggest the flag that was meant."""
-
-    def error(self, message: str) -> None:
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        hint = suggestion(unknown[1], flags) if unknown else ""
-        self.exit(2, f"error: {message}.{hint} `{self.prog} --help` lists the flags.\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of one run; KEY VALUE pairs are taken off before."""
-    parser = _Parser(prog="train.py", description=__doc__, allow_abbrev=False, usage="%(prog)s [flags] [KEY VALUE ...]")
+    parser = Parser(prog="train.py", description=__doc__, usage="%(prog)s [flags] [KEY VALUE ...]")
     parser.add_argument("--trainer", metavar="NAME", help="registry name of the trainer")
     parser.add_argument("--root", metavar="DIR", help="folder above the data sets")
     parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here goes on")
@@ -63,10 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split a command line into flags and KEY VALUE pairs."""
-    parser = build_parser()
-    single = [flag for action in parser._actions if action.nargs is None for flag in action.option_strings]
-    words, pairs = split_pairs(argv, single)
-    return parser.parse_args(words), pairs
+    return split_command(build_parser(), argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +86,7 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> None:
     finally:
         tee, sys.stdout = sys.stdout, console
         tee.flush()
+        _LOGS.append(tee)
 
 
 def register() -> None:

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "identity",
     "inspect_record",
     "is_complete",
+    "protocol_of",
     "read_record",
     "task_of",
     "write_record",
@@ -328,6 +329,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations ask for different computations, as "KEY: 1 there, 2 now"."""
+    if config_hash(there) == config_hash(now):
+        return []
     old, new = identity(there), identity(now)
     absent = object()
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, absent) != new.get(key, absent)]
@@ -338,7 +341,7 @@ def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list
     ]
 
 
-def task_of(source: list[str] | tuple[str, ...], target: list[str] | tuple[str, ...]) -> str:
+def task_of(source: Sequence[str], target: Sequence[str]) -> str:
     """The task that a pair of domain lists amounts to: "fewshot" inside a domain, "lodo" across domains, or ""."""
     if not source or not target:
         return ""
@@ -364,7 +367,7 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": str(flat.get("RUN.CONFIG", "")),
         "task": task,
         "dataset": str(flat.get("DATASET.NAME", "")),
-        "protocol": _protocol(source, target),
+        "protocol": protocol_of(source, target),
         "selection_rule": "best_val on source validation images" if best else "last",
         "source_domains": source,
         "target_domains": target,
@@ -377,7 +380,8 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _protocol(source: list[str], target: list[str]) -> str:
+def protocol_of(source: Sequence[str], target: Sequence[str]) -> str:
+    """The protocol that a pair of domain lists amounts to, in one phrase."""
     if not source or not target:
         return "training split to test split of one data set"
     if set(source) == set(target):

@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .records import FoundRecord
+from .records import FoundRecord, protocol_of
 
 FORMATS = {"text": "simple", "markdown": "pipe"}
 MEAN = "mean"
@@ -230,10 +230,11 @@ def _above(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | 
     facts = group.facts
     records = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
     weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
+    protocols = {protocol_of(run["source_domains"], run["target_domains"]) for runs in records.values() for run in runs}
     shots = f"{facts['shots']} a class" if facts["shots"] >= 1 else "all"
     listed = ", ".join(map(str, seeds))
     lines = [
-        f"protocol: {_by_row(records, 'protocol')}",
+        f"protocol: {'; '.join(sorted(protocols))}",
         f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone']}{weights}",
         f"selection rule: {_by_row(records, 'selection_rule')}",
         f"prompt: {_by_row(records, 'templates')}",

@@ -1,0 +1,57 @@
+"""The command line `dassl-clip`: one sub-command a module, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from dassl_clip.commands.errors import USAGE_EXIT, suggestion
+
+COMMANDS = {
+    "train": "one run: the flags of train.py",
+    "task": "a whole task of one method on one data set, with a table at the end",
+    "compare": "several methods on one data set: run what is missing, print the tables",
+    "table": "tables of what has been run, from the records",
+}
+
+
+def usage() -> str:
+    """The text of `dassl-clip --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dassl-clip COMMAND [arguments]",
+            "",
+            "CLIP adaptation under domain shift for the Dassl toolbox.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`dassl-clip COMMAND --help` explains one. To begin: dassl-clip task GOPro icons 1 --reference ZeroshotCLIP",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand the arguments to a sub-command and return its exit code."""
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(importlib.metadata.version("dassl-clip"))
+        return 0
+    if name not in COMMANDS:
+        print(
+            f"error: there is no command '{name}'.{suggestion(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
+        return USAGE_EXIT
+    return importlib.import_module(f"dassl_clip.commands.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

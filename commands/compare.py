@@ -1,0 +1,62 @@
+"""Several methods beside each other: `dassl-clip compare icons --seeds 1 2 3` runs what is missing and prints the tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dassl_clip.commands import catalogue, plan, task, train
+from dassl_clip.commands.arguments import Parser, split_command
+from dassl_clip.commands.errors import report
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command; KEY VALUE pairs, which hold for all methods, are taken off before."""
+    parser = Parser(
+        prog="dassl-clip compare",
+        description="Run what is missing of several methods on one data set, and print one table a task.",
+        usage="%(prog)s DATASET [--seeds 1 2 3] [options] [KEY VALUE ...]",
+        epilog="example: dassl-clip compare icons --seeds 1 2 3 --methods ZeroshotCLIP GOPro:icons GOPro:icons_paper",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="default: 1")
+    parser.add_argument("--methods", nargs="+", default=(), metavar="TRAINER[:CONFIG]",
+                        help="rows of the table, the first is the reference (default: every trainer with a config for "
+                        "the data set, and the variants of those configs)")  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="default: the data set's own")
+    task.add_run_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and print; 1 if a run failed, 2 with one sentence for a user's error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args, pairs = split_command(build_parser(), argv)
+        train.register()
+        request = task.request_of(args, args.seeds, args.tasks)
+        methods = [method_of(word, request, pairs) for word in args.methods] or all_methods(request, pairs)
+        return task.run_methods(request, methods, args.jobs, args.dry_run)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return task.INTERRUPTED_EXIT
+    except Exception as error:
+        return report(error, "--debug" in argv)
+
+
+def method_of(word: str, request: plan.Request, pairs: Sequence[str]) -> plan.Method:
+    """`GOPro:icons_paper` or `GOPro` as a method."""
+    trainer, _, config = word.partition(":")
+    return plan.Method(task.known_trainer(trainer, request), config, tuple(pairs))
+
+
+def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method]:
+    """Every trainer with configs, the reference first, each in its default config and that config's variants."""
+    dataset = catalogue.dataset_file(request.dataset)
+    trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != plan.REFERENCE, name == "GOPro", name))
+    return [
+        plan.Method(trainer, config, tuple(pairs))
+        for trainer in trainers
+        for config in catalogue.trainer_configs(trainer, dataset.stem)
+    ]

@@ -1,0 +1,252 @@
+"""A whole task of one method on one data set: `dassl-clip task GOPro icons 1`.
+
+Every run of the task that is not there yet is run, side by side as far as the machine goes; a reference (zero-shot CLIP
+with the same prompt words) can stand beside it. The table at the end comes from the records alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dassl_clip.commands import catalogue, plan, pool, train
+from dassl_clip.commands.arguments import Parser, seeds, split_command
+from dassl_clip.commands.errors import UserError, report, suggestion
+from dassl_clip.commands.progress import Reporter
+from dassl_clip.results import records, tables
+
+NO_REFERENCE = "none"
+INTERRUPTED_EXIT = 130
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that runs tasks."""
+    parser.add_argument("--data", default="", metavar="DIR", help="folder above the data sets (DATASET.ROOT)")
+    parser.add_argument("--out", default="output", metavar="DIR", help="folder above all runs (default: output)")
+    parser.add_argument("--shots", type=int, metavar="N",
+                        help="images a class, 0 for all (default: 16 for fewshot, all for lodo)")  # fmt: skip
+    parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="runs at a time (default: 1 with a GPU, else as many as there are cores)")  # fmt: skip
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+                        help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, run nothing")
+    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command; KEY VALUE pairs are taken off before."""
+    parser = Parser(
+        prog="dassl-clip task",
+        description="Run a task of one method on one data set: what is finished is skipped, what is broken is redone.",
+        usage="%(prog)s METHOD DATASET SEED [options] [KEY VALUE ...]",
+        epilog="example: dassl-clip task GOPro icons 1 --task fewshot OPTIM.MAX_EPOCH 4",
+    )
+    parser.add_argument("method", metavar="METHOD", help="registry name of a trainer, such as GOPro")
+    parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
+    parser.add_argument("seeds", metavar="SEED", type=seeds, help="one seed, or several: 1,2,3")
+    parser.add_argument("--task", nargs="+", default=(), metavar="TASK",
+                        help=f"{' or '.join(plan.TASKS)}, or both (default: as the data set's config says)")  # fmt: skip
+    parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
+                        help="config of the method (default: the data set's own, else vit_b16)")  # fmt: skip
+    parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD",
+                        help="method to run beside it for the gain, such as ZeroshotCLIP; 'none' for none")  # fmt: skip
+    add_run_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a task and print its table; 1 if a run failed, 2 with one sentence for a user's error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args, pairs = split_command(build_parser(), argv)
+        return run_task(args, pairs)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED_EXIT
+    except Exception as error:
+        return report(error, "--debug" in argv)
+
+
+def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Plan, run and print what the arguments ask for."""
+    train.register()
+    request = request_of(args, args.seeds, args.task)
+    method = plan.Method(known_trainer(args.method, request), args.config, tuple(pairs))
+    methods = [method]
+    reference = "" if args.reference.lower() in ("", NO_REFERENCE) else known_trainer(args.reference, request)
+    if reference and reference != method.trainer:
+        methods.insert(0, plan.reference_method(request, method, reference))
+    return run_methods(request, methods, args.jobs, args.dry_run)
+
+
+def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequence[str]) -> plan.Request:
+    """The request in a command's arguments."""
+    return plan.Request(
+        dataset=args.dataset,
+        seeds=tuple(seed_list),
+        tasks=tuple(name for word in tasks for name in word.replace(",", " ").split()),
+        out=args.out,
+        data=args.data,
+        shots=args.shots,
+        targets=tuple(args.targets),
+        imports=tuple(args.imports),
+    )
+
+
+def known_trainer(name: str, request: plan.Request) -> str:
+    """The registry name meant by a name in any case.
+
+    Raises:
+        UserError: no such trainer is registered.
+    """
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl_clip.commands.config import import_user_code
+
+    for module in request.imports:
+        import_user_code(module)
+    names = sorted(TRAINER_REGISTRY.registered_names())
+    ours = catalogue.trainer_names()
+    if name.lower() not in (known.lower() for known in names):
+        raise UserError(f"there is no method '{name}'.{suggestion(name, names)} With configs: {', '.join(ours)}.")
+    return catalogue.match_trainer(name, names)
+
+
+def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int | None, dry_run: bool = False) -> int:
+    """Run what is missing of several methods and print one table a task; the first method is the reference.
+
+    Returns:
+        0, or 1 if a run failed or was refused.
+    """
+    runs = [run for method in methods for run in plan.plan_runs(request, method)]
+    todo, refused = [], []
+    for run in runs:
+        state, reason = run_state(run)
+        if state == "complete":
+            print(f"skipped, complete: {run.name} ({run.folder})")
+        elif state == "refused":
+            refused.append(run)
+            print(f"refused: {run.name}: {reason}", file=sys.stderr)
+        else:
+            todo.append(run)
+            if reason:
+                print(f"{state}: {run.name}: {reason}")
+    if dry_run:
+        for run in todo:
+            print(run.command)
+        return 0
+    failed = run_missing(todo, jobs) if todo else []
+    print_tables(runs)
+    for outcome in failed:
+        print(f"failed: {outcome.run.name}, log: {log_file(outcome.run)}", file=sys.stderr)
+    if failed or refused:
+        print(f"{len(failed) + len(refused)} of {len(runs)} runs are missing from the table", file=sys.stderr)
+    return 1 if failed or refused else 0
+
+
+def run_state(run: plan.Run) -> tuple[str, str]:
+    """What a run's folder holds.
+
+    Returns:
+        State and reason: "complete"; "refused" (a finished run of another configuration); "redo" (a broken record, or
+        what another configuration left half done); "resume" (what this configuration left half done); "new".
+    """
+    found = records.inspect_record(run.folder)
+    there = train.read_config(run.folder)
+    differences = records.config_differences(there, run.cfg) if there is not None else []
+    if found.record is not None:
+        if found.record["config_hash"] == records.config_hash(run.cfg):
+            return "complete", ""
+        what = "; ".join(differences) or "its configuration hash is another one"
+        return (
+            "refused",
+            f"{run.folder} holds a finished run of another configuration ({what}); move it away, or set OUT",
+        )
+    if found.state == "broken":
+        return "redo", found.reason
+    if differences:
+        return "redo", f"an unfinished run of another configuration is moved aside ({'; '.join(differences)})"
+    return ("resume", "going on with an unfinished run") if there is not None else ("new", "")
+
+
+def prepare(run: plan.Run) -> None:
+    """Move aside what must not be mixed with a new run: what another configuration left behind, or a broken record."""
+    there = train.read_config(run.folder)
+    record = run.folder / records.RECORD_NAME
+    if there is not None and records.config_differences(there, run.cfg):
+        aside = _free_name(run.folder, "stale")
+        aside.mkdir()
+        for path in run.folder.iterdir():
+            if path.name != pool.LOCK_NAME:
+                path.rename(aside / path.name)
+    elif record.exists():
+        record.rename(_free_name(record, "broken"))
+
+
+def _free_name(path: Path, word: str) -> Path:
+    number = 1
+    while path.with_name(f"{path.name}.{word}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.{word}-{number}")
+
+
+def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]:
+    """Run all of `runs` in forked children; returns the failures."""
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
+    gpus = pool.count_gpus()
+    jobs = min(jobs, len(runs)) if jobs else pool.default_jobs(len(runs), gpus)
+    print(f"{len(runs)} runs, {jobs} at a time; each writes {pool.LOG_NAME} in its folder", flush=True)
+    import open_clip  # noqa: F401  (the children find it imported)
+
+    reporter = Reporter(len(runs))
+    try:
+        outcomes = pool.run_all(runs, execute, jobs, gpus, reporter, describe)
+    finally:
+        reporter.close()
+    return [outcome for outcome in outcomes if outcome.code]
+
+
+def execute(run: plan.Run) -> int:
+    """One run, in a child that holds the lock of its folder."""
+    prepare(run)
+    sys.argv = [*plan.train_program()[-1:], *run.words]
+    return train.main(run.words)
+
+
+def describe(outcome: pool.Outcome) -> str:
+    """The line, or lines, that tell how a run ended."""
+    run = outcome.run
+    record = records.read_record(run.folder)
+    if outcome.code == 0 and record is not None:
+        split = "test" if "test" in record["metrics"] else next(iter(record["metrics"]))
+        return f"{run.name}: accuracy {record['metrics'][split]['accuracy']:.1f} %, {outcome.seconds:.0f} s"
+    if outcome.code == 0:
+        outcome.code, outcome.tail = 1, ["the run ended without an error, but wrote no complete record.json"]
+    lines = "".join(f"\n    {line}" for line in outcome.tail)
+    return f"FAILED (exit code {outcome.code}): {run.name}; log: {log_file(run)}{lines}\n   "
+
+
+def log_file(run: plan.Run) -> Path:
+    """The log that a run wrote last."""
+    logs = sorted(run.folder.glob(f"{pool.LOG_NAME}*"), key=lambda path: path.stat().st_mtime)
+    return logs[-1] if logs else run.folder / pool.LOG_NAME
+
+
+def print_tables(runs: Sequence[plan.Run]) -> None:
+    """One table a task from the runs' records: target domains as columns, gains over the first method."""
+    for task in dict.fromkeys(run.task for run in runs):
+        of_task = [run for run in runs if run.task == task]
+        columns = list(dict.fromkeys(run.target for run in of_task))
+        seed_list = sorted({run.seed for run in of_task})
+        rows = list(dict.fromkeys(run.row for run in of_task))
+        usable = [run for run in of_task if run_state(run)[0] == "complete"]
+        groups = tables.group_records(records.read_record(run.folder) for run in usable)
+        for group in groups:
+            here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
+            reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
+            print(f"\n{tables.method_table(group, reference, here, columns, seed_list).render()}")
+        if not groups:
+            print(f"\n{task}: no finished run")

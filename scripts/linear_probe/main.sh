@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# LinearProbe on a data set, beside zero-shot CLIP with the same prompt words. Usage: bash scripts/linear_probe/main.sh DATASET SEED [KEY VALUE ...]
+set -euo pipefail
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../task.sh" "$0" LinearProbe "ZeroshotCLIP" "$@"
