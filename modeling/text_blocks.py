@@ -1,0 +1,141 @@
+"""open_clip's text transformer, run on packed rows with the keys and values of a shared prefix.
+
+The functions read the weights of open_clip's own modules (`ResidualAttentionBlock` with `nn.MultiheadAttention`, and
+`CustomResidualAttentionBlock` with open_clip's `Attention`) and repeat what their `forward` computes in evaluation mode.
+
+Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefix rows, `D` width, `H` heads, `d` width of a
+head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PrefixRows:
+    """Keys and values of the shared prefix in one layer, each `[P, 1, H, S0, d]`."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def is_causal(owner: nn.Module) -> bool:
+    """Whether a text module masks the future, and nothing else."""
+    mask = getattr(owner, "attn_mask", None)
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or getattr(owner, "cls_emb", None) is not None:
+        return False
+    future = torch.ones_like(mask, dtype=torch.bool).triu(1)
+    return bool(((mask == float("-inf")) == future).all() and (mask.masked_fill(future, 0) == 0).all())
+
+
+def has_known_blocks(owner: nn.Module) -> bool:
+    """Whether every block of a text module is of a form that `run_block` computes."""
+    blocks = getattr(getattr(owner, "transformer", None), "resblocks", ())
+    return len(blocks) > 0 and all(_is_known(block) for block in blocks)
+
+
+def _is_known(block: nn.Module) -> bool:
+    parts = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
+    if not all(hasattr(block, part) for part in parts) or hasattr(block, "ln_1_kv"):
+        return False
+    attn = block.attn
+    if isinstance(attn, nn.MultiheadAttention):
+        return attn.in_proj_weight is not None and attn.bias_k is None and not attn.add_zero_attn
+    # Scaled cosine attention is left to the model's own forward pass.
+    return type(attn).__name__ == "Attention" and hasattr(attn, "in_proj_weight") and attn.logit_scale is None
+
+
+def run_block(
+    block: nn.Module, x: Tensor, mask: Tensor, prefix: PrefixRows | None, ends: Tensor | None = None
+) -> Tensor:
+    """One residual block on packed rows.
+
+    Args:
+        block: The open_clip block.
+        x: `[P or 1, G, T, D]`.
+        mask: `[G, T, S0 + T]`, added to the scores: 0 where a row may look, minus infinity elsewhere.
+        prefix: The layer's prefix rows, or None for `S0 = 0`.
+        ends: `[G, Q]`, the only rows whose output is wanted; None for all.
+
+    Returns:
+        `[P, G, T, D]`, or `[P, G, Q, D]` with `ends`.
+    """
+    attn = block.attn
+    hidden = block.ln_1(x)
+    if ends is None:
+        query, keys, values = _project(attn, hidden, 0, 3).chunk(3, dim=-1)
+    else:
+        x, query = _pick(x, ends), _project(attn, _pick(hidden, ends), 0, 1)
+        keys, values = _project(attn, hidden, 1, 3).chunk(2, dim=-1)
+        mask = mask.gather(1, ends[:, :, None].expand(-1, -1, mask.shape[-1]))
+    keys, values, query = _heads(attn, keys, "ln_k"), _heads(attn, values), _heads(attn, query, "ln_q")
+    if prefix is not None:
+        batch = max(len(keys), len(prefix.keys))
+        bins = keys.shape[1]
+        keys = torch.cat([prefix.keys.expand(batch, bins, -1, -1, -1), keys.expand(batch, -1, -1, -1, -1)], dim=3)
+        values = torch.cat([prefix.values.expand(batch, bins, -1, -1, -1), values.expand(batch, -1, -1, -1, -1)], dim=3)
+    return _finish(block, x, _attend(query, keys, values, mask))
+
+
+def prefix_rows(block: nn.Module, x: Tensor) -> PrefixRows:
+    """Keys and values of prefix rows `[P, S0, D]` in a block."""
+    keys, values = _project(block.attn, block.ln_1(x[:, None]), 1, 3).chunk(2, dim=-1)
+    return PrefixRows(_heads(block.attn, keys, "ln_k"), _heads(block.attn, values))
+
+
+def run_prefix_block(block: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, PrefixRows]:
+    """One residual block on prefix rows `[P, S0, D]`; gives its output and its keys and values."""
+    x = x[:, None]
+    query, keys, values = _project(block.attn, block.ln_1(x), 0, 3).chunk(3, dim=-1)
+    rows = PrefixRows(_heads(block.attn, keys, "ln_k"), _heads(block.attn, values))
+    attended = _attend(_heads(block.attn, query, "ln_q"), rows.keys, rows.values, mask[None])
+    return _finish(block, x, attended)[:, 0], rows
+
+
+def causal_mask(rows: int, device: torch.device) -> Tensor:
+    """`[rows, rows]`, added to scores: 0 up to the diagonal, minus infinity above it."""
+    return torch.full((rows, rows), float("-inf"), device=device).triu(1)
+
+
+def _project(attn: nn.Module, hidden: Tensor, first: int, last: int) -> Tensor:
+    """Rows `first * D` to `last * D` of the joint projection to queries, keys and values."""
+    width = attn.in_proj_weight.shape[1]
+    bias = attn.in_proj_bias
+    rows = slice(first * width, last * width)
+    return F.linear(hidden, attn.in_proj_weight[rows], None if bias is None else bias[rows])
+
+
+def _heads(attn: nn.Module, x: Tensor, norm: str = "") -> Tensor:
+    """`[P, G, T, D]` as `[P, G, H, T, d]`, through the head's norm where the block has one."""
+    x = x.unflatten(-1, (attn.num_heads, -1)).transpose(2, 3)
+    return getattr(attn, norm, nn.Identity())(x) if norm else x
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention `[P, G, H, Q, d]` of queries `[P or 1, G, H, Q, d]` to keys and values `[P, G, H, R, d]`."""
+    batch, bins = keys.shape[:2]
+    mask = mask[:, None].to(query.dtype)
+    if len(mask) > 1:
+        mask = mask.expand(batch, *mask.shape).flatten(0, 1)
+    query = query.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    out = F.scaled_dot_product_attention(query, keys.flatten(0, 1), values.flatten(0, 1), attn_mask=mask)
+    return out.unflatten(0, (batch, bins))
+
+
+def _finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a block after the heads: output projection, residual, MLP."""
+    attn = block.attn
+    if getattr(attn, "head_scale", None) is not None:
+        attended = attended * attn.head_scale
+    attended = attended.transpose(2, 3).flatten(-2)
+    attended = attn.out_proj(getattr(attn, "ln_inner", nn.Identity())(attended))
+    x = x + block.ls_1(getattr(block, "ln_attn", nn.Identity())(attended))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _pick(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows `[G, Q]` of `[P, G, T, D]`, as `[P, G, Q, D]`."""
+    return x.gather(2, rows[None, :, :, None].expand(len(x), -1, -1, x.shape[-1]))

@@ -1,0 +1,439 @@
+"""CLIP's frozen text tower, made to read prompts at the cost of their own tokens.
+
+A tower that is causal and is read only at the end-of-text token allows these savings, all of them exact:
+
+1. Nothing after a prompt's end-of-text token is computed: prompts have 8 to 18 tokens, not 77.
+2. The tokens before the class name (start-of-text and the context) are the same for all classes: their keys and values
+   are computed once a layer and shared.
+3. Prompts of different lengths are packed side by side into bins (`packing.py`), so that padding costs next to nothing;
+   fixed texts that begin alike share the rows of their common beginning.
+4. In the last layer only the end-of-text row has a query, an output projection and an MLP.
+5. Where the class tokens are the same for a batch of contexts, their part of the first layer is computed once.
+
+Classes are taken in chunks; chunks that do not fit the memory budget are computed again in the backward pass. Other
+towers (SigLIP's, CoCa's, Hugging Face's) run their own forward pass over full-length rows of embeddings.
+
+Every weight is read from the open_clip modules at the moment of use; none is copied. Shapes: `P` prefixes, `B` images, `C`
+classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .memory import activation_budget
+from .packing import Packing, pack_sequences, pack_tree
+from .text_blocks import PrefixRows, causal_mask, has_known_blocks, is_causal, prefix_rows, run_block, run_prefix_block
+from .tokens import ClassTokens, TokenReader, prompt_order
+
+__all__ = ["ClassTokens", "TextTower"]
+
+POSITIONS = ("end", "middle", "front")
+ROWS_AT_ONCE = 8192  # rows of one pass without gradients
+TEXTS_AT_ONCE = 16384  # whole texts sorted and packed together
+FLOATS_PER_ROW = 20  # what a layer keeps for its backward pass, in multiples of D a row
+
+# A part of the prompts behind the shared prefix, for the classes from start to stop: a table of embeddings
+# [P or 1, R, D], and which of its R rows stands at each place, [C', S1].
+Rows = Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+class TextTower(nn.Module):
+    """The text side of an open_clip model.
+
+    Args:
+        model: The open_clip model: `CLIP` (text parts on the model itself), `CustomTextCLIP` or `CoCa` (`model.text`).
+        tokenizer: The tokenizer that belongs to it, called as `tokenizer(texts, context_length=...)`.
+
+    Attributes:
+        width: `D`.
+        embed_dim: `E`.
+        context_length: Tokens that the tower reads, start and end included.
+        vocab_size: Number of token embeddings.
+        causal: Whether the savings apply: a causal mask, read at the end-of-text token, blocks of a known kind.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]):
+        super().__init__()
+        owner = getattr(model, "text", model)
+        # The owner runs the plain path. It stays unregistered, since a `CLIP` owner holds the image tower as well.
+        self._owner = (owner,)
+        self.token_embedding = _token_embedding(owner)
+        self.width = self.token_embedding.embedding_dim
+        self.vocab_size = self.token_embedding.num_embeddings
+        self.context_length = int(owner.context_length)
+        self.tokens = TokenReader(tokenizer, self.context_length)
+        self.embed_dim = _embed_dim(owner, self.width)
+        self.pool_type = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "own"))
+        self.eos_id = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
+        self.causal = self.pool_type in ("argmax", "eos") and is_causal(owner) and has_known_blocks(owner)
+        if self.causal:
+            self.transformer = owner.transformer
+            self.positional_embedding = owner.positional_embedding
+            self.ln_final = owner.ln_final
+            self.text_projection = owner.text_projection
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower's weights are."""
+        return self.token_embedding.weight.device
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        """dtype of the features: float64 for a float64 model, else float32."""
+        return torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
+
+    # ------------------------------------------------------------------------------------------------- tokens
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids `[K, context_length]`, int64, of `K` texts, cut at the context length as open_clip cuts them."""
+        return self.tokens.read([texts] if isinstance(texts, str) else list(texts)).to(self.device)
+
+    def class_tokens(self, classnames: Sequence[str], suffix: str = ".", n_ctx: int = 0) -> ClassTokens:
+        """Tokens of "name." and end-of-text for each class, as they stand in CoOp's full sentence "X X X X name.".
+
+        Args:
+            classnames: `C` names; underscores count as blanks.
+            suffix: The text that follows each name at once.
+            n_ctx: Number of context tokens that have to fit as well; `encode_prompts` checks its own context.
+
+        Returns:
+            The tokens, for `encode_prompts`.
+
+        Raises:
+            ValueError: No names are given, a name is empty, or one does not fit into the context length.
+        """
+        classes = self.tokens.classes(classnames, suffix, n_ctx)
+        return replace(classes, ids=classes.ids.to(self.device))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `[..., D]` of `ids` `[...]`, without positions."""
+        return self.token_embedding(ids.to(self.device))
+
+    # ------------------------------------------------------------------------------------------------- texts
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str] | Tensor, chunk: int | str | None = "auto") -> Tensor:
+        """Text features of whole texts, not normalised, without gradients.
+
+        Args:
+            texts: `K` texts, or their token ids `[K, context_length]`.
+            chunk: Texts taken at once; "auto" fits the work, None takes all.
+
+        Returns:
+            `[K, E]`, float32 (float64 for a float64 model).
+        """
+        ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        if not len(ids):
+            return torch.zeros(0, self.embed_dim, dtype=self.out_dtype, device=self.device)
+        if not self.causal:
+            size = _chunk_size(chunk, len(ids), auto=max(1, ROWS_AT_ONCE // self.context_length))
+            parts = [self._own_forward(None, part.to(self.device)) for part in ids.split(size)]
+            return torch.cat(parts).to(self.out_dtype)
+        size = _chunk_size(chunk, len(ids), auto=TEXTS_AT_ONCE)
+        ends = self._pooled_row(ids).tolist()
+        sequences = [tuple(row[: end + 1]) for row, end in zip(ids.tolist(), ends)]
+        # Sorted, texts that begin alike are neighbours, so that each part shares as many rows as it can.
+        order = sorted(range(len(sequences)), key=sequences.__getitem__)
+        features = torch.empty(len(ids), self.embed_dim, dtype=self.out_dtype, device=self.device)
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            features[part] = self._encode_tree([sequences[k] for k in part])
+        return features
+
+    def _encode_tree(self, sequences: list[tuple[int, ...]]) -> Tensor:
+        """Features `[K, E]` of token sequences of any lengths, which share the rows of common beginnings."""
+        width = max(map(len, sequences))
+        table = torch.tensor([row + (0,) * (width - len(row)) for row in sequences], device=self.device).flatten()
+        packing = pack_tree(sequences, width, self.device)
+        bins = max(1, ROWS_AT_ONCE // packing.source.shape[1])
+        picked = []
+        for start in range(0, len(packing.source), bins):
+            part = packing.bins(start, start + bins)
+            picked.append(self._run(self.embed(table[part.source])[None], part, None, 0).flatten(1, 2))
+        return self._read(torch.cat(picked, dim=1)[0, packing.order])
+
+    # ------------------------------------------------------------------------------------------------- prompts
+
+    def encode_prompts(
+        self,
+        context: Tensor,
+        classes: ClassTokens,
+        position: str = "end",
+        chunk: int | str | None = "auto",
+        class_specific: bool = False,
+    ) -> Tensor:
+        """Text features of the prompts of all classes, not normalised, with gradients to the context.
+
+        Args:
+            context: `[M, D]` for one context, `[B, M, D]` for a batch of them, or `[C, M, D]` if `class_specific`.
+            classes: The class names' tokens, from `class_tokens`.
+            position: Where the class name stands: "end" (context, name), "middle" (half of the context, name, the other
+                half) or "front" (name, context); the full stop and end-of-text always come last. CoOp's
+                CLASS_TOKEN_POSITION.
+            chunk: Classes taken at once: a number (each chunk is computed again in the backward pass), "auto" (as many
+                chunks as the memory budget holds are kept, the others computed again) or None (all, nothing again).
+            class_specific: Whether `context` holds one context for each class.
+
+        Returns:
+            `[C, E]`, or `[B, C, E]` for a batch of contexts; float32 (float64 for a float64 model).
+
+        Raises:
+            ValueError: An unknown position, a context of another shape, or prompts too long for the tower.
+        """
+        if position not in POSITIONS:
+            raise ValueError(f"the class name stands at one of {', '.join(POSITIONS)}, not at {position!r}")
+        batched = context.dim() == 3 and not class_specific
+        wanted = (
+            f"[{len(classes)}, M, {self.width}]" if class_specific else f"[M, {self.width}] or [B, M, {self.width}]"
+        )
+        if (
+            context.dim() not in ((3,) if class_specific else (2, 3))
+            or context.shape[-1] != self.width
+            or (class_specific and len(context) != len(classes))
+        ):
+            raise ValueError(f"the context must have the shape {wanted}, got {list(context.shape)}")
+        n_ctx = context.shape[-2]
+        self.tokens.check_fit(classes, n_ctx)
+
+        dtype = torch.promote_types(context.dtype, self.token_embedding.weight.dtype)
+        context = (context if context.dim() == 3 else context[None]).to(dtype)
+        head = self.embed(torch.tensor(self.tokens.head, dtype=torch.long))[None].to(dtype)  # [1, S_head, D]
+        own = self.embed(classes.ids).to(dtype)  # [C, S1, D]
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        first = 0 if class_specific else before
+        prefix = head
+        if first:
+            prefix = torch.cat([head.expand(len(context), -1, -1), context[:, :first]], dim=1)
+        is_context, number = (
+            t.to(self.device) for t in prompt_order(classes.lengths, classes.name_lengths, first, before, n_ctx)
+        )
+
+        def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            """The context rows that are not in the prefix, then the class's own rows."""
+            tokens = own[start:stop]
+            within = torch.arange(stop - start, device=self.device)[:, None]
+            if first == n_ctx:
+                lead = tokens.new_zeros(1, 0, self.width)
+            elif class_specific:
+                lead = context[start:stop].flatten(0, 1)[None]
+            else:
+                lead = context
+            table = torch.cat([lead, tokens.flatten(0, 1).expand(len(lead), -1, -1)], dim=1)
+            place = lead.shape[1] + within * tokens.shape[1] + number[start:stop]
+            context_place = number[start:stop] + (within * n_ctx if class_specific else 0)
+            return table, torch.where(is_context[start:stop], context_place, place)
+
+        lengths = tuple(n_ctx - first + length for length in classes.lengths)
+        features = self._encode_chunks(prefix, rows, lengths, context.requires_grad, chunk, contexts=len(context))
+        return features if batched else features[0]
+
+    def encode_embeddings(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        end: Tensor | Sequence[int],
+        chunk: int | str | None = "auto",
+    ) -> Tensor:
+        """Text features of prompts given as embeddings, not normalised, with gradients to them.
+
+        Args:
+            prefix: `[P, S0, D]`, the rows that all classes begin with, start-of-text included, without positions.
+            suffix: `[P, C, S1, D]` or, if all prefixes share it, `[1, C, S1, D]`: the rest, without positions.
+            end: `[C]`, index of the end-of-text row inside `suffix`.
+            chunk: As in `encode_prompts`.
+
+        Returns:
+            `[P, C, E]`, float32 (float64 for a float64 model).
+
+        Raises:
+            ValueError: Shapes do not fit each other or the tower.
+        """
+        ends = [int(e) for e in (end.tolist() if isinstance(end, Tensor) else end)]
+        fits = prefix.dim() == 3 and suffix.dim() == 4 and prefix.shape[-1] == suffix.shape[-1] == self.width
+        if not fits or len(suffix) not in (1, len(prefix)) or not ends or len(ends) != suffix.shape[1]:
+            raise ValueError(
+                f"prefix must be [P, S0, {self.width}], suffix [P or 1, C, S1, {self.width}] and end [C], got "
+                f"{list(prefix.shape)}, {list(suffix.shape)} and [{len(ends)}]"
+            )
+        n_rows = suffix.shape[2]
+        if min(ends) < 0 or max(ends) >= n_rows:
+            raise ValueError(f"end must point into the {n_rows} rows of suffix, got {min(ends)} to {max(ends)}")
+        longest = prefix.shape[1] + max(ends) + 1
+        if longest > self.context_length:
+            raise ValueError(f"prompts of {longest} tokens do not fit the tower's context length {self.context_length}")
+
+        def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            index = torch.arange((stop - start) * n_rows, device=suffix.device)
+            return suffix[:, start:stop].flatten(1, 2), index.view(stop - start, n_rows)
+
+        grad = prefix.requires_grad or suffix.requires_grad
+        return self._encode_chunks(prefix, rows, tuple(e + 1 for e in ends), grad, chunk, contexts=len(prefix))
+
+    # ------------------------------------------------------------------------------------------------- chunks
+
+    def _encode_chunks(
+        self, prefix: Tensor, rows: Rows, lengths: tuple[int, ...], grad: bool, chunk: int | str | None, contexts: int
+    ) -> Tensor:
+        """Features `[P, C, E]` of `C` classes with `lengths` rows each behind `prefix`, chunk by chunk."""
+        grad = grad and torch.is_grad_enabled()
+        encode = self._encode_packed if self.causal else self._encode_plain
+        shared = self._prefix_pass(prefix) if self.causal else prefix
+        offset = prefix.shape[1]
+        parts = []
+        for start, stop, again in self._plan(lengths, grad, chunk, contexts):
+            arguments = (shared, offset, rows, start, stop, lengths[start:stop])
+            if again:
+                parts.append(checkpoint(encode, *arguments, use_reentrant=False, preserve_rng_state=False))
+            else:
+                parts.append(encode(*arguments))
+        return torch.cat(parts, dim=1)
+
+    def _plan(
+        self, lengths: tuple[int, ...], grad: bool, chunk: int | str | None, contexts: int
+    ) -> Iterator[tuple[int, int, bool]]:
+        """The chunks: first class, last class + 1, and whether the backward pass computes it again.
+
+        "auto" depends on the sizes and the device alone, never on memory that happens to be free, so that a run repeats
+        bit by bit.
+        """
+        count = len(lengths)
+        if chunk != "auto":
+            size = _chunk_size(chunk, count, auto=count)
+            again = grad and chunk is not None
+            yield from ((start, min(start + size, count), again) for start in range(0, count, size))
+            return
+        rows = sum(lengths) / count if self.causal else self.context_length
+        if not grad:
+            size = max(1, int(ROWS_AT_ONCE / (contexts * rows)))
+            yield from ((start, min(start + size, count), False) for start in range(0, count, size))
+            return
+        layers = len(self.transformer.resblocks) if self.causal else 12
+        bytes_each = contexts * rows * layers * FLOATS_PER_ROW * self.width * self.out_dtype.itemsize
+        budget = activation_budget(self.device)
+        if count * bytes_each <= budget:
+            yield 0, count, False
+            return
+        size = max(1, min(count, int(budget / 8 / bytes_each)))
+        kept = max(0, int(budget / bytes_each / size) - 1)
+        for number, start in enumerate(range(0, count, size)):
+            yield start, min(start + size, count), number >= kept
+
+    # ------------------------------------------------------------------------------------------------- passes
+
+    def _prefix_pass(self, prefix: Tensor) -> list[PrefixRows]:
+        """Keys and values of the prefix `[P, S0, D]` in every layer; none for an empty prefix."""
+        if not prefix.shape[1]:
+            return []
+        x = self._cast(prefix) + self._cast(self.positional_embedding[: prefix.shape[1]])
+        mask, blocks, shared = causal_mask(x.shape[1], x.device), self.transformer.resblocks, []
+        for block in blocks[:-1]:
+            x, rows = run_prefix_block(block, x, mask)
+            shared.append(rows)
+        return [*shared, prefix_rows(blocks[-1], x)]
+
+    def _encode_packed(
+        self, shared: list[PrefixRows], offset: int, rows: Rows, start: int, stop: int, lengths: tuple[int, ...]
+    ) -> Tensor:
+        """Features `[P, C', E]` of the classes from `start` to `stop`, without padding."""
+        table, index = rows(start, stop)
+        packing = pack_sequences(lengths, index.shape[1], table.device)
+        source = index.flatten()[packing.source]
+        x = table.index_select(1, source.flatten()).unflatten(1, source.shape)  # [P or 1, G, T, D]
+        picked = self._run(x, packing, shared, offset).flatten(1, 2)
+        return self._read(picked[:, packing.order])
+
+    def _run(self, x: Tensor, packing: Packing, shared: list[PrefixRows] | None, offset: int) -> Tensor:
+        """The transformer over packed embeddings `[P or 1, G, T, D]`; gives the rows at the ends, `[P, G, Q, D]`."""
+        blocks = self.transformer.resblocks
+        x = self._cast(x) + self._cast(self.positional_embedding[offset + packing.depth])
+        mask = packing.mask(offset if shared else 0)
+        for number, block in enumerate(blocks):
+            ends = packing.ends if number == len(blocks) - 1 else None
+            x = run_block(block, x, mask, shared[number] if shared else None, ends)
+        return x
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Features `[..., E]` of end-of-text rows `[..., D]`."""
+        x = self.ln_final(x)
+        if isinstance(self.text_projection, nn.Linear):
+            x = self.text_projection(x)
+        elif self.text_projection is not None:
+            x = x @ self.text_projection
+        return x.to(self.out_dtype)
+
+    def _encode_plain(
+        self, prefix: Tensor, offset: int, rows: Rows, start: int, stop: int, lengths: tuple[int, ...]
+    ) -> Tensor:
+        """Features `[P, C', E]` through the model's own forward pass, each prompt padded to the context length."""
+        table, index = rows(start, stop)
+        batch, classes = max(len(prefix), len(table)), len(index)
+        suffix = table.index_select(1, index.flatten()).unflatten(1, index.shape)  # [P or 1, C', S1, D]
+        x = torch.cat(
+            [prefix[:, None].expand(batch, classes, -1, -1), suffix.expand(batch, -1, -1, -1)], dim=2
+        )  # [P, C', S0 + S1, D]
+        reader, total = self.tokens, self.context_length
+        stops = offset + torch.tensor(lengths, device=self.device)
+        place = torch.arange(total, device=self.device)
+        inside = place < stops[:, None]  # [C', context_length]
+        ids = torch.where(inside, reader.placeholder, reader.pad)
+        if reader.tail:
+            ids[torch.arange(classes), stops - 1] = reader.tail[-1]
+        ids[:, : len(reader.head)] = torch.tensor(reader.head, dtype=torch.long, device=self.device)
+        pad = self.embed(torch.tensor(reader.pad)).to(x.dtype)
+        x = torch.cat([x[:, :, :total], pad.expand(batch, classes, max(0, total - x.shape[2]), -1)], dim=2)
+        x = torch.where(inside[None, :, :, None], x, pad)
+        features = self._own_forward(x.flatten(0, 1), ids.repeat(batch, 1))
+        return features.unflatten(0, (batch, classes)).to(self.out_dtype)
+
+    def _own_forward(self, embeddings: Tensor | None, ids: Tensor) -> Tensor:
+        """The model's own text features `[N, E]` of `ids` `[N, context_length]`, with other token embeddings if given."""
+        owner = self._owner[0]
+        handles = []
+        if embeddings is not None:
+            handles.append(self.token_embedding.register_forward_hook(lambda *_: embeddings))
+        try:
+            features = owner.encode_text(ids) if hasattr(owner, "encode_text") else owner(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return features[0] if isinstance(features, tuple) else features
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """`x` in the dtype of the transformer's weights, as open_clip casts its embeddings."""
+        return x.to(self.transformer.resblocks[0].mlp.c_fc.weight.dtype)
+
+    def _pooled_row(self, ids: Tensor) -> Tensor:
+        """Index `[K]` of the row that a causal tower reads, for `ids` `[K, S]`."""
+        return (ids == self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)
+
+
+def _token_embedding(owner: nn.Module) -> nn.Embedding:
+    """The embedding that turns token ids into vectors."""
+    if hasattr(owner, "token_embedding"):
+        return owner.token_embedding
+    return owner.transformer.get_input_embeddings()
+
+
+def _embed_dim(owner: nn.Module, width: int) -> int:
+    """Size of the features of a text module."""
+    projection = getattr(owner, "text_projection", None)
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    if isinstance(projection, Tensor):
+        return projection.shape[1]
+    return getattr(owner, "output_dim", None) or width
+
+
+def _chunk_size(chunk: int | str | None, count: int, auto: int) -> int:
+    """The number of items taken at once that `chunk` asks for."""
+    if chunk is None:
+        return count
+    if chunk == "auto":
+        return auto
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f'chunk must be "auto", None or a whole number of at least 1, got {chunk!r}')
+    return chunk
