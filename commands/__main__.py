@@ -30,7 +30,8 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "`dassl-clip COMMAND --help` explains one. To begin: dassl-clip task GOPro icons 1 --reference ZeroshotCLIP",
+            "`dassl-clip COMMAND --help` explains one.",
+            "To begin: dassl-clip task GOPro icons 1 --reference ZeroshotCLIP",
         ]
     )
 

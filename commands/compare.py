@@ -1,4 +1,4 @@
-"""Several methods beside each other: `dassl-clip compare icons --seeds 1 2 3` runs what is missing and prints the tables."""
+"""Several methods beside each other: `dassl-clip compare icons` runs what is missing and prints the tables."""
 
 from __future__ import annotations
 

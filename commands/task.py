@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
     parser.add_argument("seeds", metavar="SEED", type=seeds, help="one seed, or several: 1,2,3")
     parser.add_argument("--task", nargs="+", default=(), metavar="TASK",
-                        help=f"{' or '.join(plan.TASKS)}, or both (default: as the data set's config says)")  # fmt: skip
+                        help=f"{' or '.join(plan.TASKS)}, or both (default: by the data set's config)")  # fmt: skip
     parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
                         help="config of the method (default: the data set's own, else vit_b16)")  # fmt: skip
     parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD",

@@ -1,0 +1,229 @@
+"""Tables: every figure against a plain calculation over hand-made records; headers, gaps, broken records, formats.
+
+Covers `results/tables.py`.
+"""
+
+import math
+import random
+
+import pytest
+
+from dassl_clip.results import records, tables
+
+DOMAINS = ("art", "cartoon", "photo")
+SEEDS = (1, 2, 3)
+
+
+def make_record(method, domain, seed, accuracy, **changes):
+    record = {
+        "schema_version": 1,
+        "method": method,
+        "config": "vit",
+        "task": "lodo",
+        "dataset": "PACS",
+        "protocol": f"details of {domain}",
+        "selection_rule": "none" if method == "ZeroshotCLIP" else "last",
+        "source_domains": [name for name in DOMAINS if name != domain],
+        "target_domains": [domain],
+        "class_subset": "all",
+        "shots": 16,
+        "seed": seed,
+        "split_seed": seed,
+        "templates": "a photo of a {}.",
+        "backbone": {"name": "RN50", "weights_hash": "0123456789abcdef" * 4},
+        "num_train": 10,
+        "metrics": {
+            "test": {"accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": 50.0, "total": 1000, "correct": 1}
+        },
+        "losses": {},
+        "seconds": {"train": 1.0, "test": 1.0, "total": 2.0},
+        "peak_memory_mb": 1.0,
+        "versions": {},
+        "toolbox": {},
+        "device": "cpu",
+        "precision": "fp32",
+        "git_revision": "",
+        "config_hash": "1",
+        "data_fingerprint": "",
+        "command": "",
+        "finished_at": "2024-01-01T00:00:00+00:00",
+        "transductive": False,
+    }
+    record |= changes
+    records.check_record(record)
+    return record
+
+
+def figures(seed=0):
+    """(method, domain, seed) -> accuracy."""
+    draw = random.Random(seed)
+    return {
+        (method, domain, run): draw.uniform(40, 90)
+        for method in ("GOPro", "CoOp", "ZeroshotCLIP")
+        for domain in DOMAINS
+        for run in SEEDS
+    }
+
+
+def group_of(values, **changes):
+    groups = tables.group_records([make_record(*key, value, **changes) for key, value in values.items()])
+    assert len(groups) == 1
+    return groups[0]
+
+
+def parse(text):
+    """`+1.2 +/- 0.3 (n=2)` -> 1.2, 0.3, 2."""
+    n = int(text.split("(n=")[1].rstrip(")")) if "(n=" in text else None
+    mean, _, spread = text.partition(" (n=")[0].partition(" +/- ")
+    return float(mean), float(spread) if spread else None, n
+
+
+def naive(values):
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def assert_cell(text, values):
+    mean, spread = naive(values)
+    assert parse(text)[0] == pytest.approx(mean, abs=0.0501)
+    assert parse(text)[1] == pytest.approx(spread, abs=0.0501)
+
+
+def test_every_cell_mean_and_gain_equals_the_plain_calculation():
+    values = figures()
+    table = tables.method_table(group_of(values), reference="ZeroshotCLIP")
+    assert table.columns == ["accuracy (%)", *DOMAINS, "mean"]
+    rows = {row[0]: dict(zip(table.columns[1:], row[1:])) for row in table.rows}
+    assert list(rows) == [
+        "ZeroshotCLIP (vit)",
+        "CoOp (vit)",
+        "GOPro (vit)",
+        "gain of CoOp (vit)",
+        "gain of GOPro (vit)",
+    ]
+    for method in ("ZeroshotCLIP", "CoOp", "GOPro"):
+        for domain in DOMAINS:
+            assert_cell(rows[f"{method} (vit)"][domain], [values[method, domain, seed] for seed in SEEDS])
+        means = [sum(values[method, domain, seed] for domain in DOMAINS) / 3 for seed in SEEDS]
+        assert_cell(rows[f"{method} (vit)"]["mean"], means)
+    for domain in DOMAINS:
+        gains = [values["GOPro", domain, seed] - values["ZeroshotCLIP", domain, seed] for seed in SEEDS]
+        assert_cell(rows["gain of GOPro (vit)"][domain], gains)
+        assert rows["gain of GOPro (vit)"][domain][0] in "+-"
+    assert not table.below
+
+
+def test_gaps_are_named_counted_and_never_bend_the_mean():
+    values = figures()
+    del values["GOPro", "photo", 2]
+    for seed in SEEDS:
+        del values["CoOp", "art", seed]
+    table = tables.method_table(group_of(values), reference="ZeroshotCLIP")
+    rows = {row[0]: dict(zip(table.columns[1:], row[1:])) for row in table.rows}
+    assert_cell(rows["GOPro (vit)"]["photo"], [values["GOPro", "photo", seed] for seed in (1, 3)])
+    assert parse(rows["GOPro (vit)"]["photo"])[2] == 2
+    whole = [sum(values["GOPro", domain, seed] for domain in DOMAINS) / 3 for seed in (1, 3)]
+    assert_cell(rows["GOPro (vit)"]["mean"], whole)
+    assert (rows["CoOp (vit)"]["art"], rows["CoOp (vit)"]["mean"]) == ("-", "-")
+    assert (rows["gain of CoOp (vit)"]["art"], rows["gain of CoOp (vit)"]["mean"]) == ("-", "-")
+    pairs = [values["GOPro", "photo", seed] - values["ZeroshotCLIP", "photo", seed] for seed in (1, 3)]
+    assert_cell(rows["gain of GOPro (vit)"]["photo"], pairs)
+    assert table.below == ["missing: CoOp (vit): art (seed 1, 2, 3)", "missing: GOPro (vit): photo (seed 2)"]
+
+
+def test_one_seed_has_no_spread():
+    values = {key: value for key, value in figures().items() if key[2] == 1}
+    table = tables.method_table(group_of(values))
+    assert all("+/-" not in cell for row in table.rows for cell in row)
+    assert not any("deviation" in line for line in table.above)
+
+
+def test_header_says_what_was_measured():
+    text = tables.method_table(group_of(figures()), reference="ZeroshotCLIP").render()
+    for part in (
+        "PACS, task lodo, test images",
+        "leave one domain out",
+        "16 a class",
+        "RN50 (weights 0123456789ab)",
+        "none [ZeroshotCLIP (vit)]; last [CoOp (vit), GOPro (vit)]",
+        "prompt: a photo of a {}.",
+        "seeds: 1, 2, 3; cells: mean +/- sample standard deviation over seeds",
+        "gains: over ZeroshotCLIP (vit), same domain and seed",
+    ):
+        assert part in text, part
+    assert "transductive" not in text
+    assert "training images: all" in tables.method_table(group_of(figures(), shots=-1)).render()
+
+
+def test_transductive_rows_are_marked():
+    assert (
+        "transductive (uses unlabelled test images): CoOp (vit)"
+        in tables.method_table(group_of({("CoOp", "art", 1): 50.0}, transductive=True)).render()
+    )
+
+
+def test_unlike_runs_never_share_a_table():
+    alike = make_record("GOPro", "art", 1, 50.0)
+    for changes in (
+        {"task": "fewshot"},
+        {"dataset": "VLCS"},
+        {"shots": 4},
+        {"class_subset": "base"},
+        {"backbone": {"name": "RN101", "weights_hash": alike["backbone"]["weights_hash"]}},
+        {"backbone": {"name": "RN50", "weights_hash": "ff"}},
+    ):
+        assert len(tables.group_records([alike, {**alike, **changes}])) == 2, changes
+    for changes in ({"seed": 2}, {"method": "CoOp"}, {"config": "other"}, {"target_domains": ["photo"]}):
+        assert len(tables.group_records([alike, {**alike, **changes}])) == 1, changes
+
+
+def test_the_later_of_two_runs_of_one_cell_counts():
+    old = make_record("GOPro", "art", 1, 50.0)
+    new = make_record("GOPro", "art", 1, 60.0, finished_at="2024-01-02T00:00:00+00:00")
+    for order in ([old, new], [new, old]):
+        assert tables.method_table(tables.group_records(order)[0]).rows == [["GOPro (vit)", "60.0", "60.0"]]
+
+
+def test_target_table_lists_each_seed():
+    values = figures()
+    group = group_of(values)
+    table = tables.target_table(group, tables.Row("CoOp", "vit"))
+    assert table.columns == ["target", "seed 1", "seed 2", "seed 3", "accuracy (%)"]
+    assert [row[0] for row in table.rows] == [*DOMAINS, "mean"]
+    for row in table.rows[:-1]:
+        assert [float(cell) for cell in row[1:4]] == pytest.approx(
+            [values["CoOp", row[0], seed] for seed in SEEDS], abs=0.0501
+        )
+        assert_cell(row[4], [values["CoOp", row[0], seed] for seed in SEEDS])
+    one = tables.target_table(group_of({("CoOp", "art", 4): 51.25}), tables.Row("CoOp", "vit"))
+    assert (one.columns, one.rows) == (["target", "accuracy (%)"], [["art", "51.2"], ["mean", "51.2"]])
+
+
+def test_rows_columns_and_seeds_can_be_chosen():
+    values = figures()
+    row = tables.Row("GOPro", "vit")
+    table = tables.method_table(group_of(values), rows=[row], columns=["photo", "art"], seeds=[2])
+    expected = [values["GOPro", "photo", 2], values["GOPro", "art", 2]]
+    assert table.columns[1:] == ["photo", "art", "mean"]
+    assert [float(cell) for cell in table.rows[0][1:]] == pytest.approx([*expected, sum(expected) / 2], abs=0.0501)
+
+
+def test_unknown_reference_and_format():
+    group = group_of(figures())
+    with pytest.raises(ValueError, match=r"no row 'CLAP' .* CoOp \(vit\), GOPro \(vit\), ZeroshotCLIP \(vit\)"):
+        tables.method_table(group, reference="CLAP")
+    with pytest.raises(ValueError, match=r"unknown table format 'latex'.*text, markdown"):
+        tables.method_table(group).render("latex")
+
+
+def test_markdown_is_a_pipe_table():
+    lines = tables.method_table(group_of(figures())).render("markdown").splitlines()
+    body = [line for line in lines if line.startswith("|")]
+    assert len(body) == 5
+    assert len({line.count("|") for line in body}) == 1
+    assert "±" in body[-1] and "+/-" not in "".join(lines)
+
+
+def test_broken_records_are_named_below():
+    found = records.FoundRecord(folder="output/x", state="broken", reason="torn")
+    assert "broken: output/x: torn" in tables.method_table(group_of(figures()), broken=[found]).render()
