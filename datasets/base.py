@@ -22,7 +22,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
 from .folders import ImageFile
 from .selection import VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
-from .spec import Spec
+from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class DomainDataset(DatasetBase):
         parts = {domain: self.layout.read(domain) for domain in needed}
         self.count_note = self.check_counts({domain: sum(map(len, found.values())) for domain, found in parts.items()})
         lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
+        self._warn_of_untrained(lists["train"])
         self.fingerprint = fingerprint(lists)
         self.protocol = self._describe()
         logger.info("%s", self.protocol)
@@ -227,6 +228,14 @@ class DomainDataset(DatasetBase):
                     f'"{self.subset}" in the layout found: {self.layout.text}'
                 )
         return kept
+
+    def _warn_of_untrained(self, train: Sequence[ImageFile]) -> None:
+        """Name the classes that have no training image; they keep their labels and names."""
+        present = {image.label for image in train}
+        absent = [self.spec.classes[label] for label in self._labels if label not in present]
+        if absent:
+            domains = ", ".join(self.source_domains)
+            logger.warning("%s: no training images of %s in %s", self.spec.name, listed(absent), domains)
 
     def _datums(self, images: Sequence[ImageFile], domains: Sequence[str]) -> list[Datum]:
         """Dassl's records; the domain is a position in `domains`, labels count from the first class of the subset."""

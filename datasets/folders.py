@@ -210,7 +210,8 @@ def nesting_hint(folder: Path, spec: Spec) -> str:
     inner = [name for name in folders if name_key(name) == name_key(folder.name)]
     if inner:
         return f" {folder / inner[0]} is nested once too often: move what it holds one level up."
-    splits = [name for name in folders if name.lower() in SPLIT_FOLDERS]
+    classes = spec.class_keys()  # a class may be called like a part: DomainNet has trains
+    splits = [name for name in folders if name.lower() in SPLIT_FOLDERS and name_key(name) not in classes]
     if splits:
         return f" It holds {listed(splits)}: this is a layout with a folder for each split, which {spec.name} has not."
     images = sum(map(is_image, files))

@@ -1,0 +1,191 @@
+"""Small trees of the data sets, in the layouts they are found in, and configs to load them."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl_clip.datasets import add_config
+
+LISTS = Path(__file__).parents[2] / "datasets" / "lists"
+DOMAINS = {
+    "PACS": ["art_painting", "cartoon", "photo", "sketch"],
+    "VLCS": ["caltech", "labelme", "pascal", "sun"],
+    "OfficeHome": ["art", "clipart", "product", "real_world"],
+    "DomainNet": ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"],
+}
+
+
+def encoded(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(stream, kind)
+    return stream.getvalue()
+
+
+PICTURES = {".png": encoded("PNG"), ".bmp": encoded("BMP")}
+JPEG = encoded("JPEG")
+
+
+def draw_image(path: Path) -> Path:
+    """Write a picture of 8x8 pixels, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(PICTURES.get(path.suffix.lower(), JPEG))
+    return path
+
+
+@pytest.fixture
+def draw():
+    return draw_image
+
+
+@pytest.fixture
+def config():
+    """Config for a loader: config(root, sources, targets, SEED=..., NUM_SHOTS=...)."""
+
+    def make(root, sources, targets, **options):
+        cfg = get_cfg_default()
+        add_config(cfg)
+        cfg.SEED = options.pop("SEED", 1)
+        cfg.DATASET.ROOT = str(root)
+        cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = tuple(sources), tuple(targets)
+        for key, value in options.items():
+            cfg.DATASET[key] = value
+        cfg.freeze()
+        return cfg
+
+    return make
+
+
+def published(name: str) -> dict:
+    return json.loads((LISTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+PACS_CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
+PACS_LAYOUTS = [
+    "pacs/images",
+    "PACS",
+    "PACS/images",
+    "kfold",
+    "PACS/kfold",
+    "pacs_data",
+    ".",
+    "lists/absolute",
+    "lists/image_list",
+]
+
+
+@pytest.fixture
+def pacs_tree():
+    """PACS with `size` images a class: published lists for the layouts with `splits`, `txt_lists` or `image_list`."""
+
+    def make(root: Path, layout: str = "pacs/images", size: int = 10) -> Path:
+        home = {"lists/absolute": "PACS/kfold", "lists/image_list": "PACS"}.get(layout, layout)
+        for domain in DOMAINS["PACS"]:
+            ending = "png" if domain == "sketch" else "jpg"
+            files = [
+                draw_image(root / home / domain / name / f"pic_{number:03d}.{ending}")
+                for name in PACS_CLASSES
+                for number in range(size)
+            ]
+            if layout in ("pacs/images", "PACS/images"):
+                write_pacs_lists(root / home / ".." / "splits", domain, files, 1, kfold=True)
+            elif layout == "lists/absolute":
+                write_pacs_lists(
+                    root / "PACS" / "txt_lists", domain, files, 0, kfold=True, prefix="/home/me/PACS/kfold/"
+                )
+            elif layout == "lists/image_list":
+                write_pacs_lists(root / "PACS" / "image_list", domain, files, 0, kfold=False)
+        return root
+
+    return make
+
+
+def write_pacs_lists(folder: Path, domain: str, files: list[Path], base: int, kfold: bool, prefix: str = "") -> None:
+    """Lists with the last image of each class in crossval; the order of the lines is not that of the folders."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {"train": [], "crossval": [], "test": []}
+    last = max(int(re.findall(r"\d+", file.stem)[-1]) for file in files)
+    for file in reversed(files):
+        label = PACS_CLASSES.index(file.parent.name) + base
+        held = int(re.findall(r"\d+", file.stem)[-1]) == last
+        for part in ("crossval" if held else "train", "test"):
+            lines[part].append(f"{prefix}{domain}/{file.parent.name}/{file.name} {label}")
+    for part, text in lines.items():
+        name = f"{domain}_{part}_kfold" if kfold else f"{domain}_{'val' if part == 'crossval' else part}"
+        (folder / f"{name}.txt").write_text("\n".join(text) + "\n")
+
+
+@pytest.fixture
+def vlcs_tree():
+    """VLCS in Dassl's release (numbers as class folders) or in DomainBed's (names)."""
+
+    def make(root: Path, release: str, sizes=(("train", 5), ("crossval", 2), ("test", 3), ("full", 7))) -> Path:
+        classes = ["bird", "car", "chair", "dog", "person"]
+        if release == "dassl":
+            for domain in ("CALTECH", "LABELME", "PASCAL", "SUN"):
+                for part, size in sizes:
+                    for label in range(5):
+                        for number in range(size):
+                            draw_image(root / "VLCS" / domain / part / str(label) / f"{part}_imgs_{number}.jpg")
+        else:
+            for domain in ("Caltech101", "LabelMe", "SUN09", "VOC2007"):
+                for name in classes:
+                    for number in range(10):
+                        draw_image(root / "VLCS" / domain / name / f"{number:032x}.jpg")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def office_home_tree():
+    """OfficeHome: domain folders as given, and `parts` for the layout of OfficeHomeDG."""
+
+    def make(root: Path, home: str, domains, parts=("",), prefix: bool = False, size: int = 2) -> Path:
+        names = sorted(published("office_home")["class_spellings"])
+        for domain in domains:
+            for part in parts:
+                for label, name in enumerate(names):
+                    folder = root / home / domain / part / (f"{label:03d}_{name}" if prefix else name)
+                    for number in range(size):
+                        draw_image(folder / f"{part}{number:05d}.jpg")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def domainnet_tree():
+    """DomainNet with one image a class in the train list and one in the test list, named by label + 1."""
+
+    def make(root: Path, home: str, domains, lists: str = "", size: int = 2) -> Path:
+        names = sorted(published("domainnet")["classes"], key=lambda name: re.sub("[^a-z]", "", name.lower()))
+        for domain in domains:
+            lines = {"train": [], "test": []}
+            for number, name in enumerate(names, start=1):
+                for image in range(size):
+                    file = draw_image(root / home / domain / name / f"{domain}_{number:03d}_{image:06d}.jpg")
+                    lines["test" if image == size - 1 else "train"].append(f"{domain}/{name}/{file.name} {number - 1}")
+            for part, text in lines.items():
+                if lists:
+                    folder = root / home / lists
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / f"{domain}_{part}.txt").write_text("\n".join(text) + "\n")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def placed():
+    """Readable form of a list of Datum: (path relative to root, label, domain, class name)."""
+
+    def make(items, root: Path):
+        return [(str(Path(item.impath).relative_to(root)), item.label, item.domain, item.classname) for item in items]
+
+    return make
