@@ -23,13 +23,13 @@ from dassl.optim import build_optimizer
 from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.results import environment, records
 
-from . import checkpoint
 from .images import SeededImages, mix_seed
+from .precision import PRECISIONS, Precision
+from .saving import CheckpointMixin
 from .schedule import EpochSchedule
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "amp")
 SELECTION_RULES = {"last_step": "last", "best_val": "best_val"}
 
 
@@ -41,35 +41,16 @@ def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
         cfg.TRAINER[name].setdefault(key, value)
 
 
-class Precision:
-    """The one precision policy: `fp32`, or `amp` = bfloat16 where supported, else float16 with a scaled loss.
-
-    Only frozen towers run under `autocast`; learned parts and losses stay in float32.
-    """
-
-    def __init__(self, name: str, device: torch.device):
-        half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-        self.name = name
-        self.device = device
-        self.dtype = half if name == "amp" else torch.float32
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-
-    def autocast(self) -> torch.autocast:
-        """The context in which a frozen tower runs."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name == "amp")
-
-
-class CLIPTrainer(TrainerX):
+class CLIPTrainer(CheckpointMixin, TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
+        asked: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
         backbone: The frozen CLIP, on `self.device`.
         logit_scale: Its exponentiated logit scale, a scalar tensor.
         results: Metrics of each tested split.
         losses: Means of the last epoch's loss terms.
     """
-
-    class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
 
     @property
     def node(self) -> CfgNode:
@@ -109,9 +90,8 @@ class CLIPTrainer(TrainerX):
         self.precision = Precision(self.node.PREC, self.device)
         self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, device=self.device)
         self.logit_scale = self.backbone.logit_scale
-        self.cfg = cfg = self._with_model_input(cfg)
-        if Path(self.output_dir).is_dir():
-            records.write_text_atomically(Path(self.output_dir) / "config.yaml", cfg.dump())
+        self.asked, self.cfg = cfg, self._with_model_input(cfg)
+        cfg = self.cfg
         self.dm = DataManager(
             cfg,
             custom_tfm_train=self.train_transform(),
@@ -263,95 +243,6 @@ class CLIPTrainer(TrainerX):
         super().after_train()
         self.write_record()
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
-        """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
-        for name in self.get_model_names():
-            state = {
-                "state_dict": self._models[name].state_dict(),
-                "epoch": epoch + 1,
-                "optimizer": self._optims[name].state_dict() if self._optims[name] is not None else None,
-                "scheduler": self._scheds[name].state_dict() if self._scheds[name] is not None else None,
-                "val_result": None if val_result is None else float(val_result),
-                "best_result": float(self.best_result),
-                "scaler": self.precision.scaler.state_dict(),
-                "trainer": type(self).__name__,
-                "backbone": self.backbone.describe(),
-                "classnames": self.classnames,
-            }
-            file = model_name or checkpoint.epoch_name(epoch + 1)
-            path = Path(directory) / name / file
-            checkpoint.save_checkpoint(state, path, point=file != checkpoint.BEST_NAME)
-            logger.info("checkpoint saved to %s", path)
-
-    def resume_model_if_exist(self, directory) -> int:
-        """Go on from the newest whole checkpoint under `directory`; a torn one is set aside with a warning."""
-        names = self.get_model_names()
-        for name in names:
-            for path in checkpoint.newest_checkpoint(Path(directory) / name):
-                try:
-                    state = self._load(self._models[name], path)
-                except ValueError as error:
-                    if "not a readable checkpoint" not in str(error):
-                        raise
-                    logger.warning("%s; set aside as %s.torn", error, path.name)
-                    path.rename(f"{path}.torn")
-                    continue
-                if self._optims[name] is not None and state.get("optimizer"):
-                    self._optims[name].load_state_dict(state["optimizer"])
-                if self._scheds[name] is not None and state.get("scheduler"):
-                    self._scheds[name].load_state_dict(state["scheduler"])
-                self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
-                self.best_result = state.get("best_result", self.best_result)
-                logger.info("resumed from %s, %d epochs done", path, state["epoch"])
-                return int(state["epoch"])
-        if names:
-            logger.info("no checkpoint under %s: training from the start", directory)
-        return 0
-
-    def load_model(self, directory, epoch=None) -> None:
-        """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`.
-
-        Raises:
-            FileNotFoundError: No such checkpoint; the message lists what exists.
-            ValueError: The checkpoint is of another backbone, or its shapes or classes do not fit.
-        """
-        if not directory:
-            logger.info("no model folder given: the learned parts stay as they are")
-            return
-        for name in self.get_model_names():
-            folder = Path(directory) / name
-            path = folder / (checkpoint.BEST_NAME if epoch is None else checkpoint.epoch_name(epoch))
-            if epoch is None and not path.is_file():
-                path = next(checkpoint.newest_checkpoint(folder), path)
-            state = self._load(self._models[name], path)
-            value = state.get("val_result")
-            logger.info("loaded %s%s", path, "" if value is None else f", validation {value:.1f}")
-
-    def _load(self, module: nn.Module, path: Path) -> dict:
-        """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
-        state = checkpoint.load_checkpoint(path)
-        theirs, ours = state.get("backbone"), self.backbone.describe()
-        if theirs is None:
-            logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)
-        elif theirs["weights_hash"] != ours["weights_hash"]:
-            raise ValueError(
-                f"{path} was trained on backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), but this "
-                f"run has "
-                f"{ours['name']} (weights {ours['weights_hash'][:12]}); set MODEL.BACKBONE.NAME and WEIGHTS to the "
-                f"former"
-            )
-        classes = state.get("classnames")
-        if self.class_specific and classes is not None and list(classes) != self.classnames:
-            raise ValueError(
-                f"{path} holds parts for {len(classes)} classes ({', '.join(classes[:3])}, ...), but this run has "
-                f"{len(self.classnames)} ({', '.join(self.classnames[:3])}, ...); class-specific parts fit no other "
-                f"classes"
-            )
-        checkpoint.load_state(module, state["state_dict"], str(path))
-        return state
-
     # ---------------------------------------------------------------------------------------------------- testing
 
     def before_test(self) -> None:
@@ -419,6 +310,7 @@ class CLIPTrainer(TrainerX):
         facts = {
             "prompt": self.prompt,
             "backbone": self.backbone.describe(),
+            "input": {key: self.cfg.INPUT[key] for key in ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD")},
             "num_train": len(dataset.train_x) if trained else 0,
             "num_classes": self.num_classes,
             "metrics": self.results,
@@ -436,5 +328,5 @@ class CLIPTrainer(TrainerX):
 
     def write_record(self) -> None:
         """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
-        facts = records.facts_from_config(self.cfg) | environment.environment_facts() | self.record_facts()
+        facts = records.facts_from_config(self.asked) | environment.environment_facts() | self.record_facts()
         records.write_record(self.output_dir, facts)
