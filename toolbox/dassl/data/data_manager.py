@@ -1,0 +1,191 @@
+"""Loaders for training, validation and testing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from dassl.utils.errors import CheckError
+
+from .datasets import build_dataset
+from .samplers import build_sampler
+from .seeding import SeededLoader, derive_seed
+from .transforms import build_transform
+from .wrapper import DatasetWrapper, collate_items
+
+__all__ = [
+    "INTERPOLATION_MODES",  # noqa: F822 (looked up on demand)
+    "DataManager",
+    "DatasetWrapper",
+    "build_data_loader",
+    "build_dataset",
+    "build_sampler",
+    "build_transform",
+]
+
+
+def __getattr__(name: str):
+    if name == "INTERPOLATION_MODES":
+        from .transforms import INTERPOLATION_MODES
+
+        return INTERPOLATION_MODES
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Callable | Sequence[Callable] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: type | None = None,
+    stream: str = "",
+) -> DataLoader:
+    """Makes a loader over a list of Datum.
+
+    The last, partial batch is dropped in training if there is at least one full batch.
+
+    Args:
+        cfg: The configuration.
+        sampler_type: Name of the sampler.
+        data_source: List of Datum.
+        batch_size: Images in a batch.
+        n_domain: Domains in a batch (RandomDomainSampler).
+        n_ins: Images of a class in a batch (RandomClassSampler).
+        tfm: The transform, see `DatasetWrapper`.
+        is_train: Whether the loader serves training.
+        dataset_wrapper: A class with the signature of `DatasetWrapper`.
+        stream: Name of the loader's stream of random numbers.
+
+    Raises:
+        AssertionError: The loader would be empty.
+    """
+    if not data_source:
+        raise CheckError(
+            f"There is nothing to load for {stream or 'this loader'}: the list of images is empty. "
+            "Check DATASET.ROOT, the domains and the split of the data set."
+        )
+    drop_last = is_train and len(data_source) >= batch_size
+    generator = torch.Generator() if cfg.SEED >= 0 else None
+    sampler = build_sampler(
+        sampler_type,
+        cfg=cfg,
+        data_source=data_source,
+        batch_size=batch_size,
+        n_domain=n_domain,
+        n_ins=n_ins,
+        generator=generator,
+    )
+    wrapper = dataset_wrapper or DatasetWrapper
+    options = {
+        "batch_size": batch_size,
+        "sampler": sampler,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "drop_last": drop_last,
+        "pin_memory": torch.cuda.is_available() and cfg.USE_CUDA,
+        "collate_fn": collate_items,
+    }
+    dataset = wrapper(cfg, data_source, transform=tfm, is_train=is_train)
+    if generator is None:
+        loader = DataLoader(dataset, **options)
+    else:
+        loader = SeededLoader(dataset, **options, generator=generator, seed=derive_seed(cfg.SEED, stream))
+    if len(loader) == 0:
+        raise CheckError(
+            f"The loader {stream} gives no batch: {len(data_source)} images, {sampler_type}, batch size {batch_size}"
+        )
+    _warn_of_loss(len(data_source), batch_size, sampler_type, drop_last)
+    return loader
+
+
+def _warn_of_loss(num_images: int, batch_size: int, sampler_type: str, drop_last: bool) -> None:
+    lost = num_images % batch_size
+    if drop_last and sampler_type in {"RandomSampler", "SequentialSampler"} and lost > num_images / 4:
+        warnings.warn(
+            f"Each training epoch leaves out {lost} of {num_images} images, because the last batch (of {batch_size}) is "
+            f"partial; a batch size that divides {num_images} uses them all",
+            stacklevel=3,
+        )
+
+
+class DataManager:
+    """The data set, its transforms and its loaders.
+
+    Args:
+        cfg: The configuration.
+        custom_tfm_train: Takes the place of the training transform: a callable or a list of callables.
+        custom_tfm_test: Takes the place of the test transform.
+        dataset_wrapper: A class with the signature of `DatasetWrapper`.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Callable | Sequence[Callable] | None = None,
+        custom_tfm_test: Callable | Sequence[Callable] | None = None,
+        dataset_wrapper: type | None = None,
+    ) -> None:
+        dataset = build_dataset(cfg)
+        tfm_train = _choose_transform(cfg, custom_tfm_train, is_train=True)
+        tfm_test = _choose_transform(cfg, custom_tfm_test, is_train=False)
+        loaders = cfg.DATALOADER
+
+        def build(stream: str, items: Sequence, node: CfgNode, tfm: Callable | None, is_train: bool) -> DataLoader:
+            shares = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
+            return build_data_loader(
+                cfg,
+                sampler_type=node.SAMPLER,
+                data_source=items,
+                batch_size=node.BATCH_SIZE,
+                tfm=tfm,
+                is_train=is_train,
+                dataset_wrapper=dataset_wrapper,
+                stream=stream,
+                **shares,
+            )
+
+        self.dataset = dataset
+        self.num_classes = dataset.num_classes
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.lab2cname = dataset.lab2cname
+        self.train_loader_x = build("train_x", dataset.train_x, loaders.TRAIN_X, tfm_train, True)
+        self.train_loader_u = None
+        if dataset.train_u:
+            node = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
+            self.train_loader_u = build("train_u", dataset.train_u, node, tfm_train, True)
+        self.val_loader = build("val", dataset.val, loaders.TEST, tfm_test, False) if dataset.val else None
+        self.test_loader = build("test", dataset.test, loaders.TEST, tfm_test, False)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Prints names, domains and sizes as a table of two columns."""
+        from tabulate import tabulate
+
+        rows = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(["Source", list(cfg.DATASET.SOURCE_DOMAINS)])
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(["Target", list(cfg.DATASET.TARGET_DOMAINS)])
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        rows.append(["# train_x", f"{len(self.dataset.train_x):,}"])
+        if self.dataset.train_u:
+            rows.append(["# train_u", f"{len(self.dataset.train_u):,}"])
+        if self.dataset.val:
+            rows.append(["# val", f"{len(self.dataset.val):,}"])
+        rows.append(["# test", f"{len(self.dataset.test):,}"])
+        print(tabulate(rows))
+
+
+def _choose_transform(cfg: CfgNode, custom: Callable | Sequence[Callable] | None, is_train: bool):
+    if custom is None:
+        return build_transform(cfg, is_train=is_train)
+    print(f"* Using custom transform for {'training' if is_train else 'testing'}")
+    return custom

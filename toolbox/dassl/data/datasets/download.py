@@ -1,0 +1,84 @@
+"""Archives from Google Drive, unpacked without leaving their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import zipfile
+
+from dassl.utils import mkdir_if_missing
+from dassl.utils.errors import MissingFileError
+from dassl.utils.switches import is_on
+
+
+def require_folder(folder: str, url: str) -> bool:
+    """Whether a data set's folder is missing and may be downloaded.
+
+    Args:
+        folder: The folder of the data set.
+        url: Where its archive lies.
+
+    Raises:
+        FileNotFoundError: The folder is missing and DASSL_DOWNLOAD is not set.
+    """
+    if os.path.isdir(folder):
+        return False
+    if is_on("DASSL_DOWNLOAD"):
+        return True
+    raise MissingFileError(
+        f'The data set\'s folder "{folder}" does not exist. Fetch {url}, unpack it there, or set DATASET.ROOT to the '
+        f'folder that holds "{os.path.basename(folder)}"; DASSL_DOWNLOAD=1 lets the toolbox fetch it (needs gdown).'
+    )
+
+
+def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: str = "") -> None:
+    """Downloads an archive from Google Drive to `dst` and unpacks it into the folder of `dst`.
+
+    Raises:
+        NotImplementedError: Another source, or an ending other than .zip, .tar, .tar.gz.
+        ModuleNotFoundError: gdown is not installed.
+        ValueError: The checksum differs, or a member of the archive would leave the folder.
+    """
+    folder = os.path.dirname(dst) or "."
+    mkdir_if_missing(folder)
+    if not from_gdrive:
+        raise NotImplementedError(f"Only downloads from Google Drive are supported, not {url}")
+    try:
+        import gdown
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"Downloading from Google Drive needs gdown: pip install gdown, or fetch {url} by hand to {dst}",
+            name="gdown",
+        ) from error
+    gdown.download(url, dst, quiet=False)
+    if sha256:
+        _check_sum(dst, sha256)
+    print("Extracting file ...")
+    if dst.endswith(".zip"):
+        _unpack_zip(dst, folder)
+    elif dst.endswith((".tar", ".tar.gz")):
+        with tarfile.open(dst) as archive:
+            archive.extractall(folder, filter="data")
+    else:
+        raise NotImplementedError(f"Only .zip, .tar and .tar.gz can be unpacked, not {dst}")
+    print(f"File extracted to {folder}")
+
+
+def _unpack_zip(path: str, folder: str) -> None:
+    root = os.path.realpath(folder)
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            target = os.path.realpath(os.path.join(root, name))
+            if os.path.commonpath([root, target]) != root:
+                raise ValueError(f'The archive "{path}" is refused: its member "{name}" would leave {folder}')
+        archive.extractall(folder)
+
+
+def _check_sum(path: str, expected: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != expected.lower():
+        raise ValueError(f'The checksum of "{path}" is {found.hexdigest()}, expected {expected}: fetch it again')

@@ -1,0 +1,5 @@
+"""Trainers of domain generalisation."""
+
+from .vanilla import Vanilla
+
+__all__ = ["Vanilla"]

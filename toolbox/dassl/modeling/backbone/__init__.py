@@ -1,0 +1,6 @@
+"""Backbones: modules from images to features."""
+
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY, build_backbone
+
+__all__ = ["BACKBONE_REGISTRY", "Backbone", "build_backbone"]
