@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,17 +21,23 @@ logger = logging.getLogger(__name__)
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"
 CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_midfix")  # CoOp's copies of the class names' embeddings
-INERT_MODULES = ("torch.optim", "dassl.optim", "numpy", "collections", "builtins", "weakref")
+INERT_MODULES = ("torch.optim.", "dassl.optim.", "numpy.", "collections.defaultdict")
+PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr")
 
 
-class _Inert(dict):
+class _Inert:
     """Stands in for an object that an old checkpoint pickled and nobody needs; takes any arguments and does nothing."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__()
+        pass
 
     def __setstate__(self, state):
         pass
+
+
+def _inert_mapping(*args) -> OrderedDict:
+    """Stands in for `collections.defaultdict`."""
+    return OrderedDict()
 
 
 def epoch_name(epoch: int) -> str:
@@ -77,10 +84,12 @@ def load_checkpoint(path: Path) -> dict:
         with _inert_leftovers(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        names = _pickled_names(path)
+        if not names:
+            raise ValueError(f"{path} is not a readable checkpoint (torn or of another kind)") from error
         raise ValueError(
-            f"{path} was refused: it holds pickled objects besides tensors, which could run code when loaded "
-            f"({error}). "
-            f"Re-save its state dict alone, in the environment that made it"
+            f"{path} was refused: it holds pickled objects besides tensors ({', '.join(names)}), which could run code "
+            f"when loaded. Re-save its state dict alone, in the environment that made it"
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint (torn or of another kind): {error}") from None
@@ -89,20 +98,25 @@ def load_checkpoint(path: Path) -> dict:
     return content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
 
 
+def _pickled_names(path: Path) -> list[str]:
+    """Names of the classes and functions that a file's pickle asks for beyond tensors and plain containers."""
+    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+    if find is None:  # torch 2.4 cannot tell
+        return ["of unknown kinds"]
+    try:
+        return sorted(find(path))
+    except Exception:  # not a zip archive, or a torn one: nothing can be said of it
+        return []
+
+
 def _inert_leftovers(path: Path):
     """A context in which the optimiser objects of old toolboxes' files load as placeholders; others stay refused."""
-    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
-    if find is None:  # torch 2.4: such files are refused as a whole
+    names = [name for name in _pickled_names(path) if name not in PLAIN_BUILTINS]
+    if not names or not all(name.startswith(INERT_MODULES) for name in names):
         return contextlib.nullcontext()
-    try:
-        names = find(path)
-    except Exception:  # not a zip archive: the load itself says what is wrong
-        return contextlib.nullcontext()
-    leftovers = [name for name in names if name.split(".")[0] != "builtins" or name == "builtins.dict"]
-    if not leftovers or not all(name.startswith(INERT_MODULES) for name in leftovers):
-        return contextlib.nullcontext()
-    logger.info("%s: read as placeholders, not needed: %s", path.name, ", ".join(sorted(leftovers)))
-    return torch.serialization.safe_globals([(_Inert, name) for name in leftovers])
+    logger.info("%s: read as placeholders, not needed: %s", path.name, ", ".join(names))
+    stands_in = {"collections.defaultdict": _inert_mapping}
+    return torch.serialization.safe_globals([(stands_in.get(name, _Inert), name) for name in [*names, *PLAIN_BUILTINS]])
 
 
 def newest_checkpoint(folder: Path) -> Iterator[Path]:
