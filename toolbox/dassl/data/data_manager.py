@@ -109,8 +109,8 @@ def _warn_of_loss(num_images: int, batch_size: int, sampler_type: str, drop_last
     lost = num_images % batch_size
     if drop_last and sampler_type in {"RandomSampler", "SequentialSampler"} and lost > num_images / 4:
         warnings.warn(
-            f"Each training epoch leaves out {lost} of {num_images} images, because the last batch (of {batch_size}) is "
-            f"partial; a batch size that divides {num_images} uses them all",
+            f"Each training epoch leaves out {lost} of {num_images} images, because the last batch (of {batch_size}) "
+            f"is partial; a batch size that divides {num_images} uses them all",
             stacklevel=3,
         )
 

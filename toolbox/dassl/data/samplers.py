@@ -1,8 +1,8 @@
 """Orders in which a loader draws its images.
 
-The domain and class samplers announce a fixed number of batches and yield exactly that many in every epoch. Natural epochs
-vary in length with the draw: the number is the median length of simulated epochs, shorter draws are drawn anew and longer
-ones are cut.
+The domain and class samplers announce a fixed number of batches and yield exactly that many in every epoch. Natural
+epochs vary in length with the draw: the number is the median length of simulated epochs, shorter ones are drawn anew and
+longer ones are cut.
 """
 
 from __future__ import annotations

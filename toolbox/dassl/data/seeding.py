@@ -2,8 +2,8 @@
 
 - A seeded loader starts each epoch from a seed that depends on `cfg.SEED`, its stream (train_x, train_u, val, test) and
   the number of the epoch: the order of images does not change with other random draws of the program.
-- The transforms of an image start from a seed that depends on the epoch and the image's index, and the global generators
-  are put back afterwards: the same pictures with any number of workers.
+- The transforms of an image start from a seed that depends on the epoch and the image's index, and the global
+  generators are put back afterwards: the same pictures with any number of workers.
 - A negative `cfg.SEED` leaves all of this to torch's own defaults.
 """
 

@@ -203,8 +203,8 @@ class SimpleTrainer(TrainerBase):
         if is_on("DASSL_REFUSE_TEST_SELECTION"):
             raise ValueError(f"best_val is refused, because {reason} (DASSL_REFUSE_TEST_SELECTION is set)")
         warnings.warn(
-            f"THE TEST SET SELECTS THE MODEL: FINAL_MODEL is best_val, but {reason}. The accuracy of the selected model "
-            "is too good; use last_step, or give validation data",
+            f"THE TEST SET SELECTS THE MODEL: FINAL_MODEL is best_val, but {reason}. The selected model's accuracy is "
+            "too good; use last_step, or give validation data",
             stacklevel=3,
         )
 

@@ -1,7 +1,7 @@
 """Checkpoints on disk: one file an epoch, and a pointer file that names the newest.
 
 A file holds tensors, numbers, strings, lists and dictionaries only, so that it loads with `weights_only=True`. Files of
-the original toolbox that hold Python objects (a warm-up scheduler in full) are refused unless `DASSL_ALLOW_PICKLE` admits
+the original toolbox that hold Python objects (a whole warm-up scheduler) are refused unless `DASSL_ALLOW_PICKLE` admits
 them.
 """
 
@@ -78,8 +78,9 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(
             f'The checkpoint "{fpath}" is damaged or holds Python objects, not only tensors and numbers (as the '
-            "original toolbox writes them with a warm-up schedule); loading objects can run any code in the file. If you "
-            f"trust it, set DASSL_ALLOW_PICKLE={fpath} (or 1 for every file) and run again. The loader said: {_first_line(error)}"
+            "original toolbox writes them with a warm-up schedule); loading objects can run any code in the file. If "
+            f"you trust it, set DASSL_ALLOW_PICKLE={fpath} (or 1 for every file) and run again. "
+            f"The loader said: {_first_line(error)}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 | variable | when set to 1 |
 | --- | --- |
-| `DASSL_ALLOW_PICKLE` | checkpoints with Python objects are unpickled in full; a list of paths admits only those files |
+| `DASSL_ALLOW_PICKLE` | checkpoints with Python objects are unpickled in full; a list of paths admits those files |
 | `DASSL_DETERMINISTIC` | deterministic kernels, no cudnn benchmark |
 | `DASSL_REFUSE_TEST_SELECTION` | best_val without validation data is an error instead of a warning |
 | `DASSL_SKIP_FILE_CHECK` | `Datum` does not look whether its file exists |

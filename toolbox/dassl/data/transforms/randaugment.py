@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al., CVPR Workshops 2020) and two variants, on PIL images.
 
-Each operation takes an image and a value from its range. The lists give the operation and its values at strength 0 and 1.
+Each operation takes an image and a value of its range. The lists give operations and their values at strength 0 and 1.
 """
 
 from __future__ import annotations
