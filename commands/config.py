@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from dassl_clip.commands.errors import UserError, suggestion
-from dassl_clip.results.records import config_hash, task_of
+from dassl_clip.results.records import task_of
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
 _PLAIN_KEYS = ("OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "VERSION")
@@ -129,7 +129,7 @@ def default_config() -> Any:
     from dassl_clip import datasets, trainers
 
     cfg = get_cfg_default()
-    cfg.RUN = CfgNode({"TASK": "", "CONFIG": "", "CONFIG_HASH": ""})
+    cfg.RUN = CfgNode({"TASK": "", "CONFIG": ""})
     datasets.add_config(cfg)
     trainers.add_config(cfg)
     for name in TRAINER_REGISTRY.registered_names():
@@ -168,8 +168,6 @@ def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
     _check_registered(cfg)
     _name_task(cfg)
     clean_cfg(cfg, cfg.TRAINER.NAME)
-    cfg.RUN.CONFIG_HASH = ""
-    cfg.RUN.CONFIG_HASH = config_hash(cfg)
     cfg.freeze()
     return cfg
 
@@ -270,7 +268,7 @@ def _coerce(value: Any, present: Any, key: str, origin: str) -> Any:
     if isinstance(present, (tuple, list)):
         if isinstance(value, (tuple, list)):
             return type(present)(value)
-        if isinstance(value, str) or not present or isinstance(value, type(present[0])):
+        if isinstance(value, str) or len(present) < 2:
             return type(present)([value])
     if isinstance(present, str) and isinstance(value, (int, float)):
         return str(value)

@@ -103,7 +103,7 @@ class EvaluationRecorder:
         elif self.cfg.TEST.FINAL_MODEL == "best_val" and getattr(self.trainer, "val_loader", None) is None:
             facts["selection_rule"] = "best_val on TEST images (diagnostic only)"
         return facts | {
-            "templates": str(node.get("CTX_INIT", "")),
+            "prompt": str(node.get("CTX_INIT", "")),
             "backbone": {"name": str(self.cfg.MODEL.BACKBONE.NAME), "weights_hash": ""},
             "num_train": len(getattr(dataset, "train_x", None) or ()),
             "metrics": self.metrics,

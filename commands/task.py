@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help=f"{' or '.join(plan.TASKS)}, or both (default: by the data set's config)")  # fmt: skip
     parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
                         help="config of the method (default: the data set's own, else vit_b16)")  # fmt: skip
-    parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD",
+    parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD[:CONFIG]",
                         help="method to run beside it for the gain, such as ZeroshotCLIP; 'none' for none")  # fmt: skip
     add_run_arguments(parser)
     return parser
@@ -76,9 +76,9 @@ def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     request = request_of(args, args.seeds, args.task)
     method = plan.Method(known_trainer(args.method, request), args.config, tuple(pairs))
     methods = [method]
-    reference = "" if args.reference.lower() in ("", NO_REFERENCE) else known_trainer(args.reference, request)
-    if reference and reference != method.trainer:
-        methods.insert(0, plan.reference_method(request, method, reference))
+    if args.reference.lower() not in ("", NO_REFERENCE):
+        trainer, _, config = args.reference.partition(":")
+        methods.insert(0, plan.reference_method(request, method, known_trainer(trainer, request), config))
     return run_methods(request, methods, args.jobs, args.dry_run)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 DISTRIBUTION = "dassl-clip"
-EMBEDDED_TOOLBOX = "dassl-toolbox-embedded"
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "yacs", DISTRIBUTION)
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +66,7 @@ def toolbox_facts() -> dict[str, str]:
 
 def _is_embedded(path: Path, init: str) -> bool:
     """Whether a `dassl` folder is the toolbox that this project carries, wherever it was installed to."""
-    return path == _ROOT / "toolbox" / "dassl" or "embedded" in init.partition('"""')[2].partition('"""')[0].lower()
+    return path == _ROOT / "toolbox" / "dassl" or "\n__embedded__ = True" in init
 
 
 def _version_in(init: str) -> str:

@@ -67,7 +67,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "shots": (int,),  # images a class, below 1: all
     "seed": (int,),
     "split_seed": (int,),
-    "templates": (str,),  # the prompt: words around the class name, or the template set's members or name
+    "prompt": (str,),  # words around the class name, or the template set's members or name
     "backbone": (dict,),  # at least name and weights_hash
     "num_train": (int,),
     "metrics": (dict,),  # split -> {accuracy, error_rate, macro_f1 in percent, total, correct, ...}
@@ -104,8 +104,6 @@ IDENTITY_FREE = frozenset(
     }
 )
 _IDENTITY_FREE_NODES = ("RUN.",)
-# Keys that a trainer may set from its frozen model, so that a finished run's config.yaml differs from what was asked.
-_FROM_MODEL = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "INPUT.INTERPOLATION")
 
 
 @dataclass(frozen=True)
@@ -316,28 +314,19 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the identity of a configuration: equal hashes mean the same computation was asked for.
-
-    `RUN.CONFIG_HASH`, which the command line sets before a trainer adapts anything to its model, is taken as it is.
-    """
-    noted = config.get("RUN", {}).get("CONFIG_HASH", "")
-    if noted:
-        return noted
+    """SHA-256 (hex) of the identity of a configuration: equal hashes mean the same computation was asked for."""
     text = json.dumps(identity(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations ask for different computations, as "KEY: 1 there, 2 now"."""
-    if config_hash(there) == config_hash(now):
-        return []
     old, new = identity(there), identity(now)
     absent = object()
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, absent) != new.get(key, absent)]
     return [
         f"{key}: {repr(old[key]) if key in old else 'absent'} there, {repr(new[key]) if key in new else 'absent'} now"
-        for key in keys
-        if key not in _FROM_MODEL or all(other in _FROM_MODEL for other in keys)
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
     ]
 
 

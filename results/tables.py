@@ -237,7 +237,7 @@ def _above(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | 
         f"protocol: {'; '.join(sorted(protocols))}",
         f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone']}{weights}",
         f"selection rule: {_by_row(records, 'selection_rule')}",
-        f"prompt: {_by_row(records, 'templates')}",
+        f"prompt: {_by_row(records, 'prompt')}",
         f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
     ]
     transductive = [row.label for row, runs in records.items() if any(run["transductive"] for run in runs)]

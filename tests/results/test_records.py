@@ -44,7 +44,7 @@ CONFIG = {
 def make_record(**changes):
     record = records.facts_from_config(CONFIG) | records.environment_facts()
     record |= {
-        "templates": "a photo of a {}.",
+        "prompt": "a photo of a {}.",
         "backbone": {"name": "RN50", "weights_hash": "ab" * 32},
         "num_train": 112,
         "metrics": {"test": {"accuracy": 75.0, "error_rate": 25.0, "macro_f1": 74.0, "total": 4, "correct": 3}},
@@ -228,14 +228,6 @@ def test_differences_name_key_and_both_values():
         "OPTIM.NEW: absent there, 'x' now",
     ]
     assert records.config_differences(CONFIG, config(OUTPUT_DIR="b")) == []
-
-
-def test_what_a_trainer_takes_from_its_model_is_no_difference_of_its_own():
-    noted = config(RUN__CONFIG_HASH="1" * 64)
-    adapted = config(RUN__CONFIG_HASH="1" * 64, INPUT__SIZE=(48, 48))
-    assert records.config_differences(adapted, noted) == []
-    asked = config(RUN__CONFIG_HASH="2" * 64, OPTIM__LR=0.1, INPUT__SIZE=(224, 224))
-    assert records.config_differences(adapted, asked) == ["OPTIM.LR: 0.002 there, 0.1 now"]
 
 
 def test_facts_from_a_config():

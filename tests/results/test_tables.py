@@ -29,7 +29,7 @@ def make_record(method, domain, seed, accuracy, **changes):
         "shots": 16,
         "seed": seed,
         "split_seed": seed,
-        "templates": "a photo of a {}.",
+        "prompt": "a photo of a {}.",
         "backbone": {"name": "RN50", "weights_hash": "0123456789abcdef" * 4},
         "num_train": 10,
         "metrics": {
