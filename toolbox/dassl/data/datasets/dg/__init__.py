@@ -1,1 +1,8 @@
-"""Data sets of domain generalisation."""
+"""Data sets of domain generalisation: train and val from the source domains, test from the target domains."""
+
+from .digits_dg import DigitsDG
+from .office_home_dg import OfficeHomeDG
+from .pacs import PACS
+from .vlcs import VLCS
+
+__all__ = ["DigitsDG", "OfficeHomeDG", "PACS", "VLCS"]
