@@ -1,6 +1,7 @@
 """How much memory a pass may keep for its backward pass.
 
-The figure depends on the machine alone, not on what happens to be free, so that work is split the same way in every run.
+The figure depends on the machine alone, not on what happens to be free, so that work is split in the same way in every
+run.
 """
 
 import os

@@ -1,8 +1,8 @@
 """How short token sequences share the rows of a causal transformer.
 
-Sequences of different lengths are laid side by side in `G` bins of `T` rows, so that a pass computes hardly any padding,
-and a mask keeps each row to what it may see. Sequences that begin with the same tokens can share those rows as well: in a
-causal transformer the row of a token depends on the tokens before it alone.
+Sequences of different lengths are laid side by side in `G` bins of `T` rows, so that a pass computes hardly any
+padding, and a mask keeps each row to what it may see. Sequences that begin with the same tokens can share those rows as
+well: in a causal transformer the row of a token depends on the tokens before it alone.
 
 Letters beside those of the project: `G` bins, `T` rows of a bin, `Q` places for sequence ends in a bin.
 """
@@ -45,7 +45,7 @@ class Packing:
         return Packing(**parts, order=self.order)
 
     def mask(self, prefix_rows: int) -> Tensor:
-        """`[G, T, prefix_rows + T]`, added to scores: 0 for what is visible (any prefix row is), else minus infinity."""
+        """`[G, T, prefix_rows + T]`, added to scores: 0 for what is visible (all prefix rows are), else -infinity."""
         visible = F.pad(self.visible, (prefix_rows, 0), value=True)
         return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))
 

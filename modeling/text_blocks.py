@@ -1,10 +1,11 @@
 """open_clip's text transformer, run on packed rows with the keys and values of a shared prefix.
 
 The functions read the weights of open_clip's own modules (`ResidualAttentionBlock` with `nn.MultiheadAttention`, and
-`CustomResidualAttentionBlock` with open_clip's `Attention`) and repeat what their `forward` computes in evaluation mode.
+`CustomResidualAttentionBlock` with open_clip's `Attention`) and repeat what their `forward` computes in evaluation
+mode.
 
-Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefix rows, `D` width, `H` heads, `d` width of a
-head.
+Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefix rows, `D` width, `H` heads, `d` width
+of a head.
 """
 
 from dataclasses import dataclass

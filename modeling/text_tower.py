@@ -13,8 +13,8 @@ A tower that is causal and is read only at the end-of-text token allows these sa
 Classes are taken in chunks; chunks that do not fit the memory budget are computed again in the backward pass. Other
 towers (SigLIP's, CoCa's, Hugging Face's) run their own forward pass over full-length rows of embeddings.
 
-Every weight is read from the open_clip modules at the moment of use; none is copied. Shapes: `P` prefixes, `B` images, `C`
-classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.
+Every weight is read from the open_clip modules at the moment of use; none is copied. Shapes: `P` prefixes, `B` images,
+`C` classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -390,7 +390,7 @@ class TextTower(nn.Module):
         return features.unflatten(0, (batch, classes)).to(self.out_dtype)
 
     def _own_forward(self, embeddings: Tensor | None, ids: Tensor) -> Tensor:
-        """The model's own text features `[N, E]` of `ids` `[N, context_length]`, with other token embeddings if given."""
+        """The model's own text features `[N, E]` of `ids` `[N, context_length]`, from other embeddings if given."""
         owner = self._owner[0]
         handles = []
         if embeddings is not None:

@@ -1,0 +1,256 @@
+"""Files of CLIP weights: read in whatever form they come, checked against a model, and hashed.
+
+A file is known by its content, not by its name: safetensors, a state dict saved by torch (plain, or inside a training
+checkpoint), or the TorchScript archive in which OpenAI publishes its models.
+"""
+
+import hashlib
+import re
+import zipfile
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+SAFETENSORS, STATE_DICT, ARCHIVE = "safetensors", "state dict", "OpenAI JIT archive"
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
+# Entries that some programs save although they carry no weights.
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
+NO_WEIGHTS_ENDS = ("embeddings.position_ids",)
+TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Read a file of weights.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state dict, free of wrappers, prefixes and entries without weights; and the form it was found in.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not one of the forms above, or holds more than tensors.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(_not_found(path))
+    form = _form(path)
+    if form == SAFETENSORS:
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    elif form == ARCHIVE:
+        state = dict(torch.jit.load(path, map_location="cpu").state_dict())
+    else:
+        state = _load_pickle(path)
+    return _unwrap(state, path), form
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
+    """Load a state dict into a model, entry by entry the same, or refuse it.
+
+    Args:
+        model: An open_clip model.
+        state: The state dict from `read_weights`.
+        label: What the error calls the file.
+        wanted: What the error calls the model.
+
+    Raises:
+        ValueError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
+    """
+    target = model.state_dict()
+    state = _arrange(model, state)
+    for name, value in target.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, value)
+        elif name in state and state[name].shape != value.shape and state[name].numel() == value.numel() == 1:
+            state[name] = state[name].reshape(value.shape)
+    missing = sorted(target.keys() - state.keys())
+    unknown = sorted(state.keys() - target.keys())
+    others = [
+        f"{name} is {list(state[name].shape)} instead of {list(target[name].shape)}"
+        for name in sorted(target.keys() & state.keys())
+        if state[name].shape != target[name].shape
+    ]
+    if missing or unknown or others:
+        parts = [
+            _some("entries of another shape", others),
+            _some("missing entries", missing),
+            _some("unknown entries", unknown),
+        ]
+        raise ValueError(
+            f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
+            f"{describe_weights(state)} Name the architecture that the file belongs to."
+        )
+    model.load_state_dict(state)
+
+
+def describe_weights(state: dict[str, Tensor]) -> str:
+    """A sentence on the model that a state dict belongs to, with the names of the architectures that it fits."""
+    sizes = _sizes(state)
+    if not sizes:
+        first = ", ".join(sorted(state)[:3])
+        kind = (
+            "Hugging Face transformers' CLIPModel" if any("text_model." in k for k in state) else "no CLIP known here"
+        )
+        return f"The file looks like {kind} (first entries: {first})."
+    names = [name for name in open_clip.list_models() if _sizes_of_config(open_clip.get_model_config(name)) == sizes]
+    tower = "ResNet" if isinstance(sizes["layers"], tuple) else "ViT"
+    patch = f", patch {sizes['patch']}" if sizes["patch"] else ""
+    looks = (
+        f"{tower} of width {sizes['width']}, layers {sizes['layers']}{patch}, {sizes['image']} pixels; text width "
+        f"{sizes['text_width']}, {sizes['text_layers']} layers, {sizes['context']} tokens, vocabulary {sizes['vocab']}"
+        f"; embedding {sizes['embed']}"
+    )
+    return f"The file looks like {' or '.join(names) or 'no architecture of open_clip'}: {looks}."
+
+
+def hash_weights(model: nn.Module) -> str:
+    """sha256, in hex, over the name, shape, dtype and bytes of every entry of the state dict, sorted by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _form(path: Path) -> str:
+    """The form of a file, from its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            raise ValueError(
+                f"{path} is a numpy archive (big_vision's form); convert it to open_clip's state dict first"
+            )
+        return ARCHIVE if any(name.endswith("constants.pkl") for name in names) else STATE_DICT
+    if len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return SAFETENSORS
+    if start.startswith(b"\x80"):
+        return STATE_DICT
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is a web page, not weights: the download went wrong; fetch the file again")
+    raise ValueError(
+        f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a file saved by torch; it may be cut short"
+    )
+
+
+def _load_pickle(path: Path) -> object:
+    """What torch saved in `path`, tensors and plain containers only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}: {str(error).splitlines()[0]}). A file "
+            f"with other Python objects in it is refused, since loading it could run code; save its state dict alone, "
+            f"best as safetensors"
+        ) from error
+
+
+def _unwrap(state: object, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint, under its models' own names."""
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        inner = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), None)
+        if inner is None:
+            break
+        state = state[inner]
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        found = f"the entries {sorted(map(str, state))[:5]}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise ValueError(
+            f"{path} holds no state dict: found {found}, expected names with tensors, or one of {WRAPPERS}"
+        )
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), "")
+    while prefix:
+        state = {name[len(prefix) :]: value for name, value in state.items()}
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), "")
+    return {
+        name: value for name, value in state.items() if name not in NO_WEIGHTS and not name.endswith(NO_WEIGHTS_ENDS)
+    }
+
+
+def _arrange(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries under the names that the model's class has for its text tower."""
+    state = dict(state)
+    inside = hasattr(model, "text")
+    if inside and "positional_embedding" in state:
+        return {f"text.{name}" if name.startswith(TEXT_PARTS) else name: value for name, value in state.items()}
+    if not inside and "text.positional_embedding" in state:
+        return {name.removeprefix("text."): value for name, value in state.items()}
+    return state
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, object]:
+    """The sizes that tell architectures apart, read from a state dict of OpenAI's or open_clip's form."""
+    text = "text." if "text.positional_embedding" in state else ""
+    try:
+        vit = "visual.proj" in state
+        embed = state[text + "text_projection"].shape[-1]
+        sizes = {
+            "width": state["visual.conv1.weight" if vit else "visual.layer1.0.conv1.weight"].shape[0],
+            "text_width": state[text + "ln_final.weight"].shape[0],
+            "text_layers": _count(state, rf"{re.escape(text)}transformer\.resblocks\.(\d+)\."),
+            "context": state[text + "positional_embedding"].shape[0],
+            "vocab": state[text + "token_embedding.weight"].shape[0],
+            "embed": embed,
+        }
+        if vit:
+            patch = state["visual.conv1.weight"].shape[-1]
+            grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+            layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+            return {**sizes, "layers": layers, "patch": patch, "image": patch * grid}
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        layers = tuple(_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        return {**sizes, "layers": layers, "patch": None, "image": 32 * grid}
+    except KeyError:
+        return {}
+
+
+def _sizes_of_config(config: dict) -> dict[str, object]:
+    """The same sizes of one of open_clip's architectures; empty for towers from other packages."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or text.get("embed_cls") or "width" not in vision:
+        return {}
+    image = vision.get("image_size", 224)
+    layers = vision.get("layers", 12)
+    return {
+        "width": vision["width"],
+        "text_width": text.get("width", 512),
+        "text_layers": text.get("layers", 12),
+        "context": text.get("context_length", 77),
+        "vocab": text.get("vocab_size", 49408),
+        "embed": config["embed_dim"],
+        "layers": tuple(layers) if isinstance(layers, list) else layers,
+        "patch": None if isinstance(layers, list) else vision.get("patch_size", 16),
+        "image": image[0] if isinstance(image, list | tuple) else image,
+    }
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """Number of different first groups of `pattern` among the names."""
+    return len({match.group(1) for name in state if (match := re.match(pattern, name))})
+
+
+def _some(what: str, entries: list[str], shown: int = 3) -> str:
+    """ "what (n): first, second, third, ..." or an empty text."""
+    more = ", ..." if len(entries) > shown else ""
+    return f"{what} ({len(entries)}): {', '.join(entries[:shown])}{more}" if entries else ""
+
+
+def _not_found(path: Path) -> str:
+    """A sentence on a missing file of weights, with what lies beside it."""
+    if path.is_dir():
+        return f"MODEL.BACKBONE.WEIGHTS must be a file, {path} is a folder; for a folder give the name local-dir:{path}"
+    if not path.parent.is_dir():
+        return f"no weights at {path}: the folder {path.parent} does not exist"
+    near = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:5]
+    return f"no weights at {path}; the folder holds {', '.join(near) or 'no files'}"
