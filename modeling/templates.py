@@ -1,0 +1,97 @@
+"""Prompt templates by name.
+
+The sets are those of CLIP (data/prompts.md and the ImageNet notebook), CoOp (its zero-shot program), InMaP and CLAP;
+their texts stand in `templates.json`, with a version that changes when any of them does.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+
+DEFAULT = "single"
+WORDS = "words"
+
+
+@lru_cache(maxsize=1)
+def _data() -> dict:
+    return json.loads(files(__package__).joinpath("templates.json").read_text(encoding="utf-8"))
+
+
+def template_names() -> list[str]:
+    """The names that `resolve_templates` knows."""
+    return [*_data()["sets"], *_data()["by_dataset"], WORDS]
+
+
+def template_version() -> int:
+    """The version of the named sets."""
+    return _data()["version"]
+
+
+def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: str = "a photo of a") -> list[str]:
+    """The templates that a name or a list stands for.
+
+    Args:
+        templates: A name; one template with `{}`; or a list of templates. Names: `single` ("a photo of a {}."),
+            `inmap7` and `imagenet_select` (seven for ImageNet, in InMaP's and in CoOp's order), `imagenet80` (CLIP's
+            eighty), `coop` (CoOp's for the data set; `single` for others), `clip` (CLIP's for the data set;
+            `imagenet80` for ImageNet and its variants), `clap_c`, `clap_cp`, `clap_pc` (CLAP's forms), `words`
+            (`words`, the name, a full stop: the sentence that CoOp and GOPro start from). `coop:NAME` and `clip:NAME`
+            take another data set's.
+        dataset: Registry name of the data set, for `coop` and `clip`.
+        words: The words of `words`; underscores count as blanks.
+
+    Returns:
+        Templates with exactly one `{}` each, in their order.
+
+    Raises:
+        ValueError: An unknown name, a data set without templates of that kind, or a template without one `{}`.
+    """
+    if not isinstance(templates, str):
+        return _checked(templates)
+    if "{" in templates:
+        return _checked([templates])
+    name, _, other = templates.partition(":")
+    dataset = other or dataset
+    sets, by_dataset = _data()["sets"], _data()["by_dataset"]
+    if name == WORDS:
+        return _checked([f"{words.replace('_', ' ').strip()} {{}}.".strip()])
+    if name in sets and not other:
+        return list(sets[name])
+    if name in by_dataset:
+        return _of_dataset(name, by_dataset[name], dataset, required=bool(other) or name != "coop")
+    near = difflib.get_close_matches(templates.lower(), template_names(), n=2, cutoff=0.5)
+    raise ValueError(
+        f"unknown templates {templates!r}."
+        + (f" Did you mean {' or '.join(near)}?" if near else "")
+        + f" Known names: {', '.join(template_names())}; or give templates with {{}} for the class name"
+    )
+
+
+def _of_dataset(name: str, table: dict[str, list[str]], dataset: str, required: bool) -> list[str]:
+    """The templates of a kind for a data set, or the plain one where the kind has a plain default."""
+    if dataset in table:
+        return list(table[dataset])
+    if name == "clip" and dataset.startswith("ImageNet"):
+        return list(_data()["sets"]["imagenet80"])
+    if not required:
+        return list(_data()["sets"][DEFAULT])
+    near = difflib.get_close_matches(dataset, table, n=2, cutoff=0.6)
+    raise ValueError(
+        f"there are no {name!r} templates for the data set {dataset!r}."
+        + (f" Did you mean {' or '.join(near)}?" if near else "")
+        + f" There are for {', '.join(table)}; for others take single or imagenet80"
+    )
+
+
+def _checked(templates: Sequence[str]) -> list[str]:
+    """The templates as a list, once each has one place for the class name."""
+    wrong = [t for t in templates if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") + t.count("}") != 2]
+    if wrong or not templates:
+        raise ValueError(
+            f"each template needs exactly one {{}} for the class name, as in 'a photo of a {{}}.'; got {wrong[0]!r}"
+            if wrong
+            else "the list of templates is empty"
+        )
+    return list(templates)
