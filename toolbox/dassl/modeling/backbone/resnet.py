@@ -1,4 +1,4 @@
-"""Residual networks (He et al., CVPR 2016) by torchvision, without their classifier, optionally with MixStyle inside."""
+"""Residual networks (He et al., CVPR 2016) by torchvision, without their classifier, with MixStyle inside if asked."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _build(name: str, pretrained: bool, ms_layers: Sequence[str] = ()) -> ResNet
         net = getattr(models, name)(weights="IMAGENET1K_V1" if pretrained else None)
     except OSError as error:
         raise OSError(
-            f"The ImageNet weights of {name} are not on this machine and cannot be fetched ({error}). Put torchvision's file "
-            "into torch.hub's checkpoint folder, or set MODEL.BACKBONE.PRETRAINED False"
+            f"The ImageNet weights of {name} are not on this machine and cannot be fetched ({error}). Put torchvision's"
+            " file into the checkpoint folder of torch.hub, or set MODEL.BACKBONE.PRETRAINED False"
         ) from error
     return ResNet(net, ms_layers)
 
