@@ -233,10 +233,10 @@ def _find(cfg: Any, key: str, origin: str) -> tuple[Any, str]:
 
 def _unknown(cfg: Any, key: str, origin: str) -> str:
     known = known_keys(cfg)
-    hint = suggestion(key, known)
-    if not hint:  # the right name in the wrong group
-        same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        hint = f" Did you mean {' or '.join(repr(name) for name in same[:3])}?" if same else ""
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]  # only the group is wrong
+    hint = f" Did you mean {' or '.join(repr(name) for name in same[:3])}?" if same else ""
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    hint = hint or suggestion(key, [*known, *groups])
     node = key.split(".")[0]
     siblings = [name for name in known if name.startswith(f"{node}.")]
     there = f" Keys of {node}: {', '.join(siblings[:40])}." if siblings and not hint else ""

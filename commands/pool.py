@@ -57,14 +57,19 @@ class _Child:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
 
 
-def default_jobs(runs: int, gpus: int) -> int:
-    """How many runs go side by side: one on a machine with GPUs, otherwise one a core as far as memory and runs go."""
-    if gpus:
-        return 1
-    return max(1, min(environment.usable_cores(), runs, _free_memory() // _MEMORY_A_RUN))
+def default_jobs(runs: int, gpus: int, cores: int, memory: int) -> int:
+    """How many runs go side by side: one on a machine with GPUs, otherwise one a core as far as runs and memory go.
+
+    Args:
+        runs: number of runs.
+        gpus: number of GPUs.
+        cores: usable cores.
+        memory: free bytes.
+    """
+    return 1 if gpus else max(1, min(cores, runs, memory // _MEMORY_A_RUN))
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of memory that can be had, or a large number where the system does not say."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():

@@ -15,7 +15,7 @@ from dassl_clip.commands import catalogue, plan, pool, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.errors import UserError, report, suggestion
 from dassl_clip.commands.progress import Reporter
-from dassl_clip.results import records, tables
+from dassl_clip.results import environment, records, tables
 
 NO_REFERENCE = "none"
 INTERRUPTED_EXIT = 130
@@ -197,10 +197,16 @@ def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
     gpus = pool.count_gpus()
-    jobs = min(jobs, len(runs)) if jobs else pool.default_jobs(len(runs), gpus)
+    jobs = (
+        min(jobs, len(runs))
+        if jobs
+        else pool.default_jobs(len(runs), gpus, environment.usable_cores(), pool.free_memory())
+    )
     print(f"{len(runs)} runs, {jobs} at a time; each writes {pool.LOG_NAME} in its folder", flush=True)
     import open_clip  # noqa: F401  (the children find it imported)
 
+    if not gpus:  # the report asks for GPUs, which a process that forks must not do where there are some
+        train.environment_report()
     reporter = Reporter(len(runs))
     try:
         outcomes = pool.run_all(runs, execute, jobs, gpus, reporter, describe)

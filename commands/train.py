@@ -7,6 +7,7 @@ trainer in Dassl's registry runs, one of this project or one that `--import` loa
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import re
 import sys
@@ -115,7 +116,7 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     import torch
 
     from dassl.engine import build_trainer
-    from dassl.utils import collect_env_info, set_random_seed
+    from dassl.utils import set_random_seed
     from dassl_clip.commands.recording import EvaluationRecorder
 
     print(describe_toolbox())
@@ -127,7 +128,7 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
     print(f"Command: {environment.command_line()}")
     print(f"** Config **\n{cfg}")
-    print(f"** Environment **\n{collect_env_info()}\n")
+    print(f"** Environment **\n{environment_report()}\n")
 
     trainer = build_trainer(cfg)
     recorder = EvaluationRecorder(trainer, cfg)
@@ -169,6 +170,14 @@ def load_run(trainer: Any, model_dir: str, epoch: int | None) -> None:
             )
         epoch = max(epochs)
     trainer.load_model(str(folder) if model_dir else "", epoch=epoch)
+
+
+@functools.cache
+def environment_report() -> str:
+    """Dassl's description of the machine, made once a process: it asks many programs and takes a second or more."""
+    from dassl.utils import collect_env_info
+
+    return collect_env_info()
 
 
 def describe_toolbox() -> str:

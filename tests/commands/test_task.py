@@ -1,0 +1,373 @@
+"""Tasks of many runs: expansion into runs, skip, redo, resume, refuse, failing and killed children, tables, scripts.
+
+Covers `commands/task.py`, `plan.py`, `pool.py`, `progress.py`, `compare.py`, `table.py`, `__main__.py`,
+`catalogue.py` and `scripts/`. Runs are real: two tiny trainers in forked children.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dassl_clip.commands import __main__ as door
+from dassl_clip.commands import catalogue, plan, pool, task, train
+from dassl_clip.commands.errors import UserError
+from dassl_clip.commands.progress import fraction_done
+from dassl_clip.results import records
+
+SCRIPTS = Path(plan.__file__).resolve().parents[1] / "scripts"
+
+
+def request(world, **changes):
+    facts = {"dataset": str(world.dataset), "seeds": (1,), "out": str(world.out), "data": str(world.images)}
+    return plan.Request(**{**facts, "imports": (str(world.plugin),), **changes})
+
+
+def planned(world, pairs=(), **changes):
+    train.register()
+    return plan.plan_runs(request(world, **changes), plan.Method("TinyNet", str(world.config), tuple(pairs)))
+
+
+def accuracy(folder):
+    return records.read_record(folder)["metrics"]["test"]["accuracy"]
+
+
+def test_lodo_and_fewshot_expand_to_the_runs_of_the_protocol(world):
+    runs = planned(world, seeds=(1, 2))
+    seen = [
+        (run.task, list(run.cfg.DATASET.SOURCE_DOMAINS), list(run.cfg.DATASET.TARGET_DOMAINS), run.cfg.SEED)
+        for run in runs
+    ]
+    assert seen == [
+        *(("fewshot", [name], [name], seed) for name in ("day", "night") for seed in (1, 2)),
+        *(("lodo", [source], [name], seed) for source, name in (("night", "day"), ("day", "night")) for seed in (1, 2)),
+    ]
+    assert [str(run.folder.relative_to(world.out)) for run in runs[:2]] == [
+        "fewshot/colours/TinyNet/tiny/shots16/day/seed1",
+        "fewshot/colours/TinyNet/tiny/shots16/day/seed2",
+    ]
+    assert str(runs[-1].folder.relative_to(world.out)) == "lodo/colours/TinyNet/tiny/shots-1/night/seed2"
+    for run in runs:
+        assert str(run.folder) == run.cfg.OUTPUT_DIR
+        assert f"shots{run.cfg.DATASET.NUM_SHOTS}" in run.folder.parts
+        assert run.task == run.cfg.RUN.TASK
+
+
+@pytest.mark.parametrize(
+    ("pairs", "changes", "part"),
+    [
+        ((), {"shots": 4}, "tiny/shots4/day"),
+        ((), {"shots": 0}, "tiny/shots-1/day"),
+        (("DATASET.NUM_SHOTS", "2"), {}, "tiny/shots2/day"),
+        (("OPTIM.LR", "0.1"), {}, "tiny/shots16/day"),  # the config's own value
+        (("OPTIM.LR", "0.2"), {}, "tiny+OPTIM.LR=0.2/shots16/day"),
+        (("TRAINER.TINYNET.CTX_INIT", "a b/c"), {}, "tiny+TRAINER.TINYNET.CTX_INIT=a_b_c/shots16/day"),
+        (("DATALOADER.NUM_WORKERS", "2"), {}, "tiny/shots16/day"),
+        (("DATASET.SUBSAMPLE_CLASSES", "base"), {}, "tiny/shots16/day-base"),
+    ],
+)
+def test_run_folders_tell_configurations_apart(world, pairs, changes, part):
+    first = planned(world, pairs, tasks=("fewshot",), **changes)[0]
+    assert str(first.folder.relative_to(world.out)) == f"fewshot/colours/TinyNet/{part}/seed1"
+    assert part.split("/")[0] == first.cfg.RUN.CONFIG
+
+
+def test_very_long_changes_stay_distinct_and_short(world):
+    names = {
+        planned(world, ("TRAINER.TINYNET.CTX_INIT", "x" * 200 + end), tasks=("lodo",))[0].cfg.RUN.CONFIG for end in "ab"
+    }
+    assert len(names) == 2 and max(map(len, names)) < 140
+
+
+def test_the_reference_uses_the_methods_words_images_and_model(world):
+    train.register()
+    pairs = (
+        "TRAINER.TINYNET.WIDTH",
+        "5",
+        "OPTIM.LR",
+        "1.0",
+        "DATASET.SUBSAMPLE_CLASSES",
+        "base",
+        "INPUT.SIZE",
+        "(4, 4)",
+    )
+    method = plan.Method("TinyNet", str(world.config), pairs)
+    reference = plan.reference_method(request(world), method, "TinyGuess", str(world.config))
+    assert reference.pairs == (
+        *("DATASET.SUBSAMPLE_CLASSES", "base", "INPUT.SIZE", "(4, 4)"),
+        *("TRAINER.TINYGUESS.CTX_INIT", "some words", "TRAINER.TINYGUESS.TEMPLATES", "words"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "pairs", "sentence"),
+    [
+        ({"dataset": "icon"}, (), r"there is no data set 'icon'\. Did you mean 'icons'\? Known: .*pacs"),
+        ({"tasks": ("lodoo",)}, (), r"there is no task 'lodoo'\. Did you mean 'lodo'\? Known: fewshot, lodo"),
+        ({"targets": ("nigth",)}, (), r"has no domain 'nigth'\. Did you mean 'night'\? Its domains: day, night"),
+        ({}, ("SEED", "3"), r"SEED 3: a task sets SEED itself"),
+        ({}, ("OPTIM.LRR", "3"), r"Did you mean 'OPTIM\.LR'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(world, changes, pairs, sentence):
+    with pytest.raises(UserError, match=sentence):
+        planned(world, pairs, **changes)
+
+
+def test_configs_are_found_by_data_set_then_general_then_path(world):
+    assert catalogue.dataset_file("OfficeHome-DG").stem == "office_home_dg"
+    assert catalogue.trainer_file("ZeroshotCLIP", "", "icons").stem == "icons"
+    assert catalogue.trainer_file("ZeroshotCLIP", "", "pacs").stem == "vit_b16"
+    assert catalogue.trainer_file("GOPro", "vit-b16-paper", "pacs").stem == "vit_b16_paper"
+    assert catalogue.trainer_file("Any", str(world.config), "pacs") == world.config
+    with pytest.raises(UserError, match=r"there is no config of GOPro 'vit_b17'\. Did you mean 'vit_b16'\? Known: "):
+        catalogue.trainer_file("GOPro", "vit_b17", "pacs")
+    assert catalogue.trainer_configs("GOPro", "pacs")[0] == "vit_b16"
+
+
+def test_a_task_runs_skips_redoes_and_prints_its_table(world):
+    words = world.task("--reference", f"TinyGuess:{world.config}", "--jobs", "2", "OPTIM.MAX_EPOCH", "3")
+    done = world.run(words)
+    assert done.returncode == 0, done.stderr
+    name = "tiny+OPTIM.MAX_EPOCH=3"
+    lodo = world.out / "lodo" / "colours" / "TinyNet" / name / "shots4"
+    guess = world.out / "fewshot" / "colours" / "TinyGuess"
+    assert len(records.find_records(world.out)) == 8
+    assert [path.name for path in guess.iterdir()] == [
+        "tiny+TRAINER.TINYGUESS.CTX_INIT=some_words+TRAINER.TINYGUESS.TEMPLATES=words"
+    ]
+    for target in ("day", "night"):
+        folder = lodo / target / "seed1"
+        assert {"log.txt", "config.yaml", "record.json", "tiny", "tensorboard"} <= set(os.listdir(folder))
+        assert "epoch [3/3]" in (folder / "log.txt").read_text()
+    assert "[8/8]" in done.stdout
+
+    # the table at the end, against the records
+    shown = {row[0]: row[1:] for row in (re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines())}
+    values = [accuracy(lodo / target / "seed1") for target in ("day", "night")]
+    assert [float(cell) for cell in shown[f"TinyNet ({name})"]] == pytest.approx([*values, sum(values) / 2], abs=0.0501)
+    gains = next(cells for label, cells in reversed(shown.items()) if label.startswith("gain of TinyNet"))
+    zero = [records.find_records(world.out / "lodo" / "colours" / "TinyGuess")[index] for index in (0, 1)]
+    expected = [value - item.record["metrics"]["test"]["accuracy"] for value, item in zip(values, zero)]
+    assert [float(cell) for cell in gains] == pytest.approx([*expected, sum(expected) / 2], abs=0.0501)
+
+    # any printed line runs by itself and gives the same
+    lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("$ ")]
+    assert len(lines) == 8
+    line = next(line for line in lines if str(lodo / "night") in line)
+    assert shlex.split(line)[0] == "python" and "my images" in line
+    before = json.loads((lodo / "night" / "seed1" / "record.json").read_text())
+    (lodo / "night" / "seed1").rename(world.root / "kept")
+    command = shlex.join([sys.executable, *shlex.split(line)[1:]])
+    subprocess.run(command, shell=True, check=True, cwd=world.root, env=world.environment(), capture_output=True)
+    after = json.loads((lodo / "night" / "seed1" / "record.json").read_text())
+    for key in ("metrics", "config_hash", "config", "task", "data_fingerprint", "shots"):
+        assert after[key] == before[key], key
+    assert shlex.split(after["command"])[1:] == shlex.split(line)[1:] == shlex.split(before["command"])[1:]
+
+    # a torn record is redone, a finished run of another configuration refused, the rest skipped
+    torn = lodo / "day" / "seed1" / "record.json"
+    torn.write_text(torn.read_text()[:100])
+    config = lodo / "night" / "seed1" / "config.yaml"
+    config.write_text(config.read_text().replace("LR: 0.1", "LR: 0.7"))
+    record = lodo / "night" / "seed1" / "record.json"
+    record.write_text(record.read_text().replace(after["config_hash"], "0" * 64))
+    again = world.run(words)
+    assert again.returncode == 1
+    assert again.stdout.count("skipped, complete: ") == 6
+    assert "redo: " in again.stdout and "cannot be read" in again.stdout and "[1/1]" in again.stdout
+    assert records.is_complete(torn.parent) and (torn.parent / "record.json.broken-1").exists()
+    assert "refused: " in again.stderr and "OPTIM.LR: 0.7 there, 0.1 now" in again.stderr
+    assert re.search(r"missing: TinyNet .*: night \(seed 1\)", again.stdout)
+
+
+def test_a_failing_and_a_killed_run_are_told_and_the_others_go_on(world):
+    words = world.task("--task", "lodo", "--jobs", "1", "TRAIN.CHECKPOINT_FREQ", "1")
+    first = world.run([*words, "TRAINER.TINYNET.FAULTY", "day", "TRAINER.TINYNET.FAULT", "kill"])
+    assert first.returncode == 1
+    assert "killed by SIGKILL" in first.stdout and "FAILED" in first.stdout
+    folders = {item.folder.parent.name: item for item in records.find_records(world.out)}
+    assert set(folders) == {"night"}
+    base = folders["night"].folder.parents[1]
+    assert "killed by SIGKILL" in (base / "day" / "seed1" / "log.txt").read_text()
+    assert f"failed: TinyNet ({base.parent.name}) lodo day seed 1, log: {base}/day/seed1/log.txt" in first.stderr
+
+    # the same folder with the fault taken away: what was half done goes on from its checkpoint
+    config = base / "day" / "seed1" / "config.yaml"
+    plain = world.out / "lodo" / "colours" / "TinyNet" / "tiny" / "shots4" / "day"
+    plain.mkdir(parents=True)
+    config.write_text(config.read_text().replace("FAULT: kill", "FAULT: ''").replace("FAULTY: day", "FAULTY: ''"))
+    (base / "day" / "seed1").rename(plain / "seed1")
+    second = world.run(words)
+    assert second.returncode == 0
+    assert "resume: " in second.stdout
+    logs = sorted((plain / "seed1").glob("log.txt-*"))
+    assert "epoch [2/2]" in logs[0].read_text() and "epoch [1/2]" not in logs[0].read_text()
+
+    # half done by another configuration: moved aside, not mixed
+    (plain / "seed1" / "record.json").unlink()
+    config = plain / "seed1" / "config.yaml"
+    config.write_text(config.read_text().replace("LR: 0.1", "LR: 0.7"))
+    third = world.run([*words, "--targets", "day"])
+    assert third.returncode == 0 and "OPTIM.LR: 0.7 there, 0.1 now" in third.stdout
+    assert (plain / "seed1.stale-1" / "tiny").is_dir()
+    assert "epoch [1/2]" in (plain / "seed1" / "log.txt").read_text()
+    bug = world.run([*words, "TRAINER.TINYNET.FAULTY", "day", "TRAINER.TINYNET.FAULT", "bug"])
+    assert "RuntimeError: a bug in the method" in bug.stdout
+
+
+def start(world, words):
+    command = [sys.executable, "-m", "dassl_clip.commands", *words]
+    return subprocess.Popen(
+        command, cwd=world.root, env=world.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_or_interrupted_parent_takes_its_children_along(world, sign, code):
+    faults = ["TRAINER.TINYNET.FAULTY", "day", "TRAINER.TINYNET.FAULT", "sleep"]
+    words = world.task("--task", "lodo", "--targets", "day", *faults)
+    parent = start(world, words)
+    wait_for(lambda: any("epoch [1/2]" in path.read_text() for path in world.out.rglob("log.txt")))
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(children) == 1
+    busy = world.run(words)  # a second one at the same time keeps its hands off
+    assert busy.returncode == 1 and "another process works in" in busy.stdout
+    parent.send_signal(sign)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == code
+    assert "Traceback" not in err
+    wait_for(lambda: not Path("/proc", children[0]).exists(), 20)
+    assert records.find_records(world.out) == []
+
+
+def test_compare_and_table_agree(world):
+    methods = [f"TinyGuess:{world.config}", f"TinyNet:{world.config}"]
+    words = world.task()
+    words = ["compare", words[1 + 1], *words[words.index("--import") :], "--methods", *methods]
+    words += ["--seeds", "1", "2", "--tasks", "lodo"]
+    dry = world.run([*words, "--dry-run"])
+    assert dry.returncode == 0 and dry.stdout.count("train.py") == 8 and not world.out.exists()
+    done = world.run(words)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout[done.stdout.rindex("\n\n", 0, done.stdout.rindex("accuracy (%)")) :].strip()
+    shown = world.run(["table", str(world.out), "--reference", "TinyGuess"]).stdout
+    assert printed.split("\n\n")[-1].strip() in shown
+    assert "+/-" in shown and "seeds: 1, 2" in shown
+    markdown = world.run(["table", str(world.out), "--format", "markdown", "--rows", "TinyNet"]).stdout
+    assert [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("|")][2:] == [
+        "TinyNet (tiny)"
+    ]
+    each = world.run(["table", str(world.out), "--per-method"]).stdout
+    assert "seed 1" in each and each.count("mean") == 4
+
+
+def test_table_of_nothing_and_of_broken_records(world, capsys):
+    assert door.main(["table", str(world.root / "absent")]) == 2
+    assert "no folder" in capsys.readouterr().err
+    world.out.mkdir()
+    (world.out / "record.json").write_text("{")
+    assert door.main(["table", str(world.out)]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_the_door(capsys):
+    assert door.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in door.COMMANDS:
+        assert f"  {name}" in shown
+        with pytest.raises(SystemExit) as stop:
+            door.main([name, "--help"])
+        assert stop.value.code == 0
+        capsys.readouterr()
+    assert door.main(["tabel"]) == 2
+    assert "Did you mean 'table'?" in capsys.readouterr().err
+    assert door.main([]) == 0
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from dassl_clip.commands.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_unknown_method(world):
+    done = world.run(["task", "GOPr", "icons", "1"])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no method 'GOPr'. Did you mean 'GOPro'?")
+    assert done.stderr.count("\n") == 1
+
+
+def test_progress_lines_of_dassl():
+    line = "epoch [3/8] batch [5/10] time 0.1 (0.1) data 0.0 (0.0) loss 1.0 (1.0) lr 1e-3 eta 0:00:10"
+    assert fraction_done(line) == pytest.approx((2 + 0.5) / 8)
+    assert fraction_done("=> result") is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "gpus", "cores", "gigabytes", "jobs"),
+    [(3, 0, 8, 64, 3), (99, 0, 8, 64, 8), (99, 0, 8, 9, 4), (99, 0, 8, 1, 1), (99, 2, 8, 64, 1)],
+)
+def test_jobs_are_bounded_by_runs_cores_and_memory(runs, gpus, cores, gigabytes, jobs):
+    assert pool.default_jobs(runs, gpus, cores, gigabytes * 2**30) == jobs
+
+
+def script(world, name, *words, **settings):
+    return subprocess.run(
+        ["bash", str(SCRIPTS / name / "main.sh"), *words],
+        capture_output=True, text=True, cwd=world.root, timeout=300,
+        env={**world.environment(), "PYTHON": sys.executable, **settings},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gopro", "coop", "zeroshot", "linear_probe"])
+def test_scripts_without_arguments_print_their_usage(world, name):
+    done = script(world, name, "icons")
+    assert done.returncode == 2
+    assert f"usage: bash {SCRIPTS / name / 'main.sh'} DATASET SEED [KEY VALUE ...]" in done.stderr
+    for word in ("TASK", "DATA", "OUT", "CFG", "SHOTS", "JOBS", "REFERENCE"):
+        assert f"\n  {word} " in done.stderr
+
+
+def test_script_hands_environment_and_pairs_on(world):
+    settings = {"TASK": "lodo", "DATA": str(world.images), "OUT": "my out", "SHOTS": "2", "JOBS": "1", "CFG": "vit_b16"}
+    done = script(world, "gopro", str(world.dataset), "3", "--dry-run", "OPTIM.LR", "0.5", **settings)
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")]
+    assert len(lines) == 4
+    method = lines[2:]
+    for words, target in zip(method, ("day", "night")):
+        folder = f"my out/lodo/colours/GOPro/vit_b16+OPTIM.LR=0.5/shots2/{target}/seed3"
+        assert words[words.index("--output-dir") + 1] == folder
+        assert words[words.index("--root") + 1] == str(world.images)
+        assert words[-4:] == ["OPTIM.LR", "0.5", "DATASET.NUM_SHOTS", "2"]
+    assert "ZeroshotCLIP" in lines[0]
+    none = script(world, "gopro", str(world.dataset), "3", "--dry-run", **settings, REFERENCE="none")
+    assert none.stdout.count("\npython ") + none.stdout.startswith("python ") == 2
+
+
+def test_script_names_the_data_set_that_was_meant(world):
+    done = script(world, "zeroshot", "icon", "1")
+    assert done.returncode == 2 and "Did you mean 'icons'?" in done.stderr
+    done = script(world, "zeroshot", "icons", "one")
+    assert done.returncode == 2 and "'one' should be a whole number" in done.stderr
+
+
+def test_run_state_of_a_new_folder(world):
+    run = planned(world, tasks=("lodo",))[0]
+    assert task.run_state(run) == ("new", "")
