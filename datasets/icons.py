@@ -1,0 +1,101 @@
+"""Icons: 4 domains (emoji, flat, line, solid), 45 classes, 2,872 drawings of 64x64 pixels; ships with the package.
+
+The pictures come from 20 icon packs of the Iconify collection; `docs/icons.md` names them with their licences. Each
+domain has the parts train, val and test, stored in `split.csv`; variants of one drawing lie in one part. A held-out
+target is tested as a whole. DATASET.ROOT is not needed; if it (or `icons/` in it) holds a `split.csv` of this data set,
+that copy is read.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dassl_clip.embedded import ICONS_FOLDER
+
+from .base import DomainDataset, Layout, register
+from .folders import ImageFile
+from .spec import Spec, listed
+
+SPLIT_FILE = "split.csv"
+MANIFEST_FILE = "manifest.json"
+PARTS = ("train", "val", "test")
+
+
+@register
+class Icons(DomainDataset):
+    """The same things drawn as emoji, flat, line and solid icons."""
+
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        facts = read_manifest(icons_folder(cfg.DATASET.ROOT))
+        return Spec(name="Icons", classes=tuple(facts["classes"]), domains=dict.fromkeys(facts["domains"], ()))
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        folder = icons_folder(cfg.DATASET.ROOT)
+        images = read_split(folder, self.spec)
+        where = "shipped with the package" if folder == ICONS_FOLDER else f"in {folder}"
+        return Layout(
+            text=f"pictures {where}, parts of {SPLIT_FILE}",
+            read=images.__getitem__,
+            parts={part: part for part in PARTS},
+            heldout=PARTS,
+        )
+
+
+def icons_folder(root: str) -> Path:
+    """The data set's folder: a copy in DATASET.ROOT where there is one, else the one that ships with the package."""
+    if root:
+        for folder in (Path(root).expanduser().absolute(), Path(root).expanduser().absolute() / "icons"):
+            if (folder / SPLIT_FILE).is_file() and (folder / MANIFEST_FILE).is_file():
+                return folder
+    return ICONS_FOLDER
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of the data set.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Icons: {path} is missing, so the installed package has no pictures; install dassl-clip again, or run "
+            "`python -m dassl_clip.embedded.build --data-only`"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]]:
+    """Images by domain and part, in the order of the split file.
+
+    Args:
+        folder: the data set's folder.
+        spec: classes and domains.
+
+    Raises:
+        FileNotFoundError: if pictures of the split file are missing.
+        ValueError: if a line names an unknown domain, class or part.
+    """
+    labels = {name: label for label, name in enumerate(spec.classes)}
+    images: dict[str, dict[str, list[ImageFile]]] = {domain: {part: [] for part in PARTS} for domain in spec.domains}
+    missing = []
+    with (folder / SPLIT_FILE).open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            domain, label, part = row["domain"], labels.get(row["class"]), row["split"]
+            if label is None or part not in images.get(domain, ()):
+                raise ValueError(
+                    f"{folder / SPLIT_FILE}, line {number}: domain {domain!r}, class {row['class']!r}, part {part!r}; "
+                    f"expected are domains {listed(spec.domains)}, the manifest's classes and parts {listed(PARTS)}"
+                )
+            path = folder / row["path"]
+            if not path.is_file():
+                missing.append(row["path"])
+            images[domain][part].append(ImageFile(str(path), label, row["path"]))
+    if missing:
+        raise FileNotFoundError(
+            f"Icons: {len(missing)} pictures of {folder / SPLIT_FILE} are missing: {listed(missing)}; install "
+            "dassl-clip again, or run `python -m dassl_clip.embedded.build --data-only`"
+        )
+    return images
