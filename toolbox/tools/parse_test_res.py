@@ -2,8 +2,9 @@
 
     python parse_test_res.py output/my_experiment
 
-reads `output/my_experiment/<run>/log.txt` for every run, and takes the last `* accuracy: NUMBER%` behind the line `Finish
-training`. With --multi-exp every folder of the directory is an experiment of its own. Logs of pure evaluation need --test-log.
+reads `output/my_experiment/<run>/log.txt` for every run, and takes the last `* accuracy: NUMBER%` behind the line
+`Finish training`. With --multi-exp every folder of the directory is an experiment of its own. Logs of pure evaluation
+need --test-log.
 """
 
 from __future__ import annotations

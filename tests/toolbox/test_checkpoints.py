@@ -1,0 +1,215 @@
+"""Checkpoints: files and pointer, atomic writing, safe loading, partial and strict loading, what to resume from."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from dassl.utils import (
+    load_checkpoint,
+    load_pretrained_weights,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
+from dassl.utils.checkpoints import find_checkpoint, find_common_checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return str(tmp_path / "model")
+
+
+def state_of(model: nn.Module, epoch: int, **more) -> dict:
+    return {"state_dict": model.state_dict(), "epoch": epoch, "optimizer": None, "scheduler": None, **more}
+
+
+def pointer(folder: str) -> str:
+    return Path(folder, "checkpoint").read_text()
+
+
+def old_warmup_state() -> dict:
+    """A checkpoint as the original toolbox writes it with a warm-up schedule: the inner scheduler is an object."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
+    inner = CosineAnnealingLR(optimizer, 50)
+    scheduler = {
+        "successor": inner, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.002], "last_epoch": 1,
+        "_step_count": 2, "_last_lr": [0.002],
+    }  # fmt: skip
+    return {**state_of(model, 3), "optimizer": optimizer.state_dict(), "scheduler": scheduler, "val_result": None}
+
+
+def test_file_pointer_and_lines(folder, capsys):
+    model = nn.DataParallel(nn.Linear(2, 1))
+    state = state_of(model, 7, val_result=np.float64(81.5))
+    save_checkpoint(state, folder)
+    assert sorted(os.listdir(folder)) == ["checkpoint", "model.pth.tar-7"]
+    path = os.path.join(folder, "model.pth.tar-7")
+    assert pointer(folder) == "model.pth.tar-7\n"
+    assert capsys.readouterr().out == f"Checkpoint saved to {path}\n"
+    loaded = torch.load(path, weights_only=True)
+    assert list(loaded["state_dict"]) == ["weight", "bias"]
+    assert type(loaded["val_result"]) is float and loaded["val_result"] == 81.5
+    assert list(state["state_dict"]) == ["module.weight", "module.bias"]
+
+
+def test_best_file_and_other_names(folder):
+    model = nn.Linear(2, 1)
+    save_checkpoint(state_of(model, 1), folder, is_best=True)
+    save_checkpoint(state_of(model, 2), folder, model_name="model-best.pth.tar")
+    assert pointer(folder) == "model.pth.tar-1\n"
+    assert load_checkpoint(os.path.join(folder, "model-best.pth.tar"))["epoch"] == 2
+
+
+def test_a_failed_write_leaves_everything_as_it_was(folder, monkeypatch):
+    model = nn.Linear(2, 1)
+    save_checkpoint(state_of(model, 1), folder)
+
+    def torn(state, file):
+        file.write(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(state_of(model, 2), folder)
+    assert sorted(os.listdir(folder)) == ["checkpoint", "model.pth.tar-1"]
+    assert pointer(folder) == "model.pth.tar-1\n"
+
+
+def test_a_failed_pointer_names_the_file_before(folder, monkeypatch):
+    model = nn.Linear(2, 1)
+    save_checkpoint(state_of(model, 1), folder)
+    replace = os.replace
+
+    def no_pointer(source, target):
+        if os.path.basename(target) == "checkpoint":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_pointer)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(state_of(model, 2), folder)
+    assert sorted(os.listdir(folder)) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-2"]
+    assert resume_from_checkpoint(folder, model) == 1
+
+
+def test_load_errors(tmp_path):
+    with pytest.raises(ValueError, match="None"):
+        load_checkpoint(None)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_checkpoint(str(tmp_path / "nothing"))
+
+
+def test_objects_are_refused_by_name_and_admitted_on_request(tmp_path, monkeypatch):
+    path = str(tmp_path / "model.pth.tar-3")
+    torch.save(old_warmup_state(), path)
+    monkeypatch.delenv("DASSL_ALLOW_PICKLE", raising=False)
+    with pytest.raises(pickle.UnpicklingError, match=r"model\.pth\.tar-3.*DASSL_ALLOW_PICKLE"):
+        load_checkpoint(path)
+    monkeypatch.setenv("DASSL_ALLOW_PICKLE", str(tmp_path / "another"))
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(path)
+    for value in ("1", f"{tmp_path / 'another'}{os.pathsep}{path}"):
+        monkeypatch.setenv("DASSL_ALLOW_PICKLE", value)
+        with pytest.warns(UserWarning, match=r"model\.pth\.tar-3"):
+            loaded = load_checkpoint(path)
+        assert isinstance(loaded["scheduler"]["successor"], CosineAnnealingLR)
+
+
+def test_code_in_a_file_does_not_run(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = str(tmp_path / "evil")
+    torch.save({"state_dict": {}, "epoch": 1, "extra": Evil()}, path)
+    monkeypatch.delenv("DASSL_ALLOW_PICKLE", raising=False)
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_resume_restores_all_parts(folder, capsys):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    scheduler = CosineAnnealingLR(optimizer, 10)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    save_checkpoint({**state_of(model, 4), **states}, folder)
+    fresh = nn.Linear(3, 1)
+    fresh_optimizer = torch.optim.SGD(fresh.parameters(), lr=0.5, momentum=0.9)
+    fresh_scheduler = CosineAnnealingLR(fresh_optimizer, 10)
+    capsys.readouterr()
+    assert resume_from_checkpoint(folder, fresh, fresh_optimizer, fresh_scheduler) == 4
+    assert torch.equal(fresh.weight, model.weight)
+    assert fresh_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert torch.equal(
+        fresh_optimizer.state_dict()["state"][0]["momentum_buffer"], states["optimizer"]["state"][0]["momentum_buffer"]
+    )
+    assert fresh_scheduler.last_epoch == 1
+    assert os.path.join(folder, "model.pth.tar-4") in capsys.readouterr().out
+
+
+def test_strict_loading_names_the_keys(folder):
+    save_checkpoint(state_of(nn.Linear(3, 5), 1), folder)
+    model = nn.Linear(3, 4)
+    model.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(
+        RuntimeError, match=r"missing in the file: extra.*weight \(\(5, 3\) in the file, \(4, 3\) in the model"
+    ):
+        resume_from_checkpoint(folder, model)
+
+
+def test_what_to_resume_from(tmp_path):
+    folder = str(tmp_path)
+    assert find_checkpoint(str(tmp_path / "absent")) is None
+    assert find_checkpoint(folder) is None
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
+        resume_from_checkpoint(folder, nn.Linear(1, 1))
+    model = nn.Linear(2, 1)
+    torch.save(state_of(model, 2), tmp_path / "model-best.pth.tar")
+    (tmp_path / "checkpoint").write_text("model-best.pth.tar\n")
+    assert os.path.basename(find_checkpoint(folder)) == "model-best.pth.tar"
+    for epoch in (9, 10, 2):
+        torch.save(state_of(model, epoch), tmp_path / f"model.pth.tar-{epoch}")
+    assert os.path.basename(find_checkpoint(folder)) == "model.pth.tar-10"
+    (tmp_path / "checkpoint").write_text("model.pth.tar-9\n")
+    assert os.path.basename(find_checkpoint(folder)) == "model.pth.tar-9"
+    (tmp_path / "checkpoint").write_text("model.pth.tar-11\n")
+    with pytest.warns(UserWarning, match=r"model\.pth\.tar-11"):
+        assert os.path.basename(find_checkpoint(folder)) == "model.pth.tar-10"
+
+
+def test_several_models_resume_from_one_epoch(tmp_path):
+    model = nn.Linear(2, 1)
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    for epoch, where in ((1, folders), (2, folders[:1])):
+        for folder in where:
+            save_checkpoint(state_of(model, epoch), folder)
+    assert find_common_checkpoints(folders) == [os.path.join(folder, "model.pth.tar-1") for folder in folders]
+    assert find_common_checkpoints([*folders, str(tmp_path / "third")]) is None
+
+
+def test_partial_weights(tmp_path, capsys):
+    source = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
+    target = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    kept = target[1].weight.clone()
+    prefixed = {f"module.{key}": value for key, value in source.state_dict().items()}
+    for number, content in enumerate((prefixed, {"state_dict": prefixed, "epoch": 1})):
+        nn.init.zeros_(target[0].weight)
+        torch.save(content, tmp_path / f"{number}.pth")
+        load_pretrained_weights(target, str(tmp_path / f"{number}.pth"))
+        assert torch.equal(target[0].weight, source[0].weight) and torch.equal(target[1].weight, kept)
+        out = capsys.readouterr().out
+        assert "Successfully loaded" in out and "1.weight" in out
+    torch.save({"other": torch.zeros(1)}, tmp_path / "none.pth")
+    with pytest.warns(UserWarning, match=r"none\.pth"):
+        load_pretrained_weights(target, str(tmp_path / "none.pth"))
