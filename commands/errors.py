@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 USAGE_EXIT = 2
 _OURS = ("dassl_clip", "dassl")
-_USER_ERRORS = (ValueError, KeyError, AssertionError, FileNotFoundError, NotADirectoryError, FloatingPointError)
+_USER_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
+_USER_ERRORS += (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
@@ -31,10 +32,10 @@ def is_user_error(error: BaseException) -> bool:
 
     An error that Python, torch or another library raised inside our code is a bug of ours and keeps its traceback.
     """
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or getattr(error, "from_user", False):
         return True
     if not isinstance(error, _USER_ERRORS) or not str(error).strip() or error.__traceback__ is None:
-        return isinstance(error, ModuleNotFoundError) and error.name == "dassl"
+        return False
     last = error.__traceback__
     while last.tb_next is not None:
         last = last.tb_next
@@ -44,11 +45,6 @@ def is_user_error(error: BaseException) -> bool:
 
 def sentence(error: BaseException) -> str:
     """The text of an error on one line."""
-    if isinstance(error, ModuleNotFoundError) and error.name == "dassl":
-        return (
-            "no Dassl toolbox is installed: `pip install ./toolbox` installs the one that comes with dassl-clip; "
-            "an installed Dassl.pytorch works too"
-        )
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split())
 

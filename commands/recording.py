@@ -94,6 +94,9 @@ class EvaluationRecorder:
         return numbers | {"total": self._total, "correct": self._correct}
 
     def _record(self) -> dict[str, Any]:
+        own = getattr(self.trainer, "record_facts", None)
+        if own is not None:
+            return records.facts_from_config(self.cfg) | environment.environment_facts() | own() | self.extra
         total = time.monotonic() - self._started
         node = self.cfg.TRAINER.get(self.cfg.TRAINER.NAME.upper(), {})
         dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)

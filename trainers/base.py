@@ -163,10 +163,9 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
             return
         seed = mix_seed(self.cfg.SEED, self.epoch)
         torch.manual_seed(seed)
-        self.train_loader_x.dataset.epoch_seed.fill_(seed)
-        for owner in (self.train_loader_x, self.train_loader_x.sampler):
-            if getattr(owner, "generator", None) is not None:
-                owner.generator.manual_seed(seed)
+        self.train_loader_x.dataset.view_seed.fill_(seed)
+        if hasattr(self.train_loader_x, "epochs_started"):  # the embedded toolbox orders images by this number
+            self.train_loader_x.epochs_started = self.epoch
 
     def run_epoch(self) -> None:
         """Dassl's epoch, under a progress bar where stderr is a terminal."""

@@ -12,7 +12,15 @@ from dassl.data import DatasetWrapper
 
 
 class UnreadableImage(ValueError):
-    """An image file that cannot be decoded; the message names it."""
+    """An image file that cannot be decoded; the message names it.
+
+    A loader's worker hands its errors on inside a traceback; only the sentence itself is kept.
+    """
+
+    from_user = True
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().rpartition("UnreadableImage: ")[2])
 
 
 @contextmanager
@@ -39,18 +47,18 @@ class SeededImages(DatasetWrapper):
     """Dassl's wrapper with a generator of its own for each image and epoch.
 
     The views of image `i` in epoch `e` depend on `(seed, e, i)` alone: not on the number of workers, nor on what was
-    drawn before. `epoch_seed` lives in shared memory, so that persistent workers see it change.
+    drawn before. `view_seed` lives in shared memory, so that persistent workers see it change.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
-        self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.view_seed = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __getitem__(self, index: int) -> dict:
         try:
             if not self.is_train:
                 return super().__getitem__(index)
-            with seeded(mix_seed(int(self.epoch_seed), index)):
+            with seeded(mix_seed(int(self.view_seed), index)):
                 return super().__getitem__(index)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             path = self.data_source[index].impath
