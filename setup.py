@@ -23,10 +23,11 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
-        "dassl_clip.modeling": ["**/*.json"],
+        "dassl_clip.modeling": ["*.json"],
         "dassl_clip.datasets": ["lists/*.json"],
         "dassl_clip.results": ["published/*.json"],
-        "dassl_clip.embedded": ["icons/**/*", "clip/*", "build/*.csv", "build/*.json"],
+        "dassl_clip.embedded": ["icons/*.*", "icons/*/*/*", "clip/*"],
+        "dassl_clip.embedded.build": ["*.csv", "*.json", "*.txt"],
         "dassl_clip.configs": ["**/*.yaml"],
     },
     install_requires=[

@@ -202,7 +202,9 @@ def test_released_coop_checkpoints_start_a_run(run, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_the_first_bad_tensor(run):
     _, _, output = run(*VARIANTS["GOPro"], "OPTIM.LR", 1e38, "OPTIM.MAX_EPOCH", 5, code=2)
-    assert "not finite at epoch" in output.err and re.search(r"first bad tensor: (contexts|text features) \(\d+ of \d+", output.err)
+    assert "not finite at epoch" in output.err and re.search(
+        r"first bad tensor: (contexts|text features) \(\d+ of \d+", output.err
+    )
     assert "images: " in output.err
 
 
