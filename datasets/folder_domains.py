@@ -37,6 +37,9 @@ class FolderDomains(DomainDataset):
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
+        other = [name for name in list_folder(root)[0] if name not in self.spec.domains]
+        if other:
+            logger.warning("FolderDomains: %s has folders without class folders, not read: %s", root, listed(other))
         keys = self.spec.class_keys()
         for domain in domains:
             present = {keys[name_key(name)] for name in class_folders(root / domain)}

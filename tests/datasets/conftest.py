@@ -12,12 +12,6 @@ from dassl.config import get_cfg_default
 from dassl_clip.datasets import add_config
 
 LISTS = Path(__file__).parents[2] / "datasets" / "lists"
-DOMAINS = {
-    "PACS": ["art_painting", "cartoon", "photo", "sketch"],
-    "VLCS": ["caltech", "labelme", "pascal", "sun"],
-    "OfficeHome": ["art", "clipart", "product", "real_world"],
-    "DomainNet": ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"],
-}
 
 
 def encoded(kind: str) -> bytes:
@@ -65,17 +59,6 @@ def published(name: str) -> dict:
 
 
 PACS_CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
-PACS_LAYOUTS = [
-    "pacs/images",
-    "PACS",
-    "PACS/images",
-    "kfold",
-    "PACS/kfold",
-    "pacs_data",
-    ".",
-    "lists/absolute",
-    "lists/image_list",
-]
 
 
 @pytest.fixture
@@ -84,7 +67,7 @@ def pacs_tree():
 
     def make(root: Path, layout: str = "pacs/images", size: int = 10) -> Path:
         home = {"lists/absolute": "PACS/kfold", "lists/image_list": "PACS"}.get(layout, layout)
-        for domain in DOMAINS["PACS"]:
+        for domain in ("art_painting", "cartoon", "photo", "sketch"):
             ending = "png" if domain == "sketch" else "jpg"
             files = [
                 draw_image(root / home / domain / name / f"pic_{number:03d}.{ending}")
@@ -177,15 +160,5 @@ def domainnet_tree():
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / f"{domain}_{part}.txt").write_text("\n".join(text) + "\n")
         return root
-
-    return make
-
-
-@pytest.fixture
-def placed():
-    """Readable form of a list of Datum: (path relative to root, label, domain, class name)."""
-
-    def make(items, root: Path):
-        return [(str(Path(item.impath).relative_to(root)), item.label, item.domain, item.classname) for item in items]
 
     return make

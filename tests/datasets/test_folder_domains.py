@@ -38,6 +38,7 @@ def test_union_of_all_domains(tree, config, caplog):
     assert {item.label for item in data.train_x} == {0, 1}
     assert {item.classname for item in data.test} == {"Fire Truck", "cat"}
     assert f"{tree / 'day'} has no images of owl" in caplog.text
+    assert f"{tree} has folders without class folders, not read: notes" in caplog.text
     assert "class list: the class folders of all domains, sorted" in data.protocol
 
 

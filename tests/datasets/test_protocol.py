@@ -113,7 +113,7 @@ def test_a_target_among_several_sources(tmp_path, pacs_tree, config):
 
 
 def test_holdout_follows_the_seed_and_the_class_alone(tmp_path, pacs_tree, draw, config):
-    root = pacs_tree(tmp_path, "PACS", size=11)
+    root = pacs_tree(tmp_path, "PACS", size=14)
     held = {seed: paths(PACS(config(root, ["photo"], ["sketch"], SEED=seed)).val) for seed in range(4)}
     assert len(set(map(frozenset, held.values()))) == 4
     for val in held.values():
@@ -123,6 +123,8 @@ def test_holdout_follows_the_seed_and_the_class_alone(tmp_path, pacs_tree, draw,
     assert paths(PACS(config(root, ["photo"], ["sketch"], SEED=7, SPLIT_SEED=2)).val) == held[2]
     assert paths(PACS(config(root, ["photo"], ["sketch"], SEED=-1)).val) == held[0]
     assert paths(PACS(config(root, ["cartoon", "photo"], ["sketch"], SEED=3)).val) >= held[3]
+    cartoons = paths(PACS(config(root, ["cartoon"], ["sketch"], SEED=3)).val)
+    assert {path.replace("cartoon", "photo") for path in cartoons} != held[3]
     draw(root / "PACS/photo/dog/zzz.jpg")
     after = paths(PACS(config(root, ["photo"], ["sketch"], SEED=1)).val)
     assert {path for path in after if "/dog/" not in path} == {path for path in held[1] if "/dog/" not in path}

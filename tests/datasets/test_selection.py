@@ -44,8 +44,11 @@ def files(items):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("shots", [1, 2, 4, 9, 16])
-def test_draw_equals_dassl(seed, shots, tmp_path, pacs_tree, config):
-    root, sources = pacs_tree(tmp_path), ["photo", "cartoon", "art_painting"]
+@pytest.mark.parametrize("sources", [["photo"], ["photo", "cartoon", "art_painting"]])
+def test_draw_equals_dassl(sources, shots, seed, tmp_path, pacs_tree, config):
+    if len(sources) == 1 and shots == 16:
+        pytest.skip("the only source has 9 training images a class")
+    root = pacs_tree(tmp_path)
     random.seed(seed)
     train = dassl_draw(read(root, sources, "train"), shots)
     val = dassl_draw(read(root, sources, "crossval"), min(shots, 4))
@@ -56,9 +59,9 @@ def test_draw_equals_dassl(seed, shots, tmp_path, pacs_tree, config):
 
 
 def test_draw_equals_dassl_from_sorted_folders(tmp_path, vlcs_tree, config):
-    root = vlcs_tree(tmp_path, "dassl", (("train", 12), ("crossval", 3), ("test", 1)))
+    root = vlcs_tree(tmp_path, "dassl", (("train", 12), ("crossval", 11), ("test", 1)))
     pairs = {}
-    for part, size in (("train", 12), ("crossval", 3)):
+    for part, size in (("train", 12), ("crossval", 11)):
         names = sorted(f"{part}_imgs_{number}.jpg" for number in range(size))
         pairs[part] = [(str(root / f"VLCS/SUN/{part}/{label}/{name}"), label) for label in range(5) for name in names]
     random.seed(3)
