@@ -158,7 +158,8 @@ class FrozenCLIP(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != self.image_size:
             height, width = self.image_size
             raise ValueError(f"{self.name} reads images [B, 3, {height}, {width}], got {list(images.shape)}")
-        weight = next(parameter for parameter in self.model.visual.parameters() if parameter.dim() == 4)
+        parameters = self.model.visual.parameters
+        weight = next((parameter for parameter in parameters() if parameter.dim() == 4), next(parameters()))
         return images.to(weight.dtype)
 
     def _features(self, out: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -32,9 +32,10 @@ from .tokens import ClassTokens, TokenReader, prompt_order
 __all__ = ["ClassTokens", "TextTower"]
 
 POSITIONS = ("end", "middle", "front")
-ROWS_AT_ONCE = 8192  # rows of one pass without gradients
 TEXTS_AT_ONCE = 16384  # whole texts sorted and packed together
 FLOATS_PER_ROW = 20  # what a layer keeps for its backward pass, in multiples of D a row
+PART_KEPT = 8  # a chunk that is computed again takes one part in 8 of the memory budget
+PART_PASSED = 16  # a pass without gradients takes one part in 16 of it
 
 # A part of the prompts behind the shared prefix, for the classes from start to stop: a table of embeddings
 # [P or 1, R, D], and which of its R rows stands at each place, [C', S1].
@@ -54,7 +55,10 @@ class TextTower(nn.Module):
         context_length: Tokens that the tower reads, start and end included.
         vocab_size: Number of token embeddings.
         causal: Whether the savings apply: a causal mask, read at the end-of-text token, blocks of a known kind.
+        memory_budget: Bytes that a pass may keep for its backward pass; None takes a quarter of the device's memory.
     """
+
+    memory_budget: int | None = None
 
     def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]):
         super().__init__()
@@ -70,6 +74,7 @@ class TextTower(nn.Module):
         self.pool_type = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "own"))
         self.eos_id = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
         self.causal = self.pool_type in ("argmax", "eos") and is_causal(owner) and has_known_blocks(owner)
+        self.layers = max((len(part) for part in owner.modules() if isinstance(part, nn.ModuleList)), default=1)
         if self.causal:
             self.transformer = owner.transformer
             self.positional_embedding = owner.positional_embedding
@@ -130,7 +135,7 @@ class TextTower(nn.Module):
         if not len(ids):
             return torch.zeros(0, self.embed_dim, dtype=self.out_dtype, device=self.device)
         if not self.causal:
-            size = _chunk_size(chunk, len(ids), auto=max(1, ROWS_AT_ONCE // self.context_length))
+            size = _chunk_size(chunk, len(ids), auto=max(1, self._rows_at_once() // self.context_length))
             parts = [self._own_forward(None, part.to(self.device)) for part in ids.split(size)]
             return torch.cat(parts).to(self.out_dtype)
         size = _chunk_size(chunk, len(ids), auto=TEXTS_AT_ONCE)
@@ -149,7 +154,7 @@ class TextTower(nn.Module):
         width = max(map(len, sequences))
         table = torch.tensor([row + (0,) * (width - len(row)) for row in sequences], device=self.device).flatten()
         packing = pack_tree(sequences, width, self.device)
-        bins = max(1, ROWS_AT_ONCE // packing.source.shape[1])
+        bins = max(1, self._rows_at_once() // packing.source.shape[1])
         picked = []
         for start in range(0, len(packing.source), bins):
             part = packing.bins(start, start + bins)
@@ -308,19 +313,30 @@ class TextTower(nn.Module):
             return
         rows = sum(lengths) / count if self.causal else self.context_length
         if not grad:
-            size = max(1, int(ROWS_AT_ONCE / (contexts * rows)))
+            size = max(1, int(self._rows_at_once() / (contexts * rows)))
             yield from ((start, min(start + size, count), False) for start in range(0, count, size))
             return
-        layers = len(self.transformer.resblocks) if self.causal else 12
-        bytes_each = contexts * rows * layers * FLOATS_PER_ROW * self.width * self.out_dtype.itemsize
-        budget = activation_budget(self.device)
+        bytes_each = contexts * rows * self.layers * self._bytes_per_row()
+        budget = self._budget()
         if count * bytes_each <= budget:
             yield 0, count, False
             return
-        size = max(1, min(count, int(budget / 8 / bytes_each)))
+        size = max(1, min(count, int(budget / PART_KEPT / bytes_each)))
         kept = max(0, int(budget / bytes_each / size) - 1)
         for number, start in enumerate(range(0, count, size)):
             yield start, min(start + size, count), number >= kept
+
+    def _budget(self) -> int:
+        """Bytes that a pass may keep."""
+        return self.memory_budget or activation_budget(self.device)
+
+    def _bytes_per_row(self) -> int:
+        """Bytes that a layer keeps for one row."""
+        return FLOATS_PER_ROW * self.width * self.out_dtype.itemsize
+
+    def _rows_at_once(self) -> int:
+        """Rows that a pass without gradients takes at once."""
+        return max(1, self._budget() // PART_PASSED // self._bytes_per_row())
 
     # ------------------------------------------------------------------------------------------------- passes
 

@@ -5,6 +5,7 @@ Shapes: `B` images, `L` blocks, `T` tokens of a block (positions of a ResNet sta
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,27 +49,29 @@ class VisionBlocks:
         Raises:
             ValueError: The tower is of a kind whose blocks are not known.
         """
+        self._require_known()
+        return self._widths
+
+    def _require_known(self) -> None:
         if not self._widths:
             raise ValueError(
                 f"the image tower ({self._kind}) has no block outputs that are known here; methods that read them, "
                 f"such as GOPro, need open_clip's ViT or ResNet (any of OpenAI's models) or a timm tower with blocks"
             )
-        return self._widths
 
     @contextmanager
     def recording(self) -> Iterator[Callable[[], list[Tensor]]]:
         """Listen to the blocks during a pass; calling what is given afterwards returns `L` outputs `[B, T, W]`."""
-        if not self.known:
-            _ = self.widths
+        self._require_known()
         with self._listening() as outputs:
-            yield lambda: [self._tokens(output).float() for output in outputs]
+            yield lambda: [self._tokens(output.detach()) for output in outputs]
 
     @contextmanager
-    def _listening(self) -> Iterator[list[Tensor]]:
+    def _listening(self) -> Iterator[list[Any]]:
         """Collect what the blocks put out, as they do."""
-        outputs: list[Tensor] = []
+        outputs: list[Any] = []
         handles = [
-            module.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+            module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
             for module in self._modules
         ]
         try:
@@ -78,7 +81,8 @@ class VisionBlocks:
                 handle.remove()
 
     def _tokens(self, output: Tensor) -> Tensor:
-        """A block's output as `[B, T, W]`."""
+        """A block's output as `[B, T, W]` in float32."""
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
         if output.dim() == 4:
             return output.flatten(2).transpose(1, 2)
         return output if self._first_is_batch else output.transpose(0, 1)
