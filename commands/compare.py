@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dassl_clip.commands import catalogue, plan, task, train
+from dassl_clip.commands import catalogue, plan, task
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import report
 
@@ -34,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args, pairs = split_command(build_parser(), argv)
-        train.register()
         request = task.request_of(args, args.seeds, args.tasks)
         methods = [method_of(word, request, pairs) for word in args.methods] or all_methods(request, pairs)
         return task.run_methods(request, methods, args.jobs, args.dry_run)
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def method_of(word: str, request: plan.Request, pairs: Sequence[str]) -> plan.Method:
     """`GOPro:icons_paper` or `GOPro` as a method."""
     trainer, _, config = word.partition(":")
-    return plan.Method(task.known_trainer(trainer, request), config, tuple(pairs))
+    return plan.Method(task.known_trainer(trainer, request, config), config, tuple(pairs))
 
 
 def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method]:

@@ -125,17 +125,12 @@ def default_config() -> Any:
     from yacs.config import CfgNode
 
     from dassl.config import get_cfg_default
-    from dassl.engine import TRAINER_REGISTRY
     from dassl_clip import datasets, trainers
 
     cfg = get_cfg_default()
     cfg.RUN = CfgNode({"TASK": "", "CONFIG": ""})
     datasets.add_config(cfg)
     trainers.add_config(cfg)
-    for name in TRAINER_REGISTRY.registered_names():
-        trainer = TRAINER_REGISTRY.get(name)
-        if hasattr(trainer, "add_config") and name.upper() not in cfg.TRAINER:
-            trainer.add_config(cfg)
     return cfg
 
 

@@ -160,6 +160,7 @@ def reference_method(request: Request, method: Method, trainer: str = REFERENCE,
         trainer: registry name of the reference.
         name: its config; "": the default one.
     """
+    train.register()
     dataset = catalogue.dataset_file(request.dataset)
     file = catalogue.trainer_file(method.trainer, method.config, dataset.stem)
     words = ["--trainer", method.trainer, "--dataset-config-file", str(dataset), "--config-file", str(file)]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dassl_clip.commands import catalogue, plan, pool, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
-from dassl_clip.commands.errors import UserError, report, suggestion
+from dassl_clip.commands.config import import_user_code
+from dassl_clip.commands.errors import UserError, report
 from dassl_clip.commands.progress import Reporter
 from dassl_clip.results import environment, records, tables
 
@@ -72,18 +73,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Plan, run and print what the arguments ask for."""
-    train.register()
     request = request_of(args, args.seeds, args.task)
-    method = plan.Method(known_trainer(args.method, request), args.config, tuple(pairs))
+    method = plan.Method(known_trainer(args.method, request, args.config), args.config, tuple(pairs))
     methods = [method]
     if args.reference.lower() not in ("", NO_REFERENCE):
-        trainer, _, config = args.reference.partition(":")
-        methods.insert(0, plan.reference_method(request, method, known_trainer(trainer, request), config))
+        name, _, config = args.reference.partition(":")
+        methods.insert(0, plan.reference_method(request, method, known_trainer(name, request, config), config))
     return run_methods(request, methods, args.jobs, args.dry_run)
 
 
 def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequence[str]) -> plan.Request:
-    """The request in a command's arguments."""
+    """The request in a command's arguments.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    catalogue.dataset_file(args.dataset)
     return plan.Request(
         dataset=args.dataset,
         seeds=tuple(seed_list),
@@ -96,21 +101,23 @@ def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequen
     )
 
 
-def known_trainer(name: str, request: plan.Request) -> str:
+def known_trainer(name: str, request: plan.Request, config: str = "") -> str:
     """The registry name meant by a name in any case.
 
-    Raises:
-        UserError: no such trainer is registered.
-    """
-    from dassl.engine import TRAINER_REGISTRY
-    from dassl_clip.commands.config import import_user_code
+    A trainer without a config in `configs/` is accepted if the user brings a yaml file or a module for it.
 
-    for module in request.imports:
-        import_user_code(module)
-    names = sorted(TRAINER_REGISTRY.registered_names())
-    ours = catalogue.trainer_names()
-    if name.lower() not in (known.lower() for known in names):
-        raise UserError(f"there is no method '{name}'.{suggestion(name, names)} With configs: {', '.join(ours)}.")
+    Raises:
+        UserError: no such trainer.
+    """
+    names = catalogue.trainer_names()
+    own = bool(request.imports) or config.endswith((".yaml", ".yml"))
+    if own and name not in names:
+        train.register()
+        from dassl.engine import TRAINER_REGISTRY
+
+        for module in request.imports:
+            import_user_code(module)
+        names = sorted(TRAINER_REGISTRY.registered_names())
     return catalogue.match_trainer(name, names)
 
 
@@ -120,6 +127,7 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
     Returns:
         0, or 1 if a run failed or was refused.
     """
+    train.register()
     runs = [run for method in methods for run in plan.plan_runs(request, method)]
     todo, refused = [], []
     for run in runs:

@@ -166,7 +166,7 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
     before = json.loads((lodo / "night" / "seed1" / "record.json").read_text())
     (lodo / "night" / "seed1").rename(world.root / "kept")
     command = shlex.join([sys.executable, *shlex.split(line)[1:]])
-    subprocess.run(command, shell=True, check=True, cwd=world.root, env=world.environment(), capture_output=True)
+    subprocess.run(command, shell=True, check=True, cwd=world.root, env=world.environment, capture_output=True)
     after = json.loads((lodo / "night" / "seed1" / "record.json").read_text())
     for key in ("metrics", "config_hash", "config", "task", "data_fingerprint", "shots"):
         assert after[key] == before[key], key
@@ -188,46 +188,36 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
     assert re.search(r"missing: TinyNet .*: night \(seed 1\)", again.stdout)
 
 
-def test_a_failing_and_a_killed_run_are_told_and_the_others_go_on(world):
-    words = world.task("--task", "lodo", "--jobs", "1", "TRAIN.CHECKPOINT_FREQ", "1")
-    first = world.run([*words, "TRAINER.TINYNET.FAULTY", "day", "TRAINER.TINYNET.FAULT", "kill"])
+def test_failed_and_killed_runs_are_told_and_the_others_go_on(world):
+    faults = ["TRAINER.TINYNET.FAULTS", "['lodo day killed_once', 'lodo night bug']"]
+    words = world.task("--jobs", "2", "TRAIN.CHECKPOINT_FREQ", "1", *faults)
+    base = world.out / "lodo/colours/TinyNet/tiny+TRAINER.TINYNET.FAULTS=lodo_day_killed_once,lodo_night_bug/shots4"
+    day = base / "day" / "seed1"
+    first = world.run(words)
     assert first.returncode == 1
-    assert "killed by SIGKILL" in first.stdout and "FAILED" in first.stdout
-    folders = {item.folder.parent.name: item for item in records.find_records(world.out)}
-    assert set(folders) == {"night"}
-    base = folders["night"].folder.parents[1]
-    assert "killed by SIGKILL" in (base / "day" / "seed1" / "log.txt").read_text()
-    assert f"failed: TinyNet ({base.parent.name}) lodo day seed 1, log: {base}/day/seed1/log.txt" in first.stderr
+    assert [item.folder.parts[-7] for item in records.find_records(world.out)] == ["fewshot", "fewshot"]
+    assert first.stdout.count("FAILED") == 2
+    assert "killed by SIGKILL" in first.stdout and "killed by SIGKILL" in (day / "log.txt").read_text()
+    assert "RuntimeError: a bug in the method" in first.stdout
+    assert f"failed: TinyNet ({base.parent.name}) lodo day seed 1, log: {day}/log.txt" in first.stderr
+    assert "lodo: no finished run" in first.stdout
 
-    # the same folder with the fault taken away: what was half done goes on from its checkpoint
-    config = base / "day" / "seed1" / "config.yaml"
-    plain = world.out / "lodo" / "colours" / "TinyNet" / "tiny" / "shots4" / "day"
-    plain.mkdir(parents=True)
-    config.write_text(config.read_text().replace("FAULT: kill", "FAULT: ''").replace("FAULTY: day", "FAULTY: ''"))
-    (base / "day" / "seed1").rename(plain / "seed1")
+    # the same command again: what is finished is skipped, what was killed goes on from its checkpoint
     second = world.run(words)
-    assert second.returncode == 0
-    assert "resume: " in second.stdout
-    logs = sorted((plain / "seed1").glob("log.txt-*"))
-    assert "epoch [2/2]" in logs[0].read_text() and "epoch [1/2]" not in logs[0].read_text()
+    assert second.returncode == 1
+    assert second.stdout.count("skipped, complete: ") == 2 and second.stdout.count("resume: ") == 2
+    assert records.is_complete(day)
+    (log,) = day.glob("log.txt-*")
+    assert "epoch [2/2]" in log.read_text() and "epoch [1/2]" not in log.read_text()
 
     # half done by another configuration: moved aside, not mixed
-    (plain / "seed1" / "record.json").unlink()
-    config = plain / "seed1" / "config.yaml"
+    (day / "record.json").unlink()
+    config = day / "config.yaml"
     config.write_text(config.read_text().replace("LR: 0.1", "LR: 0.7"))
-    third = world.run([*words, "--targets", "day"])
+    third = world.run([*words, "--task", "lodo", "--targets", "day"])
     assert third.returncode == 0 and "OPTIM.LR: 0.7 there, 0.1 now" in third.stdout
-    assert (plain / "seed1.stale-1" / "tiny").is_dir()
-    assert "epoch [1/2]" in (plain / "seed1" / "log.txt").read_text()
-    bug = world.run([*words, "TRAINER.TINYNET.FAULTY", "day", "TRAINER.TINYNET.FAULT", "bug"])
-    assert "RuntimeError: a bug in the method" in bug.stdout
-
-
-def start(world, words):
-    command = [sys.executable, "-m", "dassl_clip.commands", *words]
-    return subprocess.Popen(
-        command, cwd=world.root, env=world.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    assert (day.parent / "seed1.stale-1" / "tiny").is_dir()
+    assert "epoch [1/2]" in (day / "log.txt").read_text()
 
 
 def wait_for(condition, seconds=120):
@@ -239,9 +229,10 @@ def wait_for(condition, seconds=120):
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_or_interrupted_parent_takes_its_children_along(world, sign, code):
-    faults = ["TRAINER.TINYNET.FAULTY", "day", "TRAINER.TINYNET.FAULT", "sleep"]
-    words = world.task("--task", "lodo", "--targets", "day", *faults)
-    parent = start(world, words)
+    words = world.task("--task", "lodo", "--targets", "day", "TRAINER.TINYNET.FAULTS", "lodo day sleep")
+    command = [sys.executable, "-m", "dassl_clip.commands", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    parent = subprocess.Popen(command, cwd=world.root, env=world.environment, **pipes)
     wait_for(lambda: any("epoch [1/2]" in path.read_text() for path in world.out.rglob("log.txt")))
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     assert len(children) == 1
@@ -255,25 +246,33 @@ def test_a_killed_or_interrupted_parent_takes_its_children_along(world, sign, co
     assert records.find_records(world.out) == []
 
 
-def test_compare_and_table_agree(world):
-    methods = [f"TinyGuess:{world.config}", f"TinyNet:{world.config}"]
-    words = world.task()
-    words = ["compare", words[1 + 1], *words[words.index("--import") :], "--methods", *methods]
-    words += ["--seeds", "1", "2", "--tasks", "lodo"]
+def table_rows(text):
+    """First cell -> other cells of every line of a text table."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows if len(row) > 1 and not row[0].startswith("---")}
+
+
+def test_compare_and_table_agree(world, capsys):
+    words = ["compare", str(world.dataset), *world.task()[world.task().index("--import") :], "--tasks", "lodo"]
+    words += ["--methods", f"TinyGuess:{world.config}", f"TinyNet:{world.config}", "--seeds", "1", "2"]
     dry = world.run([*words, "--dry-run"])
     assert dry.returncode == 0 and dry.stdout.count("train.py") == 8 and not world.out.exists()
     done = world.run(words)
     assert done.returncode == 0, done.stderr
-    printed = done.stdout[done.stdout.rindex("\n\n", 0, done.stdout.rindex("accuracy (%)")) :].strip()
-    shown = world.run(["table", str(world.out), "--reference", "TinyGuess"]).stdout
-    assert printed.split("\n\n")[-1].strip() in shown
+    assert door.main(["table", str(world.out), "--reference", "TinyGuess"]) == 0
+    shown = capsys.readouterr().out
+    assert table_rows(done.stdout) == {**table_rows(done.stdout), **table_rows(shown)}
+    assert list(table_rows(shown)) == [
+        "accuracy (%)", "TinyGuess (tiny)", "TinyNet (tiny)", "gain of TinyNet (tiny)",
+    ]  # fmt: skip
     assert "+/-" in shown and "seeds: 1, 2" in shown
-    markdown = world.run(["table", str(world.out), "--format", "markdown", "--rows", "TinyNet"]).stdout
-    assert [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("|")][2:] == [
-        "TinyNet (tiny)"
-    ]
-    each = world.run(["table", str(world.out), "--per-method"]).stdout
-    assert "seed 1" in each and each.count("mean") == 4
+    assert door.main(["table", str(world.out), "--format", "markdown", "--rows", "TinyNet"]) == 0
+    body = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in body[2:]] == ["TinyNet (tiny)"]
+    assert door.main(["table", str(world.out), "--per-method"]) == 0
+    assert table_rows(capsys.readouterr().out)["target"] == ["seed 1", "seed 2", "accuracy (%)"]
+    assert door.main(["table", str(world.out), "--rows", "TinyNett"]) == 2
+    assert "Did you mean 'TinyNet'?" in capsys.readouterr().err
 
 
 def test_table_of_nothing_and_of_broken_records(world, capsys):
@@ -306,13 +305,6 @@ def test_help_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_unknown_method(world):
-    done = world.run(["task", "GOPr", "icons", "1"])
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: there is no method 'GOPr'. Did you mean 'GOPro'?")
-    assert done.stderr.count("\n") == 1
-
-
 def test_progress_lines_of_dassl():
     line = "epoch [3/8] batch [5/10] time 0.1 (0.1) data 0.0 (0.0) loss 1.0 (1.0) lr 1e-3 eta 0:00:10"
     assert fraction_done(line) == pytest.approx((2 + 0.5) / 8)
@@ -328,44 +320,65 @@ def test_jobs_are_bounded_by_runs_cores_and_memory(runs, gpus, cores, gigabytes,
 
 
 def script(world, name, *words, **settings):
-    return subprocess.run(
-        ["bash", str(SCRIPTS / name / "main.sh"), *words],
-        capture_output=True, text=True, cwd=world.root, timeout=300,
-        env={**world.environment(), "PYTHON": sys.executable, **settings},
-    )  # fmt: skip
+    """Run a script with a Python that prints its arguments, one a line."""
+    echo = world.root / "echo"
+    echo.write_text('#!/bin/sh\n[ "$1" = -c ] || printf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    command = ["bash", str(SCRIPTS / name / "main.sh"), *words]
+    settings = {**world.environment, "PYTHON": str(echo), **settings}
+    return subprocess.run(command, capture_output=True, text=True, cwd=world.root, timeout=60, env=settings)
 
 
 @pytest.mark.parametrize("name", ["gopro", "coop", "zeroshot", "linear_probe"])
 def test_scripts_without_arguments_print_their_usage(world, name):
     done = script(world, name, "icons")
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
     assert f"usage: bash {SCRIPTS / name / 'main.sh'} DATASET SEED [KEY VALUE ...]" in done.stderr
-    for word in ("TASK", "DATA", "OUT", "CFG", "SHOTS", "JOBS", "REFERENCE"):
+    for word in ("TASK", "DATA", "OUT", "CFG", "SHOTS", "JOBS", "REFERENCE", "PYTHON"):
         assert f"\n  {word} " in done.stderr
+    assert script(world, name, "--help").returncode == 0
 
 
-def test_script_hands_environment_and_pairs_on(world):
+@pytest.mark.parametrize(
+    ("name", "method", "reference"),
+    [("gopro", "GOPro", "ZeroshotCLIP"), ("coop", "CoOp", "ZeroshotCLIP"), ("zeroshot", "ZeroshotCLIP", "none")],
+)
+def test_scripts_hand_their_method_on(world, name, method, reference):
+    done = script(world, name, "icons", "1")
+    module = ["-m", "dassl_clip.commands"]
+    assert done.stdout.split() == [*module, "task", method, "icons", "1", "--reference", reference], done.stderr
+    none = script(world, name, "icons", "1", REFERENCE="none")
+    assert none.stdout.split()[-2:] == ["--reference", "none"]
+
+
+def test_environment_and_pairs_of_a_script_reach_the_runs(world, capsys):
     settings = {"TASK": "lodo", "DATA": str(world.images), "OUT": "my out", "SHOTS": "2", "JOBS": "1", "CFG": "vit_b16"}
-    done = script(world, "gopro", str(world.dataset), "3", "--dry-run", "OPTIM.LR", "0.5", **settings)
-    assert done.returncode == 0, done.stderr
-    lines = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")]
-    assert len(lines) == 4
-    method = lines[2:]
-    for words, target in zip(method, ("day", "night")):
+    done = script(world, "gopro", str(world.dataset), "3", "OPTIM.LR", "0.5", **settings)
+    words = done.stdout.splitlines()[2:]
+    assert door.main([*words, "--dry-run"]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("python ")]
+    assert [("ZeroshotCLIP" in line, "GOPro" in line) for line in lines] == 2 * [(True, False)] + 2 * [(False, True)]
+    for line, target in zip(lines[2:], ("day", "night")):
         folder = f"my out/lodo/colours/GOPro/vit_b16+OPTIM.LR=0.5/shots2/{target}/seed3"
-        assert words[words.index("--output-dir") + 1] == folder
-        assert words[words.index("--root") + 1] == str(world.images)
-        assert words[-4:] == ["OPTIM.LR", "0.5", "DATASET.NUM_SHOTS", "2"]
-    assert "ZeroshotCLIP" in lines[0]
-    none = script(world, "gopro", str(world.dataset), "3", "--dry-run", **settings, REFERENCE="none")
-    assert none.stdout.count("\npython ") + none.stdout.startswith("python ") == 2
+        assert line[line.index("--output-dir") + 1] == folder
+        assert line[line.index("--root") + 1] == str(world.images)
+        assert line[-4:] == ["OPTIM.LR", "0.5", "DATASET.NUM_SHOTS", "2"]
 
 
-def test_script_names_the_data_set_that_was_meant(world):
-    done = script(world, "zeroshot", "icon", "1")
-    assert done.returncode == 2 and "Did you mean 'icons'?" in done.stderr
-    done = script(world, "zeroshot", "icons", "one")
-    assert done.returncode == 2 and "'one' should be a whole number" in done.stderr
+def test_mistakes_in_a_scripts_arguments_need_no_torch(world):
+    for words, sentence in (
+        (["task", "GOPr", "icons", "1"], "there is no method 'GOPr'. Did you mean 'GOPro'? Known: "),
+        (["task", "GOPro", "icon", "1"], "there is no data set 'icon'. Did you mean 'icons'? Known: "),
+        (["task", "GOPro", "icons", "one"], "argument SEED: 'one' should be a whole number, or several with commas"),
+        (["task", "GOPro", "icons", "1", "--jbos", "1"], "unrecognized arguments: --jbos 1. Did you mean '--jobs'?"),
+        (["compare", "icons", "--methods", "COOP:x", "GPro"], "there is no method 'GPro'. Did you mean 'GOPro'?"),
+    ):
+        code = "import sys; from dassl_clip.commands.__main__ import main\n"
+        code += f"try: code = main({words!r})\nexcept SystemExit as stop: code = stop.code\n"
+        code += "sys.exit(9 if 'torch' in sys.modules else code)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
 
 
 def test_run_state_of_a_new_folder(world):

@@ -77,7 +77,7 @@ def test_seed_zero_of_a_yaml_is_kept_and_runs_are_reproducible(world, call):
 
 
 def test_an_interrupted_run_goes_on_and_a_changed_one_says_so(world, call):
-    assert call("TRAINER.TINYNET.FAULT", "bug", "TRAINER.TINYNET.FAULTY", "night", "TRAIN.CHECKPOINT_FREQ", 1)[0] == 1
+    assert call("TRAINER.TINYNET.FAULTS", "lodo night bug", "TRAIN.CHECKPOINT_FREQ", 1)[0] == 1
     assert not records.is_complete(world.out)
     code, out, _ = call("OPTIM.MAX_EPOCH", 3)
     assert code == 0
@@ -145,7 +145,7 @@ def test_debug_gives_the_traceback_of_a_mistake(call, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback_on_stderr_and_in_the_log(world, call):
-    code, _, err = call("TRAINER.TINYNET.FAULT", "bug", "TRAINER.TINYNET.FAULTY", "night")
+    code, _, err = call("TRAINER.TINYNET.FAULTS", "lodo night bug")
     assert code == 1
     for text in (err, (world.out / "log.txt").read_text()):
         assert "Traceback" in text and "RuntimeError: a bug in the method" in text
