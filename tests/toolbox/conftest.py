@@ -37,7 +37,7 @@ def draw_images(root: Path, per_class: int = 8) -> None:
 
 @DATASET_REGISTRY.register(force=True)
 class ToyImages(DatasetBase):
-    """Training images 0 to 5, validation image 6, test image 7 and the validation image's sibling of each class."""
+    """Of each class and domain, images 0 to 5 for training, 6 for validation and 7 for testing."""
 
     has_val = True
     has_unlabelled = False
@@ -77,15 +77,11 @@ class ToyUnlabelled(ToyImages):
 
 @TRAINER_REGISTRY.register(force=True)
 class MiniTrainer(TrainerX):
-    """The smallest plugin: three methods. With `use_dropout` its model draws random numbers."""
-
-    use_dropout = True
+    """The smallest plugin: three methods. Its model draws random numbers."""
 
     def build_model(self) -> None:
         height, width = self.cfg.INPUT.SIZE
-        layers = [nn.Flatten(), nn.Linear(3 * height * width, self.num_classes)]
-        if self.use_dropout:
-            layers.insert(1, nn.Dropout(0.2))
+        layers = [nn.Flatten(), nn.Dropout(0.2), nn.Linear(3 * height * width, self.num_classes)]
         self.model = nn.Sequential(*layers).to(self.device)
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
