@@ -31,12 +31,12 @@ def draw_image(path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def draw():
     return draw_image
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config():
     """Config for a loader: config(root, sources, targets, SEED=..., NUM_SHOTS=...)."""
 
@@ -61,7 +61,7 @@ def published(name: str) -> dict:
 PACS_CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pacs_tree():
     """PACS with `size` images a class: published lists for the layouts with `splits`, `txt_lists` or `image_list`."""
 
@@ -103,7 +103,7 @@ def write_pacs_lists(folder: Path, domain: str, files: list[Path], base: int, kf
         (folder / f"{name}.txt").write_text("\n".join(text) + "\n")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vlcs_tree():
     """VLCS in Dassl's release (numbers as class folders) or in DomainBed's (names)."""
 
@@ -125,7 +125,7 @@ def vlcs_tree():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def office_home_tree():
     """OfficeHome: domain folders as given, and `parts` for the layout of OfficeHomeDG."""
 
@@ -142,7 +142,7 @@ def office_home_tree():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def domainnet_tree():
     """DomainNet with one image a class in the train list and one in the test list, named by label + 1."""
 

@@ -27,11 +27,11 @@ CASES = {
 }
 
 
-@pytest.fixture(params=list(CASES))
-def case(request, tmp_path, pacs_tree, vlcs_tree, office_home_tree, domainnet_tree):
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request, tmp_path_factory, pacs_tree, vlcs_tree, office_home_tree, domainnet_tree):
     """A data set on disk: (root, loader, source, target)."""
     loader, source, target = CASES[request.param]
-    name = request.param
+    name, tmp_path = request.param, tmp_path_factory.mktemp("case")
     if name.startswith("PACS"):
         root = pacs_tree(tmp_path, "pacs/images" if "with lists" in name else "PACS")
     elif name.startswith("VLCS"):
