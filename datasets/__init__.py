@@ -14,6 +14,7 @@ except ImportError as error:
 from .base import DomainDataset, Layout, add_config, register
 from .domainnet import DomainNet
 from .folder_domains import FolderDomains
+from .icons import Icons
 from .office_home import OfficeHome, OfficeHomeDG
 from .pacs import PACS
 from .vlcs import VLCS
@@ -22,6 +23,7 @@ __all__ = [
     "DomainDataset",
     "DomainNet",
     "FolderDomains",
+    "Icons",
     "Layout",
     "OfficeHome",
     "OfficeHomeDG",
