@@ -44,9 +44,9 @@ def fetch(pack: Pack, cache: Path) -> Path:
     logger.info("fetching %s", spec)
     try:
         done = subprocess.run(["npm", "pack", "--silent", spec], cwd=path.parent, capture_output=True, text=True)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise FileNotFoundError(
-            f"The npm client is needed to fetch {spec} and is not on the PATH. Install Node.js, or put the archive at "
+            f"The npm client is needed to fetch {spec} and cannot be started. Install Node.js, or put the archive at "
             f"{path} yourself."
         ) from error
     if done.returncode or not path.is_file():

@@ -73,9 +73,13 @@ class Recipe:
         ("mean", (0.8, 0.8, 0.8)), ("std", (0.33, 0.33, 0.33)),
     )  # fmt: skip
 
+    def describe(self) -> dict:
+        """The recipe as plain data."""
+        return json.loads(json.dumps(asdict(self)))
+
     def sha256(self, *files: Path) -> str:
         """Hash of the recipe and of the files that it reads, hex."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         for path in files:
             digest.update(path.read_bytes())
         return digest.hexdigest()

@@ -1,6 +1,7 @@
 """The words whose tokens are kept from CLIP's vocabulary: what captions and prompts of this project can say."""
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from .captions import words_of_captions
 from .corpus import Corpus
 from .selection import CURATED_FILE
 
-WORDS_FILE = Path(__file__).with_name("words.txt")
+WORDS_FILE = Path(__file__).with_name("words.json")
 RESERVE_FILE = Path(__file__).with_name("reserve.csv")
 MIN_USES = 3
 
@@ -27,5 +28,5 @@ def vocabulary_words(corpus: Corpus) -> list[str]:
     uses = Counter(word for phrase in corpus.phrases for word in set(phrase.split()))
     words = {word for word, n in uses.items() if n >= MIN_USES}
     words.update(word for concept in corpus.vocabulary for word in concept.split())
-    words.update(WORDS_FILE.read_text(encoding="utf-8").split(), words_of_captions(), class_words())
+    words.update(json.loads(WORDS_FILE.read_text(encoding="utf-8")), words_of_captions(), class_words())
     return sorted(words)
