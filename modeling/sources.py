@@ -276,11 +276,16 @@ class _Places:
             FileNotFoundError: It could not be; the message has the places and the ways out.
         """
         reasons = []
-        for repository, name in self.hub:
-            try:
-                return _hub_download(repository, name)
-            except Exception as error:
-                reasons.append(f"{repository}/{name}: {_first_line(error)}")
+        try:
+            if self.hub:
+                _require_hub()
+            for repository, name in self.hub:
+                try:
+                    return _hub_download(repository, name)
+                except Exception as error:
+                    reasons.append(f"{repository}/{name}: {_first_line(error)}")
+        except (ConnectionError, ImportError) as error:
+            reasons.append(f"Hugging Face hub: {_first_line(error)}")
         for url in self.urls:
             try:
                 _require_network(url)
@@ -314,8 +319,11 @@ def _places(repository: str, published: dict) -> _Places:
 
 
 def _hub_cache() -> Path:
-    from huggingface_hub import constants
-
+    """The folder of Hugging Face's cache."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return Path("~/.cache/huggingface/hub").expanduser()
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -331,12 +339,18 @@ def _hub_cached(repository: str, name: str) -> Path | None:
 
 def _hub_download(repository: str, name: str) -> Path:
     """A repository's file from the Hugging Face hub."""
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repository, name))
+
+
+def _require_hub() -> None:
+    """Raise a ConnectionError unless the Hugging Face hub may be asked and answers."""
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     _require_network(constants.ENDPOINT)
-    return Path(hf_hub_download(repository, name))
 
 
 def _url_cached(url: str) -> Path:

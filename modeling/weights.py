@@ -1,11 +1,13 @@
 """Files of CLIP weights: read in whatever form they come, checked against a model, and hashed.
 
 A file is known by its content, not by its name: safetensors, a state dict saved by torch (plain, or inside a training
-checkpoint), or the TorchScript archive in which OpenAI publishes its models.
+checkpoint), or the TorchScript archive in which OpenAI publishes its models. Entries may be named as open_clip and
+OpenAI name them, or as Hugging Face transformers names those of its CLIPModel.
 """
 
 import hashlib
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,19 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
 # Entries that some programs save although they carry no weights.
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
 NO_WEIGHTS_ENDS = ("embeddings.position_ids",)
+TRANSFORMERS_PARTS = (
+    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^embeddings\.patch_embedding\.", "conv1."),
+    (r"^embeddings\.", ""),
+    (r"^encoder\.layers\.", "transformer.resblocks."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.layer_norm(\d)\.", r".ln_\1."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"^pre_layrnorm\.", "ln_pre."),
+    (r"^post_layernorm\.", "ln_post."),
+    (r"^final_layer_norm\.", "ln_final."),
+)
 TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 
 
@@ -44,7 +59,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
 
         state = load_file(path)
     elif form == ARCHIVE:
-        state = dict(torch.jit.load(path, map_location="cpu").state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch advises against writing archives; these exist
+            state = dict(torch.jit.load(path, map_location="cpu").state_dict())
     else:
         state = _load_pickle(path)
     return _unwrap(state, path), form
@@ -63,7 +80,8 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         ValueError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
     """
     target = model.state_dict()
-    state = _arrange(model, state)
+    arranged = _arrange(model, state)
+    state = dict(arranged)
     for name, value in target.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
@@ -84,7 +102,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         ]
         raise ValueError(
             f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
-            f"{describe_weights(state)} Name the architecture that the file belongs to."
+            f"{describe_weights(arranged)} Name the architecture that the file belongs to."
         )
     model.load_state_dict(state)
 
@@ -179,14 +197,31 @@ def _unwrap(state: object, path: Path) -> dict[str, Tensor]:
 
 
 def _arrange(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries under the names that the model's class has for its text tower."""
-    state = dict(state)
+    """The entries under the names that open_clip has, with the text tower where the model's class has it."""
+    state = _from_transformers(state) if "text_model.final_layer_norm.weight" in state else dict(state)
     inside = hasattr(model, "text")
     if inside and "positional_embedding" in state:
         return {f"text.{name}" if name.startswith(TEXT_PARTS) else name: value for name, value in state.items()}
     if not inside and "text.positional_embedding" in state:
         return {name.removeprefix("text."): value for name, value in state.items()}
     return state
+
+
+def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's entries of Hugging Face transformers' CLIPModel."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if head in ("text_projection", "visual_projection"):
+            renamed["text_projection" if head == "text_projection" else "visual.proj"] = value.T.contiguous()
+            continue
+        for old, new in TRANSFORMERS_PARTS:
+            rest = re.sub(old, new, rest)
+        renamed[{"vision_model": "visual.", "text_model": ""}.get(head, f"{head}.") + rest if rest else head] = value
+    for name in [name for name in renamed if ".attn.q_proj." in name]:
+        parts = [renamed.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        renamed[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    return renamed
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, object]:
