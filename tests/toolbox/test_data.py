@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -41,6 +42,13 @@ class TestDatum:
 
     def test_refuses_a_missing_file_with_its_path(self):
         with pytest.warns(UserWarning, match=r"nowhere/a\.png"), pytest.raises(AssertionError, match=r"nowhere/a\.png"):
+            Datum("nowhere/a.png")
+
+    def test_switch_skips_the_look_at_the_disk(self, monkeypatch):
+        monkeypatch.setenv("DASSL_SKIP_FILE_CHECK", "1")
+        assert Datum("nowhere/a.png").impath == "nowhere/a.png"
+        monkeypatch.setenv("DASSL_SKIP_FILE_CHECK", "0")
+        with pytest.warns(UserWarning), pytest.raises(AssertionError):
             Datum("nowhere/a.png")
 
     def test_reads_a_cache_written_elsewhere(self):
@@ -113,6 +121,18 @@ class TestDatasetBase:
         with pytest.raises(ValueError, match=r"art.*\[arts\]"):
             dataset.is_input_domain_valid(["arts"])
 
+    def test_labels_without_images_are_said(self, image):
+        train = make_items(image, [0, 2])
+        with pytest.warns(UserWarning, match=r"no training image has label 1.*fewer than num_classes \(3\)"):
+            dataset = DatasetBase(train_x=train)
+        assert dataset.num_classes == 3 and dataset.classnames == ["name0", "name2"]
+        with pytest.warns(UserWarning, match=r"test has label 3, 4, which train_x lacks"):
+            DatasetBase(train_x=make_items(image, [0, 1]), test=make_items(image, [1, 4, 3]))
+
+    def test_two_names_of_a_label_are_refused(self, image):
+        with pytest.raises(ValueError, match=r'Label 1 has two class names, "dog" and "hound"'):
+            DatasetBase(train_x=[Datum(image, 0, 0, "cat"), Datum(image, 1, 0, "dog"), Datum(image, 1, 1, "hound")])
+
 
 class TestWrapper:
     def test_item_has_its_keys(self, make_cfg, image):
@@ -174,6 +194,19 @@ class TestLoader:
             make_cfg(), data_source=items, batch_size=4, tfm=lambda picture: torch.zeros(1), is_train=train
         )
         assert len(loader) == len(list(loader)) == batches
+
+    @pytest.mark.parametrize(
+        ("size", "batch", "warns"), [(36, 20, True), (36, 32, False), (19, 10, True), (40, 20, False)]
+    )
+    def test_large_losses_are_said(self, make_cfg, image, size, batch, warns):
+        items = make_items(image, [0] * size)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build_data_loader(make_cfg(), "RandomSampler", items, batch_size=batch)
+            build_data_loader(make_cfg(), "RandomSampler", items, batch_size=batch, is_train=False)
+        messages = [str(entry.message) for entry in caught if "leaves out" in str(entry.message)]
+        assert len(messages) == warns
+        assert all(f"{size % batch} of {size} images" in message for message in messages)
 
     def test_empty_list_is_refused(self, make_cfg):
         with pytest.raises(AssertionError, match="empty"):

@@ -1,7 +1,7 @@
 """Plugins in the shapes that are found in the wild, run unchanged on the toolbox.
 
-- prompt learning: a frozen model with one registered learner, class-dependent buffers that its own `load_model` drops, the
-  schedule stepped in the last batch, batches of two, a loss scaler, and a main program with flags;
+- prompt learning: a frozen model with one registered learner, class-dependent buffers that its own `load_model` drops,
+  the schedule stepped in the last batch, batches of two, a loss scaler, and a main program with flags;
 - a trainer with its own `train`, `run_epoch`, `after_epoch`, `save_model` and `test`;
 - an adapter on features, a `SimpleTrainer` with its own loaders and reassigned transforms;
 - semi-supervised learning with weak and strong views.

@@ -145,6 +145,8 @@ def test_translation_crops_the_enlarged_image(picture):
     random.seed(0)
     moved = {np.asarray(Random2DTranslation(8, 16, p=1.0)(picture)).tobytes() for _ in range(80)}
     assert moved == crops
+    nearest = Random2DTranslation(8, 16, p=0.0, interpolation=transforms.InterpolationMode.NEAREST)(picture)
+    assert nearest.tobytes() == picture.resize((16, 8), Image.Resampling.NEAREST).tobytes()
     still = Random2DTranslation(8, 16, p=0.0)(picture)
     assert still.tobytes() == picture.resize((16, 8), Image.Resampling.BILINEAR).tobytes()
 

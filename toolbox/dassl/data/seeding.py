@@ -39,13 +39,17 @@ def seed_worker(worker_id: int) -> None:
 
 @contextmanager
 def image_randomness(epoch_seed: int | None, index: int) -> Iterator[None]:
-    """Randomness of one image's transforms; the generators are as before afterwards.
+    """Randomness of one image's transforms; outside of a worker, the generators are as before afterwards.
 
     Args:
         epoch_seed: Seed of the epoch; None leaves the generators alone.
         index: The image's index in its list.
     """
     if epoch_seed is None:
+        yield
+        return
+    if get_worker_info() is not None:
+        seed_everything_local(derive_seed(epoch_seed, index))
         yield
         return
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()

@@ -44,6 +44,8 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
     mkdir_if_missing(folder)
     if not from_gdrive:
         raise NotImplementedError(f"Only downloads from Google Drive are supported, not {url}")
+    if not dst.endswith((".zip", ".tar", ".tar.gz")):
+        raise NotImplementedError(f"Only .zip, .tar and .tar.gz can be unpacked, not {dst}")
     try:
         import gdown
     except ModuleNotFoundError as error:
@@ -57,11 +59,9 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
     print("Extracting file ...")
     if dst.endswith(".zip"):
         _unpack_zip(dst, folder)
-    elif dst.endswith((".tar", ".tar.gz")):
+    else:
         with tarfile.open(dst) as archive:
             archive.extractall(folder, filter="data")
-    else:
-        raise NotImplementedError(f"Only .zip, .tar and .tar.gz can be unpacked, not {dst}")
     print(f"File extracted to {folder}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from enum import Enum
 
 import numpy as np
 import torch
@@ -17,20 +18,22 @@ class Random2DTranslation:
         height: Height of the result.
         width: Width of the result.
         p: Probability of the crop.
-        interpolation: PIL's number of the interpolation.
+        interpolation: torchvision's InterpolationMode; None is bilinear.
     """
 
-    def __init__(self, height: int, width: int, p: float = 0.5, interpolation: int = Image.Resampling.BILINEAR) -> None:
+    def __init__(self, height: int, width: int, p: float = 0.5, interpolation: Enum | None = None) -> None:
         self.height = height
         self.width = width
         self.p = p
         self.interpolation = interpolation
 
     def __call__(self, img: Image.Image) -> Image.Image:
+        name = "bilinear" if self.interpolation is None else self.interpolation.value
+        interpolation = Image.Resampling[name.upper()]
         if random.uniform(0, 1) > self.p:
-            return img.resize((self.width, self.height), self.interpolation)
+            return img.resize((self.width, self.height), interpolation)
         width, height = round(self.width * 1.125), round(self.height * 1.125)
-        enlarged = img.resize((width, height), self.interpolation)
+        enlarged = img.resize((width, height), interpolation)
         left = random.randint(0, width - self.width)
         top = random.randint(0, height - self.height)
         return enlarged.crop((left, top, left + self.width, top + self.height))
