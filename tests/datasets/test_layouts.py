@@ -9,6 +9,7 @@ in the file names, a class that training lacks), file endings, disk order, lette
 import logging
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,9 @@ def test_domainnet_keeps_the_names_of_classes_that_training_lacks(tmp_path, doma
     root = domainnet_tree(tmp_path, "domainnet", ["painting", "real"], "splits")
     path = root / "domainnet/splits/painting_train.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "t-shirt" not in line))
-    data = DomainNet(config(root, ["painting"], ["real"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = DomainNet(config(root, ["painting"], ["real"]))
     assert len(data.train_x) == 344
     assert (data.num_classes, len(data.classnames), len(data.lab2cname)) == (345, 345, 345)
     assert data.classnames[327:329] == ["t-shirt", "umbrella"] and data.lab2cname[328] == "umbrella"
