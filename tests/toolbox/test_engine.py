@@ -279,6 +279,11 @@ class TestResume:
             load_checkpoint(os.path.join(folder, "mini", "model.pth.tar-4")) for folder in (whole.output_dir, other)
         ]
         assert files[0]["scheduler"] == files[1]["scheduler"]
+        states = [file["run_state"] for file in files]
+        assert torch.equal(states[0]["torch"], states[1]["torch"])
+        assert torch.equal(states[0]["python"]["numbers"], states[1]["python"]["numbers"])
+        assert torch.equal(states[0]["numpy"]["keys"], states[1]["numpy"]["keys"])
+        assert states[0]["loaders"]["train_loader_x"] == states[1]["loaders"]["train_loader_x"] == 4
 
     def test_another_folder(self, make_cfg, capsys):
         first = build_trainer(make_cfg("OPTIM.MAX_EPOCH", 2))
@@ -415,10 +420,11 @@ class TestSelection:
         assert resumed.start_epoch == 2
         assert load_checkpoint(str(folder / "model-best.pth.tar"))["val_result"] == 9.0
 
-    def test_selection_on_test_data_is_said_loudly(self, make_cfg, mini, monkeypatch):
+    def test_selection_on_test_data_is_said_loudly(self, make_cfg, monkeypatch, capsys):
         cfg = make_cfg("TEST.FINAL_MODEL", "best_val", "DATASET.NAME", "ToyWithoutVal", "OPTIM.MAX_EPOCH", 1)
         with pytest.warns(UserWarning, match="THE TEST SET SELECTS THE MODEL"):
             build_trainer(cfg).train()
+        assert capsys.readouterr().out.count("WARNING: THE TEST SET SELECTS THE MODEL") == 1
         monkeypatch.setenv("DASSL_REFUSE_TEST_SELECTION", "1")
         with pytest.raises(ValueError, match="refused"):
             build_trainer(cfg).train()

@@ -243,6 +243,13 @@ def test_staged_rates_cover_parameters_of_the_module_itself(names):
     assert {id(p) for p in new["params"]} == {id(p) for p in model["head"].parameters()}
 
 
+def test_unknown_new_layers_are_said():
+    cfg = optim_cfg(STAGED_LR=True)
+    cfg.NEW_LAYERS = ["haed"]
+    with pytest.warns(UserWarning, match=r"\['haed'\].*\['head'\]"):
+        build_optimizer(nn.ModuleDict({"head": nn.Linear(2, 1)}), cfg)
+
+
 def test_radam_lowers_a_quadratic():
     point = nn.Parameter(torch.tensor([3.0, -2.0]))
     optimizer = RAdam([point], lr=0.1)

@@ -16,7 +16,7 @@ NAMES = {
     "dassl.engine": "TRAINER_REGISTRY build_trainer TrainerX TrainerXU SimpleTrainer TrainerBase SimpleNet dg",
     "dassl.engine.trainer": "TrainerX TrainerXU SimpleTrainer TrainerBase SimpleNet",
     "dassl.engine.build": "TRAINER_REGISTRY build_trainer",
-    "dassl.engine.dg": "Vanilla",
+    "dassl.engine.dg": "Vanilla CrossGrad DAELDG DomainMix",
     "dassl.config": "get_cfg_default clean_cfg",
     "dassl.config.defaults": "_C",
     "dassl.data": "DataManager DatasetWrapper",

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Iterator
@@ -73,6 +74,14 @@ class SeededLoader(DataLoader):
         self.seed = seed
         self.epochs_started = 0
         super().__init__(*args, worker_init_fn=seed_worker, **kwargs)
+
+    def __deepcopy__(self, memo: dict) -> SeededLoader:
+        """A copy with a generator of its own, shared with its sampler (not every torch copies generators itself)."""
+        memo[id(self.generator)] = torch.Generator().set_state(self.generator.get_state())
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def __iter__(self):
         epoch_seed = derive_seed(self.seed, self.epochs_started)

@@ -195,17 +195,16 @@ class SimpleTrainer(TrainerBase):
         if self.cfg.TEST.FINAL_MODEL != "best_val":
             return
         if self.cfg.TEST.NO_TEST:
-            warnings.warn("FINAL_MODEL is best_val, but NO_TEST is set: no best model will be saved", stacklevel=3)
+            _announce("FINAL_MODEL is best_val, but NO_TEST is set: no best model will be saved")
             return
         reason = self._why_selection_sees_test_data()
         if reason is None:
             return
         if is_on("DASSL_REFUSE_TEST_SELECTION"):
             raise ValueError(f"best_val is refused, because {reason} (DASSL_REFUSE_TEST_SELECTION is set)")
-        warnings.warn(
+        _announce(
             f"THE TEST SET SELECTS THE MODEL: FINAL_MODEL is best_val, but {reason}. The selected model's accuracy is "
-            "too good; use last_step, or give validation data",
-            stacklevel=3,
+            "too good; use last_step, or give validation data"
         )
 
     def _why_selection_sees_test_data(self) -> str | None:
@@ -223,9 +222,15 @@ class SimpleTrainer(TrainerBase):
             files = [os.path.join(directory, name, BEST_FILE) for name in self.get_model_names()]
             if all(os.path.isfile(fpath) for fpath in files):
                 if directory != self.output_dir:
-                    warnings.warn(f"No epoch of this run was better than the best model of {directory}", stacklevel=3)
+                    _announce(f"No epoch of this run was better than the best model of {directory}")
                 print("Deploy the model with the best val performance")
                 self.load_model(directory)
                 return
-        warnings.warn(f'No best model in "{self.output_dir}": the last-epoch model is deployed', stacklevel=3)
+        _announce(f'No best model in "{self.output_dir}": the last-epoch model is deployed')
         print("Deploy the last-epoch model")
+
+
+def _announce(message: str) -> None:
+    """A warning that stands in the log too."""
+    print(f"WARNING: {message}")
+    warnings.warn(message, stacklevel=4)

@@ -118,7 +118,7 @@ class Classification(EvaluatorBase):
             correct, total = sum(matches), len(matches)
             accuracies.append(100.0 * correct / total)
             print(
-                f"* class: {label} ({self._lab2cname[label]})\t"
+                f"* class: {label} ({self._lab2cname.get(label, 'not in lab2cname')})\t"
                 f"total: {total:,}\tcorrect: {correct:,}\tacc: {accuracies[-1]:.1f}%"
             )
         mean = float(np.mean(accuracies))

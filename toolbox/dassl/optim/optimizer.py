@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.utils import tolist_if_not
-
 from .radam import RAdam
 
 AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
@@ -73,7 +71,11 @@ def _staged_groups(model: nn.Module, optim_cfg: CfgNode) -> list[dict]:
         model = model.module
     if not optim_cfg.NEW_LAYERS:
         warnings.warn("NEW_LAYERS is empty: STAGED_LR lowers the rate of every layer", stacklevel=3)
-    names = tolist_if_not(optim_cfg.NEW_LAYERS) if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
+    names = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
+    children = [name for name, _ in model.named_children()]
+    unknown = [name for name in names if name and name not in children]
+    if unknown:
+        warnings.warn(f"NEW_LAYERS names {unknown}, but the model's children are {children}", stacklevel=3)
     base, new = [], []
     for key, parameter in model.named_parameters():
         (new if key.split(".")[0] in names else base).append(parameter)

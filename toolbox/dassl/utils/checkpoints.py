@@ -167,6 +167,18 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sour
     Raises:
         RuntimeError: They are not; the message names them and the file.
     """
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f'The checkpoint "{source}" does not fit the model ({type(model).__name__}): '
+            f"{_list_faults(model, state_dict) or error}. Was it trained with another configuration or other classes? "
+            "Use another OUTPUT_DIR or RESUME to start from scratch."
+        ) from error
+
+
+def _list_faults(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> str:
+    """The keys that are missing, unknown or of another size; empty if there are none."""
     own = model.state_dict()
     faults = {
         "missing in the file": [key for key in own if key not in state_dict],
@@ -177,13 +189,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sour
             if key in own and hasattr(value, "shape") and value.shape != own[key].shape
         ],
     }
-    if any(faults.values()):
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
-        raise RuntimeError(
-            f'The checkpoint "{source}" does not fit the model ({type(model).__name__}): {listed}. Was it trained with '
-            "another configuration or other classes? Use another OUTPUT_DIR or RESUME to start from scratch."
-        )
-    model.load_state_dict(state_dict)
+    return "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
 
 
 def strip_module(state_dict: Mapping[str, Any]) -> dict[str, Any]:
