@@ -17,7 +17,7 @@ PROMPTS = ("a photo of a {}.", "{}", "a {}.", "a drawing of a {}.", "an icon of 
 def pixels_of(pictures: np.ndarray, config: dict) -> Tensor:
     """Normalised model input [N, 3, H, H] of uint8 pictures [N, P, P, 3]."""
     side = config["model_cfg"]["vision_cfg"]["image_size"]
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    images = torch.tensor(pictures).permute(0, 3, 1, 2).float() / 255
     if images.shape[-1] != side:
         images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(config["preprocess_cfg"][name]).view(1, 3, 1, 1) for name in ("mean", "std"))
@@ -39,14 +39,23 @@ def class_features(model: CLIP, tokenizer: SimpleTokenizer, classes: Sequence[st
 def zero_shot(
     model: CLIP,
     tokenizer: SimpleTokenizer,
-    images: Tensor,
+    features: Tensor,
     labels: Sequence[int],
     domains: Sequence[str],
     classes: Sequence[str],
     prompts: Sequence[str] = PROMPTS,
 ) -> dict[str, dict[str, float]]:
-    """Accuracy in percent, by prompt and domain, and the mean over domains."""
-    features = image_features(model, images)
+    """Accuracy in percent, by prompt and domain, and the mean over domains.
+
+    Args:
+        model: with its text tower.
+        tokenizer: of the model.
+        features: `image_features` of the pictures, [N, E].
+        labels: N positions in `classes`.
+        domains: N domain names; each domain must occur.
+        classes: class names.
+        prompts: texts with a place for the class name.
+    """
     truth, place = torch.tensor(labels), np.array(domains)
     table = {}
     for prompt in prompts:

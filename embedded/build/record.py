@@ -8,6 +8,7 @@ import open_clip
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
 
 from .corpus import Corpus
 from .measure import PROMPTS, class_features, image_features, pixels_of, zero_shot
@@ -24,6 +25,11 @@ SPREAD = 2.5
 PARTS = {"all": ("train", "val", "test"), "val": ("train", "val"), "test": ("test",)}
 
 
+def features_of(model: CLIP, config: dict, rows: list[dict[str, str]], icons: Path) -> Tensor:
+    """Normalised image features [N, E] of rows of the split file."""
+    return image_features(model, pixels_of(np.stack([read_png(icons / row["path"]) for row in rows]), config))
+
+
 def measure_folder(model: CLIP, tokenizer: SimpleTokenizer, config: dict, icons: Path) -> dict:
     """Zero-shot tables of a model on a written data set.
 
@@ -32,14 +38,14 @@ def measure_folder(model: CLIP, tokenizer: SimpleTokenizer, config: dict, icons:
     """
     rows = read_split(icons)
     classes = sorted({row["class"] for row in rows})
-    images = pixels_of(np.stack([read_png(icons / row["path"]) for row in rows]), config)
+    features = features_of(model, config, rows, icons)
     tables = {}
     for part, splits in PARTS.items():
         chosen = [i for i, row in enumerate(rows) if row["split"] in splits]
         tables[part] = zero_shot(
             model,
             tokenizer,
-            images[chosen],
+            features[chosen],
             [classes.index(rows[i]["class"]) for i in chosen],
             [rows[i]["domain"] for i in chosen],
             classes,
@@ -51,8 +57,7 @@ def modality_gap(model: CLIP, tokenizer: SimpleTokenizer, config: dict, icons: P
     """Distance between the mean image feature and the mean class feature."""
     rows = read_split(icons)
     classes = sorted({row["class"] for row in rows})
-    images = pixels_of(np.stack([read_png(icons / row["path"]) for row in rows]), config)
-    centre = image_features(model, images).mean(dim=0)
+    centre = features_of(model, config, rows, icons).mean(dim=0)
     return (centre - class_features(model, tokenizer, classes, PROMPTS[0]).mean(dim=0)).norm().item()
 
 

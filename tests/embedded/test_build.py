@@ -20,7 +20,7 @@ from dassl_clip.embedded.build import captions as cap
 from dassl_clip.embedded.build.captions import Caption
 from dassl_clip.embedded.build.corpus import Corpus, enclosed_regions, words_in_names
 from dassl_clip.embedded.build.fetch import Icon, fetch
-from dassl_clip.embedded.build.measure import zero_shot
+from dassl_clip.embedded.build.measure import image_features, zero_shot
 from dassl_clip.embedded.build.merges import restricted_merges, write_merges
 from dassl_clip.embedded.build.model import count_merges, model_config, stock_state, trainable_model
 from dassl_clip.embedded.build.names import common_words, concepts_of, lexicon_concepts, segment, tokens_of
@@ -364,7 +364,9 @@ def test_pretraining_learns_and_repeats_itself(tiny, tokenizer):
     images = (torch.from_numpy(corpus.pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     labels = [i % 2 for i in range(12)]
     domains = ["line", "solid", "flat", "emoji"] * 3
-    table = zero_shot(first, tokens, images, labels, domains, corpus.vocabulary, ["a photo of a {}."])
+    table = zero_shot(
+        first, tokens, image_features(first, images), labels, domains, corpus.vocabulary, ["a photo of a {}."]
+    )
     assert table["a photo of a {}."]["mean"] == 100
 
 
