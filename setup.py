@@ -44,7 +44,7 @@ setup(
         "tensorboard>=2.12",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.6"],
+        "test": ["pytest>=8.0", "ruff>=0.6", "setuptools>=70"],
         "build": ["resvg_py>=0.1"],
     },
     entry_points={"console_scripts": ["dassl-clip = dassl_clip.commands.__main__:main"]},
