@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dassl_clip.commands import catalogue, plan, task
 from dassl_clip.commands.arguments import Parser, split_command
-from dassl_clip.commands.errors import report
+from dassl_clip.commands.errors import INTERRUPTED_EXIT, report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return task.run_methods(request, methods, args.jobs, args.dry_run)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return task.INTERRUPTED_EXIT
+        return INTERRUPTED_EXIT
     except Exception as error:
         return report(error, "--debug" in argv)
 
@@ -51,11 +51,12 @@ def method_of(word: str, request: plan.Request, pairs: Sequence[str]) -> plan.Me
 
 
 def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method]:
-    """Every trainer with configs, the reference first, each in its default config and that config's variants."""
+    """Every trainer that has a config for the data set (else: any config), the reference first, with their variants."""
     dataset = catalogue.dataset_file(request.dataset)
     trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != plan.REFERENCE, name == "GOPro", name))
+    own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem]
     return [
         plan.Method(trainer, config, tuple(pairs))
-        for trainer in trainers
+        for trainer in own or trainers
         for config in catalogue.trainer_configs(trainer, dataset.stem)
     ]

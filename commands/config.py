@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -19,11 +20,20 @@ from typing import Any
 import yaml
 
 from dassl_clip.commands.errors import UserError, suggestion
-from dassl_clip.results.records import task_of
+from dassl_clip.results.records import identity, task_of
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
 _PLAIN_KEYS = ("OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "VERSION")
-_IMPORTED: set[str] = set()
+# Keys that a run's folder or record names apart from its configuration.
+_NAMED_APART = frozenset(
+    {
+        *("TRAINER.NAME", "SEED", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES"),
+        *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
+    }
+)
+_TEXT_OR_TEXTS = ".TEMPLATES"  # the name of a set of templates, or the templates themselves
+_LONGEST_CHANGES = 120
+_IMPORTED: dict[str, Any] = {}
 # flag of the command line -> key of the configuration
 FLAG_KEYS = {
     "root": "DATASET.ROOT",
@@ -37,7 +47,6 @@ FLAG_KEYS = {
     "backbone": "MODEL.BACKBONE.NAME",
     "head": "MODEL.HEAD.NAME",
     "task": "RUN.TASK",
-    "config_name": "RUN.CONFIG",
 }
 
 
@@ -84,33 +93,39 @@ def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list
 
 
 def import_user_code(name: str) -> None:
-    """Import a module or a .py file that registers trainers or data sets when imported.
+    """Import, once, a module or a .py file that registers trainers or data sets when imported.
+
+    If it has a function `extend_cfg(cfg)`, as the train.py of Dassl's plugins does, that adds its keys from then on.
 
     Raises:
         UserError: there is no such file or module.
     """
     path = Path(name).expanduser()
-    key = str(path.resolve()) if name.endswith(".py") else name
-    if key in _IMPORTED:
-        return
-    _IMPORTED.add(key)
-    if name.endswith(".py") or path.is_file():
-        if not path.is_file():
-            raise UserError(f"--import: there is no file {path}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        if path.stem not in sys.modules:
-            sys.modules[path.stem] = module
-        sys.path.insert(0, str(path.resolve().parent))
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove(str(path.resolve().parent))
-        return
+    is_file = name.endswith(".py") or path.is_file()
+    key = str(path.resolve()) if is_file else name
+    if key not in _IMPORTED:
+        _IMPORTED[key] = _import_file(path.resolve()) if is_file else _import_module(name)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"--import: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.parent))  # for the modules beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _import_module(name: str) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        importlib.import_module(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or (name != error.name and not name.startswith(f"{error.name}.")):
             raise
@@ -131,6 +146,9 @@ def default_config() -> Any:
     cfg.RUN = CfgNode({"TASK": "", "CONFIG": ""})
     datasets.add_config(cfg)
     trainers.add_config(cfg)
+    for module in _IMPORTED.values():
+        if hasattr(module, "extend_cfg"):
+            module.extend_cfg(cfg)
     return cfg
 
 
@@ -152,16 +170,17 @@ def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
     for file in (args.dataset_config_file, args.config_file):
         if file:
             merge_file(cfg, file)
+    plain = cfg.clone()
     for flag, key in FLAG_KEYS.items():
         value = getattr(args, flag)
         if value is not None:
             set_key(cfg, key, tuple(value) if isinstance(value, list) else value, f"--{flag.replace('_', '-')}")
     for key, text in zip(pairs[::2], pairs[1::2]):
         set_key(cfg, key, _decode(text), "the command line")
-    if args.config_file and not cfg.RUN.CONFIG:
-        cfg.RUN.CONFIG = Path(args.config_file).stem
     _check_registered(cfg)
-    _name_task(cfg)
+    plain.TRAINER.NAME = cfg.TRAINER.NAME
+    cfg.RUN.CONFIG = cfg.RUN.CONFIG or (Path(args.config_file).stem if args.config_file else "") + changes(plain, cfg)
+    cfg.RUN.TASK = cfg.RUN.TASK or task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
     clean_cfg(cfg, cfg.TRAINER.NAME)
     cfg.freeze()
     return cfg
@@ -258,6 +277,8 @@ def _coerce(value: Any, present: Any, key: str, origin: str) -> Any:
     """A value as the type of the one it replaces, where no information is lost."""
     if present is None or value is None or type(value) is type(present):
         return value
+    if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
+        return list(value)
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(present, (tuple, list)):
@@ -290,6 +311,17 @@ def _check_registered(cfg: Any) -> None:
             )
 
 
-def _name_task(cfg: Any) -> None:
-    if not cfg.RUN.TASK:
-        cfg.RUN.TASK = task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
+def changes(plain: Any, asked: Any) -> str:
+    """`+KEY=VALUE` for each key in which two configurations ask for different computations, safe in a file name."""
+    before, after = identity(plain), identity(asked)
+    changed = {key: value for key, value in after.items() if before.get(key) != value and key not in _NAMED_APART}
+    text = "".join(f"+{key}={_safe(value)}" for key, value in sorted(changed.items()))
+    if len(text) <= _LONGEST_CHANGES:
+        return text
+    exact = "".join(f"+{key}={value}" for key, value in sorted(changed.items()))
+    return f"{text[: _LONGEST_CHANGES - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _safe(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return re.sub(r"[^A-Za-z0-9.,_-]", "_", text)

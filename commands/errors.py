@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 
 USAGE_EXIT = 2
+INTERRUPTED_EXIT = 130
 _OURS = ("dassl_clip", "dassl")
 _USER_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
 _USER_ERRORS += (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)

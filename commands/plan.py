@@ -10,9 +10,7 @@ stem of the config file, with `+KEY=VALUE` for each key that was changed on the 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,13 +26,10 @@ TASKS = ("fewshot", "lodo")
 FEWSHOT_SHOTS = 16
 ALL_SHOTS = -1
 REFERENCE = "ZeroshotCLIP"
-# Keys that have a level of their own in the run folder.
-_LEVEL_KEYS = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "DATASET.NAME", "TRAINER.NAME", "SEED")
-_LEVEL_KEYS += ("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NAME", "DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")
-# Pairs of a method that also hold for the reference beside it: what is tested, on which images, with which model.
-_SHARED_NODES = ("DATASET.", "INPUT.", "MODEL.", "TEST.", "DATALOADER.TEST.", "DATALOADER.NUM_WORKERS", "USE_CUDA")
-_LONGEST_NAME = 120
+# Keys in which the reference follows the method: what is tested, on which images, with which model and words.
+_SHARED_KEYS = ("DATASET.", "INPUT.", "MODEL.BACKBONE.", "TEST.SPLIT", "DATALOADER.NUM_WORKERS", "USE_CUDA")
+_SHARED_SETTINGS = ("TEMPLATES", "CTX_INIT", "PREC")
 
 
 @dataclass(frozen=True)
@@ -97,15 +92,20 @@ class Run:
         return f"{self.row.label} {self.task} {self.target} seed {self.seed}"
 
     @property
+    def label(self) -> str:
+        """`GOPro emoji`, for where there is little room."""
+        return f"{self.row.method} {self.target}"
+
+    @property
     def command(self) -> str:
         """The same run as a line to paste into a shell."""
-        return shlex.join(["python", *train_program(), *self.words])
+        return shlex.join([*train_program(), *self.words])
 
 
 def train_program() -> list[str]:
-    """How Python is told to start one run: the checkout's train.py, or the module of an installed wheel."""
+    """The words that start one run: the checkout's train.py, or the command of an installed wheel."""
     script = Path(train.__file__).resolve().parents[1] / "train.py"
-    return [_shown(script)] if script.is_file() else ["-m", "dassl_clip.commands", "train"]
+    return ["python", _shown(script)] if script.is_file() else ["dassl-clip", "train"]
 
 
 def _shown(path: Path) -> str:
@@ -121,29 +121,26 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
         UserError: an unknown method, data set, task, target or config key.
     """
     _check_pairs(method.pairs)
-    dataset = catalogue.dataset_file(request.dataset)
-    file = catalogue.trainer_file(method.trainer, method.config, dataset.stem)
-    common = ["--trainer", method.trainer, "--dataset-config-file", _shown(dataset), "--config-file", _shown(file)]
-    common += ["--root", request.data] if request.data else []
-    for name in request.imports:
-        common += ["--import", name]
-    plain, asked = _resolve(common, ()), _resolve(common, method.pairs)
-    name = file.stem + _suffix(plain, asked)
+    stem = catalogue.dataset_file(request.dataset).stem
+    common = _common_words(request, method)
+    asked = _resolve(common, method.pairs)
+    name = asked.RUN.CONFIG
     domains = dataset_domains(asked)
     targets = _targets(request.targets, domains, asked.DATASET.NAME)
     runs = []
     for task in task_names(request.tasks, asked):
+        if task == "lodo" and len(domains) < 2:
+            raise UserError(f"lodo leaves one domain out, but {asked.DATASET.NAME} has only {domains[0]}; try fewshot")
         shots = _shots(request.shots, task, asked)
         for target in targets:
             sources = [target] if task == "fewshot" else [domain for domain in domains if domain != target]
             for seed in request.seeds:
                 subset = asked.DATASET.get("SUBSAMPLE_CLASSES", "all")
                 column = target if subset == "all" else f"{target}-{subset}"
-                folder = Path(request.out, task, dataset.stem, method.trainer, name, f"shots{shots}", column)
+                folder = Path(request.out, task, stem, method.trainer, name, f"shots{shots}", column)
                 folder /= f"seed{seed}"
                 words = [*common, "--source-domains", *sources, "--target-domains", target, "--seed", str(seed)]
                 words += ["--output-dir", str(folder)]
-                words += ["--config-name", name] if name != file.stem else []
                 words += _without(method.pairs, "DATASET.NUM_SHOTS")
                 words += ["DATASET.NUM_SHOTS", str(shots)]
                 cfg = _resolve(words, ())
@@ -152,7 +149,7 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
 
 
 def reference_method(request: Request, method: Method, trainer: str = REFERENCE, name: str = "") -> Method:
-    """The method to compare with: same data and model, and the same prompt words where both sides have such keys.
+    """The method to compare with: the same images, model, precision and prompt words, as far as it has such keys.
 
     Args:
         request: what is asked for.
@@ -161,21 +158,30 @@ def reference_method(request: Request, method: Method, trainer: str = REFERENCE,
         name: its config; "": the default one.
     """
     train.register()
+    asked = _resolve(_common_words(request, method), method.pairs)
+    flat, own = records.flatten_config(asked), f"TRAINER.{method.trainer.upper()}."
+    given = [key for key, _ in _by_two(method.pairs)]
+    wanted = {key: flat[key] for key in (*given, "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.WEIGHTS")
+              if key.startswith(_SHARED_KEYS)}  # fmt: skip
+    words = {key: flat[f"{own}{key}"] for key in _SHARED_SETTINGS if flat.get(f"{own}{key}")}
+    if "CTX_INIT" in words:
+        words.setdefault("TEMPLATES", "words")
+    wanted |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in words.items()}
+    plain = records.flatten_config(_resolve(_common_words(request, Method(trainer, name)), ()))
+    changed = {key: value for key, value in wanted.items() if key in plain and plain[key] != value}
+    pairs = [word for key, value in changed.items() for word in (key, value if isinstance(value, str) else repr(value))]
+    return Method(trainer, name, tuple(pairs))
+
+
+def _common_words(request: Request, method: Method) -> list[str]:
+    """The arguments of train.py that all runs of a method share, without its pairs."""
     dataset = catalogue.dataset_file(request.dataset)
     file = catalogue.trainer_file(method.trainer, method.config, dataset.stem)
-    words = ["--trainer", method.trainer, "--dataset-config-file", str(dataset), "--config-file", str(file)]
-    for module in request.imports:
-        words += ["--import", module]
-    node = _resolve(words, method.pairs).TRAINER.get(method.trainer.upper(), {})
-    pairs = [word for key, value in _by_two(method.pairs) if key.startswith(_SHARED_NODES) for word in (key, value)]
-    known = config.known_keys(config.default_config())
-    prompt = {key: node[key] for key in ("TEMPLATES", "CTX_INIT") if node.get(key)}
-    if prompt.get("CTX_INIT"):
-        prompt.setdefault("TEMPLATES", "words")
-    for key, value in prompt.items():
-        full = f"TRAINER.{trainer.upper()}.{key}"
-        pairs += [full, value if isinstance(value, str) else repr(list(value))] if full in known else []
-    return Method(trainer, name, tuple(pairs))
+    words = ["--trainer", method.trainer, "--dataset-config-file", _shown(dataset), "--config-file", _shown(file)]
+    words += ["--root", request.data] if request.data else []
+    for name in request.imports:
+        words += ["--import", name]
+    return words
 
 
 def dataset_domains(cfg: Any) -> list[str]:
@@ -245,18 +251,3 @@ def _by_two(pairs: Sequence[str]) -> list[tuple[str, str]]:
 
 def _without(pairs: Sequence[str], key: str) -> list[str]:
     return [word for name, value in _by_two(pairs) if name != key for word in (name, value)]
-
-
-def _suffix(plain: Any, asked: Any) -> str:
-    """`+KEY=VALUE` for each key of the identity in which two configurations differ, safe in a file name."""
-    before, after = records.identity(plain), records.identity(asked)
-    changed = {key: value for key, value in after.items() if before.get(key) != value and key not in _LEVEL_KEYS}
-    text = "".join(f"+{key}={_safe(value)}" for key, value in sorted(changed.items()))
-    if len(text) <= _LONGEST_NAME:
-        return text
-    return f"{text[: _LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _safe(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return re.sub(r"[^A-Za-z0-9.,_-]", "_", text)

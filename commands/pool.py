@@ -15,6 +15,7 @@ import selectors
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dassl_clip.commands.errors import USAGE_EXIT
 from dassl_clip.commands.progress import Reporter, fraction_done
 from dassl_clip.results import environment, records
 
@@ -125,7 +127,7 @@ def run_all(
                 children[child.pid] = child
                 selector.register(child.pipe, selectors.EVENT_READ, child)
             for key, _ in selector.select(timeout=0.1):
-                if not _read(key.data, reporter):
+                if _read(key.data, reporter) is None:
                     selector.unregister(key.fd)
             for child in list(children.values()):
                 pid, status = os.waitpid(child.pid, os.WNOHANG)
@@ -172,9 +174,13 @@ def _start(run: Run, execute: Callable[[Run], int], slot: int, jobs: int, gpus: 
         os.close(reading)
         _become_child(writing, parent)
         code = _in_child(run, execute, slot, jobs, gpus)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
         os._exit(code)
 
 
@@ -230,25 +236,29 @@ def lock(folder: Path):
         os.close(handle)
 
 
-def _read(child: _Child, reporter: Reporter) -> bool:
-    """Take what a child has printed; False when there is nothing more for now."""
+def _read(child: _Child, reporter: Reporter) -> bool | None:
+    """Take what a child has printed; False when there is nothing more for now, None when there will be nothing more."""
     try:
         data = os.read(child.pipe, 65536)
     except BlockingIOError:
         return False
     if not data:
-        return False
-    *lines, child.partial = (child.partial + data.decode("utf-8", "replace")).replace("\r", "\n").split("\n")
+        return None
+    *lines, child.partial = (child.partial + data.decode("utf-8", "replace")).split("\n")
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # of a bar only what stays
+    child.partial = child.partial.rpartition("\r")[2] or child.partial
     for line in filter(str.strip, lines):
         share = fraction_done(line)
         if share is not None:
-            reporter.update(child.run.name, share)
+            reporter.update(child.run.name, child.run.label, share)
         child.tail.append(line.rstrip())
     return True
 
 
 def _outcome(child: _Child, code: int) -> Outcome:
     tail = [*child.tail, *([child.partial] if child.partial.strip() else [])]
+    if code == USAGE_EXIT:
+        tail = [line for line in tail if line.startswith("error: ")] or tail
     if code < 0:
         try:
             name = signal.Signals(-code).name

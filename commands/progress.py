@@ -34,7 +34,7 @@ class Reporter:
         self.total = total
         self.finished = 0
         self.started = time.monotonic()
-        self._shares: dict[str, float] = {}
+        self._shares: dict[str, tuple[str, float]] = {}
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]{postfix}"
         self._bar = tqdm(total=total, desc="runs", bar_format=form, dynamic_ncols=True) if terminal else None
@@ -46,9 +46,9 @@ class Reporter:
         else:
             print(text, flush=True)
 
-    def update(self, name: str, share: float) -> None:
-        """Note how far a running run is."""
-        self._shares[name] = share
+    def update(self, name: str, label: str, share: float) -> None:
+        """Note how far the run `name`, shown as `label`, is."""
+        self._shares[name] = label, share
         self._draw()
 
     def finish(self, name: str, text: str) -> None:
@@ -71,6 +71,7 @@ class Reporter:
     def _draw(self) -> None:
         if self._bar is None:
             return
-        self._bar.set_postfix_str(", ".join(f"{name} {share:.0%}" for name, share in self._shares.items())[:60], False)
-        self._bar.n = self.finished + sum(self._shares.values())
+        shares = list(self._shares.values())
+        self._bar.set_postfix_str(", ".join(f"{label} {share:.0%}" for label, share in shares), refresh=False)
+        self._bar.n = self.finished + sum(share for _, share in shares)
         self._bar.refresh()

@@ -65,8 +65,9 @@ class EvaluationRecorder:
 
         def counted_process(output: Any, target: Any, *rest: Any, **named: Any) -> Any:
             scores = output[0] if isinstance(output, (tuple, list)) else output
-            self._total += int(target.shape[0])
-            self._correct += int((scores.argmax(dim=1) == target).sum())
+            if getattr(scores, "ndim", 0) == 2 and getattr(target, "ndim", 0) == 1:
+                self._total += int(target.shape[0])
+                self._correct += int((scores.argmax(dim=1) == target).sum())
             return process(output, target, *rest, **named)
 
         def kept_evaluate(*rest: Any, **named: Any) -> Any:
@@ -75,10 +76,12 @@ class EvaluationRecorder:
 
         def timed_test(split: str | None = None, *rest: Any, **named: Any) -> Any:
             self._total = self._correct = 0
+            self._results = {}
             begun = time.monotonic()
             value = test(split, *rest, **named) if split is not None or rest or named else test()
             self._test_seconds = time.monotonic() - begun
-            self.metrics[self._split(split)] = self._numbers()
+            if self._total or self._results:
+                self.metrics[self._split(split)] = self._numbers()
             return value
 
         evaluator.process, evaluator.evaluate, self.trainer.test = counted_process, kept_evaluate, timed_test

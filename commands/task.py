@@ -7,6 +7,7 @@ with the same prompt words) can stand beside it. The table at the end comes from
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,11 @@ from pathlib import Path
 from dassl_clip.commands import catalogue, plan, pool, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
-from dassl_clip.commands.errors import UserError, report
+from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
 from dassl_clip.commands.progress import Reporter
 from dassl_clip.results import environment, records, tables
 
 NO_REFERENCE = "none"
-INTERRUPTED_EXIT = 130
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,16 +162,14 @@ def run_state(run: plan.Run) -> tuple[str, str]:
         what another configuration left half done); "resume" (what this configuration left half done); "new".
     """
     found = records.inspect_record(run.folder)
+    if found.record is not None and found.record["config_hash"] == records.config_hash(run.cfg):
+        return "complete", ""
     there = train.read_config(run.folder)
     differences = records.config_differences(there, run.cfg) if there is not None else []
     if found.record is not None:
-        if found.record["config_hash"] == records.config_hash(run.cfg):
-            return "complete", ""
         what = "; ".join(differences) or "its configuration hash is another one"
-        return (
-            "refused",
-            f"{run.folder} holds a finished run of another configuration ({what}); move it away, or set OUT",
-        )
+        way_out = "move it away, or choose another --out"
+        return "refused", f"{run.folder} holds a finished run of another configuration ({what}); {way_out}"
     if found.state == "broken":
         return "redo", found.reason
     if differences:
@@ -204,17 +202,14 @@ def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome
     """Run all of `runs` in forked children; returns the failures."""
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
-    gpus = pool.count_gpus()
+    gpus = pool.count_gpus() if any(run.cfg.USE_CUDA for run in runs) else 0
     jobs = (
         min(jobs, len(runs))
         if jobs
         else pool.default_jobs(len(runs), gpus, environment.usable_cores(), pool.free_memory())
     )
     print(f"{len(runs)} runs, {jobs} at a time; each writes {pool.LOG_NAME} in its folder", flush=True)
-    import open_clip  # noqa: F401  (the children find it imported)
-
-    if not gpus:  # the report asks for GPUs, which a process that forks must not do where there are some
-        train.environment_report()
+    warm_up(gpus)
     reporter = Reporter(len(runs))
     try:
         outcomes = pool.run_all(runs, execute, jobs, gpus, reporter, describe)
@@ -223,10 +218,21 @@ def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome
     return [outcome for outcome in outcomes if outcome.code]
 
 
+def warm_up(gpus: int) -> None:
+    """Do once in the parent what every child would do again; nothing here starts threads or touches a GPU."""
+    import open_clip  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import torch.utils.tensorboard  # noqa: F401
+    environment.environment_facts()
+    if not gpus:  # the report asks the GPU driver where there is one
+        train.environment_report()
+
+
 def execute(run: plan.Run) -> int:
     """One run, in a child that holds the lock of its folder."""
     prepare(run)
-    sys.argv = [*plan.train_program()[-1:], *run.words]
+    sys.argv = [word for word in plan.train_program() if word != "python"] + list(run.words)
     return train.main(run.words)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.config import resolve_config
-from dassl_clip.commands.errors import UserError, report
+from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
 from dassl_clip.results import environment, records
 
 CONFIG_NAME = "config.yaml"
@@ -49,7 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--import", dest="imports", action="append", metavar="MODULE_OR_FILE",
                         help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
     parser.add_argument("--task", metavar="NAME", help="name of the task in the record")
-    parser.add_argument("--config-name", metavar="NAME", help="name of the configuration in the record")
     parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
     return parser
 
@@ -66,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, pairs = parse(argv)
         run(args, pairs)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED_EXIT
     except Exception as error:
         return report(error, debug)
     return 0
@@ -100,7 +102,6 @@ def register() -> None:
         if not any(isinstance(handler, _ConsoleHandler) for handler in room.handlers):
             room.addHandler(_ConsoleHandler())
             room.setLevel(logging.INFO)
-            room.propagate = False
 
 
 class _ConsoleHandler(logging.Handler):

@@ -8,13 +8,17 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 DISTRIBUTION = "dassl-clip"
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "yacs", DISTRIBUTION)
@@ -25,13 +29,15 @@ def environment_facts() -> dict[str, Any]:
     """The keys of a record that do not depend on the trainer.
 
     Returns:
-        `versions`, `toolbox`, `git_revision`, `peak_memory_mb` (up to now), `command`, `finished_at` (now, UTC).
+        `versions`, `toolbox`, `git_revision`, `peak_memory_mb` (up to now), `threads` (of torch; on a CPU they decide
+        the last digits), `command`, `finished_at` (now, UTC).
     """
     return {
         "versions": package_versions(),
         "toolbox": toolbox_facts(),
         "git_revision": git_revision(),
         "peak_memory_mb": peak_memory_mb(),
+        "threads": torch_threads(),
         "command": command_line(),
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -108,15 +114,25 @@ def peak_memory_mb() -> float:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    if resource is None:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def torch_threads() -> int:
+    """Threads that torch computes with, 0 if this process has not imported it."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch is not None else 0
 
 
 def command_line() -> str:
     """The command that started this process, quoted so that it can be pasted into a shell."""
     program, *arguments = sys.argv
-    words = ["python", program] if program.endswith(".py") else [os.path.basename(program)]
-    return shlex.join([*words, *arguments])
+    name = os.path.basename(program)
+    if name == "__main__.py":
+        return shlex.join(["python", "-m", "dassl_clip.commands", *arguments])
+    return shlex.join([*(["python", program] if name.endswith(".py") else [name]), *arguments])
 
 
 def usable_cores() -> int:

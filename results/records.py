@@ -98,6 +98,7 @@ IDENTITY_FREE = frozenset(
         "USE_CUDA",
         "VERBOSE",
         "DATASET.ROOT",
+        "DATASET.TASKS",
         "DATALOADER.NUM_WORKERS",
         "TRAIN.PRINT_FREQ",
         "TRAIN.CHECKPOINT_FREQ",

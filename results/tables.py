@@ -107,6 +107,7 @@ def cell_text(values: Sequence[float], seeds: int, signed: bool = False) -> str:
     if not values:
         return "-"
     mean, spread = mean_and_spread(values)
+    mean = round(mean, 1) + 0.0  # no "-0.0"
     text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
     text += "" if spread is None else f" +/- {spread:.1f}"
     return text if len(values) == seeds else f"{text} (n={len(values)})"
@@ -177,7 +178,8 @@ def method_table(
         against = [wanted.accuracies(base, name) for name in header[1:]]
         pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
-    below = _missing(wanted, rows, domains, seeds) + [f"broken: {item.folder}: {item.reason}" for item in broken]
+    below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows)
+    below += [f"broken: {item.folder}: {item.reason}" for item in broken]
     return Table(_title(group), _above(wanted, rows, seeds, base), header, lines + gains, below)
 
 
@@ -235,7 +237,7 @@ def _above(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | 
     listed = ", ".join(map(str, seeds))
     lines = [
         f"protocol: {'; '.join(sorted(protocols))}",
-        f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone']}{weights}",
+        f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
         f"selection rule: {_by_row(records, 'selection_rule')}",
         f"prompt: {_by_row(records, 'prompt')}",
         f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
@@ -268,3 +270,19 @@ def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: S
         if named:
             lines.append(f"missing: {row.label}: {'; '.join(named)}")
     return lines
+
+
+def _unlike(group: Group, rows: Sequence[Row]) -> list[str]:
+    """One line for each domain and seed in which the rows did not see the same images."""
+    prints: dict[tuple[str, int], dict[str, list[str]]] = {}
+    for row in rows:
+        for domain, runs in group.runs.get(row, {}).items():
+            for seed, run in runs.items():
+                if run["data_fingerprint"]:
+                    cell = prints.setdefault((domain, seed), {})
+                    cell.setdefault(run["data_fingerprint"], []).append(row.label)
+    return [
+        f"caution: {domain}, seed {seed}: not the same images in {' and '.join(map(', '.join, cell.values()))}"
+        for (domain, seed), cell in prints.items()
+        if len(cell) > 1
+    ]

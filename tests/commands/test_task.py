@@ -86,8 +86,10 @@ def test_very_long_changes_stay_distinct_and_short(world):
     assert len(names) == 2 and max(map(len, names)) < 140
 
 
-def test_the_reference_uses_the_methods_words_images_and_model(world):
+def test_the_reference_follows_the_method_in_images_model_precision_and_words(world):
     train.register()
+    other = world.root / "other.yaml"
+    other.write_text(world.config.read_text() + "MODEL: {BACKBONE: {NAME: RN101}}\n")
     pairs = (
         "TRAINER.TINYNET.WIDTH",
         "5",
@@ -98,12 +100,24 @@ def test_the_reference_uses_the_methods_words_images_and_model(world):
         "INPUT.SIZE",
         "(4, 4)",
     )
-    method = plan.Method("TinyNet", str(world.config), pairs)
+    method = plan.Method("TinyNet", str(other), (*pairs, "MODEL.INIT_WEIGHTS", "x"))
     reference = plan.reference_method(request(world), method, "TinyGuess", str(world.config))
-    assert reference.pairs == (
-        *("DATASET.SUBSAMPLE_CLASSES", "base", "INPUT.SIZE", "(4, 4)"),
-        *("TRAINER.TINYGUESS.CTX_INIT", "some words", "TRAINER.TINYGUESS.TEMPLATES", "words"),
-    )
+    assert dict(zip(reference.pairs[::2], reference.pairs[1::2])) == {
+        "DATASET.SUBSAMPLE_CLASSES": "base",
+        "INPUT.SIZE": "[4, 4]",
+        "MODEL.BACKBONE.NAME": "RN101",
+        "TRAINER.TINYGUESS.CTX_INIT": "some words",
+        "TRAINER.TINYGUESS.TEMPLATES": "words",
+    }
+    assert plan.plan_runs(request(world), reference)[0].cfg.INPUT.SIZE == (4, 4)
+
+
+def test_the_reference_of_the_shipped_configs_needs_no_changes():
+    train.register()
+    for dataset, trainers in (("icons", ("GOPro", "CoOp", "LinearProbe")), ("pacs", ("GOPro",))):
+        for trainer in trainers:
+            reference = plan.reference_method(plan.Request(dataset, (1,)), plan.Method(trainer))
+            assert reference == plan.Method("ZeroshotCLIP", "", ()), trainer
 
 
 @pytest.mark.parametrize(

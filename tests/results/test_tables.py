@@ -224,6 +224,24 @@ def test_markdown_is_a_pipe_table():
     assert "±" in body[-1] and "+/-" not in "".join(lines)
 
 
-def test_broken_records_are_named_below():
+def test_broken_foundare_named_below():
     found = records.FoundRecord(folder="output/x", state="broken", reason="torn")
     assert "broken: output/x: torn" in tables.method_table(group_of(figures()), broken=[found]).render()
+
+
+def test_rows_that_saw_other_images_are_named():
+    found = [
+        make_record("GOPro", "art", 1, 50.0, data_fingerprint="a"),
+        make_record("CoOp", "art", 1, 50.0, data_fingerprint="b"),
+        make_record("ZeroshotCLIP", "art", 1, 50.0, data_fingerprint="a"),
+        make_record("GOPro", "photo", 1, 50.0, data_fingerprint="c"),
+        make_record("CoOp", "photo", 1, 50.0, data_fingerprint="c"),
+    ]
+    below = tables.method_table(tables.group_records(found)[0]).below
+    assert "caution: art, seed 1: not the same images in CoOp (vit) and GOPro (vit), ZeroshotCLIP (vit)" in below
+    assert not any("photo, seed 1: not the same" in line for line in below)
+
+
+def test_no_change_is_plus_zero():
+    assert tables.cell_text([-0.04], 1, signed=True) == "+0.0"
+    assert tables.cell_text([-0.06], 1, signed=True) == "-0.1"
