@@ -19,7 +19,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torchvision.transforms import Compose, InterpolationMode, Normalize
 
-from .sources import RANDOM, Source, resolve
+from .sources import RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
 from .vision_blocks import VisionBlocks
 from .weights import ARCHIVE, hash_weights, load_into, read_weights
@@ -35,6 +35,7 @@ class FrozenCLIP(nn.Module):
 
     Args:
         model: The open_clip model with its weights.
+        tokenizer: The tokenizer of its text tower.
         source: Where it comes from.
         preprocess: open_clip's preprocessing of its images.
         weights_hash: sha256 of its weights in float32.
@@ -55,10 +56,18 @@ class FrozenCLIP(nn.Module):
         text: The text tower.
     """
 
-    def __init__(self, model: nn.Module, source: Source, preprocess: PreprocessCfg, weights_hash: str, precision: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        source: Source,
+        preprocess: PreprocessCfg,
+        weights_hash: str,
+        precision: str,
+    ):
         super().__init__()
         self.model = model
-        self.text = TextTower(model, source.tokenizer())
+        self.text = TextTower(model, tokenizer)
         self.name, self.architecture, self.tag = source.name, source.architecture, source.tag
         self.weights_hash, self.precision = weights_hash, precision
         self.embed_dim, self.text_width = self.text.embed_dim, self.text.width
@@ -194,6 +203,7 @@ def load_backbone(
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU; on the CPU take 'fp32', 'amp' or 'bf16'")
     source = resolve(name, has_file=bool(weights))
+    tokenizer = source.tokenizer()
     state, form = None, ""
     if source.tag != RANDOM or weights:
         path = Path(weights) if weights else source.weights()
@@ -214,7 +224,7 @@ def load_backbone(
             model.load_state_dict(full.state_dict())
     _require_activation(model, source)
     preprocess = PreprocessCfg(**{"size": model.visual.image_size, **source.preprocess})
-    frozen = FrozenCLIP(model, source, preprocess, weights_hash, precision).to(device)
+    frozen = FrozenCLIP(model, tokenizer, source, preprocess, weights_hash, precision).to(device)
     logger.info("backbone %s (%s), weights %s, on %s", name, source.architecture, weights_hash[:12], device)
     return frozen
 

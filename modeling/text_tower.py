@@ -233,7 +233,8 @@ class TextTower(nn.Module):
             return table, torch.where(is_context[start:stop], context_place, place)
 
         lengths = tuple(n_ctx - first + length for length in classes.lengths)
-        features = self._encode_chunks(prefix, rows, lengths, context.requires_grad, chunk, contexts=len(context))
+        contexts = len(context) if batched else 1
+        features = self._encode_chunks(prefix, rows, lengths, context.requires_grad, chunk, contexts)
         return features if batched else features[0]
 
     def encode_embeddings(
@@ -284,6 +285,8 @@ class TextTower(nn.Module):
         self, prefix: Tensor, rows: Rows, lengths: tuple[int, ...], grad: bool, chunk: int | str | None, contexts: int
     ) -> Tensor:
         """Features `[P, C, E]` of `C` classes with `lengths` rows each behind `prefix`, chunk by chunk."""
+        if not contexts:
+            return prefix.new_zeros(0, len(lengths), self.embed_dim, dtype=self.out_dtype)
         grad = grad and torch.is_grad_enabled()
         encode = self._encode_packed if self.causal else self._encode_plain
         shared = self._prefix_pass(prefix) if self.causal else prefix
@@ -295,7 +298,7 @@ class TextTower(nn.Module):
                 parts.append(checkpoint(encode, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(encode(*arguments))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).expand(contexts, -1, -1)
 
     def _plan(
         self, lengths: tuple[int, ...], grad: bool, chunk: int | str | None, contexts: int

@@ -9,6 +9,7 @@ precision; refusals.
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import logging
 import struct
@@ -37,6 +38,13 @@ CONFIGS = {
     "tiny-vit": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT},
     "tiny-resnet": {"embed_dim": 24, "vision_cfg": RESNET, "text_cfg": TEXT},
     "tiny-custom": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True},
+    "tiny-coca": {
+        "embed_dim": 24,
+        "vision_cfg": {**VIT, "output_tokens": True},
+        "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"width": 32, "heads": 2, "layers": 1},
+        "custom_text": True,
+    },
     "tiny-wide": {"embed_dim": 24, "vision_cfg": {**VIT, "width": 64}, "text_cfg": TEXT},
 }
 FORMS = ("safetensors", "state dict", "wrapped", "prefixed", "custom text", "transformers", "archive")
@@ -376,6 +384,25 @@ def test_the_activation_stands_in_every_block_of_both_towers():
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
         load_backbone(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")
+def test_a_tokenizer_from_a_missing_package_is_told():
+    with pytest.raises(ValueError, match=r"tokenizer of ViT-B-16-SigLIP:random needs the package 'transformers'"):
+        load_backbone("ViT-B-16-SigLIP:random")
+
+
+def test_a_coca_model():
+    """Tokens beside the features, a text tower of the plain path."""
+    frozen = load_backbone("tiny-coca:random")
+    images = images_for(32)
+    with torch.no_grad():
+        expected = frozen.model.encode_image(images, normalize=True)
+        text = frozen.model.encode_text(frozen.text.tokenize(TEXTS), normalize=False)
+    features, blocks = frozen.encode_image_with_blocks(images)
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(frozen.text.encode(TEXTS), text)
+    assert not frozen.text.causal and len(blocks) == 3 == len(frozen.vision_widths)
 
 
 def test_folders_without_what_they_need(tmp_path):

@@ -234,6 +234,19 @@ def test_a_small_memory_budget_keeps_little_and_changes_nothing(towers):
         torch.testing.assert_close(other[1], large[1], rtol=1e-10, atol=1e-12)
 
 
+def test_no_contexts_and_no_prefix(towers):
+    model, tower = towers("gelu")
+    classes = tower.class_tokens(NAMES)
+    assert tower.encode_prompts(torch.zeros(0, 4, 32), classes).shape == (0, len(NAMES), 24)
+    rows = a_context(1, 2, 4, 32)
+    bare = tower.encode_embeddings(torch.zeros(3, 0, 32, dtype=torch.float64), rows, [3, 2])
+    assert bare.shape == (3, 2, 24)
+    full = torch.cat([rows[0], torch.zeros(2, 73, 32)], dim=1)
+    ids = torch.tensor([[0, 0, 0, 9], [0, 0, 9, 0]])
+    for features in bare:
+        torch.testing.assert_close(features, plain_read(model, full, ids), rtol=1e-9, atol=1e-11)
+
+
 def test_no_gradients_are_recorded_when_none_are_wanted(towers):
     _, tower = towers("gelu")
     classes = tower.class_tokens(NAMES)
