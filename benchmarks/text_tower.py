@@ -209,7 +209,7 @@ def print_table(results: dict[str, dict], options: argparse.Namespace) -> None:
         ours, plain = (statistics.median(result["seconds"][side]) for side in ("ours", "plain"))
         times = f"{result['time_ratio']:.1f} x", f"{result['flop_ratio']:.1f} x"
         memory = f"{result['memory_mb']['ours']:.0f} / {result['memory_mb']['plain']:.0f}"
-        difference = max(result["difference"])
+        difference = f"{max(result['difference']):.1e}"
         rows.append(
             [
                 result["title"],
@@ -226,7 +226,7 @@ def print_table(results: dict[str, dict], options: argparse.Namespace) -> None:
         f"{options.architecture}, {options.classes} classes, {options.images} images, {options.device}, "
         f"{options.threads} threads, median of {options.repeats}; load {os.getloadavg()[0]:.1f}"
     )
-    print(tabulate(rows, headers=headers, floatfmt=".1e"))
+    print(tabulate(rows, headers=headers, disable_numparse=True))
 
 
 def write(results: dict[str, dict], options: argparse.Namespace) -> Path:
