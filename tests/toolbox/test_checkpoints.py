@@ -105,6 +105,16 @@ def test_load_errors(tmp_path):
         load_checkpoint(str(tmp_path / "nothing"))
 
 
+def test_damaged_files_are_named(folder):
+    save_checkpoint(state_of(nn.Linear(20, 20), 1), folder)
+    path = Path(folder, "model.pth.tar-1")
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises((RuntimeError, pickle.UnpicklingError), match=r"model\.pth\.tar-1.*is damaged"):
+            load_checkpoint(str(path))
+
+
 def test_objects_are_refused_by_name_and_admitted_on_request(tmp_path, monkeypatch):
     path = str(tmp_path / "model.pth.tar-3")
     torch.save(old_warmup_state(), path)

@@ -65,6 +65,7 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
         ValueError: The path is None.
         FileNotFoundError: There is no such file.
         pickle.UnpicklingError: The file holds Python objects and `DASSL_ALLOW_PICKLE` does not admit it.
+        RuntimeError: The file is damaged.
     """
     if fpath is None:
         raise ValueError("File path is None")
@@ -75,6 +76,8 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
         return torch.load(fpath, map_location="cpu", weights_only=False)
     try:
         return torch.load(fpath, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
+        raise RuntimeError(f'The checkpoint "{fpath}" is damaged; remove it and go on from an earlier one') from error
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(
             f'The checkpoint "{fpath}" is damaged or holds Python objects, not only tensors and numbers (as the '
