@@ -23,7 +23,7 @@ from dassl_clip.results import records
 from dassl_clip.results.tables import Row
 
 TASKS = ("fewshot", "lodo")
-FEWSHOT_SHOTS = 16
+DEFAULT_SHOTS = 16  # of the few-shot literature, for both tasks
 ALL_SHOTS = -1
 REFERENCE = "ZeroshotCLIP"
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NAME", "DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")
@@ -131,7 +131,7 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
     for task in task_names(request.tasks, asked):
         if task == "lodo" and len(domains) < 2:
             raise UserError(f"lodo leaves one domain out, but {asked.DATASET.NAME} has only {domains[0]}; try fewshot")
-        shots = _shots(request.shots, task, asked)
+        shots = _shots(request.shots, asked)
         for target in targets:
             sources = [target] if task == "fewshot" else [domain for domain in domains if domain != target]
             for seed in request.seeds:
@@ -221,12 +221,12 @@ def _targets(asked: Sequence[str], domains: Sequence[str], dataset: str) -> list
     return list(asked) or list(domains)
 
 
-def _shots(asked: int | None, task: str, cfg: Any) -> int:
+def _shots(asked: int | None, cfg: Any) -> int:
     if asked is not None:
         return asked if asked >= 1 else ALL_SHOTS
     if cfg.DATASET.NUM_SHOTS >= 1:
         return cfg.DATASET.NUM_SHOTS
-    return FEWSHOT_SHOTS if task == "fewshot" else ALL_SHOTS
+    return DEFAULT_SHOTS
 
 
 @functools.lru_cache(maxsize=4096)

@@ -53,7 +53,7 @@ def test_lodo_and_fewshot_expand_to_the_runs_of_the_protocol(world):
         "fewshot/colours/TinyNet/tiny/shots16/day/seed1",
         "fewshot/colours/TinyNet/tiny/shots16/day/seed2",
     ]
-    assert str(runs[-1].folder.relative_to(world.out)) == "lodo/colours/TinyNet/tiny/shots-1/night/seed2"
+    assert str(runs[-1].folder.relative_to(world.out)) == "lodo/colours/TinyNet/tiny/shots16/night/seed2"
     for run in runs:
         assert str(run.folder) == run.cfg.OUTPUT_DIR
         assert f"shots{run.cfg.DATASET.NUM_SHOTS}" in run.folder.parts
