@@ -26,7 +26,8 @@ from .corpus import build_corpus, data_icons, rendered
 from .merges import restricted_merges, write_merges
 from .model import MERGES_NAME, RECORD_NAME, WEIGHTS_NAME, model_config, read_model, write_model
 from .packs import check_style
-from .pretrain import Recipe, pretrain
+from .pretrain import pretrain
+from .recipe import Recipe
 from .record import build_record, measure_folder
 from .selection import DOMAINS, read_curated
 from .sheets import write_sheets

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .model import MERGES_NAME, RECORD_NAME, WEIGHTS_NAME, read_model
 from .packs import packs_for
-from .pretrain import Recipe
+from .recipe import Recipe
 from .record import RECIPE_FILES, measure_folder
 from .selection import read_curated
 from .store import (

@@ -15,7 +15,7 @@ from .measure import PROMPTS, class_features, image_features, pixels_of, zero_sh
 from .model import CONFIG_NAME, MERGES_NAME, WEIGHTS_NAME
 from .names import LEXICON_FILE
 from .packs import PACKS_FILE
-from .pretrain import Recipe
+from .recipe import Recipe
 from .selection import CURATED_FILE
 from .store import file_digest, read_png, read_split
 from .vocabulary import RESERVE_FILE, WORDS_FILE

@@ -25,18 +25,11 @@ from dassl_clip.embedded.build.merges import restricted_merges, write_merges
 from dassl_clip.embedded.build.model import count_merges, model_config, stock_state, trainable_model
 from dassl_clip.embedded.build.names import common_words, concepts_of, lexicon_concepts, segment, tokens_of
 from dassl_clip.embedded.build.packs import Pack, check_style, packs_for
-from dassl_clip.embedded.build.pretrain import (
-    Captioner,
-    Recipe,
-    Sampler,
-    contrastive_loss,
-    encode_text,
-    fits,
-    learning_rate,
-    pretrain,
-)
+from dassl_clip.embedded.build.pretrain import contrastive_loss, encode_text, pretrain, word_loss
+from dassl_clip.embedded.build.recipe import Phase, Recipe, learning_rate
 from dassl_clip.embedded.build.record import RECIPE_FILES
 from dassl_clip.embedded.build.render import svg_document
+from dassl_clip.embedded.build.sampling import Batches, Captioner, Sampler, fits
 from dassl_clip.embedded.build.selection import near_duplicates
 from dassl_clip.embedded.build.views import Looks, paint, place
 
@@ -368,6 +361,41 @@ def test_pretraining_learns_and_repeats_itself(tiny, tokenizer):
         first, tokens, image_features(first, images), labels, domains, corpus.vocabulary, ["a photo of a {}."]
     )
     assert table["a photo of a {}."]["mean"] == 100
+
+
+def test_word_loss_equals_a_loop():
+    torch.manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(3, 6), dim=-1)
+    words = torch.randn(4, 6)
+    shown = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    total = 0.0
+    for i in range(3):
+        scores = [9 * float(images[i] @ words[k] / words[k].norm()) for k in range(4)]
+        log_sum = math.log(sum(math.exp(score) for score in scores))
+        chosen = [scores[k] - log_sum for k in range(4) if shown[i, k]]
+        total -= sum(chosen) / len(chosen) / 3
+    assert word_loss(images, words, 9.0, shown).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_phases_follow_the_shares():
+    recipe = Recipe(samples=256 * 100, warm_up=5)
+    phases = [recipe.phase(step) for step in range(recipe.steps)]
+    assert [step for step in range(100) if not phases[step].pairs] == list(range(33))
+    assert [phase.words for phase in phases] == [1.0] * 33 + [recipe.word_weight] * 39 + [0.0] * 28
+    assert [phase.grouped for phase in phases] == [0] * 72 + [192] * 28
+    assert [phase.pixels for phase in phases] == [48] * 55 + [64] * 45
+    assert max(phase.rate for phase in phases[:72]) == recipe.lr
+    assert max(phase.rate for phase in phases[72:]) == recipe.style_lr
+
+
+def test_batches_are_the_same_for_a_seed(tiny, tokenizer):
+    corpus, recipe = tiny
+    phase = Phase(0.0, 1.0, True, 3, 48)
+    first, again = (Batches(corpus, recipe, tokenizer[0]).draw(phase) for _ in range(2))
+    other = Batches(corpus, replace(recipe, seed=2), tokenizer[0]).draw(phase)
+    assert torch.equal(first.views, again.views) and torch.equal(first.ids, again.ids)
+    assert first.views.shape == (8, 3, 48, 48) and not torch.equal(first.views, other.views)
+    assert first.match.diagonal().all() and first.shown.sum() == 8
 
 
 def test_learning_rate():

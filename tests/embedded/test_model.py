@@ -22,7 +22,7 @@ from dassl_clip.embedded.build import captions as cap
 from dassl_clip.embedded.build import check
 from dassl_clip.embedded.build.check import accuracy_problems, check_model, compare_builds
 from dassl_clip.embedded.build.measure import PROMPTS, class_features, pixels_of
-from dassl_clip.embedded.build.pretrain import Recipe
+from dassl_clip.embedded.build.recipe import Recipe
 from dassl_clip.embedded.build.record import RECIPE_FILES
 from dassl_clip.embedded.build.selection import DOMAINS
 from dassl_clip.embedded.build.store import read_png
