@@ -135,12 +135,34 @@ for line in sys.stdin:
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
+class Helper:
+    """The process that has everything imported; it starts when it is first needed."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def run(self, job: dict) -> int:
+        """Run one command in a fresh child; returns its exit code."""
+        if self.process is None:
+            command = [sys.executable, "-c", HELPER]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.communicate()
+
+
 class World:
     """Paths of the tiny world, and a way to run the command line in it."""
 
     environment = ENVIRONMENT  # few threads, no GPU
 
-    def __init__(self, root: Path, plugin: Path, helper: subprocess.Popen) -> None:
+    def __init__(self, root: Path, plugin: Path, helper: Helper) -> None:
         self.root, self.images, self.out = root, root / "my images", root / "out"
         self.plugin, self.dataset, self.config = plugin, root / "colours.yaml", root / "tiny.yaml"
         self.helper = helper
@@ -165,19 +187,15 @@ class World:
         """Run `dassl-clip WORDS` in a process of its own to its end, in the world's folder."""
         out, err = self.root / "stdout", self.root / "stderr"
         job = {"words": [str(word) for word in words], "cwd": str(self.root), "out": str(out), "err": str(err)}
-        self.helper.stdin.write(json.dumps(job) + "\n")
-        self.helper.stdin.flush()
-        code = int(self.helper.stdout.readline())
-        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(words, self.helper.run(job), out.read_text(), err.read_text())
 
 
 @pytest.fixture(scope="session")
-def helper() -> Iterator[subprocess.Popen]:
-    """The process that has everything imported."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HELPER], text=True, env=ENVIRONMENT, **pipes) as process:
-        yield process
-        process.stdin.close()
+def helper() -> Iterator[Helper]:
+    """One helper for all tests."""
+    helper = Helper()
+    yield helper
+    helper.close()
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +207,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path: Path, plugin: Path, helper: subprocess.Popen) -> World:
+def world(tmp_path: Path, plugin: Path, helper: Helper) -> World:
     """A fresh tiny world."""
     world = World(tmp_path, plugin, helper)
     draw = np.random.default_rng(0)
