@@ -132,7 +132,9 @@ for line in sys.stdin:
 """
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+SETTINGS_OF_SCRIPTS = ("TASK", "DATA", "OUT", "CFG", "SHOTS", "JOBS", "REFERENCE", "PYTHON")
+OUTSIDE = {key: value for key, value in os.environ.items() if key not in SETTINGS_OF_SCRIPTS}
+ENVIRONMENT = {**OUTSIDE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
 class Helper:

@@ -3,5 +3,16 @@
 from . import dg
 from .base_dataset import DatasetBase, Datum
 from .build import DATASET_REGISTRY, build_dataset
+from .dg import PACS, VLCS, DigitsDG, OfficeHomeDG
 
-__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset", "dg"]
+__all__ = [
+    "DATASET_REGISTRY",
+    "DatasetBase",
+    "Datum",
+    "DigitsDG",
+    "OfficeHomeDG",
+    "PACS",
+    "VLCS",
+    "build_dataset",
+    "dg",
+]
