@@ -241,6 +241,7 @@ def wait_for(condition, seconds=300):
         time.sleep(0.05)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, and children that die with their parent")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_or_interrupted_parent_takes_its_children_along(world, sign, code):
     words = world.task("--task", "lodo", "--targets", "day", "TRAINER.TINYNET.FAULTS", "lodo day sleep")
