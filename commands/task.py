@@ -208,7 +208,8 @@ def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome
         if jobs
         else pool.default_jobs(len(runs), gpus, environment.usable_cores(), pool.free_memory())
     )
-    print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {jobs} at a time; each writes {pool.LOG_NAME} in its folder", flush=True)
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"{count}, {jobs} at a time; each writes {pool.LOG_NAME} in its folder", flush=True)
     warm_up(gpus)
     reporter = Reporter(len(runs))
     try:
