@@ -247,6 +247,8 @@ def test_a_killed_or_interrupted_parent_takes_its_children_along(world, sign, co
     words = world.task("--task", "lodo", "--targets", "day", "TRAINER.TINYNET.FAULTS", "lodo day sleep")
     command = [sys.executable, "-m", "dassl_clip.commands", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell starts background jobs with SIGINT ignored, and children inherit that; a person's terminal does not.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, cwd=world.root, env=world.environment, **pipes) as parent:
         try:
             wait_for(lambda: any("epoch [1/2]" in path.read_text() for path in world.out.rglob("log.txt")))
