@@ -1,0 +1,341 @@
+"""InMaP: pseudo labels of unlabeled images, refined to a class marginal, and a vision proxy for each class.
+
+Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP" (InMaP), NeurIPS 2023,
+arXiv 2310.19752: pseudo labels from text proxies (section 3), their refinement by Sinkhorn's iterations and the vision
+proxies (section 3.2). Pure functions of tensors; no argument is changed.
+
+Three deviations from the released program: the caller's pseudo labels are not overwritten; Sinkhorn works on
+logarithms, so a class without mass gives no NaN; nothing is read on the host inside a step.
+
+Shapes: `N` images, `E` joint embedding, `C` classes. A score is a cosine, `features @ text_proxy`. Sinkhorn scales rows
+and columns of `softmax(scores / tau)`, so after its last row step the labels are `softmax(scores / tau + potentials)`
+with one number a class. That is why neither scores nor labels have to exist as a whole: `Cosines` and `PseudoLabels`
+form the rows that are asked for, and stand wherever a tensor `[N, C]` does.
+
+    scores = Cosines(features, text_proxy)
+    potentials = sinkhorn_potentials(scores, temperature)
+    labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
+    proxy = learn_vision_proxy(features, text_proxy, labels, 4 * temperature)
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .proxy_solver import ProxyObjective, Rows, Solution, authors_steps, fast_steps, row_blocks
+
+SOLVERS = {"fast": fast_steps, "authors": authors_steps}
+
+
+class Cosines:
+    """The scores `features @ text_proxy`, formed for the rows that are asked for.
+
+    Args:
+        features: `[N, E]`.
+        text_proxy: `[E, C]`.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+
+    def __init__(self, features: Tensor, text_proxy: Tensor):
+        if features.dim() != 2 or text_proxy.dim() != 2 or features.shape[1] != text_proxy.shape[0]:
+            raise ValueError(
+                "scores are formed from features [N, E] and a text proxy [E, C], "
+                f"got {tuple(features.shape)} and {tuple(text_proxy.shape)}"
+            )
+        self.features, self.text_proxy = features, text_proxy
+        self.shape = torch.Size((len(features), text_proxy.shape[1]))
+        self.device = features.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        features = _at_least_float32(self.features[rows])
+        return features @ self.text_proxy.to(features)
+
+
+class PseudoLabels:
+    """Label distributions of images, formed for the rows that are asked for.
+
+    Args:
+        scores: `[N, C]`, a tensor or `Cosines`.
+        temperature: `tau_t`; positive.
+        potentials: `[C]` of `sinkhorn_potentials`; None gives plain pseudo labels.
+        threshold: Rows whose largest value exceeds it are one-hot (`harden`); None leaves all rows as they are.
+
+    Raises:
+        ValueError: The temperature is not positive, or the potentials are not one number a class.
+    """
+
+    def __init__(
+        self,
+        scores: Tensor | Cosines,
+        temperature: float,
+        potentials: Tensor | None = None,
+        threshold: float | None = 0.6,
+    ):
+        _check_temperature(temperature)
+        if potentials is not None and potentials.shape != scores.shape[1:]:
+            raise ValueError(f"potentials are one number for each of {scores.shape[1]} classes, got {potentials.shape}")
+        self.scores, self.temperature, self.potentials, self.threshold = scores, temperature, potentials, threshold
+        self.shape, self.device = scores.shape, scores.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Tensor:
+        logits = _logits(self.scores[rows], self.temperature)
+        if self.potentials is not None:
+            logits = logits + self.potentials.to(logits)
+        labels = logits.softmax(dim=1)
+        return labels if self.threshold is None else harden(labels, self.threshold)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float, gamma: float = 0.0, iterations: int = 20) -> Tensor:
+    """Pseudo labels refined to a class marginal.
+
+    `P = softmax(scores / temperature) / N`; in each iteration columns are scaled to the class marginal and then rows to
+    1/N; at the end rows sum to 1. Computed with logarithms: no value underflows to a class without mass.
+
+    Args:
+        scores: Cosines of images and text proxies, `[N, C]`.
+        temperature: `tau_t`, positive.
+        gamma: 0 for a uniform marginal; otherwise the marginal is proportional to `(sum of P over images)^gamma`.
+        iterations: Times that columns and rows are scaled; 0 gives the plain pseudo labels.
+
+    Returns:
+        `[N, C]`, rows sum to 1; float32, or float64 for float64 scores.
+
+    Raises:
+        ValueError: The scores are not finite numbers `[N, C]`, the temperature is not positive, or the number of
+            iterations is negative.
+    """
+    potentials = sinkhorn_potentials(scores, temperature, gamma, iterations, block_rows=None)
+    return PseudoLabels(scores, temperature, potentials, threshold=None)[:]
+
+
+@torch.no_grad()
+def sinkhorn_potentials(
+    scores: Tensor | Cosines,
+    temperature: float,
+    gamma: float = 0.0,
+    iterations: int = 20,
+    block_rows: int | str | None = "auto",
+) -> Tensor:
+    """The `C` numbers that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
+
+    Args:
+        scores: `[N, C]`, a tensor or `Cosines`; read once for each iteration.
+        temperature: As in `sinkhorn`.
+        gamma: As in `sinkhorn`.
+        iterations: As in `sinkhorn`.
+        block_rows: Rows at once; "auto" bounds the memory, None takes all.
+
+    Returns:
+        `[C]`, float64.
+
+    Raises:
+        ValueError: As `sinkhorn`.
+    """
+    _check_temperature(temperature)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations is a number of iterations, 0 or more, got {iterations!r}")
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
+    if len(scores.shape) != 2 or 0 in scores.shape:
+        raise ValueError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
+    n, classes = scores.shape
+    blocks = list(row_blocks(n, classes, scores.device, block_rows))
+    _check_scores(scores, blocks, temperature)
+    potentials = torch.zeros(classes, dtype=torch.float64, device=scores.device)
+    target = torch.full_like(potentials, -math.log(classes))
+    for iteration in range(iterations):
+        mass = torch.full_like(potentials, -math.inf)  # log of a column's sum over images
+        for rows in blocks:
+            logits = _logits(scores[rows], temperature)
+            logs = (logits + potentials.to(logits)).log_softmax(dim=1)
+            mass = torch.logaddexp(mass, logs.logsumexp(dim=0).double())
+        if iteration == 0 and gamma != 0:
+            target = (gamma * mass).log_softmax(dim=0)
+        potentials = potentials + target - (mass - math.log(n))
+    return potentials
+
+
+def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
+    """Make rows one-hot whose largest value exceeds the threshold.
+
+    Args:
+        labels: `[N, C]`.
+        threshold: `alpha`; a row whose largest value equals it stays as it is.
+
+    Returns:
+        `[N, C]`, a new tensor. Of equal largest values the first counts.
+
+    Raises:
+        ValueError: The labels are not `[N, C]`, or the threshold is not a number.
+    """
+    if labels.dim() != 2 or labels.shape[1] == 0:
+        raise ValueError(f"labels have one row an image and one column a class, [N, C], got {tuple(labels.shape)}")
+    if math.isnan(threshold):
+        raise ValueError(f"the threshold is compared with the largest value of a row, got {threshold}")
+    top = labels.amax(dim=1, keepdim=True)
+    first = torch.zeros_like(labels).scatter_(1, labels.argmax(dim=1, keepdim=True), 1.0)
+    return torch.where(top > threshold, first, labels)
+
+
+def learn_vision_proxy(
+    features: Tensor,
+    text_proxy: Tensor,
+    labels: Rows,
+    temperature: float,
+    solver: str = "fast",
+    steps: int | None = None,
+    tolerance: float = 1e-6,
+    lr: float = 10.0,
+    block_rows: int | str | None = "auto",
+) -> Tensor:
+    """The vision proxy `[E, C]` that `solve_vision_proxy` finds; the arguments are the same."""
+    return solve_vision_proxy(features, text_proxy, labels, temperature, solver, steps, tolerance, lr, block_rows).proxy
+
+
+@torch.no_grad()
+def solve_vision_proxy(
+    features: Tensor,
+    text_proxy: Tensor,
+    labels: Rows,
+    temperature: float,
+    solver: str = "fast",
+    steps: int | None = None,
+    tolerance: float = 1e-6,
+    lr: float = 10.0,
+    block_rows: int | str | None = "auto",
+) -> Solution:
+    """Minimise the cross-entropy between labels and `softmax(features @ W / temperature)` over columns of length 1.
+
+    Args:
+        features: `[N, E]`.
+        text_proxy: Where `W` starts, `[E, C]`, columns of length 1.
+        labels: `[N, C]`, rows that sum to 1: a tensor or `PseudoLabels`.
+        temperature: `tau_i`, positive.
+        solver: "fast" (`proxy_solver.fast_steps`) or "authors" (`proxy_solver.authors_steps`).
+        steps: The most steps (fast, default 500), or their number (authors, default 2000).
+        tolerance: Of the fast solver, relative to the objective.
+        lr: Of the authors' solver.
+        block_rows: Rows at once; "auto" bounds the memory, None takes all.
+
+    Returns:
+        The proxy and the figures of the run.
+
+    Raises:
+        ValueError: An argument is not as above; the sentence says which.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"the solvers are {', '.join(SOLVERS)}; got {solver!r}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+        raise ValueError(f"steps is a number of steps, 0 or more, got {steps!r}")
+    objective, start = _problem(features, text_proxy, labels, temperature, block_rows)
+    options = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
+    return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
+
+
+@torch.no_grad()
+def proxy_objective(
+    features: Tensor, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None = "auto"
+) -> Tensor:
+    """The mean over images of the cross-entropy between labels and `softmax(features @ proxy / temperature)`.
+
+    Args:
+        features: `[N, E]`.
+        proxy: `[E, C]`, columns of length 1.
+        labels: `[N, C]`, rows that sum to 1.
+        temperature: `tau_i`, positive.
+        block_rows: Rows at once.
+
+    Returns:
+        A float64 scalar.
+
+    Raises:
+        ValueError: As `solve_vision_proxy`.
+    """
+    objective, proxy = _problem(features, proxy, labels, temperature, block_rows)
+    return objective(proxy).value
+
+
+def _problem(
+    features: Tensor, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None
+) -> tuple[ProxyObjective, Tensor]:
+    """The checked problem and its start, in one precision."""
+    _check_temperature(temperature)
+    if features.dim() != 2 or 0 in features.shape:
+        raise ValueError(f"features have one row an image, [N, E], got {tuple(features.shape)}")
+    if proxy.dim() != 2 or proxy.shape[0] != features.shape[1] or proxy.shape[1] == 0:
+        raise ValueError(
+            f"a proxy has one column a class, [E, C] = [{features.shape[1]}, C] for these features, "
+            f"got {tuple(proxy.shape)}"
+        )
+    if tuple(labels.shape) != (len(features), proxy.shape[1]):
+        raise ValueError(
+            f"labels are [N, C] = {(len(features), proxy.shape[1])} for these features and proxies, "
+            f"got {tuple(labels.shape)}"
+        )
+    dtype = torch.float64 if torch.float64 in (features.dtype, proxy.dtype) else torch.float32
+    features, proxy = features.to(dtype), proxy.to(features.device, dtype)
+    _check_finite(features, "features")
+    _check_finite(proxy, "proxies")
+    lengths = proxy.norm(dim=0)
+    if (off := (lengths - 1).abs()).max() > 1e-3:
+        raise ValueError(
+            f"the columns of a proxy have length 1; column {int(off.argmax())} has length {lengths[off.argmax()]:.4g}. "
+            "Normalise it: torch.nn.functional.normalize(proxy, dim=0)"
+        )
+    objective = ProxyObjective(features, labels, temperature, block_rows)
+    if isinstance(labels, Tensor):
+        _check_labels(labels, objective.blocks)
+    return objective, proxy / lengths
+
+
+def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
+    for rows in blocks:
+        block = _at_least_float32(labels[rows])
+        lowest, sums = block.amin(), block.sum(dim=1)
+        if not lowest >= 0:
+            raise ValueError(f"labels are probabilities, 0 or more; the smallest is {lowest:.4g}")
+        if (off := (sums - 1).abs()).max() > 1e-3 or not off.isfinite().all():
+            row = int(off.argmax())
+            raise ValueError(f"each row of labels sums to 1; row {rows.start + row} sums to {sums[row]:.6g}")
+
+
+def _check_scores(scores: Tensor | Cosines, blocks: list[slice], temperature: float) -> None:
+    low, high = zip(*(_at_least_float32(scores[rows]).aminmax() for rows in blocks))
+    low, high = torch.stack(low).min(), torch.stack(high).max()
+    if not torch.isfinite(high - low):
+        raise ValueError("scores are finite numbers; these hold NaN or infinite ones")
+    if not torch.isfinite((high - low) / temperature * 8):
+        raise ValueError(f"scores divided by the temperature must be finite; {temperature} is too small")
+
+
+def _check_finite(x: Tensor, what: str) -> None:
+    low, high = x.aminmax()
+    if not torch.isfinite(high - low):
+        bad = int((~x.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"{what} are finite numbers; row {bad} holds NaN or infinite ones")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a temperature is positive (0.01 is 1 / logit scale of OpenAI's models), got {temperature}")
+
+
+def _logits(scores: Tensor, temperature: float) -> Tensor:
+    """Scores over the temperature, each row relative to its largest: differences of close scores stay exact."""
+    scores = _at_least_float32(scores)
+    return (scores - scores.amax(dim=1, keepdim=True)) / temperature
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
