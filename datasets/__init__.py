@@ -11,10 +11,11 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-from .base import DomainDataset, Layout, add_config, register
+from .base import DomainDataset, Layout, PlainDataset, add_config, register
 from .domainnet import DomainNet
 from .folder_domains import FolderDomains
 from .icons import Icons
+from .imagenet import ImageNet
 from .office_home import OfficeHome, OfficeHomeDG
 from .pacs import PACS
 from .vlcs import VLCS
@@ -24,10 +25,12 @@ __all__ = [
     "DomainNet",
     "FolderDomains",
     "Icons",
+    "ImageNet",
     "Layout",
     "OfficeHome",
     "OfficeHomeDG",
     "PACS",
+    "PlainDataset",
     "VLCS",
     "add_config",
     "register",

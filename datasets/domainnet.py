@@ -11,6 +11,7 @@ with the seeded hold-out.
 from collections.abc import Mapping, Sequence
 
 from .base import DomainDataset, Layout, register
+from .folders import ImageFile
 from .layouts import lists_or_holdout
 from .spec import Spec, load_spec
 
@@ -30,10 +31,11 @@ class DomainNet(DomainDataset):
         parts = {"train": "train list", "val": "test list"}
         return lists_or_holdout(cfg, self.spec, domains, FAMILIES, parts, heldout=("val",), hint=HINT)
 
-    def check_counts(self, counts: Mapping[str, int]) -> str:
+    def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
         """Name the release that each domain's number of images belongs to; warn where it is none."""
+        counts = {domain: sum(map(len, found.values())) for domain, found in parts.items()}
         releases = {domain: self._release(domain, count) for domain, count in counts.items()}
-        super().check_counts({domain: count for domain, count in counts.items() if releases[domain] == "unknown"})
+        self.warn_of_counts({domain: count for domain, count in counts.items() if releases[domain] == "unknown"})
         return f" (release by number of images: {', '.join(f'{name} {release}' for name, release in releases.items())})"
 
     def _release(self, domain: str, count: int) -> str:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
 SPLIT_FOLDERS = ("train", "crossval", "val", "test", "full")
 WRAPPERS = ("images", "kfold", "data")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".parquet")
 LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
 IGNORED_FOLDERS = ("__MACOSX",)
 
@@ -217,6 +218,9 @@ def nesting_hint(folder: Path, spec: Spec) -> str:
     images = sum(map(is_image, files))
     if images:
         return f" {images} images lie in it directly, outside any class folder."
+    archives = [name for name in files if name.lower().endswith(ARCHIVES)]
+    if archives:
+        return f" It holds {listed(archives, 3)}: unpack {'it' if len(archives) == 1 else 'them'} first."
     return f" It holds {listed(folders)}." if folders else " It has no folders."
 
 
@@ -242,7 +246,7 @@ def read_classes(
         if not names:
             empty.append(found[label])
         for name in names:
-            key = f"{prefix}/{spec.classes[label]}/{name}"
+            key = f"{prefix}/{spec.key_names[label]}/{name}"
             if key not in spec.skip:
                 images.append(ImageFile(os.path.join(found[label], name), label, key))
     if complete:

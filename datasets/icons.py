@@ -26,6 +26,8 @@ PARTS = ("train", "val", "test")
 class Icons(DomainDataset):
     """The same things drawn as emoji, flat, line and solid icons."""
 
+    protocols = ("dassl", "all-images")  # a new hold-out would part the variants of one drawing
+
     @classmethod
     def make_spec(cls, cfg) -> Spec:
         facts = read_manifest(icons_folder(cfg.DATASET.ROOT))

@@ -46,7 +46,8 @@ class Spec:
         folders: names that the data set's own folder may have.
         class_spellings: folder names of the classes in label order, where they differ from `classes`.
         class_folders: class name -> further folder names of that class.
-        images: domain -> published number of images; empty where none is published.
+        images: domain, or part of a data set without domains -> published number of images, where one is published.
+        names_are_keys: whether a class is known by its name; if not, by its folder alone, since names may be equal.
         skip: `domain/class/file` of images that are known to be bad.
         details: the JSON entry of each domain (counts of parts and classes).
     """
@@ -58,6 +59,7 @@ class Spec:
     class_spellings: tuple[str, ...] = ()
     class_folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
+    names_are_keys: bool = True
     skip: frozenset[str] = frozenset()
     details: Mapping[str, Mapping] = field(default_factory=dict)
 
@@ -66,10 +68,15 @@ class Spec:
         """Usual folder name of each class, in label order."""
         return self.class_spellings or self.classes
 
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """What stands for each class in the key of an image, in label order."""
+        return self.classes if self.names_are_keys else self.folder_names
+
     def class_keys(self) -> dict[str, int]:
         """`name_key` of every folder name a class may have -> label."""
         keys = {}
-        for label, (name, folder) in enumerate(zip(self.classes, self.folder_names)):
+        for label, (name, folder) in enumerate(zip(self.key_names, self.folder_names)):
             for spelling in (name, folder, *self.class_folders.get(name, ())):
                 keys[name_key(spelling)] = label
         return keys
@@ -106,8 +113,9 @@ class Spec:
 
 def load_spec(file: str) -> Spec:
     """Read one entry of `lists/`, for example `load_spec("pacs")`."""
-    data = json.loads((LISTS / f"{file}.json").read_text(encoding="utf-8"))
-    domains = data["domains"]
+    data = read_entry(file)
+    domains = data.get("domains", {})
+    images = data.get("images", {name: entry["images"] for name, entry in domains.items() if "images" in entry})
     return Spec(
         name=data["name"],
         classes=tuple(data["classes"]),
@@ -115,7 +123,19 @@ def load_spec(file: str) -> Spec:
         folders=tuple(data["folders"]),
         class_spellings=tuple(data.get("class_spellings", ())),
         class_folders={name: tuple(folders) for name, folders in data.get("class_folders", {}).items()},
-        images={name: entry["images"] for name, entry in domains.items() if "images" in entry},
+        images=images,
+        names_are_keys=len(set(data["classes"])) == len(data["classes"]) and "classes_of" not in data,
         skip=frozenset(data["skip"]),
         details=domains,
     )
+
+
+def read_entry(file: str) -> dict:
+    """One entry of `lists/` as it is, with the class names of another entry where it says `classes_of`."""
+    data = json.loads((LISTS / f"{file}.json").read_text(encoding="utf-8"))
+    if "classes_of" in data:
+        other = read_entry(data["classes_of"])
+        names = dict(zip(other["class_spellings"], other["classes"]))
+        data.setdefault("class_spellings", other["class_spellings"])
+        data["classes"] = [names[folder] for folder in data["class_spellings"]]
+    return data

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import DomainDataset, Layout, register, split_seed
+from .common import DASSL, HOLDOUT
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
 from .spec import Spec, did_you_mean, load_spec
 
@@ -28,6 +29,11 @@ class VLCS(DomainDataset):
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         tested = test_parts(cfg.DATASET.get("VLCS_TEST", "test"))
+        if tested != TEST_PARTS["test"] and self.protocol_name == HOLDOUT:
+            raise ValueError(
+                "DATASET.VLCS_TEST full+test chooses among the parts of Dassl's release, which DATASET.PROTOCOL "
+                "holdout draws anew: leave it at test, or use DATASET.PROTOCOL dassl"
+            )
         found = [
             (release, folder, {domain: kept for domain, paths in matches.items() if (kept := keep(paths))})
             for release, keep in (("parts", with_parts), ("classes", without_parts))
@@ -38,10 +44,10 @@ class VLCS(DomainDataset):
         if release == "classes":
             return holdout_layout(folder, folders, self.spec, split_seed(cfg))
         both = [domain for domain in self.source_domains if domain in self.target_domains]
-        if both and tested != TEST_PARTS["test"]:
+        if both and tested != TEST_PARTS["test"] and self.protocol_name == DASSL:
             raise ValueError(
                 f"DATASET.VLCS_TEST full+test would test the images of {', '.join(both)} that are trained on: "
-                "leave it at test where a domain is both source and target"
+                "leave it at test where a domain is both source and target, or use DATASET.PROTOCOL all-images"
             )
         parts = {"train": "train", "val": "crossval", "test": "test"}
         return part_folders_layout(folder, folders, self.spec, parts, tested, note=NOTE)

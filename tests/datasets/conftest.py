@@ -162,3 +162,20 @@ def domainnet_tree():
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def imagenet_tree():
+    """ImageNet's wnid folders with empty files: imagenet_tree(root, "imagenet/images", {"train": 3, "val": 2})."""
+    wnids = published("imagenet")["class_spellings"]
+
+    def make(root: Path, home: str, parts: dict[str, int]) -> Path:
+        for part, size in parts.items():
+            for number, wnid in enumerate(wnids):
+                folder = root / home / part / wnid
+                folder.mkdir(parents=True, exist_ok=True)
+                for image in range(size):
+                    (folder / f"{wnid}_{number}_{image}.JPEG").touch()
+        return root
+
+    return make

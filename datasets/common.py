@@ -1,0 +1,379 @@
+"""What all loaders share: registration, config keys, layouts, protocols and the use of the parts.
+
+A data set lies in one or several pools: its domains, or the whole data set where it has none. Each pool has parts
+(train, val, test), and the parts are used so under DATASET.PROTOCOL `dassl`, the default:
+
+| | pool that trains and is not tested | pool that is tested and trains nothing | pool that does both |
+|---|---|---|---|
+| `train_x` | train | | train |
+| `val` | val | | val; in a layout without test part: images of train that were not drawn |
+| `test` | | the parts that the layout names for a held-out target | test; without such a part: val |
+
+So nothing tested can be trained or selected on. Under `holdout` the parts are drawn anew, 80 % and 20 % of each class
+of each pool (the habit of DomainBed, Gulrajani and Lopez-Paz, arXiv 2007.01434), and used in the same way. Under
+`all-images` (the zero-shot protocol of CLAP, Cai et al., arXiv 2311.16445) every image of a tested pool is tested; a
+pool that trains too gives all its images to both. Class names and their number come from the data set's fixed list.
+"""
+
+import hashlib
+import logging
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+
+from .folders import ImageFile
+from .selection import HOLDOUT_SEED, VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
+from .spec import Spec, did_you_mean, listed
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+DASSL, ALL_IMAGES, HOLDOUT = PROTOCOLS = ("dassl", "all-images", "holdout")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it lies on the disk.
+
+    Args:
+        text: what was found and where, for the log and the run's record.
+        read: pool -> its images by part: `train`, `val` and `test` as far as the layout has them; no image is in two
+            parts.
+        parts: part -> what the data set calls it.
+        heldout: parts that make the test of a target domain on which nothing is trained.
+    """
+
+    text: str
+    read: Callable[[str], dict[str, list[ImageFile]]]
+    parts: Mapping[str, str]
+    heldout: tuple[str, ...]
+
+
+def register(cls: type) -> type:
+    """Register a data set under its class name, in place of one that the toolbox may have under that name."""
+    name = cls.__name__
+    if name in DATASET_REGISTRY.registered_names():
+        other = DATASET_REGISTRY.get(name)
+        if other.__module__ != cls.__module__:
+            cls.replaces = f"{other.__module__}.{other.__qualname__}"
+            logger.info("Data set %s: %s takes the place of %s", name, cls.__module__, cls.replaces)
+    DATASET_REGISTRY.register(cls, force=True)
+    return cls
+
+
+def add_config(cfg) -> None:
+    """Add the config keys that the loaders read, with their defaults; keys that are there already stay."""
+    defaults = {
+        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
+        "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
+        "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
+        "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
+        "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
+    }
+    for key, value in defaults.items():
+        if key not in cfg.DATASET:
+            cfg.DATASET[key] = value
+
+
+def split_seed(cfg) -> int:
+    """Seed of the few-shot draw and the hold-out: DATASET.SPLIT_SEED, or SEED if that is negative."""
+    seed = cfg.DATASET.get("SPLIT_SEED", -1)
+    return seed if seed >= 0 else cfg.SEED
+
+
+class ListedDataset(DatasetBase):
+    """Base class of the loaders, with and without domains.
+
+    Attributes:
+        spec: names and facts of the data set.
+        layout: the layout found on the disk, its parts as the protocol has them.
+        domains: canonical names of all its domains; empty for a data set without.
+        shots: images a class, 0 for all.
+        protocol_name: DATASET.PROTOCOL.
+        protocol: one line on layout, protocol, parts, shots and classes, for a run's record.
+        train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
+        fingerprint: sha256 (hex) over path, label and split of every image used.
+    """
+
+    protocols = PROTOCOLS
+    replaces = ""
+
+    def __init__(self, cfg) -> None:
+        options = cfg.DATASET
+        self.spec = self.make_spec(cfg)
+        self.domains = list(self.spec.domains)
+        self.protocol_name = check_protocol(options.get("PROTOCOL", DASSL), self.spec.name, self.protocols)
+        self._sources, self._targets = self.choose_pools(cfg)
+        self.shots = max(0, options.NUM_SHOTS)
+        self.seed = split_seed(cfg)
+        self.subset = options.get("SUBSAMPLE_CLASSES", "all")
+        self._labels = subset_labels(len(self.spec.classes), self.subset)
+        self._names = [self.spec.classes[label] for label in self._labels]
+
+        needed = list(dict.fromkeys(self._sources + self._targets))
+        self.layout = self.open_layout(cfg, needed)
+        self.dataset_dir = options.ROOT
+        self.train_is_test = "train" not in self.layout.parts
+        if self.protocol_name == HOLDOUT:
+            self._check_training_images()
+            self.layout = drawn_anew(self.layout, self.seed)
+        parts = {pool: self.layout.read(pool) for pool in needed}
+        self.count_note = self.check_counts(parts)
+        lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
+        self._warn_of_untrained(lists["train"])
+        self.fingerprint = fingerprint(lists)
+        self.protocol = self._describe()
+        logger.info("%s", self.protocol)
+        if self.replaces:
+            logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
+        train, val = (self._datums(lists[part], self._sources) for part in ("train", "val"))
+        test = self._datums(lists["test"], self._targets)
+        with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
+            warnings.simplefilter("ignore", UserWarning)
+            super().__init__(train_x=train, val=val or None, test=test)
+
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        """Names, label order and published facts of the data set; to be defined by a loader."""
+        raise NotImplementedError
+
+    def choose_pools(self, cfg) -> tuple[list[str], list[str]]:
+        """The pools to train on and those to test."""
+        raise NotImplementedError
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        """Find the data set's folder and its layout; to be defined by a loader.
+
+        Args:
+            cfg: the config.
+            domains: the pools that are needed, which are canonical names of domains if the data set has any.
+        """
+        raise NotImplementedError
+
+    def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
+        """Warn, in one line, of numbers of images that are not the published ones.
+
+        Args:
+            parts: pool -> part -> images read.
+
+        Returns:
+            What `protocol` shall say about the counts, starting with a blank, or nothing.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def list_domains(cls, cfg) -> list[str]:
+        """Canonical names of all domains, without reading the images."""
+        return list(cls.make_spec(cfg).domains)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes after SUBSAMPLE_CLASSES, whether or not each occurs in training."""
+        return len(self._names)
+
+    @property
+    def classnames(self) -> list[str]:
+        """Class names in label order."""
+        return list(self._names)
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Label -> class name."""
+        return dict(enumerate(self._names))
+
+    def _training_lists(
+        self, parts: Mapping[str, dict[str, list[ImageFile]]]
+    ) -> tuple[list[ImageFile], list[ImageFile]]:
+        """Training and validation images of the sources, shots drawn."""
+        if self.train_is_test:
+            return self._test_list(parts), []
+        cut, whole, train, val = self._cut_pools(), self._whole_pools(), [], []
+        for name in self._sources:
+            if name in whole:
+                pool = every_image(parts[name])
+                held = pool if self.shots else []
+            else:
+                pool = parts[name]["train"]
+                held = parts[name].get("val", pool if self.shots else [])
+            if name in cut:
+                pool, held = (pool, pool) if self.shots else hold_out(pool, self.seed, f"{name}/train")
+            train += pool
+            val += held
+        if not self.shots:
+            return train, val
+        generator = random.Random(self.seed) if self.seed >= 0 else random.Random()
+        if self.seed < 0:
+            logger.warning("%s: SEED and SPLIT_SEED are negative: the shots differ at each start", self.spec.name)
+        kept = [image for image in train if image.label in self._labels]
+        check_shots(kept, self.shots, self.spec.classes, self.spec.name)
+        train = draw_shots(train, self.shots, generator)
+        drawn = {image.key for image in train}
+        val = [image for image in val if image.key not in drawn]
+        return train, draw_shots(val, min(self.shots, VAL_SHOTS), generator)
+
+    def _whole_pools(self) -> list[str]:
+        """Sources whose every image is tested, and may be drawn for training too."""
+        return [name for name in self._sources if name in self._targets and self.protocol_name == ALL_IMAGES]
+
+    def _cut_pools(self) -> list[str]:
+        """Sources whose part val is tested, so that images of train serve as validation images."""
+        if self.protocol_name == ALL_IMAGES or "test" in self.layout.parts:
+            return []
+        return [name for name in self._sources if name in self._targets]
+
+    def _test_list(self, parts: Mapping[str, dict[str, list[ImageFile]]]) -> list[ImageFile]:
+        """Test images of the targets."""
+        test = []
+        for name in self._targets:
+            for part in self._tested_parts(name):
+                test += parts[name][part]
+        return test
+
+    def _tested_parts(self, name: str) -> tuple[str, ...]:
+        """The parts of a target that are its test."""
+        if self.protocol_name == ALL_IMAGES:
+            return tuple(self.layout.parts)
+        if name not in self._sources:
+            return self.layout.heldout
+        return ("test",) if "test" in self.layout.parts else ("val",)
+
+    def _check_training_images(self) -> None:
+        """Raise if there is nothing to draw a hold-out from."""
+        if self.train_is_test:
+            raise ValueError(
+                f"DATASET.PROTOCOL {HOLDOUT} holds out a part of the training images, but {self.spec.name} has only "
+                f"test images in the layout found: {self.layout.text}. Use DATASET.PROTOCOL {DASSL}"
+            )
+
+    def _subset_lists(self, lists: Mapping[str, list[ImageFile]]) -> dict[str, list[ImageFile]]:
+        """The images of the class subset; raise if there are none to train on or to test."""
+        kept = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
+        for part, pools in (("train", self._sources), ("test", self._targets)):
+            if not kept[part]:
+                raise ValueError(
+                    f"{self.spec.name} has no {part} images{self._named(pools, ' for')} with DATASET.SUBSAMPLE_CLASSES "
+                    f'"{self.subset}" in the layout found: {self.layout.text}'
+                )
+        return kept
+
+    def _warn_of_untrained(self, train: Sequence[ImageFile]) -> None:
+        """Name the classes that have no training image; they keep their labels and names."""
+        present = {image.label for image in train}
+        absent = [self.spec.classes[label] for label in self._labels if label not in present]
+        if absent:
+            where = self._named(self._sources, " in")
+            logger.warning("%s: no training images of %s%s", self.spec.name, listed(absent), where)
+
+    def _datums(self, images: Sequence[ImageFile], pools: Sequence[str]) -> list[Datum]:
+        """Dassl's records; the domain is a position in `pools`, labels count from the first class of the subset."""
+        positions = {name: position for position, name in enumerate(pools)} if self.domains else {}
+        first, names = self._labels[0], self.spec.classes
+        return [
+            make_datum(
+                image.path,
+                image.label - first,
+                positions[image.key.split("/", 1)[0]] if positions else 0,
+                names[image.label],
+            )
+            for image in images
+        ]
+
+    def _named(self, pools: Sequence[str], before: str) -> str:
+        """`before` and the domains, or nothing for a data set without domains."""
+        return f"{before} {', '.join(pools)}" if self.domains else ""
+
+    def _describe(self) -> str:
+        """The text of `protocol`."""
+        texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}", *self._describe_parts()]
+        if not self.train_is_test:
+            drawn = f"{self.shots} shots a class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images"
+            texts += [drawn, f"split seed {self.seed}" if self.seed >= 0 else "unseeded"]
+        texts.append(f"classes: {self.subset} ({self.num_classes})")
+        return f"{self.spec.name}: {'; '.join(texts)}"
+
+    def _describe_parts(self) -> list[str]:
+        """What trains, validates and is tested, for `protocol`."""
+        parts, cut, whole = self.layout.parts, self._cut_pools(), self._whole_pools()
+        tested = [
+            f"{' + '.join(parts[part] for part in self._tested_parts(name))}{self._named([name], ' of')}"
+            for name in self._targets
+        ]
+        test = f"test: {', '.join(tested)}"
+        if self.train_is_test:
+            return [test, "no training images: train_x is the test list, for methods that use no labels"]
+        plain = [name for name in self._sources if name not in whole]
+        train = [f"{parts['train']}{self._named(plain, ' of')}"] if plain else []
+        train += [f"every image{self._named(whole, ' of')}"] if whole else []
+        kept = [name for name in plain if name not in cut]
+        val = [f"{parts['val']}{self._named(kept, ' of')}"] if kept and "val" in parts else []
+        rest = [*cut, *(kept if "val" not in parts and self.shots else [])]
+        val += [f"{parts['train']}{self._named(rest, ' of')} without the images trained on"] if rest else []
+        val += [f"every image{self._named(whole, ' of')} without those trained on"] if whole and self.shots else []
+        note = "images of train_x and val are tested too, so nothing may be trained on their labels but a probe"
+        return [
+            f"train: {', '.join(train)}",
+            f"val: {', '.join(val) or 'none'}",
+            test,
+            *([f"{note}{self._named(whole, ' of')} whose record says so"] if whole else []),
+        ]
+
+
+def check_protocol(name: str, dataset: str, known: Sequence[str]) -> str:
+    """The name of a protocol, if the data set has it.
+
+    Raises:
+        ValueError: for another word, or for a protocol that does not go with the data set.
+    """
+    if name not in PROTOCOLS:
+        hint = did_you_mean(name, PROTOCOLS)
+        raise ValueError(f'DATASET.PROTOCOL is "{name}"; it must be one of {", ".join(PROTOCOLS)}.{hint}')
+    if name not in known:
+        raise ValueError(
+            f"DATASET.PROTOCOL {name} does not go with {dataset}, whose parts are fixed; it has {', '.join(known)}"
+        )
+    return name
+
+
+def every_image(parts: Mapping[str, Sequence[ImageFile]]) -> list[ImageFile]:
+    """All images of a pool, by label and then by name, in whichever parts they lie."""
+    return sorted((image for images in parts.values() for image in images), key=lambda image: (image.label, image.key))
+
+
+def drawn_anew(layout: Layout, seed: int) -> Layout:
+    """A layout whose images are split into 80 % and 20 % of each class, whatever parts it has.
+
+    Args:
+        layout: what was found.
+        seed: of the hold-out.
+    """
+
+    def read(pool: str) -> dict[str, list[ImageFile]]:
+        train, val = hold_out(every_image(layout.read(pool)), seed, pool)
+        return {"train": train, "val": val}
+
+    used = seed if seed >= 0 else HOLDOUT_SEED
+    return Layout(
+        text=f"{layout.text}; all parts together, a fifth of each class held out by seed {used}",
+        read=read,
+        parts={"train": "train (80 %)", "val": "hold-out (20 %)"},
+        heldout=("train", "val"),
+    )
+
+
+def make_datum(path: str, label: int, domain: int, name: str) -> Datum:
+    """Dassl's record of an image that a listing has shown to exist, without asking the disk for each one again."""
+    datum = Datum.__new__(Datum)
+    datum._impath, datum._label, datum._domain, datum._classname = path, label, domain, name
+    return datum
+
+
+def fingerprint(lists: Mapping[str, Sequence[ImageFile]]) -> str:
+    """sha256 (hex) over the sorted lines "path, label, split"; paths start at the domain, in canonical names."""
+    lines = sorted(f"{image.key}\t{image.label}\t{part}\n" for part, images in lists.items() for image in images)
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
