@@ -1,0 +1,102 @@
+"""CLAP's few-shot linear probe: a linear classifier on normalised features.
+
+Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445), section 4.3: Adam, batches of 32, at most 1000 epochs, stopped
+by the training loss.
+
+Shapes: `N` images, `C` classes, `E` joint embedding.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fit_linear_probe(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    learning_rate: float = 0.005,
+    batch_size: int = 32,
+    max_epochs: int = 1000,
+    patience: int = 10,
+    min_drop: float = 0.001,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Fit the scores `features @ weight.T + bias` to the labels with cross-entropy.
+
+    The training loss of an epoch is the mean over its images of the losses at their batches. Training stops after
+    `patience` epochs in which it is not at least `min_drop` under the lowest loss that counted so far; the weights at
+    the end of the epoch with the lowest training loss are kept. The start is `nn.Linear`'s, from the seed.
+
+    Args:
+        features: `[N, E]`, normalised.
+        labels: `[N]`, from 0 to `C - 1`; classes without an image are allowed.
+        num_classes: `C`.
+        learning_rate: Adam's.
+        batch_size: Images of a batch; the last batch of an epoch takes what is left.
+        max_epochs: Most epochs.
+        patience: Epochs without a drop after which training stops.
+        min_drop: What counts as a drop.
+        seed: Seed of the start and of the batches, the same on every device.
+
+    Returns:
+        Weight `[C, E]` and bias `[C]`, on the features' device, float32 (float64 for float64 features).
+
+    Raises:
+        ValueError: Shapes or labels do not fit, there are no images, or a setting is out of range.
+        FloatingPointError: The training loss is not a finite number.
+    """
+    _check(features, labels, num_classes)
+    if min(batch_size, max_epochs, patience) < 1:
+        raise ValueError(
+            f"batch_size, max_epochs and patience must be at least 1, got {batch_size}, {max_epochs} and {patience}"
+        )
+    features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    device, labels = features.device, labels.to(features.device)
+    generator = torch.Generator().manual_seed(seed)
+    bound = 1 / math.sqrt(features.shape[1])
+    start = torch.empty(num_classes, features.shape[1] + 1).uniform_(-bound, bound, generator=generator)
+    weight = start[:, :-1].to(features).contiguous().requires_grad_()
+    bias = start[:, -1].to(features).contiguous().requires_grad_()
+    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate)
+    kept, lowest, reference, waited = (weight, bias), math.inf, math.inf, 0
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for epoch in range(max_epochs):
+            total = torch.zeros((), dtype=torch.float64, device=device)
+            order = torch.randperm(len(features), generator=generator).to(device)
+            for rows in order.split(batch_size):
+                loss = F.cross_entropy(F.linear(features[rows], weight, bias), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * len(rows)
+            mean = total.item() / len(features)
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the probe's training loss in epoch {epoch} is {mean}; lower the learning rate"
+                )
+            if mean < lowest:
+                lowest, kept = mean, (weight.detach().clone(), bias.detach().clone())
+            if mean <= reference - min_drop:
+                reference, waited = mean, 0
+            else:
+                waited += 1
+            if waited >= patience:
+                break
+    return kept
+
+
+def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise a ValueError unless features and labels make a training set."""
+    if features.dim() != 2 or labels.shape != features.shape[:1] or not len(features):
+        raise ValueError(
+            f"a probe needs features [N, E] and labels [N] of at least one image, got {list(features.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("the probe's features have entries that are not finite numbers")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must lie between 0 and {num_classes - 1}, got {low} to {high}")
