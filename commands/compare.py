@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="default: 1")
-    parser.add_argument("--methods", nargs="+", default=(), metavar="TRAINER[:CONFIG]",
+    parser.add_argument("--methods", nargs="+", default=(), metavar="TRAINER[:CONFIG][+InMaP]",
                         help="rows of the table, the first is the reference (default: every trainer with a config for "
                         "the data set, and the variants of those configs)")  # fmt: skip
     parser.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="default: the data set's own")
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, pairs = split_command(build_parser(), argv)
         request = task.request_of(args, args.seeds, args.tasks)
-        methods = [method_of(word, request, pairs) for word in args.methods] or all_methods(request, pairs)
+        methods = [task.method_of(word, request, pairs) for word in args.methods] or all_methods(request, pairs)
+        request = plan.with_tasks(request, plan.Method(plan.REFERENCE))
         return task.run_methods(request, methods, args.jobs, args.dry_run)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
@@ -44,19 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error, "--debug" in argv)
 
 
-def method_of(word: str, request: plan.Request, pairs: Sequence[str]) -> plan.Method:
-    """`GOPro:icons_paper` or `GOPro` as a method."""
-    trainer, _, config = word.partition(":")
-    return plan.Method(task.known_trainer(trainer, request, config), config, tuple(pairs))
-
-
 def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method]:
-    """Every trainer that has a config for the data set (else: any config), the reference first, with their variants."""
+    """Every trainer that has a config for the data set (else: any config), the reference first, with their variants.
+
+    Where the refiner is among them, the default config of every method that it can refine is refined too.
+    """
     dataset = catalogue.dataset_file(request.dataset)
     trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != plan.REFERENCE, name == "GOPro", name))
-    own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem]
-    return [
-        plan.Method(trainer, config, tuple(pairs))
-        for trainer in own or trainers
-        for config in catalogue.trainer_configs(trainer, dataset.stem)
-    ]
+    own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem] or trainers
+    methods = []
+    for trainer in own:
+        default, *variants = catalogue.trainer_configs(trainer, dataset.stem)
+        methods.append(plan.Method(trainer, default, tuple(pairs)))
+        if plan.REFINER in own and trainer not in (plan.REFINER, plan.REFERENCE):
+            refiner = catalogue.trainer_configs(plan.REFINER, dataset.stem)[0]
+            methods.append(plan.Method(plan.REFINER, refiner, tuple(pairs), base=methods[-1]))
+        methods += [plan.Method(trainer, variant, tuple(pairs)) for variant in variants]
+    return methods

@@ -29,8 +29,10 @@ _NAMED_APART = frozenset(
     {
         *("TRAINER.NAME", "SEED", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES"),
         *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
+        "DATASET.PROTOCOL",
     }
 )
+_NAMED_APART_ENDS = (".EVALUATE", ".FROM")
 _TEXT_OR_TEXTS = ".TEMPLATES"  # the name of a set of templates, or the templates themselves
 _LONGEST_CHANGES = 120
 _IMPORTED: dict[str, Any] = {}
@@ -314,7 +316,11 @@ def _check_registered(cfg: Any) -> None:
 def changes(plain: Any, asked: Any) -> str:
     """`+KEY=VALUE` for each key in which two configurations ask for different computations, safe in a file name."""
     before, after = identity(plain), identity(asked)
-    changed = {key: value for key, value in after.items() if before.get(key) != value and key not in _NAMED_APART}
+    changed = {
+        key: value
+        for key, value in after.items()
+        if before.get(key) != value and key not in _NAMED_APART and not key.endswith(_NAMED_APART_ENDS)
+    }
     text = "".join(f"+{key}={_safe(value)}" for key, value in sorted(changed.items()))
     if len(text) <= _LONGEST_CHANGES:
         return text

@@ -1,10 +1,13 @@
 """A task as a list of runs, each with its folder, its command line and what its folder already holds.
 
 `lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
-stays inside a domain: every domain is source and target, trained on a few images a class, tested on its held-out part.
+stays inside a domain (or a data set without domains): trained on a few images a class, tested on the held-out part.
+`zeroshot` tests every image of each domain and trains on no label; `probe` and `attacks` do the same with few-shot
+probes of the features, and with attacked images.
 
 Run folder: `OUT/<task>/<dataset>/<trainer>/<config>/shots<n>/<target or class subset>/seed<s>`, where `<config>` is the
-stem of the config file, with `+KEY=VALUE` for each key that was changed on the command line.
+stem of the config file, with `+KEY=VALUE` for each key that was changed on the command line. A method that refines the
+runs of another has `<config>-from-<its trainer>-<its config>` there.
 """
 
 from __future__ import annotations
@@ -13,23 +16,47 @@ import functools
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands import catalogue, config, train
 from dassl_clip.commands.errors import UserError, suggestion
 from dassl_clip.results import records
-from dassl_clip.results.tables import Row
+from dassl_clip.results.tables import Row, refined_row
 
-TASKS = ("fewshot", "lodo")
-DEFAULT_SHOTS = 16  # of the few-shot literature, for both tasks
+
+@dataclass(frozen=True)
+class Task:
+    """What a task asks of every run.
+
+    Attributes:
+        across: the target's fellow domains are the sources; otherwise the target is its own source.
+        label_free: for methods that train on no labels; all images are tested.
+        evaluate: value of the trainer's key EVALUATE, where it has one.
+    """
+
+    across: bool = False
+    label_free: bool = False
+    evaluate: tuple[str, ...] = ()
+
+
+TASKS = {
+    "fewshot": Task(),
+    "lodo": Task(across=True),
+    "zeroshot": Task(label_free=True, evaluate=("forms",)),
+    "probe": Task(label_free=True, evaluate=("probe",)),
+    "attacks": Task(label_free=True, evaluate=("attacks",)),
+}
+REFINER = "InMaP"  # refines the runs of another method
+DEFAULT_SHOTS = 16  # of the few-shot literature
 ALL_SHOTS = -1
 REFERENCE = "ZeroshotCLIP"
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NAME", "DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")
 # Keys in which the reference follows the method: what is tested, on which images, with which model and words.
 _SHARED_KEYS = ("DATASET.", "INPUT.", "MODEL.BACKBONE.", "TEST.SPLIT", "DATALOADER.NUM_WORKERS", "USE_CUDA")
 _SHARED_SETTINGS = ("TEMPLATES", "CTX_INIT", "PREC")
+_EVALUATION_SETTINGS = ("NC_", "PROBE_", "ATTACK")  # beginnings of keys
 
 
 @dataclass(frozen=True)
@@ -59,11 +86,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Method:
-    """A trainer in one configuration: config name or file ("" for the default) and KEY VALUE pairs, flat."""
+    """A trainer in one configuration.
+
+    Attributes:
+        trainer: registry name.
+        config: config name or file, "" for the default.
+        pairs: KEY VALUE pairs, flat.
+        base: the method whose runs it refines, or None.
+    """
 
     trainer: str
     config: str = ""
     pairs: tuple[str, ...] = ()
+    base: Method | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +111,7 @@ class Run:
         cfg: the resolved configuration.
         row: its row in a table.
         target: its column in a table.
+        refines: folder of the run that it refines and that has to be there first, or None.
     """
 
     folder: Path
@@ -85,6 +121,7 @@ class Run:
     task: str
     target: str
     seed: int
+    refines: Path | None = None
 
     @property
     def name(self) -> str:
@@ -118,34 +155,88 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
     """All runs of one method, task after task, target after target, seed after seed.
 
     Raises:
-        UserError: an unknown method, data set, task, target or config key.
+        UserError: an unknown method, data set, task, target or config key, or a task that the method or the data set
+            has no use for.
     """
     _check_pairs(method.pairs)
-    stem = catalogue.dataset_file(request.dataset).stem
     common = _common_words(request, method)
     asked = _resolve(common, method.pairs)
-    name = asked.RUN.CONFIG
     domains = dataset_domains(asked)
     targets = _targets(request.targets, domains, asked.DATASET.NAME)
-    runs = []
-    for task in task_names(request.tasks, asked):
-        if task == "lodo" and len(domains) < 2:
-            raise UserError(f"lodo leaves one domain out, but {asked.DATASET.NAME} has only {domains[0]}; try fewshot")
-        shots = _shots(request.shots, asked)
-        for target in targets:
-            sources = [target] if task == "fewshot" else [domain for domain in domains if domain != target]
-            for seed in request.seeds:
-                subset = asked.DATASET.get("SUBSAMPLE_CLASSES", "all")
-                column = target if subset == "all" else f"{target}-{subset}"
-                folder = Path(request.out, task, stem, method.trainer, name, f"shots{shots}", column)
-                folder /= f"seed{seed}"
-                words = [*common, "--source-domains", *sources, "--target-domains", target, "--seed", str(seed)]
-                words += ["--output-dir", str(folder)]
-                words += _without(method.pairs, "DATASET.NUM_SHOTS")
-                words += ["DATASET.NUM_SHOTS", str(shots)]
-                cfg = _resolve(words, ())
-                runs.append(Run(folder, tuple(words), cfg, Row(method.trainer, name), task, target, seed))
-    return runs
+    names = task_names(request.tasks, asked)
+    for name in names:
+        _check_task(name, method.trainer, domains, asked.DATASET.NAME)
+    bases = {(run.task, run.target, run.seed): run for run in plan_runs(request, method.base)} if method.base else {}
+    return [
+        _plan_run(request, method, common, asked, name, target, domains, seed, bases)
+        for name in names
+        for target in targets
+        for seed in request.seeds
+    ]
+
+
+def _plan_run(
+    request: Request,
+    method: Method,
+    common: Sequence[str],
+    asked: Any,
+    name: str,
+    target: str,
+    domains: Sequence[str],
+    seed: int,
+    bases: dict[tuple[str, str, int], Run],
+) -> Run:
+    """One run: task `name` on domain `target` ("" for a data set without domains); `bases`: the runs to refine."""
+    task, config_name = TASKS[name], asked.RUN.CONFIG
+    shots = ALL_SHOTS if task.label_free else _shots(request.shots, asked)
+    subset = asked.DATASET.get("SUBSAMPLE_CLASSES", "all")
+    column = "-".join(filter(None, (target, subset if subset != "all" or not target else "")))
+    words, row, base = list(common), Row(method.trainer, config_name), bases.get((name, column, seed))
+    folder_name = config_name
+    if base is not None:
+        row = refined_row(method.trainer, config_name, base.row.method, base.row.config)
+        folder_name = f"{config_name}-from-{base.row.method}-{base.row.config}"
+    stem = catalogue.dataset_file(request.dataset).stem
+    folder = Path(request.out, name, stem, method.trainer, folder_name, f"shots{shots}", column, f"seed{seed}")
+    if target:
+        sources = [domain for domain in domains if domain != target] if task.across else [target]
+        words += ["--source-domains", *sources, "--target-domains", target]
+    words += ["--task", name, "--seed", str(seed), "--output-dir", str(folder)]
+    words += _without(method.pairs, "DATASET.NUM_SHOTS")
+    words += ["DATASET.NUM_SHOTS", str(shots)]
+    words += _task_pairs(task, method.trainer, asked)
+    words += [f"TRAINER.{method.trainer.upper()}.FROM", str(base.folder)] if base is not None else []
+    cfg = _resolve(words, ())
+    return Run(folder, tuple(words), cfg, row, name, column, seed, base.folder if base is not None else None)
+
+
+def _task_pairs(task: Task, trainer: str, asked: Any) -> list[str]:
+    """The KEY VALUE pairs that a task adds to a run's own."""
+    pairs = ["DATASET.PROTOCOL", "all-images"] if task.label_free else []
+    if "EVALUATE" in asked.TRAINER.get(trainer.upper(), {}) and task.evaluate:
+        pairs += [f"TRAINER.{trainer.upper()}.EVALUATE", repr(task.evaluate)]
+    return pairs
+
+
+def _check_task(name: str, trainer: str, domains: Sequence[str], dataset: str) -> None:
+    """Refuse a task that the data set or the method has no use for."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    if TASKS[name].across and len(domains) < 2:
+        there = f"only {domains[0]}" if domains else "no domains"
+        raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
+    if not TASKS[name].label_free:
+        return
+    if getattr(TRAINER_REGISTRY.get(trainer), "trains_on_labels", True):
+        free = [known for known in sorted(TRAINER_REGISTRY.registered_names())
+                if not getattr(TRAINER_REGISTRY.get(known), "trains_on_labels", True)]  # fmt: skip
+        raise UserError(
+            f"{name} tests every image, so {trainer}, which trains on labelled images, has no place in it. "
+            f"Methods for it: {', '.join(free)}; tasks for {trainer}: fewshot, lodo."
+        )
+    evaluate = TASKS[name].evaluate
+    if evaluate and evaluate != ("forms",) and trainer == REFINER:
+        raise UserError(f"{trainer} has no {name}: that is for ZeroshotCLIP and CLAP")
 
 
 def reference_method(request: Request, method: Method, trainer: str = REFERENCE, name: str = "") -> Method:
@@ -164,6 +255,11 @@ def reference_method(request: Request, method: Method, trainer: str = REFERENCE,
     wanted = {key: flat[key] for key in (*given, "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.WEIGHTS")
               if key.startswith(_SHARED_KEYS)}  # fmt: skip
     words = {key: flat[f"{own}{key}"] for key in _SHARED_SETTINGS if flat.get(f"{own}{key}")}
+    words |= {
+        key.removeprefix(own): value
+        for key, value in flat.items()
+        if key.startswith(tuple(f"{own}{start}" for start in _EVALUATION_SETTINGS))
+    }
     if "CTX_INIT" in words:
         words.setdefault("TEMPLATES", "words")
     wanted |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in words.items()}
@@ -185,27 +281,28 @@ def _common_words(request: Request, method: Method) -> list[str]:
 
 
 def dataset_domains(cfg: Any) -> list[str]:
-    """Every domain of the data set that a configuration names.
-
-    Raises:
-        UserError: the data set has fewer than one domain.
-    """
+    """Every domain of the data set that a configuration names; none for a data set without domains."""
     from dassl.data.datasets import DATASET_REGISTRY
 
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    domains = dataset.list_domains(cfg) if hasattr(dataset, "list_domains") else list(dataset.domains)
-    if not domains:
-        raise UserError(f"{cfg.DATASET.NAME} has no domains, so the tasks {', '.join(TASKS)} do not apply to it")
-    return domains
+    return dataset.list_domains(cfg) if hasattr(dataset, "list_domains") else list(getattr(dataset, "domains", ()))
+
+
+def with_tasks(request: Request, method: Method) -> Request:
+    """The request with its tasks spelled out, as `method` would have them."""
+    train.register()
+    asked = _resolve(_common_words(request, method), method.pairs)
+    return replace(request, tasks=tuple(task_names(request.tasks, asked)))
 
 
 def task_names(asked: Sequence[str], cfg: Any) -> list[str]:
-    """The tasks to run: those asked for, or the data set's own, or leave-one-domain-out.
+    """The tasks to run: those asked for, or the method's own, or the data set's, or leave-one-domain-out.
 
     Raises:
         UserError: an unknown task.
     """
-    tasks = list(asked) or list(cfg.DATASET.get("TASKS", ())) or ["lodo"]
+    own = cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("TASKS", ())
+    tasks = list(asked) or list(own) or list(cfg.DATASET.get("TASKS", ())) or ["lodo"]
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'.{suggestion(task, TASKS)} Known: {', '.join(TASKS)}.")
@@ -213,6 +310,10 @@ def task_names(asked: Sequence[str], cfg: Any) -> list[str]:
 
 
 def _targets(asked: Sequence[str], domains: Sequence[str], dataset: str) -> list[str]:
+    if not domains:
+        if asked:
+            raise UserError(f"{dataset} has no domains, so no target can be named: {', '.join(asked)}")
+        return [""]
     for name in asked:
         if name not in domains:
             raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.errors import UserError, report, suggestion
-from dassl_clip.results import records, tables
+from dassl_clip.results import readings, records, tables
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +59,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
             made += [tables.target_table(group, row) for row in rows]
         elif rows:
             made.append(tables.method_table(group, reference, rows if args.rows else None))
+            made += readings.reading_tables([group], rows if args.rows else None)
     if args.reference:
         labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
         if args.reference not in labels:

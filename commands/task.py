@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dassl_clip.commands import catalogue, plan, pool, train
@@ -17,7 +18,7 @@ from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
 from dassl_clip.commands.progress import Reporter
-from dassl_clip.results import environment, records, tables
+from dassl_clip.results import environment, readings, records, tables
 
 NO_REFERENCE = "none"
 
@@ -45,11 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s METHOD DATASET SEED [options] [KEY VALUE ...]",
         epilog="example: dassl-clip task GOPro icons 1 --task fewshot OPTIM.MAX_EPOCH 4",
     )
-    parser.add_argument("method", metavar="METHOD", help="registry name of a trainer, such as GOPro")
+    parser.add_argument(
+        "method", metavar="METHOD", help="registry name of a trainer, such as GOPro; GOPro+InMaP refines its runs"
+    )
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
     parser.add_argument("seeds", metavar="SEED", type=seeds, help="one seed, or several: 1,2,3")
     parser.add_argument("--task", nargs="+", default=(), metavar="TASK",
-                        help=f"{' or '.join(plan.TASKS)}, or both (default: by the data set's config)")  # fmt: skip
+                        help=f"one or more of {', '.join(plan.TASKS)} (default: by the configs)")  # fmt: skip
     parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
                         help="config of the method (default: the data set's own, else vit_b16)")  # fmt: skip
     parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD[:CONFIG]",
@@ -74,11 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Plan, run and print what the arguments ask for."""
     request = request_of(args, args.seeds, args.task)
-    method = plan.Method(known_trainer(args.method, request, args.config), args.config, tuple(pairs))
+    method = method_of(args.method, request, pairs, args.config)
+    request = plan.with_tasks(request, method)
     methods = [method]
     if args.reference.lower() not in ("", NO_REFERENCE):
         name, _, config = args.reference.partition(":")
-        methods.insert(0, plan.reference_method(request, method, known_trainer(name, request, config), config))
+        reference = plan.reference_method(request, method, known_trainer(name, request, config), config)
+        methods = [reference, *([method.base] if method.base else []), method]
     return run_methods(request, methods, args.jobs, args.dry_run)
 
 
@@ -99,6 +104,24 @@ def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequen
         targets=tuple(args.targets),
         imports=tuple(args.imports),
     )
+
+
+def method_of(word: str, request: plan.Request, pairs: Sequence[str], config: str = "") -> plan.Method:
+    """A method by its name on the command line: `GOPro`, `GOPro:icons_paper`, or `GOPro:icons+InMaP` for a refined one.
+
+    Args:
+        word: the name.
+        request: what is asked for.
+        pairs: KEY VALUE pairs, flat.
+        config: config of the method where the word names none.
+    """
+    base, plus, refiner = word.rpartition("+")
+    if not plus or not refiner.lower().startswith(plan.REFINER.lower()):
+        trainer, _, named = word.partition(":")
+        named = named or config
+        return plan.Method(known_trainer(trainer, request, named), named, tuple(pairs))
+    method = method_of(refiner, request, pairs, config)
+    return replace(method, base=method_of(base, request, pairs))
 
 
 def known_trainer(name: str, request: plan.Request, config: str = "") -> str:
@@ -145,13 +168,25 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
         for run in todo:
             print(run.command)
         return 0
-    failed = run_missing(todo, jobs) if todo else []
+    failed = run_stages(todo, jobs)
     print_tables(runs)
     for outcome in failed:
         print(f"failed: {outcome.run.name}, log: {log_file(outcome.run)}", file=sys.stderr)
     if failed or refused:
         print(f"{len(failed) + len(refused)} of {len(runs)} runs are missing from the table", file=sys.stderr)
     return 1 if failed or refused else 0
+
+
+def run_stages(todo: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]:
+    """Run what stands alone, then what refines a run of the first; returns the failures."""
+    first = [run for run in todo if run.refines is None]
+    failed = run_missing(first, jobs) if first else []
+    second = [run for run in todo if run.refines is not None]
+    ready = [run for run in second if records.is_complete(run.refines)]
+    for run in second:
+        if run not in ready:
+            print(f"left out: {run.name}: there is no finished run in {run.refines} to refine", file=sys.stderr)
+    return failed + (run_missing(ready, jobs) if ready else [])
 
 
 def run_state(run: plan.Run) -> tuple[str, str]:
@@ -269,5 +304,7 @@ def print_tables(runs: Sequence[plan.Run]) -> None:
             here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
             reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
             print(f"\n{tables.method_table(group, reference, here, columns, seed_list).render()}")
+        for table in readings.reading_tables(groups, rows, columns, seed_list):
+            print(f"\n{table.render()}")
         if not groups:
             print(f"\n{task}: no finished run")

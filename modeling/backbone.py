@@ -111,13 +111,21 @@ class FrozenCLIP(nn.Module):
         return Normalize(self.pixel_mean, self.pixel_std)
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Image features `[B, E]`, float32 and L2-normalised, of normalised images `[B, 3, H, W]`.
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """Image features `[B, E]`, float32 and (unless told otherwise) L2-normalised, of images `[B, 3, H, W]`.
+
+        Args:
+            images: Preprocessed images.
+            normalize: False for the features as the tower gives them, which CLAP's head reads.
 
         Raises:
             ValueError: The images have another shape or size than the model reads.
         """
-        return self._features(self.model.visual(self._images(images)))
+        return self.embed_image(images, normalize)
+
+    def embed_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """The same as `encode_image`, with gradients to the images, for attacks on them."""
+        return self._features(self.model.visual(self._images(images)), normalize)
 
     @torch.no_grad()
     def encode_image_with_blocks(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -171,10 +179,11 @@ class FrozenCLIP(nn.Module):
         weight = next((parameter for parameter in parameters() if parameter.dim() == 4), next(parameters()))
         return images.to(weight.dtype)
 
-    def _features(self, out: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Normalised features of what the image tower gives."""
+    def _features(self, out: Tensor | tuple[Tensor, ...], normalize: bool = True) -> Tensor:
+        """Features, in float32 or wider, of what the image tower gives."""
         out = out[0] if isinstance(out, tuple) else out
-        return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=-1)
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        return F.normalize(out, dim=-1) if normalize else out
 
 
 def load_backbone(

@@ -98,13 +98,13 @@ IDENTITY_FREE = frozenset(
         "USE_CUDA",
         "VERBOSE",
         "DATASET.ROOT",
-        "DATASET.TASKS",
         "DATALOADER.NUM_WORKERS",
         "TRAIN.PRINT_FREQ",
         "TRAIN.CHECKPOINT_FREQ",
     }
 )
 _IDENTITY_FREE_NODES = ("RUN.",)
+_IDENTITY_FREE_ENDS = (".TASKS",)
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in flat.items()
         if key not in IDENTITY_FREE
         and not key.startswith(_IDENTITY_FREE_NODES)
+        and not key.endswith(_IDENTITY_FREE_ENDS)
         and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(own))
     }
 
@@ -357,7 +358,7 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": str(flat.get("RUN.CONFIG", "")),
         "task": task,
         "dataset": str(flat.get("DATASET.NAME", "")),
-        "protocol": protocol_of(source, target),
+        "protocol": protocol_of(source, target, task),
         "selection_rule": "best_val on source validation images" if best else "last",
         "source_domains": source,
         "target_domains": target,
@@ -370,8 +371,18 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def protocol_of(source: Sequence[str], target: Sequence[str]) -> str:
-    """The protocol that a pair of domain lists amounts to, in one phrase."""
+ALL_IMAGES = "every image of a domain (or data set) is tested, no label is trained on"
+LABEL_FREE_TASKS = {
+    "zeroshot": ALL_IMAGES,
+    "probe": "every image of a domain (or data set) is tested; probes are trained on a few of its labelled images",
+    "attacks": f"{ALL_IMAGES}, except by probes; images as an attack has changed them",
+}
+
+
+def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "") -> str:
+    """The protocol that a task, or a pair of domain lists, amounts to, in one phrase."""
+    if task in LABEL_FREE_TASKS:
+        return LABEL_FREE_TASKS[task]
     if not source or not target:
         return "training split to test split of one data set"
     if set(source) == set(target):

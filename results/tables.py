@@ -33,6 +33,20 @@ class Row:
         return f"{self.method} ({self.config})" if self.config else self.method
 
 
+def refined_row(method: str, config: str, base_method: str, base_config: str) -> Row:
+    """The row of a method that refined the runs of another: `GOPro + InMaP (icons)`."""
+    configs = base_config if config == base_config else " + ".join(filter(None, (base_config, config)))
+    return Row(f"{base_method} + {method}", configs)
+
+
+def row_of(record: Mapping[str, Any]) -> Row:
+    """The row that a run stands in."""
+    base = record.get("refines")
+    if not base:
+        return Row(record["method"], record["config"])
+    return refined_row(record["method"], record["config"], base["method"], base["config"])
+
+
 @dataclass
 class Group:
     """Runs that may stand in one table.
@@ -87,7 +101,7 @@ def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> li
         facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
         facts["split"] = split
         group = groups.setdefault(tuple(facts.values()), Group(facts))
-        cell = group.runs.setdefault(Row(record["method"], record["config"]), {})
+        cell = group.runs.setdefault(row_of(record), {})
         cell.setdefault(column_of(record), {})[record["seed"]] = record
     return [groups[key] for key in sorted(groups, key=str)]
 
@@ -180,7 +194,7 @@ def method_table(
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
     below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows)
     below += [f"broken: {item.folder}: {item.reason}" for item in broken]
-    return Table(_title(group), _above(wanted, rows, seeds, base), header, lines + gains, below)
+    return Table(group_title(group), header_lines(wanted, rows, seeds, base), header, lines + gains, below)
 
 
 def target_table(group: Group, row: Row) -> Table:
@@ -195,7 +209,7 @@ def target_table(group: Group, row: Row) -> Table:
     if len(seeds) == 1:
         header, lines = ["target", "accuracy (%)"], [[line[0], line[-1]] for line in lines]
     below = _missing(group, [row], group.domains, seeds)
-    return Table(f"{row.label}: {_title(group)}", _above(group, [row], seeds, None), header, lines, below)
+    return Table(f"{row.label}: {group_title(group)}", header_lines(group, [row], seeds), header, lines, below)
 
 
 def _select(group: Group, domains: Sequence[str], seeds: Sequence[int]) -> Group:
@@ -218,22 +232,28 @@ def _reference(group: Group, name: str) -> Row:
     matches = [row for row in group.rows if name in (row.method, row.label)]
     if not matches:
         labels = ", ".join(row.label for row in group.rows)
-        raise ValueError(f"no row '{name}' to compare with in {_title(group)}: the records hold {labels}")
+        raise ValueError(f"no row '{name}' to compare with in {group_title(group)}: the records hold {labels}")
     return matches[0]
 
 
-def _title(group: Group) -> str:
+def group_title(group: Group) -> str:
+    """Data set, task and split."""
     facts = group.facts
     return f"{facts['dataset']}, task {facts['task'] or 'by hand'}, {facts['split']} images"
 
 
-def _above(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | None) -> list[str]:
+def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | None = None) -> list[str]:
     """The lines that say what was measured."""
     facts = group.facts
     records = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
     weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
-    protocols = {protocol_of(run["source_domains"], run["target_domains"]) for runs in records.values() for run in runs}
-    shots = f"{facts['shots']} a class" if facts["shots"] >= 1 else "all"
+    protocols = {
+        protocol_of(run["source_domains"], run["target_domains"], run["task"])
+        for runs in records.values()
+        for run in runs
+    }
+    trained = any(run["num_train"] for runs in records.values() for run in runs)
+    shots = ("none" if not trained else "all") if facts["shots"] < 1 else f"{facts['shots']} a class"
     listed = ", ".join(map(str, seeds))
     lines = [
         f"protocol: {'; '.join(sorted(protocols))}",

@@ -1,6 +1,7 @@
 """What the tests share: a small random CLIP in a folder, and a small tree of pictures in domains and classes."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ TINY_CLIP = {
         "resize_mode": "shortest",
     },
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def feature_cache(tmp_path_factory) -> Path:
+    """A folder of the session's own for cached features, for this process and those that tests start."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DASSL_CLIP_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ class CoOp(CLIPTrainer):
         self.classes = text.class_tokens(self.classnames, n_ctx=learner.ctx.shape[-2])
         self.model = self.register_learner("prompt_learner", learner)
 
-    def text_features(self) -> Tensor:
+    def class_proxies(self) -> Tensor:
         """The classifier of the current context, `[C, E]`, normalised."""
         with self.precision.autocast():
             text = self.model(self.backbone.text, self.classes, self.node.CLASS_TOKEN_POSITION)
@@ -67,7 +67,7 @@ class CoOp(CLIPTrainer):
         (images, *_), labels = self.parse_batch_train(batch)
         with torch.no_grad(), self.precision.autocast():
             features = self.backbone.encode_image(images)
-        text = self.text_features()
+        text = self.class_proxies()
         logits = self.logit_scale * features @ text.T
         terms = {"ce": F.cross_entropy(logits, labels)}
         return self.optimise(
@@ -76,8 +76,8 @@ class CoOp(CLIPTrainer):
 
     def before_test(self) -> None:
         """All images share the classifier."""
-        self.classifier = self.text_features()
+        self.classifier = self.class_proxies()
 
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Scores `[B, C]` of images `[B, 3, H, W]`."""
-        return self.cosine_scores(input, self.classifier)
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """Scores `[B, C]` of features `[B, E]`."""
+        return self.cosine_scores(features, self.classifier)

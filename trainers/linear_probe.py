@@ -125,8 +125,10 @@ class LinearProbe(CLIPTrainer):
         self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
         self.save_model(0, self.output_dir)
 
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Scores `[B, C]` of images `[B, 3, H, W]`."""
-        with self.precision.autocast():
-            features = self.backbone.encode_image(input)
-        return self.logit_scale * self.model(features)
+    def class_proxies(self) -> Tensor:
+        """The class weights, `[C, E]`."""
+        return self.model.weight.detach()
+
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """Scores `[B, C]` of features `[B, E]`."""
+        return self.logit_scale * self.model(F.normalize(features, dim=-1))

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +11,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from . import bank
+
 logger = logging.getLogger(__name__)
+
+TOP = 5
 
 
 class TestingMixin:
-    """The test methods of Dassl trainers that have a frozen `backbone`, a `precision`, and `results` to fill."""
+    """The test methods of Dassl trainers that have a frozen `backbone`, a `precision`, and `results` to fill.
+
+    A trainer whose scores depend on the features of an image alone defines `feature_scores(features)`: features
+    `[B, E]` as the tower gives them (float32, not normalised) to scores `[B, C]`. Its images are then encoded once and
+    kept (`bank.py`). Any other trainer defines `model_inference(images)`.
+    """
 
     def before_test(self) -> None:
         """Called once before the batches of a test: the place for what all images share, such as text features."""
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Scores `[B, C]` of images `[B, 3, H, W]`."""
+        return self.feature_scores(self.encode(input))
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -29,46 +43,103 @@ class TestingMixin:
         self.set_model_mode("eval")
         self.evaluator.reset()
         self.before_test()
-        hits = []
         logger.info("evaluate on the %s images", split)
-        for batch in self._bar(loader, split):
-            images, labels = self.parse_batch_test(batch)
-            logits = self.model_inference(images).float()
-            self.evaluator.process(logits, labels)
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
-            hits.append(torch.stack([top[:, 0], top.any(1)], dim=1))
+        hits = []
+        for scores, labels in self._scored(loader, split):
+            self.evaluator.process(scores, labels)
+            hits.append(top_hits(scores, labels))
         metrics = self.evaluator.evaluate()
         for key, value in metrics.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
-        hits = torch.cat(hits).sum(0).tolist()
-        total = len(loader.dataset)
-        self.results[split] = {
-            **{key: float(value) for key, value in metrics.items()},
-            "top5_accuracy": 100 * hits[1] / total,
-            "correct": hits[0],
-            "total": total,
-        }
+        self.results[split] = {**{key: float(value) for key, value in metrics.items()}, **count_hits(torch.cat(hits))}
         self.seconds["test"] += time.monotonic() - begin
         return float(next(iter(metrics.values())))
 
-    def features(self, items: list) -> tuple[Tensor, Tensor]:
-        """Image features `[N, E]` and labels `[N]` of a list of Datum, in its order, under the test preprocessing."""
+    def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scores `[B, C]`, float32, and labels `[B]` of a split, batch after batch."""
+        if hasattr(self, "feature_scores"):
+            features, labels = self.raw_features(loader.dataset.data_source)
+            for rows in torch.arange(len(labels)).split(loader.batch_size):
+                batch = features[rows[0] : rows[-1] + 1].to(self.device)
+                yield self.feature_scores(batch).float(), labels[rows].to(self.device)
+            return
+        for batch in self._bar(loader, split):
+            images, labels = self.parse_batch_test(batch)
+            yield self.model_inference(images).float(), labels
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features `[B, E]` of images `[B, 3, H, W]`, as the tower gives them: float32, not normalised."""
+        with torch.no_grad(), self.precision.autocast():
+            return self.backbone.encode_image(images, normalize=False)
+
+    def raw_features(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """Features `[N, E]` of a list of Datum under the test preprocessing, and their labels `[N]`, on the CPU.
+
+        Encoded once and kept on disk; not normalised.
+        """
+        facts = {"kind": "image features"} | bank.image_facts([item.impath for item in items])
+        facts |= bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+        features = bank.cached(facts, lambda: self._extract(items))
+        return features, torch.tensor([item.label for item in items])
+
+    def features(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """The same as `raw_features`, normalised and on the device."""
+        features, labels = self.raw_features(items)
+        return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Features `[K, E]` of texts, encoded once and kept on disk; float32, not normalised, on the device."""
+
+        def encode() -> Tensor:
+            with self.precision.autocast():
+                return self.backbone.text.encode(list(texts)).float()
+
+        facts = {"kind": "text features"} | bank.text_facts(texts)
+        facts |= bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+        return bank.cached(facts, encode).to(self.device)
+
+    def _extract(self, items: Sequence) -> Tensor:
         like = self.test_loader
         images = type(like.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        features, labels = [], []
-        with torch.no_grad(), self.precision.autocast():
-            for batch in self._bar(loader, "features"):
-                images, label = self.parse_batch_test(batch)
-                features.append(self.backbone.encode_image(images))
-                labels.append(label)
-        return torch.cat(features), torch.cat(labels)
+        return torch.cat([self.encode(self.parse_batch_test(batch)[0]) for batch in self._bar(loader, "features")])
 
-    def cosine_scores(self, images: Tensor, text: Tensor) -> Tensor:
-        """Scaled cosines `[B, C]` of images `[B, 3, H, W]` with normalised class features `[C, E]`."""
-        with self.precision.autocast():
-            features = self.backbone.encode_image(images)
-        return self.logit_scale * features @ F.normalize(text.float(), dim=-1).T
+    def cosine_scores(self, features: Tensor, text: Tensor) -> Tensor:
+        """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
+        return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
 
     def _bar(self, loader, text: str):
         return tqdm(loader, desc=text, leave=False, disable=not sys.stderr.isatty())
+
+
+def top_hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Whether the best score, and whether one of the five best, is the label's: `[B, 2]` for scores `[B, C]`."""
+    top = scores.topk(min(TOP, scores.shape[1]), dim=1).indices.eq(labels[:, None])
+    return torch.stack([top[:, 0], top.any(1)], dim=1)
+
+
+def count_hits(hits: Tensor) -> dict[str, float]:
+    """Top-5 accuracy in percent and the counts, from `top_hits` of all images `[N, 2]`."""
+    correct, near = hits.sum(0).tolist()
+    return {"top5_accuracy": 100 * near / len(hits), "correct": correct, "total": len(hits)}
+
+
+def reading(scores: Tensor, labels: Tensor, classes: int) -> dict[str, object]:
+    """Metrics of one way to score all images of a split, for a run's record.
+
+    Args:
+        scores: `[N, C]`.
+        labels: `[N]`.
+        classes: `C`.
+
+    Returns:
+        Accuracy, error, top-5 accuracy in percent, counts, and the accuracy of each class (None for one without
+        images).
+    """
+    hits = top_hits(scores, labels)
+    shown = torch.bincount(labels, minlength=classes).tolist()
+    right = torch.bincount(labels[hits[:, 0]], minlength=classes).tolist()
+    counts = count_hits(hits)
+    accuracy = 100 * counts["correct"] / counts["total"]
+    per_class = [100 * good / total if total else None for good, total in zip(right, shown)]
+    return {"accuracy": accuracy, "error_rate": 100 - accuracy, **counts, "per_class_accuracy": per_class}

@@ -32,11 +32,15 @@ class ZeroshotCLIP(CLIPTrainer):
         """The classifier `[C, E]` from the text tower."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME, words=self.node.CTX_INIT)
         with self.precision.autocast():
-            self.text_features = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T
+            self.proxies = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T
 
     def fit(self) -> None:
         """Nothing is trained."""
 
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Scores `[B, C]` of images `[B, 3, H, W]`."""
-        return self.cosine_scores(input, self.text_features)
+    def class_proxies(self) -> Tensor:
+        """The classifier, `[C, E]`."""
+        return self.proxies
+
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """Scores `[B, C]` of features `[B, E]`."""
+        return self.cosine_scores(features, self.proxies)

@@ -1,0 +1,114 @@
+"""Features of frozen towers, kept on disk under the hash of all that made them.
+
+An entry is a pair of files in the cache folder: `<hash>.npy`, an array that is read memory-mapped, and `<hash>.json`,
+the facts whose hash is the name. The facts hold the hash of the weights, the preprocessing, the precision, and path,
+size and modification time of every image (or every text), so that a changed image, model or transform has another name
+and is never served stale. Files are written under a temporary name and renamed; no pickles are written or read.
+
+The folder is `$DASSL_CLIP_CACHE`, else `$XDG_CACHE_HOME/dassl-clip`, else `~/.cache/dassl-clip`;
+`DASSL_CLIP_CACHE=off` keeps nothing.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from torch import Tensor
+
+from .checkpoint import write_atomically
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "DASSL_CLIP_CACHE"
+OFF = "off"
+FOLDER = "features"
+SCHEMA = 1  # part of every name: raised when the same facts would give other features
+
+
+def cache_folder() -> Path | None:
+    """The folder above all that is cached, or None if nothing shall be kept."""
+    named = os.environ.get(VARIABLE, "")
+    if named.lower() == OFF:
+        return None
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dassl-clip"
+
+
+def image_facts(paths: Sequence[str]) -> dict[str, object]:
+    """What names a list of image files: their number, and one hash over path, size and time of each, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{os.path.abspath(path)}\t{status.st_size}\t{status.st_mtime_ns}\n".encode(errors="replace"))
+    return {"images": len(paths), "files": digest.hexdigest(), "pillow": PIL.__version__}
+
+
+def text_facts(texts: Sequence[str]) -> dict[str, object]:
+    """What names a list of texts: their number and one hash over them, in order."""
+    return {"texts": len(texts), "words": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
+
+
+def tower_facts(backbone: dict, precision: str, device: torch.device) -> dict[str, object]:
+    """What names the tower: the weights' hash, how it reads pixels, and the arithmetic.
+
+    Args:
+        backbone: `FrozenCLIP.describe()`.
+        precision: Name of the trainer's precision.
+        device: Where the tower runs; its kind counts, its number does not.
+    """
+    read = ("weights_hash", "precision", "image_size", "pixel_mean", "pixel_std", "interpolation", "resize_mode")
+    arithmetic = {"amp": precision, "device": device.type, "torch": torch.__version__.split("+")[0]}
+    return {key: backbone[key] for key in read} | arithmetic | {"torchvision": torchvision.__version__.split("+")[0]}
+
+
+def cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
+    """The array that `facts` name: read from the cache, or made and put there.
+
+    Args:
+        facts: JSON-able; everything that decides the values.
+        make: Computes the tensor, float32.
+
+    Returns:
+        A float32 tensor on the CPU, memory-mapped where it was read from the cache (changes stay in memory).
+    """
+    folder = cache_folder()
+    if folder is None:
+        return make().cpu()
+    facts = {"schema": SCHEMA, **facts}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    path = folder / FOLDER / f"{name}.npy"
+    found = _read(path)
+    if found is not None:
+        logger.info("features %s read from %s", list(found.shape), path)
+        os.utime(path)  # the time of last use, for clearing up
+        return found
+    values = make().cpu()
+    try:
+        write_atomically(path, lambda file: np.save(file, values.numpy(), allow_pickle=False))
+        write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(facts, indent=1).encode()))
+        logger.info("features %s kept in %s", list(values.shape), path)
+    except OSError as error:
+        logger.warning("features are not kept (%s): set %s to a folder with room, or to %s", error, VARIABLE, OFF)
+    return values
+
+
+def _read(path: Path) -> Tensor | None:
+    """The array of a file, or None if there is no whole one."""
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if array.dtype != np.float32:
+            raise ValueError(f"holds {array.dtype}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is no array of features and is made again: %s", path, error)
+        return None
+    return torch.from_numpy(array)
