@@ -151,7 +151,7 @@ class TextPairs:
         """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
         generator = _generator(self.seed, block)
         index = self.index(block, generator)
-        prompts, augmented, names = self.features[index.to(self.features.device)]
+        prompts, augmented, names = self.features[index.to(self.features.device, non_blocking=True)]
         if self.noise is not None:
             noisy = self.noise.encode(index[1], *self.noise.draw(STEPS_AT_ONCE, generator))
             augmented = noisy.to(augmented)
@@ -184,12 +184,12 @@ class ImagePairs:
         classes, labels = len(class_features), labels.cpu()
         if labels.shape != features.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(
-                f"{len(features)} pictures need {len(features)} labels from 0 to {classes - 1}, got {labels}"
+                f"{len(features)} pictures need {len(features)} labels from 0 to {classes - 1}, got {_shown(labels)}"
             )
         counts = torch.bincount(labels, minlength=classes)
         if not counts.all():
             raise ValueError(
-                f"each class needs a picture; there is none for the classes {(counts == 0).nonzero()[:, 0]}"
+                f"each class needs a picture; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
             )
         _check_batch(batch_size)
         self.features = _checked_features(features, "image features")
@@ -213,7 +213,8 @@ class ImagePairs:
         labels, rows = _walk(block, self.batch_size, self._starts, self._counts)
         one = torch.randint(views, rows.shape, generator=generator)
         other = (one + 1 + torch.randint(views - 1, rows.shape, generator=generator)) % views
-        picture, one, other, labels = torch.stack([self._order[rows], one, other, labels]).to(self.features.device)
+        index = torch.stack([self._order[rows], one, other, labels])
+        picture, one, other, labels = index.to(self.features.device, non_blocking=True)
         return self.features[picture, one], self.features[picture, other], self.class_features[labels]
 
 
@@ -234,6 +235,12 @@ def _generator(seed: int, number: int) -> torch.Generator:
 def _check_batch(batch_size: int) -> None:
     if batch_size < 2:
         raise ValueError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
+
+
+def _shown(numbers: Tensor) -> str:
+    """The first few of a tensor of numbers, for a message."""
+    values = numbers.flatten().tolist()
+    return ", ".join(map(str, values[:10])) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
 
 
 def _checked_features(features: Tensor, what: str) -> Tensor:

@@ -1,0 +1,448 @@
+"""CLAP's batches, loss and stopping rule.
+
+Covers: batches against loops (class order, texts in turn, ragged classes, forms of the right text at the right rates);
+batches as functions of seed and step; noise prompts against a plain full-length reading by the model's own transformer,
+for all three places, on a causal and a plain tower, and how places and noise are drawn; views of pictures; the loss
+against a float64 rewriting; the fit against a rewriting with Adam, its stopping rule, going on from a saved state, and
+what it does to content and style; refusals.
+"""
+
+import io
+import math
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dassl_clip.modeling.clap import Augmentation, ContentHead, WordDropping, source_tables, template_tables
+from dassl_clip.modeling.clap_training import (
+    STEPS_AT_ONCE,
+    FitReport,
+    ImagePairs,
+    PromptNoise,
+    TextPairs,
+    content_loss,
+    fit_content_head,
+)
+from dassl_clip.modeling.text_tower import TextTower
+
+NAMES = ["dog", "fire_truck", "house"]
+COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "black", "white", "brown", "multicolored"]
+TOKENIZER = open_clip.SimpleTokenizer()
+
+
+def places(tables, width=1):
+    """Features that are the texts' own places, so that a batch can be read back."""
+    return torch.arange(len(tables.texts), dtype=torch.float32)[:, None].expand(-1, width)
+
+
+def texts_of(tables, part):
+    return [tables.texts[int(k)] for k in part[:, 0]]
+
+
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_walk_the_classes_and_their_texts_in_turn():
+    tables = template_tables(NAMES)
+    pairs = TextPairs(tables, places(tables), batch_size=8, seed=1)
+    order = [words for name in NAMES for words in [[t.replace("dog", name.replace("_", " ")) for t in DOG_TEXTS]]]
+    for step in (0, 1, STEPS_AT_ONCE - 1, STEPS_AT_ONCE, 179, 180, 2000):
+        prompts, _, names = pairs.batch(step)
+        positions = range(8 * step, 8 * step + 8)
+        assert texts_of(tables, names) == [NAMES[p % 3].replace("_", " ") for p in positions]
+        assert texts_of(tables, prompts) == [order[p % 3][p // 3 % 480] for p in positions]
+
+
+DOG_TEXTS = [
+    f"{style} {kind} of {size} {colour} dog"
+    for kind in ("painting", "sketch", "cartoon", "clipart", "photograph", "infograph", "mosaic art", "sculpture")
+    for size in ("a large", "a normal sized", "a small")
+    for style in ("a realistic", "an impressionistic")
+    for colour in COLOURS
+]
+
+
+def test_batches_of_classes_with_different_numbers_of_texts():
+    texts = [["a dog", "my dog runs"], ["the cat"], ["one cow", "two cow", "three cow"]]
+    tables = source_tables(["dog", "cat", "cow"], texts, WordDropping(forms=4))
+    pairs = TextPairs(tables, places(tables), batch_size=5, seed=0)
+    for step in range(STEPS_AT_ONCE + 3):
+        prompts, augmented, names = (texts_of(tables, part) for part in pairs.batch(step))
+        for p, prompt, form, name in zip(range(5 * step, 5 * step + 5), prompts, augmented, names):
+            own = texts[p % 3]
+            assert name == ("dog", "cat", "cow")[p % 3] and prompt == own[p // 3 % len(own)]
+            assert form in WordDropping(forms=4).augmented(prompt, name)
+
+
+def test_forms_are_drawn_at_their_rates():
+    tables = template_tables(NAMES, Augmentation(drop_size=0.8, drop_colour=0.5, drop_type_style=0.1, swap=0.3))
+    pairs = TextPairs(tables, places(tables), batch_size=64, seed=3)
+    total = sized = coloured = pictured = swapped = 0
+    for step in range(150):
+        prompts, augmented, _ = (texts_of(tables, part) for part in pairs.batch(step))
+        for prompt, form in zip(prompts, augmented):
+            picture, thing = prompt.split(" of ")
+            size = thing.split()[1]
+            assert set(form.split()) <= {*prompt.split(), "in", "style"}
+            total, sized = total + 1, sized + (f" {size} " in form)
+            coloured += any(f" {colour} " in form for colour in COLOURS if f" {colour} " in prompt)
+            if picture in form:
+                pictured, swapped = pictured + 1, swapped + form.endswith(" style")
+    rates = [sized / total, coloured / total, pictured / total, swapped / pictured]
+    assert rates == pytest.approx([0.2, 0.5, 0.9, 0.3], abs=0.025)
+
+
+def test_batches_are_functions_of_seed_and_step():
+    tables = template_tables(NAMES)
+    features = torch.randn(len(tables.texts), 4)
+    one, two, other = (TextPairs(tables, features, 6, seed=seed) for seed in (1, 1, 2))
+    forwards = [one.batch(step) for step in range(40)]
+    for step in reversed(range(40)):
+        assert all(map(torch.equal, forwards[step], two.batch(step)))
+    assert not torch.equal(forwards[5][1], other.batch(5)[1]) and torch.equal(forwards[5][0], other.batch(5)[0])
+    drawn = {tuple(one.batch(step)[1][:, 0].tolist()) for step in range(0, 720 * 3, 720)}
+    assert len(drawn) == 3  # the same prompts (720 * 6 = 3 * 3 * 480) get other forms each time
+    assert all(torch.equal(one.batch(step)[0], forwards[0][0]) for step in (720, 1440))
+
+
+def test_switched_off_augmentation_gives_the_prompts_themselves():
+    tables = template_tables(NAMES, Augmentation(0, 0, 0, 0))
+    prompts, augmented, _ = TextPairs(tables, places(tables, 2), 7, seed=1).batch(3)
+    assert torch.equal(prompts, augmented) and prompts.shape == (7, 2)
+
+
+def test_pairs_refuse_what_does_not_fit():
+    tables = template_tables(NAMES)
+    for wrong in (places(tables)[:-1], places(tables)[:, 0]):
+        with pytest.raises(ValueError, match=rf"need features \[{len(tables.texts)}, E\]"):
+            TextPairs(tables, wrong, 8, 1)
+    with pytest.raises(ValueError, match="at least 2 pairs, got 1"):
+        TextPairs(tables, places(tables), 1, 1)
+    broken = places(tables).clone()
+    broken[7] = float("inf")
+    with pytest.raises(ValueError, match="text features have entries that are not finite"):
+        TextPairs(tables, broken, 8, 1)
+    assert TextPairs(tables, places(tables).half(), 8, 1).batch(0)[0].dtype == torch.float32
+    assert TextPairs(tables, places(tables).double(), 8, 1).batch(0)[0].dtype == torch.float64
+
+
+# ----------------------------------------------------------------------------------------------------------- noise
+
+
+@pytest.fixture(scope="module", params=["causal", "plain"])
+def model(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+        text["no_causal_mask"] = request.param == "plain"
+        built = open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+        built = built.double().eval().requires_grad_(False)
+        for parameter in built.text.transformer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return built
+
+
+def plain_noise_feature(model, text, noise, position):
+    """One text with noise rows, read at full length by the model's own transformer."""
+    owner, words = model.text, TOKENIZER.encode(text)
+    m = len(noise)
+    ids = torch.zeros(1, owner.context_length, dtype=torch.long)
+    ids[0, : len(words) + m + 2] = torch.tensor([49406, *([49405] * (len(words) + m)), 49407])
+    x = owner.token_embedding(ids)
+    own = owner.token_embedding(torch.tensor(words))
+    first = {"before": m, "around": m // 2, "after": 0}[position]
+    x[0, 1 : 1 + m + len(words)] = torch.cat([noise[:first], own, noise[first:]])
+    mask = owner.attn_mask
+    x = owner.ln_final(owner.transformer(x + owner.positional_embedding, attn_mask=mask))
+    return x[0, ids[0].argmax()] @ owner.text_projection
+
+
+@pytest.mark.parametrize("n_tokens", [4, 3])
+def test_noise_prompts_equal_a_plain_reading_of_full_rows(model, n_tokens):
+    tables = source_tables(["dog", "fire truck"], [["a red dog", "my dog"], ["the large blue fire truck"]])
+    tower = TextTower(model, TOKENIZER)
+    noise = PromptNoise(tower, tables, n_tokens=n_tokens, std=0.5)
+    drawn, positions = torch.randn(6, n_tokens, 32).double(), torch.tensor([2, 0, 1, 1, 2, 0])
+    index = tables.augmented[:, 0].repeat(6, 1)
+    features = noise.encode(index, drawn, positions)
+    assert features.shape == (6, 3, 16) and not features.requires_grad
+    for step, place in enumerate(positions.tolist()):
+        for row, k in enumerate(index[step].tolist()):
+            expected = plain_noise_feature(model, tables.texts[k], drawn[step], ("before", "around", "after")[place])
+            torch.testing.assert_close(features[step, row], expected, rtol=1e-8, atol=1e-10)
+
+
+def test_noise_in_batches_is_shared_redrawn_and_repeatable(model):
+    tables = template_tables(["dog", "cat"], Augmentation(0, 0, 0, 0))
+    tower = TextTower(model, TOKENIZER)
+    features = tower.encode(list(tables.texts))
+
+    def pairs(std=0.02, seed=1):
+        return TextPairs(tables, features, 4, seed, PromptNoise(tower, tables, std=std))
+
+    one, again = pairs(), pairs()
+    first = one.batch(2)
+    assert all(map(torch.equal, first, one.batch(2))) and all(map(torch.equal, one.batch(20), again.batch(20)))
+    assert all(map(torch.equal, first, again.batch(2)))
+    assert torch.equal(first[0], TextPairs(tables, features, 4, 1).batch(2)[0])
+    assert not torch.equal(first[1], first[0]) and not torch.equal(first[1], pairs(seed=2).batch(2)[1])
+
+
+def test_a_batch_has_one_noise_and_one_place(model):
+    tables = template_tables(["dog", "cat"], Augmentation(0, 0, 0, 0))
+    tower = TextTower(model, TOKENIZER)
+    noise = PromptNoise(tower, tables, std=0.5)
+    drawn, encode = [], noise.encode
+    noise.encode = lambda *arguments: drawn.append(arguments) or encode(*arguments)
+    pairs = TextPairs(tables, tower.encode(list(tables.texts)), 4, 1, noise)
+    batches = [pairs.batch(step) for step in (2, 5, 11)]
+    ((_, noises, positions),) = drawn
+    assert len(noises) == len(positions) == STEPS_AT_ONCE and positions.unique().tolist() == [0, 1, 2]
+    for step, (_, augmented, _) in zip((2, 5, 11), batches):
+        place = ("before", "around", "after")[positions[step]]
+        for row, feature in enumerate(augmented):
+            class_number, text_number = (4 * step + row) % 2, (4 * step + row) // 2
+            text = DOG_TEXTS[text_number].replace("dog", ("dog", "cat")[class_number])
+            expected = plain_noise_feature(model, text, noises[step].double(), place)
+            torch.testing.assert_close(feature, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_places_of_noise_are_drawn_with_equal_chance(model):
+    tables = source_tables(["dog"], [["a dog"]])
+    noise = PromptNoise(TextTower(model, TOKENIZER), tables)
+    drawn, positions = noise.draw(3000, torch.Generator().manual_seed(0))
+    assert drawn.shape == (3000, 4, 32) and drawn.std().item() == pytest.approx(0.02, rel=0.02)
+    assert torch.bincount(positions).div(3000).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_a_text_without_room_for_noise_is_refused(model):
+    tables = source_tables(["dog"], [["dog " * 72]], WordDropping(0, 0))
+    with pytest.raises(ValueError, match="77 tokens"):
+        PromptNoise(TextTower(model, TOKENIZER), tables)
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+def test_image_pairs_are_two_views_of_one_picture_with_its_class():
+    labels = torch.tensor([2, 0, 1, 0, 2, 0])
+    picture, view = torch.arange(6.0)[:, None].expand(6, 3), torch.arange(3.0).expand(6, 3)
+    pairs = ImagePairs(torch.stack([picture, view], -1), labels, torch.tensor([[9.0, 0], [9, 1], [9, 2]]), 6, seed=1)
+    seen, views = [], set()
+    for step in range(STEPS_AT_ONCE * 3):
+        one, other, names = pairs.batch(step)
+        assert names[:, 1].tolist() == [p % 3 for p in range(6 * step, 6 * step + 6)]
+        assert torch.equal(one[:, 0], other[:, 0]) and (one[:, 1] != other[:, 1]).all()
+        assert labels[one[:, 0].long()].tolist() == names[:, 1].tolist()
+        seen += one[:, 0].tolist()
+        views |= set(zip(one[:, 1].tolist(), other[:, 1].tolist()))
+    assert len(views) == 6  # every ordered pair of views
+    third = [k for k in seen if labels[int(k)] == 0]
+    assert set(third[:3]) == set(third[3:6]) == {1, 3, 5}  # the pictures of a class in turn
+    again = ImagePairs(pairs.features, labels, pairs.class_features, 6, seed=1)
+    assert all(map(torch.equal, again.batch(17), pairs.batch(17)))
+
+
+def test_image_pairs_refuse_what_does_not_fit():
+    features, labels, names = torch.randn(4, 2, 3), torch.tensor([0, 1, 1, 0]), torch.randn(2, 3)
+    for wrong in ((features[:, :1], labels, names), (features[:, 0], labels, names), (features, labels, names[:, :2])):
+        with pytest.raises(ValueError, match=r"features \[N, V, E\] with at least 2 views"):
+            ImagePairs(*wrong, 4, 0)
+    for wrong in (labels[:3], labels + 1, labels - 1):
+        with pytest.raises(ValueError, match="4 labels from 0 to 1"):
+            ImagePairs(features, wrong, names, 4, 0)
+    with pytest.raises(ValueError, match="there is none for the labels 2"):
+        ImagePairs(features, labels, torch.randn(3, 3), 4, 0)
+
+
+# ------------------------------------------------------------------------------------------------------- loss, fit
+
+
+def naive_nt_xent(a, b, temperature):
+    rows = [row / row.norm() for row in torch.cat([a, b])]
+    n, total = len(a), 0.0
+    for i, row in enumerate(rows):
+        others = torch.stack([row @ other / temperature for k, other in enumerate(rows) if k != i])
+        total = total + torch.logsumexp(others, 0) - row @ rows[(i + n) % (2 * n)] / temperature
+    return total / (2 * n)
+
+
+def naive_loss(head, batch, tau, weight, class_temperature):
+    def read(x):
+        return x + (x * torch.sigmoid(x) @ head.linear.weight.T + head.linear.bias) @ head.projection.weight.T
+
+    prompts, augmented, names = (read(part) for part in batch)
+    return naive_nt_xent(prompts, augmented, tau) + weight * naive_nt_xent(augmented, names, class_temperature)
+
+
+def a_head(embed_dim=6, latent=4, dtype=torch.float64, alpha=0.1):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return ContentHead(embed_dim, latent, alpha).to(dtype)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-4, 1.0])
+def test_loss_equals_a_rewriting_and_ignores_the_heads_alpha(weight):
+    head, batch = a_head(), torch.randn(3, 5, 6, dtype=torch.float64)
+    head.projection.weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    loss = content_loss(head, batch, 0.3, weight, 0.8)
+    assert loss.item() == pytest.approx(naive_loss(head, batch, 0.3, weight, 0.8).item(), rel=1e-12)
+
+
+def some_pairs(dtype=torch.float64, batch=6, seed=3):
+    tables = template_tables(NAMES)
+    generator = torch.Generator().manual_seed(0)
+    return TextPairs(tables, torch.randn(len(tables.texts), 6, generator=generator).to(dtype), batch, seed)
+
+
+def test_fit_equals_a_rewriting_with_adam():
+    head, twin, pairs = a_head(), a_head(), some_pairs()
+    report = fit_content_head(
+        head, pairs, tau=0.5, weight=0.5, learning_rate=1e-2, max_steps=25, check_every=10, patience=9
+    )
+    optimizer, losses = torch.optim.Adam(twin.parameters(), lr=1e-2), []
+    for step in range(25):
+        loss = naive_loss(twin, pairs.batch(step), 0.5, 0.5, 1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-7, atol=1e-9)
+    means = [sum(losses[:10]) / 10, sum(losses[10:20]) / 10, sum(losses[20:]) / 5]
+    assert [step for step, _ in report.checks] == [10, 20, 25] and not report.stopped_early and report.steps == 25
+    assert [loss for _, loss in report.checks] == pytest.approx(means, rel=1e-9)
+
+
+class Scripted:
+    """Pairs with a first term of a known size, whatever the head does (its learning rate is 0 in these tests)."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def batch(self, step):
+        """Two pairs whose cosines with each other make the wanted loss at temperature 1."""
+        return cosine_pairs(self.losses[step])
+
+
+def cosine_pairs(loss):
+    # Rows a, b = a and -a, -a would give log(1 + 2 exp(-2)); an angle t between partners gives any loss above it.
+    low, high = 0.0, math.pi
+    for _ in range(80):
+        angle = (low + high) / 2
+        one = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+        c, s = math.cos(angle), math.sin(angle)
+        other = one @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
+        low, high = (angle, high) if naive_nt_xent(one, other, 1.0) < loss else (low, angle)
+    return one, other, one
+
+
+def naive_stop(means, patience, min_drop):
+    """Number of checks done: stops at the first check that ends `patience` checks without a drop."""
+    for last in range(1, len(means) + 1):
+        best, since = math.inf, 0
+        for mean in means[:last]:
+            best, since = (mean, 0) if best - mean >= min_drop else (best, since + 1)
+        if since == patience:
+            return last
+    return len(means)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("patience, min_drop", [(2, 0.1), (3, 0.02), (1, 0.3)])
+def test_stopping_rule_equals_a_rewriting(seed, patience, min_drop):
+    generator = torch.Generator().manual_seed(seed)
+    losses = (0.8 + torch.rand(36, generator=generator, dtype=torch.float64) - torch.linspace(0, 0.2, 36)).tolist()
+    means = [sum(losses[k : k + 3]) / 3 for k in range(0, 36, 3)]
+    head = a_head(2, 2)
+    settings = {"max_steps": 36, "check_every": 3, "patience": patience, "min_drop": min_drop}
+    report = fit_content_head(head, Scripted(losses), tau=1.0, weight=0.0, learning_rate=0.0, **settings)
+    done = naive_stop(means, patience, min_drop)
+    assert report.steps == 3 * done and report.stopped_early == (done < 12)
+    assert [loss for _, loss in report.checks] == pytest.approx(means[:done], rel=1e-9)
+
+
+def test_a_fit_that_goes_on_equals_an_undisturbed_one():
+    pairs = some_pairs(torch.float32)
+    settings = {"tau": 0.3, "weight": 0.1, "learning_rate": 1e-2, "max_steps": 50, "check_every": 12, "min_drop": 0.3}
+    saved = []
+
+    def save(state):
+        file = io.BytesIO()
+        torch.save(state, file)
+        saved.append(file)
+
+    whole = a_head(dtype=torch.float32)
+    report = fit_content_head(whole, pairs, on_check=save, patience=9, **settings)
+    assert [step for step, _ in report.checks] == [12, 24, 36, 48, 50] and len(saved) == 5
+    for file in saved:
+        file.seek(0)
+        state, late = torch.load(file, weights_only=True), ContentHead(6, 4)
+        again = fit_content_head(late, some_pairs(torch.float32), state=state, patience=9, **settings)
+        assert again == report
+        assert all(torch.equal(value, whole.state_dict()[name]) for name, value in late.state_dict().items())
+
+
+def test_states_are_copies_and_stopped_fits_stay_stopped():
+    states, head = [], a_head(2, 2)
+    losses = [1.0] * 30
+    settings = {"tau": 1.0, "weight": 0.0, "learning_rate": 0.05, "check_every": 2, "patience": 2, "min_drop": 9.0}
+    report = fit_content_head(head, Scripted(losses), on_check=states.append, max_steps=30, **settings)
+    assert report == FitReport(6, report.checks, True)  # the first check counts as a drop from infinity
+    assert [state["step"] for state in states] == [2, 4, 6] and [state["waited"] for state in states] == [0, 1, 2]
+    weights = [state["head"]["projection.weight"] for state in states]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    assert fit_content_head(head, Scripted(losses), state=states[-1], max_steps=30, **settings) == report
+
+
+def test_a_loss_that_is_not_a_number_names_its_step():
+    class Broken(Scripted):
+        def batch(self, step):
+            one, other, names = super().batch(0)
+            return (one * float("nan"), other, names) if step >= 17 else (one, other, names)
+
+    with pytest.raises(FloatingPointError, match="loss of step 17 is nan"):
+        fit_content_head(a_head(2, 2), Broken([1.0]), tau=1.0, weight=1.0, max_steps=40, check_every=10)
+
+
+def test_fit_runs_inside_no_grad_and_autocast_as_outside():
+    heads = [a_head(dtype=torch.float32) for _ in range(2)]
+    settings = {"tau": 0.5, "weight": 1.0, "max_steps": 20, "check_every": 10}
+    fit_content_head(heads[0], some_pairs(torch.float32), **settings)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        fit_content_head(heads[1], some_pairs(torch.float32), **settings)
+    assert torch.equal(heads[0].linear.weight, heads[1].linear.weight)
+    assert heads[0].projection.weight.abs().max() > 0
+
+
+def test_fit_refuses_settings_out_of_range():
+    for wrong in ("max_steps", "check_every", "patience"):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            fit_content_head(a_head(), some_pairs(), tau=0.5, weight=1.0, **{wrong: 0})
+
+
+def test_training_turns_features_to_content_and_away_from_style():
+    """Features made of a content vector a class and a vector a word: the trained head must read the class better."""
+    generator = torch.Generator().manual_seed(0)
+    tables = template_tables(["dog", "cat", "cow", "ant"])
+    words = sorted({word for text in tables.texts for word in text.split()})
+    vectors = dict(zip(words, torch.randn(len(words), 32, generator=generator)))
+    features = torch.stack([sum(vectors[word] for word in text.split()) for text in tables.texts])
+    head, pairs = ContentHead(32, 32), TextPairs(tables, features, 32, seed=0)
+
+    def spread(z):
+        """Mean cosine of texts of one class, less that of texts of different classes."""
+        z = F.normalize(z, dim=1)
+        cosines, same = z @ z.T, torch.arange(4).repeat_interleave(480)
+        same = same[:, None] == same
+        return (cosines[same].mean() - cosines[~same].mean()).item()
+
+    before = spread(head(features[tables.prompts]))
+    report = fit_content_head(head, pairs, tau=0.5, weight=1.0, learning_rate=1e-3, max_steps=300, check_every=50)
+    with torch.no_grad():
+        after = spread(head(features[tables.prompts], 1.0))
+    assert report.checks[-1][1] < report.checks[0][1] - 0.1
+    assert after > before + 0.2
