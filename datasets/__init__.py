@@ -12,26 +12,57 @@ except ImportError as error:
     ) from error
 
 from .base import DomainDataset, Layout, PlainDataset, add_config, register
+from .caltech101 import Caltech101
 from .domainnet import DomainNet
+from .dtd import DescribableTextures
+from .eurosat import EuroSAT
+from .fgvc_aircraft import FGVCAircraft
+from .folder_classes import FolderClasses
 from .folder_domains import FolderDomains
+from .food101 import Food101
 from .icons import Icons
 from .imagenet import ImageNet
+from .imagenet_variants import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
+from .manifest import Manifest
+from .mini_domainnet import miniDomainNet
 from .office_home import OfficeHome, OfficeHomeDG
+from .oxford_flowers import OxfordFlowers
+from .oxford_pets import OxfordPets
 from .pacs import PACS
+from .stanford_cars import StanfordCars
+from .sun397 import SUN397
+from .ucf101 import UCF101
 from .vlcs import VLCS
 
 __all__ = [
+    "add_config",
+    "Caltech101",
+    "DescribableTextures",
     "DomainDataset",
     "DomainNet",
+    "EuroSAT",
+    "FGVCAircraft",
+    "FolderClasses",
     "FolderDomains",
+    "Food101",
     "Icons",
     "ImageNet",
+    "ImageNetA",
+    "ImageNetR",
+    "ImageNetSketch",
+    "ImageNetV2",
     "Layout",
+    "Manifest",
+    "miniDomainNet",
     "OfficeHome",
     "OfficeHomeDG",
+    "OxfordFlowers",
+    "OxfordPets",
     "PACS",
     "PlainDataset",
-    "VLCS",
-    "add_config",
     "register",
+    "StanfordCars",
+    "SUN397",
+    "UCF101",
+    "VLCS",
 ]

@@ -71,6 +71,9 @@ def add_config(cfg) -> None:
         "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
         "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
         "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
+        "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
+        "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
+        "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
         "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
     }
     for key, value in defaults.items():

@@ -30,7 +30,7 @@ class FolderDomains(DomainDataset):
         domains = {name: found for name in list_folder(root)[0] if (found := class_folders(root / name))}
         if not domains:
             raise FileNotFoundError(f"FolderDomains: no domain found in {root}.{shape_hint(root)}")
-        check_spellings(root, domains)
+        check_spellings(root, domains, "FolderDomains")
         folders = sorted({name for names in domains.values() for name in names})
         classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)
         return Spec(name="FolderDomains", classes=tuple(classes), domains=dict.fromkeys(domains, ()))
@@ -65,7 +65,7 @@ def union(folders: Sequence[str]) -> list[str]:
     return sorted(names.values())
 
 
-def check_spellings(root: Path, domains: dict[str, list[str]]) -> None:
+def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> None:
     """Raise if two domains, or two classes of one domain, have names that differ in case, blanks, `_` and `-` only.
 
     Raises:
@@ -77,7 +77,7 @@ def check_spellings(root: Path, domains: dict[str, list[str]]) -> None:
             other = seen.setdefault(name_key(name), name)
             if other != name:
                 raise ValueError(
-                    f'FolderDomains: "{other}" and "{name}" in {parent} are one name when letter case, blanks, _ and - '
+                    f'{dataset}: "{other}" and "{name}" in {parent} are one name when letter case, blanks, _ and - '
                     "are left aside; rename one"
                 )
 
@@ -96,23 +96,28 @@ def read_class_file(path: Path, folders: Sequence[str]) -> list[str]:
             raise ValueError(f'{path} names the class "{name}" twice')
         seen[name_key(name)] = name
         if name_key(name) not in keys:
-            raise ValueError(f'{path}: no domain has a class folder "{name}".{did_you_mean(name, folders)}')
+            raise ValueError(f'{path}: there is no class folder "{name}".{did_you_mean(name, folders)}')
     extra = sorted(folder for folder in folders if name_key(folder) not in seen)
     if extra:
         raise ValueError(f"{path} does not name the class folders {listed(extra)}; add them, or move the folders away")
     return names
 
 
-def shape_hint(root: Path) -> str:
-    """What a root without domain/class/image holds instead; starts with a blank."""
+def shape_hint(root: Path, shape: str = "root/domain/class/image") -> str:
+    """What a root without the expected folders holds instead; starts with a blank.
+
+    Args:
+        root: the root.
+        shape: what was expected.
+    """
     folders, files = list_folder(root)
     if any(map(is_image, files)):
-        return " It holds images itself: two levels of folders, domain and class, are missing."
+        return f" It holds images itself; expected are {shape}."
     for name in folders:
         inner, names = list_folder(root / name)
         if any(map(is_image, names)):
-            return f" {root / name} holds images itself: one level is missing (root/domain/class/image)."
+            return f" {root / name} holds images itself: one level is missing ({shape})."
         for deeper in inner:
             if list_folder(root / name / deeper)[0]:
                 return f" {root / name / deeper} holds folders: one level too many; try DATASET.ROOT {root / name}."
-    return f" It holds {listed(folders)}; expected are root/domain/class/image."
+    return f" It holds {listed(folders)}; expected are {shape}."

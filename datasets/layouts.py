@@ -145,7 +145,9 @@ def part_folders_layout(
     )
 
 
-def find_lists(folder: Path, spec: Spec, families: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Path]]:
+def find_lists(
+    folder: Path, spec: Spec, families: Sequence[Mapping[str, str]], list_folders: Sequence[str] = ()
+) -> dict[str, dict[str, Path]]:
     """Split lists that belong to a folder of domains: domain -> part -> file.
 
     They lie in the folder itself, in the folder above if this one is called `images`, `kfold` or `data`, or in
@@ -156,11 +158,12 @@ def find_lists(folder: Path, spec: Spec, families: Sequence[Mapping[str, str]]) 
         spec: domain names.
         families: part -> ending of the lists' names, such as `{"train": "train_kfold", "val": "crossval_kfold"}`; best
             first. Lists of two families are never mixed; the family with the most lists is taken.
+        list_folders: the only folders to look in, for a data set whose lists have one of their own.
     """
     homes = [folder, folder.parent] if name_key(folder.name) in WRAPPERS else [folder]
-    places = [home / name for home in homes for name in list_folder(home)[0] if name in LIST_FOLDERS]
+    places = [home / name for home in homes for name in list_folder(home)[0] if name in (list_folders or LIST_FOLDERS)]
     keys = spec.domain_keys(letters=False)
-    for place in [*places, *homes]:
+    for place in places if list_folders else [*places, *homes]:
         names = {name.lower(): place / name for name in list_folder(place)[1] if name.lower().endswith(".txt")}
         found = max(
             (match_lists(names, keys, family) for family in families), key=lambda lists: sum(map(len, lists.values()))
@@ -261,6 +264,7 @@ def lists_or_holdout(
     parts: Mapping[str, str],
     heldout: tuple[str, ...],
     hint: str = "",
+    list_folders: Sequence[str] = (),
 ) -> Layout:
     """domain/class/image with split lists, or with the seeded hold-out where there are none.
 
@@ -272,9 +276,10 @@ def lists_or_holdout(
         parts: part -> what the data set calls it.
         heldout: parts tested when nothing is trained on the domain, if there are lists.
         hint: said after the error on missing files.
+        list_folders: see `find_lists`.
     """
     found = candidates(cfg, spec)
-    every = {folder: find_lists(folder, spec, families) for folder, _ in found}
+    every = {folder: find_lists(folder, spec, families, list_folders) for folder, _ in found}
     folder, matches = next((entry for entry in found if every[entry[0]]), found[0])
     folders, lists = pick_domains(folder, matches, domains, spec), every[folder]
     if not lists:

@@ -1,0 +1,224 @@
+"""Manifest: a csv file with a line for each image, with or without domains and parts.
+
+The file is DATASET.MANIFEST, or `manifest.csv` in DATASET.ROOT. Its first line names the columns: `path` (absolute, or
+from DATASET.ROOT, or else from the csv's folder on) and `class`; and, if wanted, `label` (numbers from 0), `domain` and
+`split` (train, val or test). Without `label` the classes are sorted; without `split` a seeded fifth of each class is
+held out, as in folders; a held-out target is tested on its test lines if there are any, otherwise on all.
+"""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
+from .common import PARTS, ListedDataset, drawn_anew, split_seed
+from .folders import ImageFile
+from .listed_files import FileFinder
+from .spec import Spec, did_you_mean, listed, name_key
+
+NAME = "Manifest"
+FILE = "manifest.csv"
+COLUMNS = ("path", "class", "label", "domain", "split")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the file, numbered as an editor does."""
+
+    number: int
+    path: str
+    name: str
+    label: str
+    domain: str
+    split: str
+
+
+@register
+class Manifest(ListedDataset):
+    """A user's own list of images."""
+
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        path = manifest_file(cfg)
+        rows = read_rows(path)
+        domains = sorted({row.domain for row in rows} - {""})
+        keys: dict[str, str] = {}
+        for domain in domains:
+            other = keys.setdefault(name_key(domain), domain)
+            if other != domain:
+                raise ValueError(f'{path}: the domains "{other}" and "{domain}" are spellings of one name; choose one')
+        return Spec(name=NAME, classes=tuple(class_list(rows, path)), domains=dict.fromkeys(domains, ()))
+
+    def choose_pools(self, cfg) -> tuple[list[str], list[str]]:
+        """The domains that the config names, or the data set itself if the file has no domains."""
+        return (DomainDataset if self.domains else PlainDataset).choose_pools(self, cfg)
+
+    def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
+        """Nothing is published about it."""
+        return ""
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        path = manifest_file(cfg)
+        rows = [row for row in read_rows(path) if (row.domain or WHOLE) in domains]
+        images = locate(rows, path, cfg.DATASET.ROOT, {name: label for label, name in enumerate(self.spec.classes)})
+        split = any(row.split for row in rows)
+        there = [part for part in PARTS if any(row.split == part for row in rows)]
+        if split and there != ["train"]:
+
+            def read(pool: str) -> dict[str, list[ImageFile]]:
+                lists: dict[str, list[ImageFile]] = {part: [] for part in there}
+                for row, image in zip(rows, images):
+                    if (row.domain or WHOLE) == pool:
+                        lists[row.split].append(image)
+                return lists
+
+            heldout = ("test",) if "test" in there else tuple(there)
+            return Layout(f"images of {path}", read, {part: part for part in there}, heldout)
+
+        def read_all(pool: str) -> dict[str, list[ImageFile]]:
+            return {"train": [image for row, image in zip(rows, images) if (row.domain or WHOLE) == pool]}
+
+        return drawn_anew(Layout(f"images of {path}", read_all, {"train": "all"}, ()), split_seed(cfg))
+
+
+def manifest_file(cfg) -> Path:
+    """The csv file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    asked, root = cfg.DATASET.get("MANIFEST", ""), Path(cfg.DATASET.ROOT or ".").expanduser().absolute()
+    path = Path(asked).expanduser() if asked else root if root.is_file() else root / FILE
+    if not path.is_absolute():
+        path = root / path if (root / path).is_file() else path.absolute()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Manifest: there is no file {path}; set DATASET.MANIFEST or put {FILE} into DATASET.ROOT"
+        )
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The lines of the file.
+
+    Raises:
+        ValueError: if a column is missing or unknown, or a line cannot be used; names file and line.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        names = {name: name.strip().casefold() for name in reader.fieldnames or () if name}
+        missing = [name for name in ("path", "class") if name not in names.values()]
+        unknown = [name for name, key in names.items() if key not in COLUMNS]
+        if missing or unknown:
+            hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
+            what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
+            raise ValueError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
+        rows = []
+        for cells in reader:
+            cell = {key: (cells.get(name) or "").strip() for name, key in names.items()}
+            if not any(cell.values()):
+                continue
+            row = Row(
+                number=reader.line_num,
+                path=cell["path"].replace("\\", "/"),
+                name=cell["class"],
+                label=cell.get("label", ""),
+                domain=cell.get("domain", ""),
+                split={"training": "train", "valid": "val", "validation": "val"}.get(
+                    cell.get("split", "").casefold(), cell.get("split", "").casefold()
+                ),
+            )
+            check_row(row, path)
+            rows.append(row)
+    check_rows(rows, path)
+    return rows
+
+
+def check_row(row: Row, path: Path) -> None:
+    """Raise if a line cannot be used by itself.
+
+    Raises:
+        ValueError: naming the line.
+    """
+    where = f"{path}, line {row.number}"
+    if not row.path or not row.name:
+        raise ValueError(f"{where}: path and class must not be empty")
+    if row.split not in ("", *PARTS):
+        raise ValueError(f'{where}: split is "{row.split}"; it must be train, val, test or empty')
+    if row.label and not row.label.isdigit():
+        raise ValueError(f'{where}: label is "{row.label}"; it must be a whole number from 0 on, or empty')
+    if "/" in row.domain:
+        raise ValueError(f'{where}: the domain "{row.domain}" must not hold a slash')
+
+
+def check_rows(rows: Sequence[Row], path: Path) -> None:
+    """Raise if lines do not go together.
+
+    Raises:
+        ValueError: if there are none, a path is twice, or a column is filled in some lines only.
+    """
+    if not rows:
+        raise ValueError(f"{path} names no image")
+    for column in ("domain", "split", "label"):
+        empty = [row.number for row in rows if not getattr(row, column)]
+        if empty and len(empty) < len(rows):
+            raise ValueError(
+                f"{path}: {column} is empty in the lines {listed(empty)} and filled in others; fill all or none"
+            )
+    seen: dict[str, int] = {}
+    for row in rows:
+        other = seen.setdefault(row.path, row.number)
+        if other != row.number:
+            raise ValueError(f"{path}: lines {other} and {row.number} name the same image {row.path}")
+
+
+def class_list(rows: Sequence[Row], path: Path) -> list[str]:
+    """Class names in label order.
+
+    Raises:
+        ValueError: if two classes share a label, a class has two, or labels have gaps.
+    """
+    names = sorted({row.name for row in rows})
+    if not rows[0].label:
+        return names
+    labels: dict[str, int] = {}
+    for row in rows:
+        if labels.setdefault(row.name, int(row.label)) != int(row.label):
+            raise ValueError(
+                f'{path}, line {row.number}: class "{row.name}" has label {row.label} here and {labels[row.name]} before'
+            )
+    if sorted(labels.values()) != list(range(len(labels))):
+        raise ValueError(
+            f"{path}: the labels of {len(labels)} classes must be 0 to {len(labels) - 1}, each once; they are "
+            f"{listed(sorted(labels.values()))}"
+        )
+    return sorted(labels, key=labels.__getitem__)
+
+
+def locate(rows: Sequence[Row], path: Path, root: str, labels: Mapping[str, int]) -> list[ImageFile]:
+    """The images of some lines.
+
+    Raises:
+        FileNotFoundError: naming the missing ones.
+    """
+    top = Path(root).expanduser().absolute() if root else path.parent
+    folders = [folder for folder in dict.fromkeys([top, path.parent]) if folder.is_dir()]
+    finders, images, missing = [FileFinder(folder) for folder in folders], [], []
+    for row in rows:
+        if row.path.startswith("/"):
+            place = row.path if os.path.isfile(row.path) else None
+        else:
+            place = next((found for finder in finders if (found := finder.find(row.path)) is not None), None)
+        if place is None:
+            missing.append(row)
+            continue
+        key = f"{row.domain}/{row.path.lstrip('/')}" if row.domain else row.path
+        images.append(ImageFile(place, labels[row.name], key))
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(rows)} images are missing, first: {missing[0].path} (line "
+            f"{missing[0].number}), looked for in {listed(folders)}"
+        )
+    return images
