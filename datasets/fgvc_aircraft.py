@@ -33,8 +33,8 @@ class FGVCAircraft(SplitFileDataset):
         missing = [name for name in LISTS.values() if folder is None or not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"FGVCAircraft: {listed(missing)} not found in {folder or listed(found, 4)}.{contents_hint(found)} They "
-                "lie beside images/ in fgvc-aircraft-2013b/data. Nothing is downloaded; see docs/datasets.md"
+                f"FGVCAircraft: {listed(missing)} not found in {folder or listed(found, 4)}.{contents_hint(found)} "
+                "They lie beside images/ in fgvc-aircraft-2013b/data. Nothing is downloaded; see docs/datasets.md"
             )
         labels = {name_key(name): label for label, name in enumerate(self.spec.classes)}
         entries: Entries = {}

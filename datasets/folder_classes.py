@@ -1,18 +1,21 @@
 """FolderClasses: a tree of your own without domains, root/{train,val,test}/class/image or root/class/image.
 
-DATASET.ROOT is the tree itself. The class list is `classnames.txt` in the root (one name a line, in label order) or else
-the union of the class folders of all parts, sorted. Without `test` the part `val` is tested; without any parts, a
-seeded fifth of each class is.
+DATASET.ROOT is the tree itself. The class list is `classnames.txt` in the root (one name a line, in label order) or
+else the union of the class folders of all parts, sorted. Without `test` the part `val` is tested; without any parts, a
+seeded fifth of each class is. A test part alone is handed in as `train_x` too.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .base import WHOLE, Layout, PlainDataset, register
+from .base import Layout, PlainDataset, register
 from .common import drawn_anew, split_seed
 from .folder_domains import CLASS_FILE, check_spellings, class_folders, read_class_file, shape_hint, union
 from .folders import ImageFile, list_folder, open_root, read_classes
-from .spec import Spec, name_key
+from .spec import Spec, listed, name_key
+
+logger = logging.getLogger(__name__)
 
 NAME = "FolderClasses"
 SHAPE = "the folders class/image or train|val|test/class/image"
@@ -44,21 +47,23 @@ class FolderClasses(PlainDataset):
         parts = part_folders(root)
         source = CLASS_FILE if (root / CLASS_FILE).is_file() else "the class folders, sorted"
         note = f"(class list: {source})"
+        used = {folder.name for folder in parts.values()} or set(class_folders(root))
+        other = [name for name in list_folder(root)[0] if name not in used]
+        if other:
+            logger.warning("%s: %s has folders that are not read: %s", NAME, root, listed(other))
 
         def read(pool: str) -> dict[str, list[ImageFile]]:
             folders = parts or {"train": root}
             return {
-                part: read_classes(folder, part if parts else WHOLE or "all", self.spec, complete=False)
+                part: read_classes(folder, part if parts else "all", self.spec, complete=False)
                 for part, folder in folders.items()
             }
 
         if len(parts) > 1 or "test" in parts:
             names = {part: parts[part].name for part in parts}
             return Layout(f"{'|'.join(names.values())}/class folders in {root} {note}", read, names, heldout=())
-        whole = Layout(
-            f"class folders in {next(iter(parts.values()), root)} {note}", read, {"train": "all"}, heldout=()
-        )
-        return drawn_anew(whole, split_seed(cfg))
+        place = next(iter(parts.values()), root)
+        return drawn_anew(Layout(f"class folders in {place} {note}", read, {"train": "all"}, ()), split_seed(cfg))
 
 
 def part_folders(root: Path) -> dict[str, Path]:
@@ -69,4 +74,5 @@ def part_folders(root: Path) -> dict[str, Path]:
         for part, names in PART_NAMES.items()
         if any(name in there for name in names)
     }
-    return {part: folder for part, folder in found.items() if class_folders(folder)}
+    found = {part: folder for part, folder in found.items() if class_folders(folder)}
+    return {"test": found["val"]} if [*found] == ["val"] else found

@@ -187,7 +187,7 @@ def class_list(rows: Sequence[Row], path: Path) -> list[str]:
     for row in rows:
         if labels.setdefault(row.name, int(row.label)) != int(row.label):
             raise ValueError(
-                f'{path}, line {row.number}: class "{row.name}" has label {row.label} here and {labels[row.name]} before'
+                f'{path}, line {row.number}: class "{row.name}" has label {row.label}, but {labels[row.name]} before'
             )
     if sorted(labels.values()) != list(range(len(labels))):
         raise ValueError(

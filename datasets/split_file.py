@@ -56,8 +56,8 @@ class SplitFileDataset(PlainDataset):
         base, sample = best_base(bases, paths)
         if base is None:
             raise FileNotFoundError(
-                f"{self.spec.name}: none of {len(sample)} files of {split.text} was found below {listed(bases, 4)}, first: "
-                f"{sample[0]}.{contents_hint(bases)} See docs/datasets.md"
+                f"{self.spec.name}: none of {len(sample)} files of {split.text} was found below {listed(bases, 4)}, "
+                f"first: {sample[0]}.{contents_hint(bases)} See docs/datasets.md"
             )
         finder = FileFinder(base)
         _, missing = finder.find_all(paths)
@@ -96,9 +96,9 @@ class SplitFileDataset(PlainDataset):
             link = next(item for item in entry["links"] if item["what"] == name)
             raise FileNotFoundError(
                 f"{self.spec.name}: {name} not found in {listed(dict.fromkeys([root, *found]), 4)} nor in the folders "
-                f"{listed(SPLIT_FOLDERS[1:])} there.{contents_hint([root])} It is published at {link['url']}. Results on "
-                f"another split are not comparable; `dassl-clip data verify {self.spec.name} --root {root} --make-split` "
-                "makes one under another name"
+                f"{listed(SPLIT_FOLDERS[1:])} there.{contents_hint([root])} It is published at {link['url']}. Results "
+                f"on another split are not comparable; `dassl-clip data verify {self.spec.name} --root {root} "
+                "--make-split` makes one under another name"
             )
         entries = read_split_file(path, self.spec)
         return Split(f"split file {path}{self._likeness(entries, entry)}", entries)
@@ -174,8 +174,8 @@ def read_split_file(path: Path, spec: Spec) -> Entries:
             if expected is None or label - first != expected:
                 known = spec.classes[label - first] if 0 <= label - first < len(spec.classes) else "no class"
                 raise ValueError(
-                    f'{path}: label {label} of {file} is "{name}", expected "{known}" of {spec.name}: this is the split of '
-                    "another data set, or one with another order of classes"
+                    f'{path}: label {label} of {file} is "{name}", expected "{known}" of {spec.name}: this is the '
+                    "split of another data set, or one with another order of classes"
                 )
             if file in seen:
                 raise ValueError(f"{path} names {file} twice")

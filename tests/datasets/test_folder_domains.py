@@ -67,7 +67,7 @@ def test_class_file(tree, config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("owl\ncat\nfire trucks\n", r'no domain has a class folder "fire trucks". Did you mean "[Ff]ire.[Tt]ruck"'),
+        ("owl\ncat\nfire trucks\n", r'there is no class folder "fire trucks". Did you mean "[Ff]ire.[Tt]ruck"'),
         ("owl\ncat\n", r"does not name the class folders Fire Truck, fire_truck"),
         ("owl\ncat\nfire_truck\nOwl\n", r'names the class "Owl" twice'),
     ],
@@ -82,7 +82,7 @@ def test_class_file_that_does_not_fit(text, message, tree, config):
     ("files", "message"),
     [
         (["cat/1.jpg", "dog/1.jpg"], "cat holds images itself: one level is missing"),
-        (["1.jpg"], "holds images itself: two levels of folders"),
+        (["1.jpg"], "holds images itself; expected are root/domain/class/image"),
         (["top/day/cat/1.jpg"], "one level too many; try DATASET.ROOT .*top"),
         (["day/cat/notes.txt"], "expected are root/domain/class/image"),
         ([], "It holds nothing"),
