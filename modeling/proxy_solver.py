@@ -19,8 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHECK_EVERY = 10
+CHECK_EVERY = 5
+STALL = 10
 PAIRS = 10
+SAMPLE_ROWS = 8192
+SAMPLE_ELEMENTS = 2**25
+JOINT_CLASSES = 4096
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
 
 
@@ -55,8 +59,6 @@ class Point(NamedTuple):
     """`f`, a float64 scalar."""
     gradient: Tensor
     """`[E, C]`, of the mean over images, in the space around the spheres."""
-    spread: Tensor
-    """`[C]`, the mean of `q (1 - q)` for the predicted probabilities `q`: the scale of the curvature of a class."""
 
 
 def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str | None) -> Iterator[slice]:
@@ -73,9 +75,9 @@ def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str
 class ProxyObjective:
     """The objective and its gradient, summed over row blocks.
 
-    Every term of the sum is non-negative (`-log q` of each class, weighted by its label), and the difference `q - p` of
-    the likeliest class is formed from the rest of the row. Thus objectives near 0 and the gradients of images that are
-    almost sure keep their relative accuracy in float32.
+    Relative to a row's largest logit, both terms of an image's cross-entropy are 0 or more, and the difference of
+    probability and label of the likeliest class is formed from the rest of the row. Thus objectives near 0 and the
+    gradients of images that are almost sure keep their relative accuracy in float32.
 
     Args:
         features: `[N, E]`.
@@ -90,26 +92,70 @@ class ProxyObjective:
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""
-        n = len(self.features)
+        n, scaled = len(self.features), proxy / self.temperature
         value = torch.zeros((), dtype=torch.float64, device=proxy.device)
-        gradient, spread = torch.zeros_like(proxy), torch.zeros_like(proxy[0])
+        gradient = torch.zeros_like(proxy)
         for rows in self.blocks:
             x, p = self.features[rows], self.labels[rows].to(proxy)  # [n, E], [n, C]
-            z = (x @ proxy).div_(self.temperature)
+            z = x @ scaled
             top, likeliest = z.max(dim=1, keepdim=True)
             z.sub_(top)
             q = z.exp().scatter_(1, likeliest, 0.0)
-            rest = q.sum(dim=1, keepdim=True)  # e^z of all other classes, relative to the likeliest
-            value += z.neg_().add_(rest.log1p()).mul_(p).sum(dim=1).sum(dtype=torch.float64)
-            q.div_(1 + rest)
-            spread += torch.addcmul(q, q, q, value=-1, out=z).scatter_(1, likeliest, rest / (1 + rest).square()).sum(0)
-            q.sub_(p).scatter_(1, likeliest, (1 - p.gather(1, likeliest)) - rest / (1 + rest))
+            rest = q.sum(dim=1, keepdim=True)  # of the other classes, relative to the likeliest
+            total = p.sum(dim=1, keepdim=True)
+            losses = (rest.log1p() * total).squeeze(1) - z.mul_(p).sum(dim=1)  # [n]
+            value += losses.sum(dtype=torch.float64)
+            q.mul_(total / (1 + rest)).sub_(p)
+            q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
             gradient.addmm_(x.T, q)
-        return Point(value / n, gradient / (n * self.temperature), spread / n)
+        return Point(value / n, gradient / (n * self.temperature))
+
+
+class Curvature:
+    """An approximate inverse of the objective's curvature on the spheres, from a sample of the rows.
+
+    The Hessian of the mean cross-entropy is the mean over images of `(diag(q) - q q^T) x x^T / tau^2` (a Kronecker
+    product); it is approximated by the product of the two means, `A [C, C]` and `S [E, E]`, as K-FAC does for layers
+    (Martens and Grosse, ICML 2015). The spheres add `m_j = |grad_j|` to class `j`: at a solution the gradient of a
+    column points along the column. With `A` scaled by `1 / sqrt(m_j m_k)`, two eigenvalue problems invert the sum
+    exactly. Of more than `JOINT_CLASSES` classes only the diagonal of `A` is taken.
+
+    Args:
+        objective: The objective.
+        proxy: Where the curvature is wanted, `[E, C]`.
+        point: The objective there.
+    """
+
+    def __init__(self, objective: ProxyObjective, proxy: Tensor, point: Point):
+        sample = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[1]))
+        self.rows = objective.features[:: max(1, len(objective.features) // sample)]
+        self.temperature = objective.temperature
+        values, self.feature_basis = _eigen(self.rows.T @ self.rows / len(self.rows))
+        self.feature_values = values[:, None] / self.temperature**2
+        self.update(proxy, point)
+
+    def update(self, proxy: Tensor, point: Point) -> None:
+        """Take the classes' part anew at another proxy."""
+        lengths = point.gradient.norm(dim=0)
+        self.scale = torch.maximum(lengths, lengths.mean()).clamp_min(1e-20).rsqrt()  # [C]
+        q = (self.rows @ (proxy / self.temperature)).softmax(dim=1)
+        if len(lengths) > JOINT_CLASSES:
+            self.class_values, self.class_basis = (q - q.square()).mean(dim=0) * self.scale.square(), None
+            return
+        between = (q.mean(dim=0).diag() - q.T @ q / len(q)) * self.scale * self.scale[:, None]  # [C, C]
+        self.class_values, self.class_basis = _eigen(between)
+
+    def solve(self, x: Tensor) -> Tensor:
+        """The inverse times `x`, `[E, C]`."""
+        x = self.feature_basis.T @ (x * self.scale)
+        if self.class_basis is None:
+            return self.feature_basis @ (x / (self.feature_values * self.class_values + 1)) * self.scale
+        x = x @ self.class_basis / (self.feature_values * self.class_values + 1)
+        return self.feature_basis @ x @ self.class_basis.T * self.scale
 
 
 def lower_bound(proxy: Tensor, point: Point) -> Tensor:
-    """A bound that the objective of no proxies of length 1 (or shorter) goes below.
+    """A number that the objective of no proxies with columns of length 1 (or shorter) goes below.
 
     `f` is convex in `W`, so `f(V) >= f(W) + <grad f(W), V - W>`, and over all `V` with columns of length at most 1 the
     right side is smallest at `f(W) - <grad, W> - sum_j |grad_j|` (the Frank-Wolfe gap).
@@ -137,53 +183,93 @@ def authors_steps(objective: ProxyObjective, start: Tensor, steps: int = 2000, l
 
 
 def fast_steps(objective: ProxyObjective, start: Tensor, steps: int = 500, tolerance: float = 1e-6) -> Solution:
-    """Limited-memory BFGS on the product of `C` spheres."""
+    """Limited-memory BFGS on the product of `C` spheres, preconditioned by `Curvature`.
+
+    A step evaluates the objective once. If it fell enough (Armijo), the point moves, and the step and the change of the
+    tangent gradient are kept as a pair; if not, the next step from the same point is shorter. It stops when the
+    objective is within `tolerance`, relative, of `lower_bound` (then no solver can find anything better by more), or
+    when `STALL` steps lowered it by no more than that.
+
+    Compared on synthetic CLIP-like problems (passes until the authors' result after 2000 is reached, for cold labels
+    and tau 0.04): this 10 to 56; the same without preconditioner 34 to 77, with a diagonal one 19 to more than 150;
+    accelerated projected gradient with restarts 27 to 66 steps of two passes; truncated Newton with the same
+    preconditioner 55 to more than 150, and with Hessians of a quarter of the rows it often diverges.
+    """
     proxy, point = start, objective(start)
-    slope_at = _tangent(proxy, point.gradient)
-    pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=PAIRS)
-    length = point.value.new_tensor(1.0)
-    noise = 4 * torch.finfo(start.dtype).eps
-    checked, done, step = point.value, False, 0
-    for step in range(1, steps + 1):
-        direction = _direction(proxy, point, slope_at, pairs)
-        slope = _dot(slope_at, direction)
-        trial = F.normalize(proxy + length.to(proxy.dtype) * direction, dim=0)
+    slopes = _tangent(proxy, point.gradient)
+    curvature = Curvature(objective, proxy, point)
+    pairs: deque[Pair] = deque(maxlen=PAIRS)
+    length, scale = torch.ones_like(point.value), torch.ones_like(point.value)
+    noise = torch.finfo(start.dtype).eps / 4
+    history, renew, converged, step = [point.value], CHECK_EVERY, _is_best(proxy, point, tolerance), 0
+    while step < steps and not converged:
+        step += 1
+        direction, scale = _direction(proxy, slopes, curvature, pairs, scale)
+        slope = _dot(slopes, direction)
+        move = length.to(proxy.dtype) * direction
+        trial = F.normalize(proxy + move, dim=0)
         new = objective(trial)
-        slope_new = _tangent(trial, new.gradient)
-        better = new.value <= point.value + 1e-4 * length * slope + noise * point.value
-        moved = _tangent(trial, length.to(proxy.dtype) * direction)
-        change = slope_new - _tangent(trial, slope_at)
-        curvature = _dot(moved, change)
-        usable = better & (curvature > 1e-10 * (_dot(moved, moved) * _dot(change, change)).sqrt())
-        pairs.append((torch.where(usable, moved, 0), torch.where(usable, change, 0), torch.where(usable, curvature, 0)))
+        new_slopes = _tangent(trial, new.gradient)
+        lower = new.value <= point.value + 1e-4 * length * slope + noise * point.value
+        pairs.append(_pair(_tangent(trial, move), new_slopes - _tangent(trial, slopes), lower))
         bend = new.value - point.value - length * slope  # of the parabola through both values and the slope
-        shrink = (-0.5 * length * slope / bend).clamp(0.1, 0.5)
-        length = torch.where(better, 1.0, length * shrink)
-        proxy, slope_at = torch.where(better, trial, proxy), torch.where(better, slope_new, slope_at)
-        point = Point(*(torch.where(better, a, b) for a, b in zip(new, point)))
+        shorter = length * (-0.5 * length * slope / bend).clamp(0.1, 0.5)
+        length = torch.where(lower, 1.0, shorter)
+        proxy, slopes = torch.where(lower, trial, proxy), torch.where(lower, new_slopes, slopes)
+        point = Point(*(torch.where(lower, after, before) for after, before in zip(new, point)))
+        history.append(point.value)
         if step % CHECK_EVERY == 0:
-            limit = tolerance * point.value
-            sure = point.value - lower_bound(proxy, point) <= limit
-            stalled = checked - point.value <= 0.1 * limit
-            done = bool(sure | stalled)
-            checked = point.value
-            if done:
-                break
-    return Solution(proxy, point.value.item(), lower_bound(proxy, point).item(), step + 1, done)
+            stalled = step >= STALL and bool(history[-1 - STALL] - point.value <= tolerance * point.value)
+            converged = stalled or _is_best(proxy, point, tolerance)
+        if step == renew and not converged:
+            curvature.update(proxy, point)
+            renew *= 2
+    return Solution(proxy, point.value.item(), lower_bound(proxy, point).item(), step + 1, converged)
 
 
-def _direction(proxy: Tensor, point: Point, slope_at: Tensor, pairs: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The two-loop recursion, from a diagonal first guess of the inverse curvature; tangent to the spheres."""
-    q, weights = slope_at.clone(), []
-    for moved, change, curvature in reversed(pairs):
-        weight = _over(_dot(moved, q), curvature)
-        q.sub_(weight.to(q.dtype) * change)
+class Pair(NamedTuple):
+    """A step, the change of the tangent gradient along it, and their product; all 0 where the pair is of no use."""
+
+    move: Tensor
+    change: Tensor
+    product: Tensor
+
+
+def _pair(move: Tensor, change: Tensor, lower: Tensor) -> Pair:
+    product = _dot(move, change)
+    use = lower & (product > 1e-10 * (_dot(move, move) * _dot(change, change)).sqrt())
+    return Pair(*(torch.where(use, x, 0) for x in (move, change, product)))
+
+
+def _direction(
+    proxy: Tensor, slopes: Tensor, curvature: Curvature, pairs: deque[Pair], scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two-loop recursion, tangent to the spheres, no column longer than 1; and the scale of the curvature."""
+    q, weights = slopes.clone(), []
+    for pair in reversed(pairs):
+        weight = _over(_dot(pair.move, q), pair.product)
+        q.sub_(weight.to(q.dtype) * pair.change)
         weights.append(weight)
-    q.div_(point.gradient.norm(dim=0).clamp_min(torch.finfo(q.dtype).tiny))
-    for (moved, change, curvature), weight in zip(pairs, reversed(weights)):
-        q.add_((weight - _over(_dot(change, q), curvature)).to(q.dtype) * moved)
+    if pairs:
+        newest = pairs[-1]
+        fit = _over(newest.product, _dot(newest.change, curvature.solve(newest.change)))
+        scale = torch.where(fit > 0, fit, scale)
+    q = scale.to(q.dtype) * curvature.solve(q)
+    for pair, weight in zip(pairs, reversed(weights)):
+        q.add_((weight - _over(_dot(pair.change, q), pair.product)).to(q.dtype) * pair.move)
     direction = -_tangent(proxy, q)
-    return direction / direction.norm(dim=0).max().clamp_min(1.0)
+    return direction / direction.norm(dim=0).max().clamp_min(1.0), scale
+
+
+def _is_best(proxy: Tensor, point: Point, tolerance: float) -> bool:
+    """Whether nothing better than the point exists, to the tolerance; read on the host."""
+    return bool(point.value - lower_bound(proxy, point) <= tolerance * point.value)
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, 0 or more, and eigenvectors of a symmetric matrix."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.clamp_min(0).to(matrix.dtype), vectors.to(matrix.dtype)
 
 
 def _tangent(proxy: Tensor, vectors: Tensor) -> Tensor:
