@@ -179,3 +179,65 @@ def imagenet_tree():
         return root
 
     return make
+
+
+def coop_paths(file: str, label: int, number: int) -> str:
+    """A path as the published split of a data set has it, for image `number` of a class."""
+    entry = published(file)
+    name, folder = entry["classes"][label], entry.get("class_spellings", entry["classes"])[label]
+    unique = 1000 * label + number
+    if file == "sun397":
+        steps = name.split(" ")[::-1]
+        return f"{steps[0][0]}/{'/'.join(steps)}/sun_{unique:08d}.jpg"
+    return {
+        "caltech101": f"{folder}/image_{number:04d}.jpg",
+        "oxford_pets": f"{name.capitalize()}_{number}.jpg",
+        "stanford_cars": f"cars_{'test' if number % 2 else 'train'}/{unique:06d}.jpg",
+        "oxford_flowers": f"image_{unique:06d}.jpg",
+        "food101": f"{name}/{unique}.jpg",
+        "dtd": f"{name}/{name}_{number:04d}.jpg",
+        "eurosat": f"{folder}/{folder}_{number}.jpg",
+        "ucf101": f"{folder}/v_{folder.replace('_', '')}_g{number:02d}_c01.jpg",
+    }[file]
+
+
+COOP_HOMES = {
+    "caltech101": "caltech-101/101_ObjectCategories",
+    "oxford_pets": "oxford_pets/images",
+    "stanford_cars": "stanford_cars",
+    "oxford_flowers": "oxford_flowers/jpg",
+    "food101": "food-101/images",
+    "sun397": "sun397/SUN397",
+    "dtd": "dtd/images",
+    "eurosat": "eurosat/2750",
+    "ucf101": "ucf101/UCF-101-midframes",
+}
+
+
+@pytest.fixture(scope="session")
+def coop_tree():
+    """One of CoOp's data sets with empty files; returns the rows of its split file, not written if split is ""."""
+
+    def make(root: Path, file: str, home: str = "", split: str | None = None, sizes=(4, 2, 3), first: int = 0) -> dict:
+        entry, home = published(file), home or COOP_HOMES[file]
+        rows, made = {}, set()
+        numbers = iter(range(sum(sizes)))
+        blocks = {part: [next(numbers) for _ in range(size)] for part, size in zip(("train", "val", "test"), sizes)}
+        for part, block in blocks.items():
+            rows[part] = []
+            for label, name in enumerate(entry["classes"]):
+                for number in block:
+                    path = coop_paths(file, label, number)
+                    rows[part].append([path, label + first, name])
+                    if (folder := (root / home / path).parent) not in made:
+                        folder.mkdir(parents=True, exist_ok=True)
+                        made.add(folder)
+                    (root / home / path).touch()
+            rows[part].reverse()  # the order is that of the file, not that of the labels
+        if split != "":
+            place = root / (split or f"{COOP_HOMES[file].split('/')[0]}/{entry['split_file']}")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(rows))
+        return rows
+
+    return make
