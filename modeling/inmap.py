@@ -238,6 +238,8 @@ def solve_vision_proxy(
         raise ValueError(f"the solvers are {', '.join(SOLVERS)}; got {solver!r}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
         raise ValueError(f"steps is a number of steps, 0 or more, got {steps!r}")
+    if not (tolerance >= 0 and 0 < lr < math.inf):
+        raise ValueError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
     objective, start = _problem(features, text_proxy, labels, temperature, block_rows)
     options = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
     return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
