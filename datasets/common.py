@@ -26,6 +26,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
 from .folders import ImageFile
 from .selection import HOLDOUT_SEED, VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
+from .selections import read_selection, write_selection
 from .spec import Spec, did_you_mean, listed
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def add_config(cfg) -> None:
     defaults = {
         "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
         "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
+        "SELECTION": "",  # stored few-shot selection to train on instead of drawing
         "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
         "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
         "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
@@ -97,6 +99,7 @@ class ListedDataset(DatasetBase):
         shots: images a class, 0 for all.
         protocol_name: DATASET.PROTOCOL.
         protocol: one line on layout, protocol, parts, shots and classes, for a run's record.
+        selection_file: where the draw is kept, or None.
         train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
         fingerprint: sha256 (hex) over path, label and split of every image used.
     """
@@ -105,6 +108,29 @@ class ListedDataset(DatasetBase):
     replaces = ""
 
     def __init__(self, cfg) -> None:
+        parts = self.open(cfg)
+        lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
+        self._warn_of_untrained(lists["train"])
+        self.fingerprint = fingerprint(lists)
+        self.protocol = self._describe()
+        logger.info("%s", self.protocol)
+        if self.replaces:
+            logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
+        train, val = (self._datums(lists[part], self._sources) for part in ("train", "val"))
+        test = self._datums(lists["test"], self._targets)
+        with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
+            warnings.simplefilter("ignore", UserWarning)
+            super().__init__(train_x=train, val=val or None, test=test)
+
+    def open(self, cfg) -> dict[str, dict[str, list[ImageFile]]]:
+        """Find the data set and read its listings, the first half of construction.
+
+        Args:
+            cfg: the config.
+
+        Returns:
+            Pool -> part -> images, for each pool that the config asks for.
+        """
         options = cfg.DATASET
         self.spec = self.make_spec(cfg)
         self.domains = list(self.spec.domains)
@@ -112,6 +138,8 @@ class ListedDataset(DatasetBase):
         self._sources, self._targets = self.choose_pools(cfg)
         self.shots = max(0, options.NUM_SHOTS)
         self.seed = split_seed(cfg)
+        self.selection = options.get("SELECTION", "")
+        self.selection_file = None
         self.subset = options.get("SUBSAMPLE_CLASSES", "all")
         self._labels = subset_labels(len(self.spec.classes), self.subset)
         self._names = [self.spec.classes[label] for label in self._labels]
@@ -125,18 +153,7 @@ class ListedDataset(DatasetBase):
             self.layout = drawn_anew(self.layout, self.seed)
         parts = {pool: self.layout.read(pool) for pool in needed}
         self.count_note = self.check_counts(parts)
-        lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
-        self._warn_of_untrained(lists["train"])
-        self.fingerprint = fingerprint(lists)
-        self.protocol = self._describe()
-        logger.info("%s", self.protocol)
-        if self.replaces:
-            logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
-        train, val = (self._datums(lists[part], self._sources) for part in ("train", "val"))
-        test = self._datums(lists["test"], self._targets)
-        with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
-            warnings.simplefilter("ignore", UserWarning)
-            super().__init__(train_x=train, val=val or None, test=test)
+        return parts
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
@@ -207,6 +224,12 @@ class ListedDataset(DatasetBase):
             val += held
         if not self.shots:
             return train, val
+        return self._draw(train, val)
+
+    def _draw(self, train: list[ImageFile], val: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+        """The shots of a draw, or of the stored selection that is asked for."""
+        if self.selection:
+            return read_selection(self.selection, self.spec.name, self.shots, train, val)
         generator = random.Random(self.seed) if self.seed >= 0 else random.Random()
         if self.seed < 0:
             logger.warning("%s: SEED and SPLIT_SEED are negative: the shots differ at each start", self.spec.name)
@@ -214,8 +237,11 @@ class ListedDataset(DatasetBase):
         check_shots(kept, self.shots, self.spec.classes, self.spec.name)
         train = draw_shots(train, self.shots, generator)
         drawn = {image.key for image in train}
-        val = [image for image in val if image.key not in drawn]
-        return train, draw_shots(val, min(self.shots, VAL_SHOTS), generator)
+        val = draw_shots([image for image in val if image.key not in drawn], min(self.shots, VAL_SHOTS), generator)
+        facts = {"shots": self.shots, "seed": self.seed, "protocol": self.protocol_name}
+        facts |= {"sources": [*self._sources], "targets": [*self._targets], "layout": [*self.layout.parts]}
+        self.selection_file = write_selection(self.spec.name, facts, train, val)
+        return train, val
 
     def _whole_pools(self) -> list[str]:
         """Sources whose every image is tested, and may be drawn for training too."""
@@ -293,7 +319,8 @@ class ListedDataset(DatasetBase):
         texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}", *self._describe_parts()]
         if not self.train_is_test:
             drawn = f"{self.shots} shots a class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images"
-            texts += [drawn, f"split seed {self.seed}" if self.seed >= 0 else "unseeded"]
+            texts += [drawn, f"selection {self.selection}"] if self.shots and self.selection else [drawn]
+            texts.append(f"split seed {self.seed}" if self.seed >= 0 else "unseeded")
         texts.append(f"classes: {self.subset} ({self.num_classes})")
         return f"{self.spec.name}: {'; '.join(texts)}"
 

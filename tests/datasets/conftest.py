@@ -14,6 +14,14 @@ from dassl_clip.datasets import add_config
 LISTS = Path(__file__).parents[2] / "datasets" / "lists"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(folder))
+    return folder
+
+
 def encoded(kind: str) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 30, 30)).save(stream, kind)

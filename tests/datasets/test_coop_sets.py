@@ -1,7 +1,7 @@
 """The data sets of CoOp's split files, and FGVC Aircraft with its three lists.
 
 Covers: each data set in CoOp's layout (parts, labels, names, half of the classes), the few-shot draw against Dassl's
-own function with the global generator and CoOp's order of draw and subset, wild layouts (folders of other names, nesting
+own function with the global generator and CoOp's order of draw and subset, wild layouts (other folder names, nesting
 one level too deep, letter case of folders and endings, splits kept apart, labels counted from 1, backslashes), the
 published split told from another one, and each sentence: split file missing, of another data set, no split file, files
 missing, another data set in the folder, domains or protocols that do not apply.

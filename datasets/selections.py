@@ -1,0 +1,123 @@
+"""The images of a few-shot draw, kept as JSON in the user's cache folder.
+
+Each draw is written to `selections/<data set>/` in $DASSL_CLIP_CACHE, or else in `dassl-clip/` of $XDG_CACHE_HOME or of
+`~/.cache`; never beside the data, and nowhere with DASSL_CLIP_CACHE=off. Paths are relative, so a file can be handed on:
+DATASET.SELECTION names one to train on instead of drawing. Nothing is ever read from the cache unasked, so that no
+stale file decides what a run trains on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .folders import ImageFile
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+OFF = "off"
+
+
+def cache_folder() -> Path | None:
+    """The folder for files that can be made again; None if DASSL_CLIP_CACHE says `off`."""
+    own = os.environ.get("DASSL_CLIP_CACHE")
+    if own:
+        return None if own.lower() == OFF else Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dassl-clip"
+
+
+def write_selection(
+    dataset: str, facts: Mapping[str, object], train: Sequence[ImageFile], val: Sequence[ImageFile]
+) -> Path | None:
+    """Keep a draw; the file's name tells shots and seed, and a hash tells draws from other images apart.
+
+    Args:
+        dataset: registry name.
+        facts: shots, seed, sources, targets and protocol of the draw.
+        train: images drawn for training.
+        val: images drawn for validation.
+
+    Returns:
+        The file, or None if there is no cache folder or it cannot be written to.
+    """
+    lists = {"train": train, "val": val}
+    data = {"version": VERSION, "dataset": dataset, **facts}
+    data |= {part: [[image.key, image.label] for image in images] for part, images in lists.items()}
+    text = json.dumps(data, ensure_ascii=False, indent=0)
+    mark = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    seed = facts["seed"]
+    name = f"{facts['shots']}shots-{f'seed{seed}' if isinstance(seed, int) and seed >= 0 else 'unseeded'}-{mark}.json"
+    folder = cache_folder()
+    if folder is None:
+        return None
+    path = folder / "selections" / dataset / name
+    if path.is_file():
+        return path
+    try:
+        write_text(path, text)
+    except OSError as error:
+        logger.info("%s: the selection is not kept, since %s cannot be written: %s", dataset, path, error)
+        return None
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_selection(
+    path: str, dataset: str, shots: int, train: Sequence[ImageFile], val: Sequence[ImageFile]
+) -> tuple[list[ImageFile], list[ImageFile]]:
+    """The images of a stored selection.
+
+    Args:
+        path: DATASET.SELECTION.
+        dataset: registry name.
+        shots: DATASET.NUM_SHOTS.
+        train: images that training may draw from.
+        val: images that validation may draw from.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no selection of this data set and number of shots, or names images that may not be used.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"DATASET.SELECTION: there is no file {file}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8", errors="surrogateescape"))
+        lists = {part: [str(key) for key, _ in data[part]] for part in ("train", "val")}
+        stored = (data["dataset"], data["shots"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"DATASET.SELECTION: {file} is no selection as this program writes them: {error!r}") from error
+    if stored != (dataset, shots):
+        raise ValueError(
+            f"DATASET.SELECTION: {file} holds {stored[1]} shots of {stored[0]}, but {shots} shots of {dataset} are "
+            "asked for by DATASET.NAME and DATASET.NUM_SHOTS"
+        )
+    chosen = []
+    for part, pool in (("train", train), ("val", val)):
+        images = {image.key: image for image in pool}
+        unknown = [key for key in lists[part] if key not in images]
+        if unknown:
+            raise ValueError(
+                f"DATASET.SELECTION: {len(unknown)} of {len(lists[part])} {part} images of {file} are none that this "
+                f"run may use for it, first: {unknown[0]}. Domains and DATASET.PROTOCOL must be those of the draw"
+            )
+        chosen.append([images[key] for key in lists[part]])
+    return chosen[0], chosen[1]
