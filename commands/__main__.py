@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "one run: the flags of train.py",
     "task": "a whole task of one method on one data set, with a table at the end",
     "compare": "several methods on one data set: run what is missing, print the tables",
+    "data": "the data sets on the disk: list, verify, inspect, links",
     "table": "tables of what has been run, from the records",
 }
 

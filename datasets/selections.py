@@ -1,8 +1,8 @@
 """The images of a few-shot draw, kept as JSON in the user's cache folder.
 
 Each draw is written to `selections/<data set>/` in $DASSL_CLIP_CACHE, or else in `dassl-clip/` of $XDG_CACHE_HOME or of
-`~/.cache`; never beside the data, and nowhere with DASSL_CLIP_CACHE=off. Paths are relative, so a file can be handed on:
-DATASET.SELECTION names one to train on instead of drawing. Nothing is ever read from the cache unasked, so that no
+`~/.cache`; never beside the data, and nowhere with DASSL_CLIP_CACHE=off. Paths are relative, so a file can be handed
+on: DATASET.SELECTION names one to train on instead of drawing. Nothing is ever read from the cache unasked, so that no
 stale file decides what a run trains on.
 """
 
