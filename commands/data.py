@@ -32,7 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--root", default="", metavar="DIR", help="folder above the data sets, or the data set's own")
     shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
     actions.add_parser("list", parents=[shared], help="the data sets that are known, and which are there")
-    listing.set_defaults(run="data_list")
 
     verify = actions.add_parser(
         "verify",

@@ -1,0 +1,90 @@
+"""Looking into the image files themselves: sizes, copies of each other, whether they can be decoded."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from .folders import ImageFile
+
+T = TypeVar("T")
+Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
+
+
+def no_progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """The items themselves."""
+    return items
+
+
+def web_page(start: bytes) -> bool:
+    """Whether a file begins as a web page does, such as the notice that a server sends in place of a file."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
+
+
+def sizes(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, int, str]]:
+    """Size of each image in bytes, or -1 and the reason why it is not known."""
+    for image in images:
+        try:
+            yield image, os.stat(image.path).st_size, ""
+        except OSError as error:
+            yield image, -1, f"cannot be read: {error.strerror}"
+
+
+def broken_files(
+    images: Sequence[ImageFile], decode: bool = False, jobs: int = 1, progress: Progress = no_progress
+) -> list[tuple[ImageFile, str]]:
+    """Images that are empty, cannot be read or, if asked, cannot be decoded, with the reason.
+
+    Args:
+        images: the images.
+        decode: whether to decode each image as training would, which takes long.
+        jobs: threads that decode.
+        progress: wraps the images as they are decoded.
+    """
+    bad = [(image, reason or "is empty (0 bytes)") for image, size, reason in sizes(images) if size <= 0]
+    if not decode:
+        return bad
+    known = {image.path for image, _ in bad}
+    rest = [image for image in images if image.path not in known]
+    with ThreadPoolExecutor(jobs) as pool:
+        reasons = progress(pool.map(lambda image: decoding_error(image.path), rest), len(rest), "decoding")
+        return bad + [(image, reason) for image, reason in zip(rest, reasons) if reason]
+
+
+def decoding_error(path: str) -> str:
+    """Why an image cannot be opened as RGB, or an empty text."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.convert("RGB")
+    except Image.DecompressionBombError:
+        return "is too large to be decoded safely"
+    except Exception as error:  # damaged files make decoders raise almost anything
+        try:
+            with open(path, "rb") as file:
+                start = file.read(64)
+        except OSError as trouble:
+            return f"cannot be read: {trouble.strerror}"
+        if web_page(start):
+            return "is a web page, not an image: the download failed"
+        return f"cannot be decoded: {' '.join(str(error).replace(repr(path), 'it').split()) or type(error).__name__}"
+    return ""
+
+
+def copies(images: Sequence[ImageFile], progress: Progress = no_progress) -> list[list[ImageFile]]:
+    """Groups of images whose files are equal byte by byte.
+
+    Only files that share their size with another one are read.
+    """
+    by_size: dict[int, list[ImageFile]] = {}
+    for image, size, _ in sizes(images):
+        by_size.setdefault(size, []).append(image)
+    read = [image for size, group in by_size.items() if size > 0 and len(group) > 1 for image in group]
+    by_content: dict[str, list[ImageFile]] = {}
+    for image in progress(read, len(read), "comparing"):
+        with open(image.path, "rb") as file:
+            by_content.setdefault(hashlib.sha256(file.read()).hexdigest(), []).append(image)
+    return [group for group in by_content.values() if len(group) > 1]
