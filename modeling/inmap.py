@@ -90,7 +90,7 @@ class PseudoLabels:
     def __getitem__(self, rows: slice) -> Tensor:
         logits = _logits(self.scores[rows], self.temperature)
         if self.potentials is not None:
-            logits = logits + self.potentials.to(logits)
+            logits.add_(self.potentials.to(logits))
         labels = logits.softmax(dim=1)
         return labels if self.threshold is None else harden(labels, self.threshold)
 
@@ -158,8 +158,9 @@ def sinkhorn_potentials(
         mass = torch.full_like(potentials, -math.inf)  # log of a column's sum over images
         for rows in blocks:
             logits = _logits(scores[rows], temperature)
-            logs = (logits + potentials.to(logits)).log_softmax(dim=1)
-            mass = torch.logaddexp(mass, logs.logsumexp(dim=0).double())
+            logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
+            top = logs.amax(dim=0)
+            mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
         if iteration == 0 and gamma != 0:
             target = (gamma * mass).log_softmax(dim=0)
         potentials = potentials + target - (mass - math.log(n))
@@ -223,7 +224,7 @@ def solve_vision_proxy(
         labels: `[N, C]`, rows that sum to 1: a tensor or `PseudoLabels`.
         temperature: `tau_i`, positive.
         solver: "fast" (`proxy_solver.fast_steps`) or "authors" (`proxy_solver.authors_steps`).
-        steps: The most steps (fast, default 500), or their number (authors, default 2000).
+        steps: The most steps of a descent (fast, default 500), or their number (authors, default 2000).
         tolerance: Of the fast solver, relative to the objective.
         lr: Of the authors' solver.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
@@ -336,7 +337,7 @@ def _check_temperature(temperature: float) -> None:
 def _logits(scores: Tensor, temperature: float) -> Tensor:
     """Scores over the temperature, each row relative to its largest: differences of close scores stay exact."""
     scores = _at_least_float32(scores)
-    return (scores - scores.amax(dim=1, keepdim=True)) / temperature
+    return (scores - scores.amax(dim=1, keepdim=True)).div_(temperature)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
