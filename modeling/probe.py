@@ -60,7 +60,7 @@ def fit_linear_probe(
     start = torch.empty(num_classes, features.shape[1] + 1).uniform_(-bound, bound, generator=generator)
     weight = start[:, :-1].to(features).contiguous().requires_grad_()
     bias = start[:, -1].to(features).contiguous().requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate)
+    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate, fused=device.type == "cuda")
     kept, lowest, reference, waited = (weight, bias), math.inf, math.inf, 0
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for epoch in range(max_epochs):

@@ -270,6 +270,7 @@ def test_dropped_words_in_closed_forms():
     assert set(WordDropping(0, 1).augmented("a big cat on grass", "cat")) == {"on grass cat a big"}
     assert set(WordDropping(1, 0.5).augmented(text, "cat art")) == {"cat art."}
     assert set(WordDropping(0, 1).augmented("a cartoon of art here", "art")) == {"here art a cartoon of"}
+    assert set(WordDropping(0, 1).augmented("a smart art here", "art")) == {"here art a smart"}
     assert set(WordDropping(1, 0.5).augmented("no name here", "cat")) == {"no name here"}
     assert len(WordDropping(forms=3).augmented(text, "cat art")) == 3
     with pytest.raises(ValueError, match="probability drop"):

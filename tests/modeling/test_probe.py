@@ -23,7 +23,7 @@ def some_data(n=45, width=6, classes=4, noise=0.7, dtype=torch.float32, seed=0):
 
 
 def naive_probe(features, labels, classes, max_epochs, patience, min_drop, seed, rate=0.005, batch=32):
-    """The probe as one writes it with a module; also the number of epochs that it ran."""
+    """The probe as one writes it with a module; also the training loss of each epoch."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(features.shape[1], classes).to(features.dtype)
     bound = features.shape[1] ** -0.5
@@ -51,7 +51,7 @@ def naive_probe(features, labels, classes, max_epochs, patience, min_drop, seed,
             reference, since = (value, 0) if value <= reference - min_drop else (reference, since + 1)
         if since >= patience:
             break
-    return kept, len(history)
+    return kept, history
 
 
 @pytest.mark.parametrize("settings", [(7, 10, 0.001), (300, 3, 0.02), (300, 1, 0.5)])
@@ -61,11 +61,20 @@ def test_weights_equal_a_rewriting(settings):
     weight, bias = fit_linear_probe(
         features, labels, 4, max_epochs=max_epochs, patience=patience, min_drop=min_drop, seed=3
     )
-    expected, epochs = naive_probe(features, labels, 4, max_epochs, patience, min_drop, seed=3)
-    assert epochs == 7 if max_epochs == 7 else 1 < epochs < 300  # the rule has stopped the longer ones
+    expected, history = naive_probe(features, labels, 4, max_epochs, patience, min_drop, seed=3)
+    assert len(history) == 7 if max_epochs == 7 else 1 < len(history) < 300  # the rule has stopped the longer ones
     torch.testing.assert_close(weight, expected[0], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(bias, expected[1], rtol=1e-9, atol=1e-10)
     assert weight.dtype == torch.float64 and not weight.requires_grad
+
+
+def test_the_weights_of_the_best_epoch_are_kept():
+    features, labels = some_data(noise=2.0, dtype=torch.float64)
+    weight, bias = fit_linear_probe(features, labels, 4, learning_rate=2.0, batch_size=4, max_epochs=12, seed=3)
+    expected, history = naive_probe(features, labels, 4, 12, 10, 0.001, seed=3, rate=2.0, batch=4)
+    assert min(history) < history[-1]  # so the last weights are others
+    torch.testing.assert_close(weight, expected[0], rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(bias, expected[1], rtol=1e-7, atol=1e-8)
 
 
 def test_patience_makes_the_fit_stop_early():
