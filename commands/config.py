@@ -314,14 +314,18 @@ def _check_registered(cfg: Any) -> None:
 
 
 def changes(plain: Any, asked: Any) -> str:
-    """`+KEY=VALUE` for each key in which two configurations ask for different computations, safe in a file name."""
+    """`+KEY=VALUE` for each key in which two configurations ask for different computations, safe in a file name.
+
+    Keys of the trainer's own node stand without it.
+    """
     before, after = identity(plain), identity(asked)
     changed = {
         key: value
         for key, value in after.items()
         if before.get(key) != value and key not in _NAMED_APART and not key.endswith(_NAMED_APART_ENDS)
     }
-    text = "".join(f"+{key}={_safe(value)}" for key, value in sorted(changed.items()))
+    own = f"TRAINER.{asked.TRAINER.NAME.upper()}."
+    text = "".join(f"+{key.removeprefix(own)}={_safe(value)}" for key, value in sorted(changed.items()))
     if len(text) <= _LONGEST_CHANGES:
         return text
     exact = "".join(f"+{key}={value}" for key, value in sorted(changed.items()))

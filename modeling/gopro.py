@@ -115,20 +115,19 @@ class GOProLearner(nn.Module):
         self.image_projector = Projector(embed_dim)
         self.text_projector = Projector(embed_dim) if project_scores else None
 
-    def scores(self, features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-        """`logit[i, k] = exp(logit_scale) <f_i, t_ik>` for inference, projected in the paper's variant.
+    def compared(self, features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The features that scores compare: projected in the paper's variant, otherwise as they are.
 
         Args:
             features: Image features, `[B, E]`.
             text: Text features of each image's prompts, `[B, C, E]`.
-            logit_scale: The exponentiated scale, a scalar.
 
         Returns:
-            `[B, C]`.
+            `[B, E]` and `[B, C, E]`.
         """
-        if self.text_projector is not None:
-            features, text = self.image_projector(features), self.text_projector(text)
-        return image_conditioned_scores(features, text, logit_scale)
+        if self.text_projector is None:
+            return features, text
+        return self.image_projector(features), self.text_projector(text)
 
     def losses(
         self,

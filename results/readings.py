@@ -1,9 +1,9 @@
 """Tables of the further readings of runs: other prompts, few-shot probes, attacked images, other proxies.
 
-A record's `metrics` hold the split that was tested (`test`) and any number of named readings of the same images, such as
-`C`, `4-shot`, `FGSM / C`, `text proxy`. Here they become rows. Over the prompt forms C, CP and PC stand CLAP's measures
-of how much the prompt matters (Cai et al., ECCV 2024, Table 4): `R`, the range; `delta`, the population standard
-deviation; and `Delta_NC`, what four tokens of noise before the class name cost.
+A record's `metrics` hold the split that was tested (`test`) and any number of named readings of the same images, such
+as `C`, `4-shot`, `FGSM / C`, `text proxy`. Here they become rows. Over the prompt forms C, CP and PC stand CLAP's
+measures of how much the prompt matters (Cai et al., ECCV 2024, Table 4): `R`, the range; `delta`, the population
+standard deviation; and `Delta_NC`, what four tokens of noise before the class name cost.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ Runs $method on DATASET (icons, pacs, vlcs, office_home, ...: a file of configs/
 with one SEED, or several (1,2,3). Finished runs are skipped, broken ones redone; a table ends the output.
 
 Environment:
-  TASK       fewshot, lodo, or "fewshot lodo"      default: what the data set's config says
+  TASK       fewshot, lodo, zeroshot, probe,       default: what the configs say
+             attacks, or several: "fewshot lodo"
   DATA       folder above the data sets            default: what the data set's config says
   OUT        folder above all runs                 default: output
   CFG        config of the method, name or file    default: the data set's own, else vit_b16

@@ -12,12 +12,14 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 
+from .clap import CLAP
 from .coop import CoOp
 from .gopro import GOPro
+from .inmap import InMaP
 from .linear_probe import LinearProbe
 from .zeroshot import ZeroshotCLIP
 
-__all__ = ["CoOp", "GOPro", "LinearProbe", "ZeroshotCLIP", "add_config"]
+__all__ = ["CLAP", "CoOp", "GOPro", "InMaP", "LinearProbe", "ZeroshotCLIP", "add_config"]
 
 
 def add_config(cfg: CfgNode) -> None:

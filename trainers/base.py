@@ -49,6 +49,8 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
         losses: Means of the last epoch's loss terms.
     """
 
+    trains_on_labels = True  # False: no label decides anything that is learned
+
     @property
     def node(self) -> CfgNode:
         """The trainer's own settings, `TRAINER.<NAME>`."""
@@ -126,13 +128,19 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
             return build_transform(self.cfg, is_train=True)
         return self.backbone.preprocess()
 
-    def register_learner(self, name: str, module: nn.Module) -> nn.Module:
-        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS` if set, and register them with their optimiser."""
+    def register_learner(self, name: str, module: nn.Module, looped: bool = True) -> nn.Module:
+        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS` if set, and register them.
+
+        Args:
+            name: Name of the checkpoint's folder.
+            module: The learned parts.
+            looped: Whether the epoch loop trains them, with the optimiser and the schedule of `OPTIM`.
+        """
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
             self._load(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
-        self.optim = build_optimizer(module, self.cfg.OPTIM)
-        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM)
+        self.optim = build_optimizer(module, self.cfg.OPTIM) if looped else None
+        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if looped else None
         self.register_model(name, module, self.optim, self.sched)
         return module
 
@@ -248,7 +256,7 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
             "prompt": self.prompt,
             "backbone": self.backbone.describe(),
             "input": {key: self.cfg.INPUT[key] for key in ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD")},
-            "num_train": len(dataset.train_x) if trained else 0,
+            "num_train": len(dataset.train_x) if trained and self.trains_on_labels else 0,
             "num_classes": self.num_classes,
             "metrics": self.results,
             "losses": self.losses,

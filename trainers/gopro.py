@@ -7,13 +7,14 @@ the image projector, so its contrastive term cannot change a prediction; in the 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.coop import initial_context
-from dassl_clip.modeling.gopro import VIEWS, GOProLearner, PromptGenerator
+from dassl_clip.modeling.gopro import VIEWS, GOProLearner, PromptGenerator, image_conditioned_scores
 from dassl_clip.modeling.views import augmix_view, moco_view
 
 from .base import CLIPTrainer, trainer_node
@@ -128,12 +129,32 @@ class GOPro(CLIPTrainer):
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Scores `[B, C]` of images `[B, 3, H, W]`: the original view alone."""
+        return image_conditioned_scores(*self._encoded(input), self.logit_scale)
+
+    def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[B, E]` of images and `[B, C, E]` of their prompts, projected in the paper's variant."""
         with self.precision.autocast():
-            features, blocks = self.backbone.encode_image_with_blocks(input)
+            features, blocks = self.backbone.encode_image_with_blocks(images)
         contexts = self.model.generator(blocks)
         with self.precision.autocast():
             text = self.backbone.text.encode_prompts(contexts, self.classes)
-        return self.model.scores(features, text.float(), self.logit_scale)
+        return self.model.compared(features, text.float())
+
+    def content(self, features: Tensor) -> Tensor:
+        """What scores compare of image features `[B, E]`: projected in the paper's variant."""
+        projected = self.model.text_projector is not None
+        return self.model.image_projector(F.normalize(features, dim=-1)) if projected else features
+
+    @torch.no_grad()
+    def refine_inputs(self, items: list) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base; the proxies are the means, over the images, of the text features of their prompts."""
+        features, scores, proxies = [], [], 0.0
+        for batch in self._bar(self.plain_loader(items), "scores"):
+            image, text = self._encoded(self.parse_batch_test(batch)[0])
+            features.append(F.normalize(image, dim=-1))
+            scores.append(image_conditioned_scores(image, text, torch.ones_like(self.logit_scale)))
+            proxies = proxies + F.normalize(text, dim=-1).sum(0)
+        return torch.cat(features), torch.cat(scores), F.normalize(proxies, dim=-1)
 
 
 def parse_shift_scale(value: str | float) -> tuple[float, bool]:

@@ -98,7 +98,7 @@ class LinearProbe(CLIPTrainer):
         self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME, words=node.CTX_INIT)
         with self.precision.autocast():
             self.start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
-        self.model = self.register_learner("probe", Probe(self.start))
+        self.model = self.register_learner("probe", Probe(self.start), looped=False)
 
     def fit(self) -> None:
         """Extract the features once, solve for every candidate pull, keep the best on validation images."""

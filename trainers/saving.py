@@ -15,6 +15,10 @@ class CheckpointMixin:
 
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
 
+    def published_state(self, state: dict) -> dict:
+        """The state of the learned parts inside a foreign checkpoint's; the same unless a trainer knows better."""
+        return state
+
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
         """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
         for name in self.get_model_names():
@@ -99,5 +103,5 @@ class CheckpointMixin:
                 f"{len(self.classnames)} ({', '.join(self.classnames[:3])}, ...); class-specific parts fit no other "
                 f"classes"
             )
-        checkpoint.load_state(module, state["state_dict"], str(path))
+        checkpoint.load_state(module, self.published_state(state["state_dict"]), str(path))
         return state

@@ -72,13 +72,17 @@ class TestingMixin:
         with torch.no_grad(), self.precision.autocast():
             return self.backbone.encode_image(images, normalize=False)
 
+    @property
+    def tower_facts(self) -> dict:
+        """What names the towers in the bank."""
+        return bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+
     def raw_features(self, items: Sequence) -> tuple[Tensor, Tensor]:
         """Features `[N, E]` of a list of Datum under the test preprocessing, and their labels `[N]`, on the CPU.
 
         Encoded once and kept on disk; not normalised.
         """
-        facts = {"kind": "image features"} | bank.image_facts([item.impath for item in items])
-        facts |= bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+        facts = {"kind": "image features"} | bank.image_facts([item.impath for item in items]) | self.tower_facts
         features = bank.cached(facts, lambda: self._extract(items))
         return features, torch.tensor([item.label for item in items])
 
@@ -87,6 +91,24 @@ class TestingMixin:
         features, labels = self.raw_features(items)
         return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
 
+    @torch.no_grad()
+    def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:
+        """What a method that refines this one on unlabeled images needs.
+
+        Returns:
+            Normalised features of the images `[N, E]`, their scores without the logit scale `[N, C]`, and normalised
+            class proxies to start from `[C, E]`.
+        """
+        features, _ = self.raw_features(items)
+        batches = [batch.to(self.device) for batch in features.split(self.test_loader.batch_size)]
+        scores = torch.cat([self.feature_scores(batch).float() for batch in batches]) / self.logit_scale
+        content = torch.cat([self.content(batch) for batch in batches])
+        return F.normalize(content, dim=-1), scores, F.normalize(self.class_proxies().float(), dim=-1)
+
+    def content(self, features: Tensor) -> Tensor:
+        """What is compared of features `[..., E]` of either tower: the features, unless a trainer changes them."""
+        return features
+
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Features `[K, E]` of texts, encoded once and kept on disk; float32, not normalised, on the device."""
 
@@ -94,15 +116,18 @@ class TestingMixin:
             with self.precision.autocast():
                 return self.backbone.text.encode(list(texts)).float()
 
-        facts = {"kind": "text features"} | bank.text_facts(texts)
-        facts |= bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+        facts = {"kind": "text features"} | bank.text_facts(texts) | self.tower_facts
         return bank.cached(facts, encode).to(self.device)
 
-    def _extract(self, items: Sequence) -> Tensor:
+    def plain_loader(self, items: Sequence) -> DataLoader:
+        """A loader of a list of Datum in its order, under the test preprocessing."""
         like = self.test_loader
         images = type(like.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
-        loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        return torch.cat([self.encode(self.parse_batch_test(batch)[0]) for batch in self._bar(loader, "features")])
+        return DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
+
+    def _extract(self, items: Sequence) -> Tensor:
+        batches = self._bar(self.plain_loader(items), "features")
+        return torch.cat([self.encode(self.parse_batch_test(batch)[0]) for batch in batches])
 
     def cosine_scores(self, features: Tensor, text: Tensor) -> Tensor:
         """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""

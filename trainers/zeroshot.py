@@ -11,17 +11,27 @@ from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.modeling.zeroshot import zeroshot_weights
 
 from .base import CLIPTrainer, trainer_node
+from .readings import KEYS, ReadingsMixin, check_keys
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(CLIPTrainer):
+class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
     """Cosines of image features with the (averaged) text features of each class's prompts."""
+
+    trains_on_labels = False
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
-        """`TEMPLATES`: a named set or a list of templates with `{}`; `words`: the words of `CTX_INIT`, name, full "
-        "stop."""
-        trainer_node(cfg, "ZEROSHOTCLIP", TEMPLATES="single", CTX_INIT="a photo of a")
+        """`TEMPLATES`: a named set or a list of templates with `{}`; `words`: the words of `CTX_INIT`, name, stop.
+
+        The other keys are those of further readings (`readings.KEYS`).
+        """
+        trainer_node(cfg, "ZEROSHOTCLIP", TEMPLATES="single", CTX_INIT="a photo of a", **KEYS)
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Also refuse readings that do not exist."""
+        super().check_cfg(cfg)
+        check_keys("ZEROSHOTCLIP", cfg.TRAINER.ZEROSHOTCLIP)
 
     @property
     def prompt(self) -> str:

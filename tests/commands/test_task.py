@@ -68,7 +68,7 @@ def test_lodo_and_fewshot_expand_to_the_runs_of_the_protocol(world):
         (("DATASET.NUM_SHOTS", "2"), {}, "tiny/shots2/day"),
         (("OPTIM.LR", "0.1"), {}, "tiny/shots16/day"),  # the config's own value
         (("OPTIM.LR", "0.2"), {}, "tiny+OPTIM.LR=0.2/shots16/day"),
-        (("TRAINER.TINYNET.CTX_INIT", "a b/c"), {}, "tiny+TRAINER.TINYNET.CTX_INIT=a_b_c/shots16/day"),
+        (("TRAINER.TINYNET.CTX_INIT", "a b/c"), {}, "tiny+CTX_INIT=a_b_c/shots16/day"),
         (("DATALOADER.NUM_WORKERS", "2"), {}, "tiny/shots16/day"),
         (("DATASET.SUBSAMPLE_CLASSES", "base"), {}, "tiny/shots16/day-base"),
     ],
@@ -155,7 +155,7 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
     guess = world.out / "fewshot" / "colours" / "TinyGuess"
     assert len(records.find_records(world.out)) == 8
     assert [path.name for path in guess.iterdir()] == [
-        "tiny+TRAINER.TINYGUESS.CTX_INIT=some_words+TRAINER.TINYGUESS.TEMPLATES=words"
+        "tiny+CTX_INIT=some_words+TEMPLATES=words"
     ]
     for target in ("day", "night"):
         folder = lodo / target / "seed1"
@@ -205,7 +205,7 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
 def test_failed_and_killed_runs_are_told_and_the_others_go_on(world):
     faults = ["TRAINER.TINYNET.FAULTS", "['lodo day killed_once', 'lodo night bug']"]
     words = world.task("--jobs", "2", "TRAIN.CHECKPOINT_FREQ", "1", *faults)
-    base = world.out / "lodo/colours/TinyNet/tiny+TRAINER.TINYNET.FAULTS=lodo_day_killed_once,lodo_night_bug/shots4"
+    base = world.out / "lodo/colours/TinyNet/tiny+FAULTS=lodo_day_killed_once,lodo_night_bug/shots4"
     day = base / "day" / "seed1"
     first = world.run(words)
     assert first.returncode == 1

@@ -141,7 +141,8 @@ def test_inference_scores_equal_training_logits_in_eval_mode():
         learner.eval()
         text = tower(learner.generator(blocks[0]))
         _, logits = learner.losses(features, [text], labels, torch.tensor(5.0), 0.1)
-        torch.testing.assert_close(learner.scores(features[0], text, torch.tensor(5.0)), logits)
+        compared = learner.compared(features[0], text)
+        torch.testing.assert_close(image_conditioned_scores(*compared, torch.tensor(5.0)), logits)
 
 
 def test_statistics_of_a_single_position_are_finite():

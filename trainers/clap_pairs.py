@@ -1,0 +1,182 @@
+"""What CLAP's head is trained on: texts of a template, of random words or of a file; or pictures (Im.Aug).
+
+The features of all texts, and of all views of the pictures, are made once and kept on disk (`bank.py`).
+"""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import ColorJitter, Compose, InterpolationMode, RandomResizedCrop, ToTensor
+from yacs.config import CfgNode
+
+from dassl.data.datasets import Datum
+from dassl_clip.modeling.clap import (
+    Augmentation,
+    TextTables,
+    WordDropping,
+    file_texts,
+    random_word_texts,
+    source_tables,
+    template_tables,
+)
+from dassl_clip.modeling.clap_training import ImagePairs, PromptNoise, TextPairs
+
+from . import bank
+from .images import SeededImages, mix_seed
+
+logger = logging.getLogger(__name__)
+
+MODALITIES = ("text", "image")
+SOURCES = ("template", "random-words")  # or a file
+CROP = (0.64, 1.0)
+PAIR_KEYS = {
+    "MODALITY": "text",  # text, or image for Im.Aug
+    "SOURCE": "template",  # template, random-words, or a file with one text a line, {} for the class name
+    "DROP_SIZE": 0.5,
+    "DROP_COLOUR": 0.5,
+    "DROP_TYPE_STYLE": 0.0,
+    "SWAP": 0.5,
+    "DROP_WORD": 0.25,  # of sources other than the template
+    "NOISE_TOKENS": 0,  # noise embeddings beside an augmented prompt
+    "NOISE_STD": 0.02,
+    "IMAGE_FOLDER": "",  # of Im.Aug: one folder of pictures a class
+    "IMAGE_VIEWS": 8,  # augmented views of each picture
+    "IMAGE_JITTER": (0.4, 0.4, 0.4, 0.1),  # brightness, contrast, saturation, hue
+}
+
+
+def check_pair_keys(node: CfgNode) -> None:
+    """Refuse impossible values of `PAIR_KEYS`.
+
+    Raises:
+        ValueError: An unknown modality, no folder of pictures, too few views, or a probability outside 0 to 1.
+        FileNotFoundError: The source is neither a known one nor a file.
+    """
+    if node.MODALITY not in MODALITIES:
+        raise ValueError(f"TRAINER.CLAP.MODALITY is {node.MODALITY!r}; expected one of {', '.join(MODALITIES)}")
+    if node.MODALITY == "image" and (not node.IMAGE_FOLDER or node.IMAGE_VIEWS < 2):
+        raise ValueError(
+            "TRAINER.CLAP.MODALITY image trains on pictures: set TRAINER.CLAP.IMAGE_FOLDER to a folder with one folder "
+            f"of pictures a class, and IMAGE_VIEWS to 2 or more (now {node.IMAGE_VIEWS})"
+        )
+    if node.SOURCE not in SOURCES and not Path(node.SOURCE).expanduser().is_file():
+        raise FileNotFoundError(
+            f"TRAINER.CLAP.SOURCE is {node.SOURCE!r}; expected {', '.join(SOURCES)}, or a text file with one text a "
+            "line and {} for the class name; there is no such file"
+        )
+    if node.NOISE_TOKENS < 0 or node.NOISE_STD < 0:
+        raise ValueError(
+            f"TRAINER.CLAP.NOISE_TOKENS and NOISE_STD are at least 0, got {node.NOISE_TOKENS} and {node.NOISE_STD}"
+        )
+    _augmentation(node), _dropping(node, 0)
+
+
+def _augmentation(node: CfgNode) -> Augmentation:
+    return Augmentation(node.DROP_SIZE, node.DROP_COLOUR, node.DROP_TYPE_STYLE, node.SWAP)
+
+
+def _dropping(node: CfgNode, seed: int) -> WordDropping:
+    return WordDropping(drop=node.DROP_WORD, swap=node.SWAP, seed=seed)
+
+
+def text_tables(classnames: Sequence[str], node: CfgNode, seed: int) -> TextTables:
+    """All texts of a training run.
+
+    Raises:
+        ValueError: A class has no text, or the file has a line without one `{}`.
+    """
+    if node.SOURCE == "template":
+        return template_tables(classnames, _augmentation(node))
+    if node.SOURCE == "random-words":
+        texts = [random_word_texts(name, seed=seed) for name in classnames]
+    else:
+        lines = Path(node.SOURCE).expanduser().read_text(encoding="utf-8").splitlines()
+        texts = [file_texts(name, lines) for name in classnames]
+    return source_tables(classnames, texts, _dropping(node, seed))
+
+
+def text_pairs(trainer) -> tuple[TextPairs, dict]:
+    """The batches of text features that the head is trained on, and what names them (`bank.py`)."""
+    node, text, seed = trainer.node, trainer.backbone.text, max(trainer.cfg.SEED, 0)
+    tables = text_tables(trainer.classnames, node, seed)
+    logger.info("%d distinct texts of %d classes", len(tables.texts), len(tables.classnames))
+    features = trainer.text_features(tables.texts)
+    noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD) if node.NOISE_TOKENS else None
+    keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "SWAP", "DROP_WORD", "NOISE_TOKENS", "NOISE_STD")
+    facts = {key: node[key] for key in keys} | bank.text_facts(tables.texts) | trainer.tower_facts
+    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise), facts
+
+
+def image_pairs(trainer) -> tuple[ImagePairs, dict]:
+    """The same for features of augmented pictures (Im.Aug: crop, colour jitter)."""
+    node, seed = trainer.node, max(trainer.cfg.SEED, 0)
+    items = class_pictures(Path(node.IMAGE_FOLDER).expanduser(), trainer.classnames)
+    logger.info(
+        "Im.Aug: %d pictures of %d classes, %d views each", len(items), len(trainer.classnames), node.IMAGE_VIEWS
+    )
+    facts = {"kind": "augmented views", "views": node.IMAGE_VIEWS, "seed": seed, "crop": CROP}
+    facts |= {"jitter": list(node.IMAGE_JITTER)} | bank.image_facts([item.impath for item in items])
+    facts |= trainer.tower_facts
+    features = bank.cached(facts, lambda: _views(trainer, items, seed)).to(trainer.device)
+    names = trainer.text_features([name.replace("_", " ") for name in trainer.classnames])
+    labels = torch.tensor([item.label for item in items])
+    facts |= bank.text_facts(trainer.classnames)
+    return ImagePairs(features, labels, names, node.BATCH_SIZE, seed), facts
+
+
+def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
+    """Features of augmented views, `[N, V, E]`."""
+    backbone = trainer.backbone
+    transform = Compose(
+        [
+            RandomResizedCrop(backbone.image_size, CROP, interpolation=InterpolationMode(backbone.interpolation)),
+            ColorJitter(*trainer.node.IMAGE_JITTER),
+            ToTensor(),
+            backbone.normalize(),
+        ]
+    )
+    images = SeededImages(trainer.cfg, items, transform=transform, is_train=True)
+    like, views = trainer.test_loader, []
+    for number in range(trainer.node.IMAGE_VIEWS):
+        images.view_seed.fill_(mix_seed(seed, number))
+        loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
+        views.append(torch.cat([trainer.encode(trainer.parse_batch_test(batch)[0]) for batch in loader]))
+    return torch.stack(views, dim=1)
+
+
+def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:
+    """The pictures of a folder with one folder a class; case, blanks, `_` and `-` in names do not count.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: A class has no folder, or an empty one.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"TRAINER.CLAP.IMAGE_FOLDER: there is no folder {folder}")
+    there = {_plain(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    items, empty = [], []
+    for label, name in enumerate(classnames):
+        own = there.get(_plain(name))
+        files = sorted(own.rglob("*")) if own is not None else []
+        found = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
+        empty += [] if found else [name]
+        items += [Datum(impath=str(path), label=label, classname=name) for path in found]
+    if empty:
+        near = difflib.get_close_matches(_plain(empty[0]), there, n=1)
+        hint = f" Is {empty[0]!r} the folder {there[near[0]].name!r}?" if near else ""
+        raise ValueError(
+            f"{folder} has no pictures for {len(empty)} of {len(classnames)} classes: {', '.join(empty[:8])}"
+            f"{', ...' if len(empty) > 8 else ''}.{hint} It has {len(there)} folders; each class needs one with at "
+            "least one picture"
+        )
+    return items
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character not in " _-")
