@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .common import PARTS, register
+from .folders import read_text
 from .spec import listed, name_key
 from .split_file import Entries, Split, SplitFileDataset, contents_hint
 
@@ -40,7 +41,7 @@ class FGVCAircraft(SplitFileDataset):
         entries: Entries = {}
         for part, name in LISTS.items():
             entries[part] = []
-            for number, line in enumerate((folder / name).read_text(encoding="utf-8").splitlines(), start=1):
+            for number, line in enumerate(read_text(folder / name).splitlines(), start=1):
                 image, _, variant = line.strip().partition(" ")
                 if not image:
                     continue

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import DomainDataset, Layout, register, split_seed
-from .folders import is_image, list_folder, open_root
+from .folders import is_image, list_folder, open_root, read_text
 from .layouts import holdout_layout
 from .spec import Spec, did_you_mean, listed, name_key
 
@@ -88,7 +88,7 @@ def read_class_file(path: Path, folders: Sequence[str]) -> list[str]:
     Raises:
         ValueError: if a name is twice in the file, has no folder, or a folder is not in the file.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     keys = {name_key(folder) for folder in folders}
     seen: dict[str, str] = {}
     for name in names:

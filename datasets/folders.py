@@ -51,6 +51,18 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
+def read_text(path: Path) -> str:
+    """The text of a list file.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
 def is_image(name: str) -> bool:
     """Whether a file name has the ending of an image, in any letter case."""
     return name.lower().endswith(IMAGE_EXTENSIONS)

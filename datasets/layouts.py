@@ -16,6 +16,7 @@ from .folders import (
     not_found,
     open_root,
     read_classes,
+    read_text,
 )
 from .selection import HOLDOUT_SEED, hold_out
 from .spec import Spec, listed, name_key
@@ -226,7 +227,7 @@ def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "")
     class_folders = {labels.get(name_key(name)): name for name in list_folder(folder)[0]}
     present: dict[int, set[str]] = {}
     images, missing = [], []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

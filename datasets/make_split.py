@@ -1,8 +1,8 @@
 """Making a split of one's own for a data set whose published split file is not at hand.
 
-Half of each class trains, 20 % validate and 30 % are tested, as in CoOp's own splits; the draw of a class depends on the
-seed and the class alone. Frames of one group of videos (`_g07_` in UCF101) stay in one part. Results on such a split are
-not comparable with published ones, so it never bears the published file's name.
+Half of each class trains, 20 % validate and 30 % are tested, as in CoOp's own splits; the draw of a class depends on
+the seed and the class alone. Frames of one group of videos (`_g07_` in UCF101) stay in one part. Results on such a
+split are not comparable with published ones, so it never bears the published file's name.
 """
 
 import json
@@ -116,15 +116,13 @@ def flower_labels(base: Path, spec: Spec) -> Labelled:
     """Images numbered from 1 on, with the labels of imagelabels.mat."""
     from scipy.io import loadmat
 
-    path = next(
-        (folder / "imagelabels.mat" for folder in (base, base.parent) if (folder / "imagelabels.mat").is_file()), None
-    )
+    files = [folder / "imagelabels.mat" for folder in (base, base.parent)]
+    path = next((file for file in files if file.is_file()), None)
     if path is None:
         return []
     labels = loadmat(path)["labels"].ravel()
-    numbers = {
-        name: int(match[1]) for name in list_folder(base)[1] if (match := re.fullmatch(r"image_(\d+)\.jpg", name))
-    }
+    matches = {name: re.fullmatch(r"image_(\d+)\.jpg", name) for name in list_folder(base)[1]}
+    numbers = {name: int(match[1]) for name, match in matches.items() if match}
     return [(name, int(labels[number - 1]) - 1) for name, number in numbers.items() if 1 <= number <= len(labels)]
 
 

@@ -7,6 +7,7 @@ held out, as in folders; a held-out target is tested on its test lines if there 
 """
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
 from .common import PARTS, ListedDataset, drawn_anew, split_seed
-from .folders import ImageFile
+from .folders import ImageFile, read_text
 from .listed_files import FileFinder
 from .spec import Spec, did_you_mean, listed, name_key
 
@@ -106,32 +107,35 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ValueError: if a column is missing or unknown, or a line cannot be used; names file and line.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        names = {name: name.strip().casefold() for name in reader.fieldnames or () if name}
-        missing = [name for name in ("path", "class") if name not in names.values()]
-        unknown = [name for name, key in names.items() if key not in COLUMNS]
-        if missing or unknown:
-            hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
-            what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
-            raise ValueError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
-        rows = []
-        for cells in reader:
-            cell = {key: (cells.get(name) or "").strip() for name, key in names.items()}
-            if not any(cell.values()):
-                continue
-            row = Row(
-                number=reader.line_num,
-                path=cell["path"].replace("\\", "/"),
-                name=cell["class"],
-                label=cell.get("label", ""),
-                domain=cell.get("domain", ""),
-                split={"training": "train", "valid": "val", "validation": "val"}.get(
-                    cell.get("split", "").casefold(), cell.get("split", "").casefold()
-                ),
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    names = {name: name.strip().casefold() for name in reader.fieldnames or () if name}
+    missing = [name for name in ("path", "class") if name not in names.values()]
+    unknown = [name for name, key in names.items() if key not in COLUMNS]
+    if missing or unknown:
+        hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
+        what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
+        raise ValueError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
+    rows = []
+    for cells in reader:
+        if None in cells:
+            raise ValueError(
+                f"{path}, line {reader.line_num}: more cells than columns; put cells with commas in quotes"
             )
-            check_row(row, path)
-            rows.append(row)
+        cell = {key: (cells.get(name) or "").strip() for name, key in names.items()}
+        if not any(cell.values()):
+            continue
+        row = Row(
+            number=reader.line_num,
+            path=cell["path"].replace("\\", "/"),
+            name=cell["class"],
+            label=cell.get("label", ""),
+            domain=cell.get("domain", ""),
+            split={"training": "train", "valid": "val", "validation": "val"}.get(
+                cell.get("split", "").casefold(), cell.get("split", "").casefold()
+            ),
+        )
+        check_row(row, path)
+        rows.append(row)
     check_rows(rows, path)
     return rows
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .base import DomainDataset, Layout, register
 from .domainnet import HINT
+from .folders import read_text
 from .layouts import candidates, lists_or_holdout
 from .spec import Spec, listed, load_spec, read_entry
 
@@ -75,7 +76,7 @@ def listed_classes(paths: Sequence[Path], folder: Path) -> list[str]:
         )
     names: dict[int, str] = {}
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             if not line.strip():
                 continue
             file, _, label = line.strip().rpartition(" ")

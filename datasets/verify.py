@@ -228,7 +228,7 @@ def check_images(report: Report, decode: bool, duplicates: bool, jobs: int, prog
     if len(bad) > 5:
         report.add(ERROR, f"{len(bad) - 5} more files are empty or damaged: {listed([i.path for i, _ in bad[5:]], 3)}")
     entry = entry_of(report.dataset)
-    for key in entry.get("skip", ()):
+    for key in entry.get("skip", ()) if report.images else ():
         report.add(NOTE, f"{key} is known to be damaged and is always left out")
     odd = [image.key for image in report.images if image.key in set(entry.get("suspect", ()))]
     if odd:

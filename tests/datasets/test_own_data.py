@@ -122,6 +122,7 @@ def test_manifest_that_is_a_test_alone(tmp_path, config):
         ("path,class,domian\na/0.jpg,a,x\n", r'the unknown column domian; .*Did you mean "domain"'),
         ("path,class\n", r"names no image"),
         ("path,class\na/0.jpg,\n", r"line 2: path and class must not be empty"),
+        ("path,class\na/0.jpg,a,b\n", r"line 2: more cells than columns; quote cells that hold commas"),
         ("path,class,split\na/0.jpg,a,tset\n", r'line 2: split is "tset"; it must be train, val, test or empty'),
         ("path,class,split\na/0.jpg,a,test\na/1.jpg,a,\n", r"split is empty in the lines 3 and filled in others"),
         ("path,class\na/0.jpg,a\na/0.jpg,b\n", r"lines 2 and 3 name the same image a/0.jpg"),
