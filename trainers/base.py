@@ -47,6 +47,8 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
         logit_scale: Its exponentiated logit scale, a scalar tensor.
         results: Metrics of each tested split.
         losses: Means of the last epoch's loss terms.
+        history: Rate and means of the loss terms of each epoch, kept in checkpoints.
+        predictions: The last predictions of each tested split.
     """
 
     trains_on_labels = True  # False: no label decides anything that is learned
@@ -83,6 +85,8 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
         """Load the frozen model first: its pixel statistics, size and interpolation make the images."""
         self.results: dict[str, dict] = {}
         self.losses: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.predictions: dict[str, dict] = {}
         self.seconds = {"train": 0.0, "test": 0.0}
         self.started = time.monotonic()
         cfg = self.cfg
@@ -179,12 +183,14 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
         """Dassl's epoch, under a progress bar where stderr is a terminal."""
         loader = self.train_loader_x
         self.epoch_terms: dict[str, list[float]] = {}
+        self.epoch_lr = self.get_current_lr()
         try:
             self.train_loader_x = self._bar(loader, f"epoch {self.epoch + 1}/{self.max_epoch}")
             super().run_epoch()
         finally:
             self.train_loader_x = loader
         self.losses = {name: sum(values) / len(values) for name, values in self.epoch_terms.items()}
+        self.history.append({"epoch": self.epoch + 1, "lr": self.epoch_lr, **self.losses})
 
     def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
@@ -260,6 +266,8 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
             "num_classes": self.num_classes,
             "metrics": self.results,
             "losses": self.losses,
+            "history": self.history,
+            "classnames": self.classnames,
             "seconds": {**self.seconds, "total": time.monotonic() - self.started},
             "precision": self.precision.name,
             "device": str(self.device),
@@ -274,4 +282,5 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
     def write_record(self) -> None:
         """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
         facts = records.facts_from_config(self.asked) | environment.environment_facts() | self.record_facts()
+        self.save_predictions()
         records.write_record(self.output_dir, facts)

@@ -129,6 +129,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         self.checks = kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist()
         vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
         self.losses = {"contrastive": self.checks[-1][1]}
+        self.history = [{"step": int(step), "contrastive": loss} for step, loss in self.checks]
         self.save_model(0, self.output_dir)
 
     def _train_head(self, pairs: Pairs) -> Tensor:

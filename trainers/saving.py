@@ -33,6 +33,7 @@ class CheckpointMixin:
                 "trainer": type(self).__name__,
                 "backbone": self.backbone.describe(),
                 "classnames": self.classnames,
+                "history": self.history,
             }
             file = model_name or checkpoint.epoch_name(epoch + 1)
             path = Path(directory) / name / file
@@ -58,6 +59,7 @@ class CheckpointMixin:
                     self._scheds[name].load_state_dict(state["scheduler"])
                 self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
                 self.best_result = state.get("best_result", self.best_result)
+                self.history = state.get("history", [])
                 logger.info("resumed from %s, %d epochs done", path, state["epoch"])
                 return int(state["epoch"])
         if names:

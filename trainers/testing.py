@@ -4,7 +4,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,10 +14,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import bank
+from .checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)
 
 TOP = 5
+PREDICTIONS = "predictions.npz"
 
 
 class TestingMixin:
@@ -44,16 +48,41 @@ class TestingMixin:
         self.evaluator.reset()
         self.before_test()
         logger.info("evaluate on the %s images", split)
-        hits = []
+        hits, top, shares, truth = [], [], [], []
         for scores, labels in self._scored(loader, split):
             self.evaluator.process(scores, labels)
             hits.append(top_hits(scores, labels))
+            best = scores.softmax(dim=1).topk(min(TOP, scores.shape[1]), dim=1)
+            top.append(best.indices)
+            shares.append(best.values)
+            truth.append(labels)
         metrics = self.evaluator.evaluate()
         for key, value in metrics.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         self.results[split] = {**{key: float(value) for key, value in metrics.items()}, **count_hits(torch.cat(hits))}
+        self.predictions[split] = {
+            "paths": [item.impath for item in loader.dataset.data_source],
+            "labels": torch.cat(truth),
+            "top": torch.cat(top),
+            "shares": torch.cat(shares),
+        }
         self.seconds["test"] += time.monotonic() - begin
         return float(next(iter(metrics.values())))
+
+    def save_predictions(self, split: str = "test") -> None:
+        """Write the last test's predictions of a split to `predictions.npz` in the run's folder.
+
+        Arrays: `paths` and `labels` `[N]`, the best classes `top` and their softmax `shares` `[N, 5]`, best first, and
+        `classnames` `[C]`. No pickles.
+        """
+        if split not in self.predictions:
+            return
+        arrays = {
+            key: np.array(value) if isinstance(value, list) else value.cpu().numpy()
+            for key, value in self.predictions[split].items()
+        }
+        arrays["classnames"] = np.array(self.classnames)
+        write_atomically(Path(self.output_dir) / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
 
     def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Scores `[B, C]`, float32, and labels `[B]` of a split, batch after batch."""
