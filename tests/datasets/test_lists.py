@@ -1,16 +1,30 @@
 """The published facts in `datasets/lists`.
 
-Covers: label orders (landmarks of each data set, the letters-only rule of DomainNet, the place of TV), counts that
-add up to the published totals, spellings that are unambiguous, VLCS's numbers.
+Covers: label orders (landmarks of each data set, the letters-only rule of DomainNet, the place of TV, sorted wnids),
+counts that add up to the published totals, halves of the class lists, spellings that are unambiguous, VLCS's numbers,
+links with checksums of the right form, a link to every split file that a loader reads.
 """
 
 import re
 
 import pytest
 
-from dassl_clip.datasets.spec import load_spec, name_key
+from dassl_clip.datasets.spec import LISTS, load_spec, name_key, read_entry
 
 FILES = ["pacs", "vlcs", "office_home", "office_home_dg", "domainnet"]
+ENTRIES = sorted(path.stem for path in LISTS.glob("*.json"))
+COOP = {  # classes, base, new, train, val, test, test of base, test of new
+    "caltech101": (100, 50, 50, 4128, 1649, 2465, 1549, 916),
+    "oxford_pets": (37, 19, 18, 2944, 736, 3669, 1881, 1788),
+    "stanford_cars": (196, 98, 98, 6509, 1635, 8041, 4002, 4039),
+    "oxford_flowers": (102, 51, 51, 4093, 1633, 2463, 1053, 1410),
+    "food101": (101, 51, 50, 50500, 20200, 30300, 15300, 15000),
+    "fgvc_aircraft": (100, 50, 50, 3334, 3333, 3333, 0, 0),
+    "sun397": (397, 199, 198, 15880, 3970, 19850, 9950, 9900),
+    "dtd": (47, 24, 23, 2820, 1128, 1692, 864, 828),
+    "eurosat": (10, 5, 5, 13500, 5400, 8100, 4200, 3900),
+    "ucf101": (101, 51, 50, 7639, 1898, 3783, 1934, 1849),
+}
 
 
 @pytest.mark.parametrize(
@@ -94,3 +108,79 @@ def test_spellings_name_one_thing(file):
 def test_domains_by_any_spelling(file, given, canonical):
     spec = load_spec(file)
     assert [spec.resolve_domains([name], "SOURCE") for name in given] == [[canonical]] * len(given)
+
+
+@pytest.mark.parametrize("file", COOP)
+def test_coop_sizes(file):
+    entry, spec = read_entry(file), load_spec(file)
+    classes, base, new, train, val, test, test_base, test_new = COOP[file]
+    assert (len(spec.classes), entry["halves"]) == (classes, {"base": base, "new": new})
+    assert spec.images == {"train": train, "val": val, "test": test}
+    halves = entry.get("test_halves", {"base": 0, "new": 0})
+    assert (halves["base"], halves["new"]) == (test_base, test_new)
+    assert sum(halves.values()) in (0, test)
+    assert base == -(-classes // 2) and len({*map(name_key, spec.classes)}) == classes
+    if "split_file" in entry:
+        _, label, name = entry["first_train_entry"]
+        assert spec.classes[label] == name
+
+
+def test_coop_orders():
+    caltech, food, ucf = (load_spec(file).classes for file in ("caltech101", "food101", "ucf101"))
+    assert caltech[:5] == ("face", "leopard", "motorbike", "accordion", "airplane")
+    assert list(load_spec("caltech101").folder_names) == sorted(load_spec("caltech101").folder_names)
+    assert not {"BACKGROUND_Google", "Faces_easy"} & {*load_spec("caltech101").folder_names}
+    assert food[16:18] == ("cheese_plate", "cheesecake") and list(food) == sorted(food)
+    assert (ucf[34], ucf[35], ucf[46], ucf[47]) == ("Hammering", "Hammer_Throw", "Jumping_Jack", "Jump_Rope")
+    flowers, cars = load_spec("oxford_flowers").classes, load_spec("stanford_cars").classes
+    assert (flowers[0], flowers[76]) == ("pink primrose", "passion flower") and cars[13] == "2012 Audi TTS Coupe"
+    sun, aircraft = load_spec("sun397").classes, load_spec("fgvc_aircraft").classes
+    paths = ["/".join([name.split(" ")[-1][0], *name.split(" ")[::-1]]) for name in sun]
+    assert paths == sorted(paths) and "outdoor apartment_building" in sun
+    assert list(aircraft) == sorted(aircraft) and {"F-16A/B", "F/A-18"} < {*aircraft}
+    eurosat = load_spec("eurosat")
+    assert list(eurosat.folder_names) == sorted(eurosat.folder_names) and eurosat.classes[9] == "Sea or Lake"
+    for file in ("dtd", "oxford_pets"):
+        assert list(load_spec(file).classes) == sorted(load_spec(file).classes)
+
+
+def test_imagenet():
+    spec = load_spec("imagenet")
+    landmarks = {0: "tench", 7: "rooster", 21: "kite (bird of prey)", 134: "crane bird", 517: "construction crane"}
+    landmarks |= {836: "sunglasses", 837: "sunglasses", 657: "missile", 744: "missile", 999: "toilet paper"}
+    landmarks |= {421: "baluster / handrail"}
+    assert {label: spec.classes[label] for label in landmarks} == landmarks
+    assert len(set(spec.classes)) == 998 and len(set(spec.folder_names)) == 1000
+    assert list(spec.folder_names) == sorted(spec.folder_names)
+    assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in spec.folder_names)
+    assert sum(" / " in name for name in spec.classes) == 5 and spec.class_keys()["n04356056"] == 837
+
+
+def test_imagenet_variants():
+    whole = dict(zip(load_spec("imagenet").folder_names, load_spec("imagenet").classes))
+    subsets = [load_spec(file) for file in ("imagenet_a", "imagenet_r")]
+    for spec in subsets:
+        assert len(set(spec.folder_names)) == len(set(spec.classes)) == 200
+        assert list(spec.folder_names) == sorted(spec.folder_names)
+        assert all(whole[wnid] == name for wnid, name in zip(spec.folder_names, spec.classes))
+    assert len({*subsets[0].folder_names} & {*subsets[1].folder_names}) == 86
+    assert [subsets[0].folder_names[0], subsets[1].folder_names[0]] == ["n01498041", "n01443537"]
+    images = {file: load_spec(file).images for file in ENTRIES if file.startswith("imagenet_")}
+    assert {file: number["test"] for file, number in images.items()} == {
+        "imagenet_a": 7500,
+        "imagenet_r": 30000,
+        "imagenet_sketch": 50889,
+        "imagenet_v2": 10000,
+    }
+
+
+@pytest.mark.parametrize("file", ENTRIES)
+def test_links(file):
+    entry = read_entry(file)
+    assert entry["terms"] and entry["reference"] and entry["links"]
+    for link in entry["links"]:
+        assert {*link} <= {"what", "url", "size", "md5"} and link["what"]
+        assert re.fullmatch(r"https?://\S+", link.get("url", "https://none"))
+        assert re.fullmatch(r"[0-9a-f]{32}", link.get("md5", "0" * 32))
+    if "split_file" in entry:
+        assert any(link["what"] == entry["split_file"] and "url" in link for link in entry["links"])
