@@ -22,6 +22,7 @@ from typing import Any
 
 from dassl_clip.commands import catalogue, config, train
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.results import records
 from dassl_clip.results.tables import Row, refined_row
 
@@ -265,8 +266,18 @@ def reference_method(request: Request, method: Method, trainer: str = REFERENCE,
     wanted |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in words.items()}
     plain = records.flatten_config(_resolve(_common_words(request, Method(trainer, name)), ()))
     changed = {key: value for key, value in wanted.items() if key in plain and plain[key] != value}
+    prompt = [f"TRAINER.{trainer.upper()}.{key}" for key in ("TEMPLATES", "CTX_INIT")]
+    if _templates(plain, prompt, asked.DATASET.NAME) == _templates(plain | changed, prompt, asked.DATASET.NAME):
+        changed = {key: value for key, value in changed.items() if key not in prompt}
     pairs = [word for key, value in changed.items() for word in (key, value if isinstance(value, str) else repr(value))]
     return Method(trainer, name, tuple(pairs))
+
+
+def _templates(flat: dict[str, Any], keys: Sequence[str], dataset: str) -> list[str] | None:
+    """The sentences of a trainer's prompt, or None if it has no such keys."""
+    if not all(key in flat for key in keys):
+        return None
+    return resolve_templates(flat[keys[0]], dataset, words=flat[keys[1]])
 
 
 def _common_words(request: Request, method: Method) -> list[str]:
