@@ -257,10 +257,8 @@ def read_classes(
         names = list_images(found[label])
         if not names:
             empty.append(found[label])
-        for name in names:
-            key = f"{prefix}/{spec.key_names[label]}/{name}"
-            if key not in spec.skip:
-                images.append(ImageFile(os.path.join(found[label], name), label, key))
+        home, key_home = f"{found[label]}{os.sep}", f"{prefix}/{spec.key_names[label]}/"
+        images += [ImageFile(home + name, label, key_home + name) for name in names if key_home + name not in spec.skip]
     if complete:
         check_classes(folder, spec, list(found), empty)
     return images
