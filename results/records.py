@@ -44,6 +44,7 @@ __all__ = [
     "protocol_of",
     "read_record",
     "task_of",
+    "write_bytes_atomically",
     "write_record",
     "write_text_atomically",
 ]
@@ -218,11 +219,16 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file so that at any moment either the old or the whole new file is there."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment either the old or the whole new file is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
