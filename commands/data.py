@@ -1,7 +1,7 @@
 """The data sets on the disk: `dassl-clip data list | verify | inspect | links`.
 
 `verify` says whether a folder holds a data set, in which layout, and what is missing; `inspect` draws a sheet of
-images with the prompts they will get; `links` prints where data sets are published. Nothing is downloaded.
+images with the prompts they will get; `links` prints where data sets are published. Nothing is downloaded unless asked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of all actions; KEY VALUE pairs are taken off before."""
     parser = Parser(
         prog="dassl-clip data",
-        description="List, verify and look at data sets, and print where they are published. Nothing is downloaded.",
+        description="List, verify and look at data sets, and print where they are published.",
         epilog="example: dassl-clip data verify pacs --root ~/data",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     links = actions.add_parser("links", parents=[shared], help="where data sets are published, sizes, terms")
     links.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
+    links.add_argument("--download", action="store_true",
+                       help="fetch what lies at a plain address into --root, check its sum, and unpack it")  # fmt: skip
     return parser
 
 

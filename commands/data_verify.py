@@ -23,9 +23,7 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     loader, cfg = open_config(args.name, args.root, pairs)
     if args.make_split is not None:
         path = make_split(loader, cfg, args.seed, args.make_split)
-        print(
-            f"Wrote {path}. Results on it are not comparable with published ones. To use it: DATASET.SPLIT_FILE {path}"
-        )
+        print(f"Wrote {path}, to be used by DATASET.SPLIT_FILE {path}; results on it are not comparable")
         cfg.DATASET.SPLIT_FILE = str(path)
     report = verify(loader, cfg, args.decode, args.duplicates, max(1, args.jobs), progress)
     print(f"{report.dataset} in {report.root or 'the package'}")
@@ -62,6 +60,7 @@ def counts_table(report: Any) -> str:
         known = all(count.published is not None for count in report.counts)
         sums = [sum(count.parts.get(part, 0) for count in report.counts) for part in parts]
         rows.append(["all", "", f"{total[0]:,}", f"{total[1]:,}" if known else "", *(f"{number:,}" for number in sums)])
+    rows += [[name, "not read"] for name in report.unread]
     columns = ["domain" if parts else "part", "classes", "images", "published", *parts]
     return tabulate(rows, columns, colalign=("left", *["right"] * (len(columns) - 1)), disable_numparse=True)
 

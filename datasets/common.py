@@ -65,6 +65,28 @@ def register(cls: type) -> type:
     return cls
 
 
+def let_others_register(registry) -> None:
+    """Let code of the user's own register a loader under a name of ours, without `force`, in place of ours.
+
+    Programs such as CoOp register loaders called Caltech101, ImageNet, ... of their own; whoever imports them beside
+    this package means theirs.
+
+    Args:
+        registry: Dassl's registry of data sets.
+    """
+    ordinary = registry._do_register
+
+    def do_register(name: str, obj: object, force: bool = False) -> None:
+        if name in registry.registered_names() and not force:
+            ours = registry.get(name)
+            if ours.__module__.startswith(f"{__package__}.") and obj.__module__ != ours.__module__:
+                logger.info("Data set %s: %s takes the place of %s", name, obj.__module__, ours.__module__)
+                force = True
+        ordinary(name, obj, force=force)
+
+    registry._do_register = do_register
+
+
 def add_config(cfg) -> None:
     """Add the config keys that the loaders read, with their defaults; keys that are there already stay."""
     defaults = {
@@ -87,6 +109,9 @@ def split_seed(cfg) -> int:
     """Seed of the few-shot draw and the hold-out: DATASET.SPLIT_SEED, or SEED if that is negative."""
     seed = cfg.DATASET.get("SPLIT_SEED", -1)
     return seed if seed >= 0 else cfg.SEED
+
+
+let_others_register(DATASET_REGISTRY)
 
 
 class ListedDataset(DatasetBase):

@@ -55,6 +55,7 @@ class Report:
         classes: class names in label order; empty if not even those are known.
         layouts: what was found where.
         counts: lines of the table.
+        unread: domains that could not be read.
         findings: troubles, in the order in which they were met.
         images: every image read.
     """
@@ -64,6 +65,7 @@ class Report:
     classes: tuple[str, ...] = ()
     layouts: list[str] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     images: list[ImageFile] = field(default_factory=list)
 
@@ -110,6 +112,8 @@ def verify(
                 names = (domain,) if domains else ()
                 cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = names, names
                 look_at(loader, cfg, domain, report)
+        read = [count.name for count in report.counts]
+        report.unread += [domain for domain in domains if domain not in read]
     if not report.images:
         for text in explanations(Path(report.root or ".").expanduser().absolute(), report.dataset):
             report.add(ERROR, text)

@@ -84,6 +84,7 @@ def test_verify_what_cannot_be_used(pacs, capsys):
     assert code == 2
     assert f"error: PACS: found 6 class folders in {pacs}/PACS/photo, missing: dog" in out
     assert "sketch" in out and "3,928" in out  # the others are counted all the same
+    assert ["photo", "not read"] in [cells(line) for line in out.splitlines()]
     code, out, _ = run(capsys, "verify", "office-home", "--root", pacs)
     assert code == 2 and f"error: {pacs} looks like PACS: ask for that data set" in out
 

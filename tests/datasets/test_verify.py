@@ -246,6 +246,7 @@ def test_the_other_domains_are_counted_beside_a_broken_one(tmp_path, pacs_tree, 
     lost_class(pacs_tree(tmp_path, "PACS", size=3))
     report = verify(PACS, config(tmp_path, [], []))
     assert [count.name for count in report.counts] == ["art_painting", "photo", "sketch"]
+    assert report.unread == ["cartoon"]
 
 
 def test_another_data_set(tmp_path, office_home_tree, config):
