@@ -130,6 +130,7 @@ class ListedDataset(DatasetBase):
     """
 
     protocols = PROTOCOLS
+    reads_split_file = False
     replaces = ""
 
     def __init__(self, cfg) -> None:
@@ -165,6 +166,7 @@ class ListedDataset(DatasetBase):
         self.seed = split_seed(cfg)
         self.selection = options.get("SELECTION", "")
         self.selection_file = None
+        check_options(options, self)
         self.subset = options.get("SUBSAMPLE_CLASSES", "all")
         self._labels = subset_labels(len(self.spec.classes), self.subset)
         self._names = [self.spec.classes[label] for label in self._labels]
@@ -213,6 +215,11 @@ class ListedDataset(DatasetBase):
     def list_domains(cls, cfg) -> list[str]:
         """Canonical names of all domains, without reading the images."""
         return list(cls.make_spec(cfg).domains)
+
+    @property
+    def train_overlaps_test(self) -> bool:
+        """Whether images of `train_x` may be tested too, so that nothing may be trained on their labels unsaid."""
+        return self.train_is_test or bool(self._whole_pools())
 
     @property
     def num_classes(self) -> int:
@@ -390,6 +397,26 @@ def check_protocol(name: str, dataset: str, known: Sequence[str]) -> str:
             f"DATASET.PROTOCOL {name} does not go with {dataset}, whose parts are fixed; it has {', '.join(known)}"
         )
     return name
+
+
+def check_options(options, dataset: ListedDataset) -> None:
+    """Refuse options that would be without effect.
+
+    Args:
+        options: the node DATASET of the config.
+        dataset: the data set that reads them.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    name = dataset.spec.name
+    if options.get("SPLIT_FILE", "") and not dataset.reads_split_file:
+        raise ValueError(f"DATASET.SPLIT_FILE is {options.SPLIT_FILE}, but {name} reads no split file: leave it empty")
+    if dataset.selection and not dataset.shots:
+        raise ValueError(
+            f"DATASET.SELECTION is {dataset.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
+            f"{options.NUM_SHOTS}: give the number of its shots"
+        )
 
 
 def every_image(parts: Mapping[str, Sequence[ImageFile]]) -> list[ImageFile]:

@@ -118,9 +118,7 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for cells in reader:
         if None in cells:
-            raise ValueError(
-                f"{path}, line {reader.line_num}: more cells than columns; put cells with commas in quotes"
-            )
+            raise ValueError(f"{path}, line {reader.line_num}: more cells than columns; quote cells that hold commas")
         cell = {key: (cells.get(name) or "").strip() for name, key in names.items()}
         if not any(cell.values()):
             continue

@@ -41,6 +41,7 @@ class SplitFileDataset(PlainDataset):
     """
 
     file = ""
+    reads_split_file = True
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:

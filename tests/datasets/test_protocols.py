@@ -108,6 +108,19 @@ def test_icons_have_fixed_parts(config):
     assert paths(whole.test) == paths(Icons(config("", ["line"], ["flat"])).test)
 
 
+def test_a_split_file_where_none_is_read(tmp_path, pacs_tree, config):
+    with pytest.raises(ValueError, match=r"SPLIT_FILE is mine.json, but PACS reads no split file: leave it empty"):
+        PACS(config(pacs_tree(tmp_path), ["P"], ["S"], SPLIT_FILE="mine.json"))
+
+
+def test_what_is_trained_on_and_tested_is_told(tmp_path, pacs_tree, imagenet_tree, config):
+    root = pacs_tree(tmp_path)
+    assert PACS(config(root, ["P"], ["P"], PROTOCOL="all-images")).train_overlaps_test
+    assert not PACS(config(root, ["P"], ["S"], PROTOCOL="all-images")).train_overlaps_test
+    assert not PACS(config(root, ["P"], ["P"])).train_overlaps_test
+    assert ImageNet(config(imagenet_tree(tmp_path, "imagenet", {"val": 1}), [], [])).train_overlaps_test
+
+
 def test_holdout_needs_training_images(tmp_path, imagenet_tree, config):
     root = imagenet_tree(tmp_path, "imagenet/images", {"val": 1})
     with pytest.raises(ValueError, match="holdout holds out a part of the training images, but ImageNet has only test"):

@@ -54,6 +54,7 @@ def test_a_selection_is_handed_on(tmp_path, coop_tree, config):
 @pytest.mark.parametrize(
     ("change", "shots", "error", "message"),
     [
+        (None, -1, ValueError, r"a few-shot selection, but DATASET.NUM_SHOTS is -1: give the number of its shots"),
         (None, 3, ValueError, r"holds 2 shots of EuroSAT, but 3 shots of EuroSAT are asked for"),
         ({"dataset": "Food101"}, 2, ValueError, r"holds 2 shots of Food101, but 2 shots of EuroSAT"),
         ({"train": [["Forest/none.jpg", 1]]}, 2, ValueError, r"1 of 1 train images .* first: Forest/none.jpg"),
