@@ -9,6 +9,7 @@ import hashlib
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import open_clip
@@ -128,9 +129,14 @@ def describe_weights(state: dict[str, Tensor]) -> str:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """sha256, in hex, over the name, shape, dtype and bytes of every entry of the state dict, sorted by name."""
+    """`hash_state` of a model's state dict."""
+    return hash_state(model.state_dict())
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """sha256, in hex, over the name, shape, dtype and bytes of every entry of a state dict, sorted by name."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
         digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))

@@ -17,6 +17,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_optimizer
 from dassl_clip.modeling.backbone import load_backbone
+from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records
 
 from .images import SeededImages, mix_seed
@@ -268,6 +269,10 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
             "losses": self.losses,
             "history": self.history,
             "classnames": self.classnames,
+            "learned": {
+                name: {"sha256": hash_state(state), "bytes": sum(v.nbytes for v in state.values())}
+                for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())
+            },
             "seconds": {**self.seconds, "total": time.monotonic() - self.started},
             "precision": self.precision.name,
             "device": str(self.device),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from dassl_clip.modeling.weights import hash_state
+
 from . import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -22,8 +24,10 @@ class CheckpointMixin:
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
         """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
         for name in self.get_model_names():
+            learned = self._models[name].state_dict()
             state = {
-                "state_dict": self._models[name].state_dict(),
+                "state_dict": learned,
+                "sha256": hash_state(learned),
                 "epoch": epoch + 1,
                 "optimizer": self._optims[name].state_dict() if self._optims[name] is not None else None,
                 "scheduler": self._scheds[name].state_dict() if self._scheds[name] is not None else None,
@@ -88,6 +92,8 @@ class CheckpointMixin:
     def _load(self, module: nn.Module, path: Path) -> dict:
         """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
         state = checkpoint.load_checkpoint(path)
+        if state.get("sha256", "") and hash_state(state["state_dict"]) != state["sha256"]:
+            raise ValueError(f"{path}: the learned parts are not those that were saved (another sha256); get it again")
         theirs, ours = state.get("backbone"), self.backbone.describe()
         if theirs is None:
             logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)

@@ -280,3 +280,18 @@ def test_linear_probe_solves_its_objective():
     torch.testing.assert_close(weight, torch.as_tensor(other.x).view(4, 8), rtol=0, atol=1e-3)
     pulled = fit_probe(features, labels, start, 20.0, 1e7, 500)
     assert (pulled - start).abs().max() < 1e-4
+
+
+def test_learned_parts_that_were_changed_after_saving_are_refused(run):
+    folder, record, _ = run(*VARIANTS["CoOp"])
+    path = folder / "prompt_learner" / checkpoint.epoch_name(2)
+    state = torch.load(path, weights_only=True)
+    assert record["learned"]["prompt_learner"] == {
+        "sha256": state["sha256"],
+        "bytes": state["state_dict"]["ctx"].nbytes,
+    }
+    state["state_dict"]["ctx"][0, 0] += 1e-3
+    torch.save(state, path)
+    flags = ("--eval-only", "--model-dir", str(folder))
+    _, _, output = run(*VARIANTS["CoOp"], name="again", flags=flags, code=2)
+    assert "not those that were saved" in output.err
