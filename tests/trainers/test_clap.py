@@ -1,0 +1,396 @@
+"""CLAP as a trainer, through the command line, against plain programs on open_clip's own model.
+
+Covers: scores and accuracy with a trained head and with the authors' checkpoints; heads that do not fit; what the head
+is trained on (settings reach the fit; other sources; pictures); alpha chosen on source validation images and never on
+tested ones; runs that repeat, resume and take heads and features from the bank; the sentences for wrong settings.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl.data.datasets import build_dataset
+from dassl_clip.commands import config, train
+from dassl_clip.modeling.clap import Augmentation, ContentHead, template_tables
+from dassl_clip.modeling.clap_training import TextPairs, fit_content_head
+from dassl_clip.trainers import checkpoint
+
+SHORT = (
+    "TRAINER.CLAP.LATENT_DIM", 8, "TRAINER.CLAP.MAX_STEPS", 30, "TRAINER.CLAP.CHECK_EVERY", 10,
+    "TRAINER.CLAP.BATCH_SIZE", 8, "TRAINER.CLAP.ALPHA", 0.6, "TRAINER.CLAP.TAU", 0.5, "TRAINER.CLAP.LAMBDA", 0.7,
+)  # fmt: skip
+UNTRAINED = ("TRAINER.CLAP.MAX_STEPS", 0)
+
+
+def clap(**keys):
+    """KEY VALUE pairs of CLAP's own node, after those of a short training."""
+    return (*SHORT, *(word for key, value in keys.items() for word in (f"TRAINER.CLAP.{key}", value)))
+
+
+def head_of(folder):
+    """The learned parts in the newest checkpoint of a run."""
+    name = (folder / "clap" / "checkpoint").read_text().strip()
+    return checkpoint.load_checkpoint(folder / "clap" / name)["state_dict"]
+
+
+def content(head, x, alpha):
+    """z = x + alpha P(A(SiLU(x))), row by row."""
+    rows = []
+    for row in x:
+        hidden = head["linear.weight"] @ (row / (1 + torch.exp(-row))) + head["linear.bias"]
+        rows.append(row + alpha * (head["projection.weight"] @ hidden))
+    return torch.stack(rows)
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def plain_shares(plain, features, names, head, alpha, templates=("a photo of a {}",)):
+    """Softmax of the scaled cosines between head(image) and the mean of head(prompt), `[N, C]`."""
+    rows = []
+    for name in names:
+        texts = plain.texts([template.format(name) for template in templates])
+        rows.append(unit(content(head, texts, alpha)).mean(0))
+    return (plain.scale * unit(content(head, features, alpha)) @ unit(torch.stack(rows)).T).softmax(1)
+
+
+def assert_reads(folder, record, shares, sketch):
+    """The run's classes, shares and accuracy are those of a plain program, image by image."""
+    paths, labels, names, _ = sketch
+    found = np.load(folder / "predictions.npz")
+    place = {str(path): row for row, path in enumerate(paths)}
+    assert sorted(place) == sorted(found["paths"])
+    assert [name.replace("_", " ") for name in found["classnames"]] == names
+    rows = [place[path] for path in found["paths"]]
+    shares, labels = shares[rows], labels[rows]
+    np.testing.assert_array_equal(found["labels"], labels)
+    wanted = shares.sort(dim=1, descending=True)
+    np.testing.assert_allclose(found["shares"], wanted.values, atol=2e-5)
+    clear = (wanted.values[:, 0] - wanted.values[:, 1]) > 1e-4
+    assert clear.float().mean() > 0.8
+    np.testing.assert_array_equal(found["top"][clear, 0], wanted.indices[clear, 0])
+    correct = int(wanted.indices[:, 0].eq(labels).sum())
+    assert abs(record["metrics"]["test"]["correct"] - correct) <= int((~clear).sum())
+    assert record["metrics"]["test"]["total"] == len(labels)
+
+
+def random_head(width=16, latent=8, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"linear.weight": (latent, width), "linear.bias": (latent,), "projection.weight": (width, latent)}
+    return {key: torch.randn(*shape, generator=draw) for key, shape in shapes.items()}
+
+
+def authors_file(path, head, wrapped=False):
+    """A state dict as CLAP's authors publish theirs: the head twice, under two networks."""
+    other = random_head(*reversed(head["linear.weight"].shape), seed=9)
+    state = {f"network_beta.{key}": value for key, value in head.items()}
+    state |= {f"network_psi.{key}": value for key, value in other.items()}
+    torch.save({f"module.{key}": value for key, value in state.items()} if wrapped else state, path)
+    return path
+
+
+def assert_same_run(one, other):
+    for key, value in head_of(one[0]).items():
+        assert torch.equal(value, head_of(other[0])[key]), key
+    assert one[1]["metrics"] == other[1]["metrics"] and one[1]["history"] == other[1]["history"]
+    a, b = (np.load(run[0] / "predictions.npz") for run in (one, other))
+    for name in a.files:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+# ----------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("templates", [("a photo of a {}",), ("a photo of a {}", "the {} here")])
+def test_a_run_scores_as_a_plain_program_does(run, plain, sketch, templates):
+    _, _, names, features = sketch
+    folder, record, _ = run("CLAP", *clap(TEMPLATES=repr(templates)), "OPTIM.LR", 0.01)
+    head = head_of(folder)
+    assert head["projection.weight"].abs().max() > 0.01  # it was trained: the head starts as the identity
+    assert_reads(folder, record, plain_shares(plain, features, names, head, 0.6, templates), sketch)
+    without = plain_shares(plain, features, names, head, 0.0, templates)
+    assert (plain_shares(plain, features, names, head, 0.6, templates) - without).abs().max() > 1e-3
+    assert (record["alpha"], record["prompt"]) == (0.6, " | ".join(templates))
+    assert (record["num_train"], record["selection_rule"], record["transductive"]) == (0, "last", False)
+
+
+def test_a_finished_run_is_evaluated_with_the_same_numbers(run):
+    folder, record, _ = run("CLAP", *SHORT, name="trained")
+    _, again, _ = run("CLAP", *SHORT, name="again", flags=("--eval-only", "--model-dir", str(folder)))
+    assert again["metrics"] == record["metrics"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_authors_checkpoint_loads_and_reads_as_a_plain_program_does(run, plain, sketch, tmp_path, wrapped):
+    _, _, names, features = sketch
+    head = random_head()
+    keys = ("MODEL.INIT_WEIGHTS", authors_file(tmp_path / "model.pth", head, wrapped))
+    wanted = plain_shares(plain, features, names, head, 0.6)
+    folder, record, _ = run("CLAP", *clap(MAX_STEPS=0), *keys, name="untrained")
+    assert_reads(folder, record, wanted, sketch)
+    for key, value in head.items():
+        assert torch.equal(head_of(folder)[key], value), key
+    _, evaluated, _ = run("CLAP", *SHORT, *keys, name="evaluated", flags=("--eval-only",))
+    assert evaluated["metrics"] == record["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("head", "sentence"),
+    [
+        (random_head(width=24), "for features of width 24, but this backbone's have width 16"),
+        (random_head(latent=5), "latent width of 5, but 8 is configured"),
+        ({"linear.weight": torch.zeros(8, 16)}, "network_beta.linear.bias, network_beta.projection.weight missing"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_by_name(run, tmp_path, head, sentence):
+    file = tmp_path / "model.pth"
+    torch.save({f"network_beta.{key}": value for key, value in head.items()}, file)
+    _, _, output = run("CLAP", *SHORT, "MODEL.INIT_WEIGHTS", file, code=2)
+    assert sentence in output.err
+
+
+# ------------------------------------------------------------------------------------------- what it is trained on
+
+
+def test_the_settings_reach_the_fit(run, plain):
+    """The head of a run is that of the pure functions, given open_clip's own features and the run's settings."""
+    keys = {"DROP_SIZE": 0.0, "DROP_COLOUR": 1.0, "DROP_TYPE_STYLE": 0.0, "SWAP": 1.0}
+    folder, record, _ = run("CLAP", *clap(MAX_STEPS=7, CHECK_EVERY=3, **keys))
+    tables = template_tables(["dog", "fire_truck", "house"], Augmentation(0.0, 1.0, 0.0, 1.0))
+    pairs = TextPairs(tables, plain.texts(tables.texts), 8, seed=1)
+    torch.manual_seed(1)
+    head = ContentHead(16, 8)
+    report = fit_content_head(
+        head, pairs, tau=0.5, weight=0.7, learning_rate=0.01, max_steps=7,
+        check_every=3,
+    )  # fmt: skip
+    for key, value in head.state_dict().items():
+        torch.testing.assert_close(head_of(folder)[key], value, rtol=1e-3, atol=1e-4)
+    assert [check["step"] for check in record["history"]] == [3, 6, 7] == [step for step, _ in report.checks]
+    for check, (_, loss) in zip(record["history"], report.checks):
+        assert check["contrastive"] == pytest.approx(loss, abs=1e-4)
+    assert record["losses"]["contrastive"] == record["history"][-1]["contrastive"]
+
+
+def test_every_switch_of_the_ablations_changes_the_head(run):
+    base = head_of(run("CLAP", *SHORT, name="base")[0])
+    switches = {
+        "TAU": 0.2, "LAMBDA": 0.0, "DROP_SIZE": 0.0, "DROP_COLOUR": 0.0, "DROP_TYPE_STYLE": 0.5, "SWAP": 0.0,
+        "BATCH_SIZE": 6, "SOURCE": "random-words", "NOISE_TOKENS": 4,
+    }  # fmt: skip
+    heads = {key: head_of(run("CLAP", *clap(**{key: value}), name=key)[0]) for key, value in switches.items()}
+    heads["seed"] = head_of(run("CLAP", *SHORT, "SEED", 2, name="seed")[0])
+    heads["std"] = head_of(run("CLAP", *clap(NOISE_TOKENS=4, NOISE_STD=0.5), name="std")[0])
+    heads["drop"] = head_of(run("CLAP", *clap(SOURCE="random-words", DROP_WORD=0.9), name="drop")[0])
+    kept = [("base", base), *heads.items()]
+    for i, (name, head) in enumerate(kept):
+        for other, there in kept[:i]:
+            assert not torch.equal(head["projection.weight"], there["projection.weight"]), (name, other)
+
+
+def test_texts_of_a_file(run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a {} in the rain\n# a remark\n\nfire truck\tthe {} at night\na painted {}\n")
+    folder, record, _ = run("CLAP", *clap(SOURCE=file))
+    assert record["training"]["steps"] == 30 and head_of(folder)["projection.weight"].abs().max() > 0
+    file.write_text("fire_truck\tthe {} at night\ndog\ta {}\n")
+    _, _, output = run("CLAP", *clap(SOURCE=file), name="missing", code=2)
+    assert "no text for the class 'house'" in output.err
+    file.write_text("a {} and a {}\n")
+    _, _, output = run("CLAP", *clap(SOURCE=file), name="twice", code=2)
+    assert "line 1" in output.err and "exactly one {}" in output.err
+
+
+@pytest.fixture
+def synthetic(tmp_path):
+    """Pictures of each class, in folders whose names are spelled otherwise."""
+    draw = np.random.default_rng(5)
+    for c, name in enumerate(("Dog", "fire-truck", "HOUSE")):
+        for i in range(4):
+            path = tmp_path / "synthetic" / name / f"part{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = draw.integers(0, 120, (48, 40, 3))
+            pixels[..., c] += 110
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path / "synthetic"
+
+
+def test_a_head_of_pictures(run, plain, sketch, synthetic):
+    """Im.Aug: trained on pictures, read like any head; the tested images play no part."""
+    _, _, names, features = sketch
+    image = {"MODALITY": "image", "IMAGE_FOLDER": synthetic, "IMAGE_VIEWS": 3}
+    folder, record, _ = run("CLAP", *clap(**image), name="one")
+    assert_reads(folder, record, plain_shares(plain, features, names, head_of(folder), 0.6), sketch)
+    again, _, _ = run("CLAP", *clap(**image), "DATALOADER.NUM_WORKERS", 2, name="two")
+    fewer, _, _ = run("CLAP", *clap(**(image | {"IMAGE_VIEWS": 2})), name="fewer")
+    calmer, _, _ = run("CLAP", *clap(**image, IMAGE_JITTER="(0.0, 0.0, 0.0, 0.0)"), name="calmer")
+    one, two, three, four = (head_of(run)["projection.weight"] for run in (folder, again, fewer, calmer))
+    assert torch.equal(one, two) and not torch.equal(one, three) and not torch.equal(one, four)
+
+
+def test_a_folder_of_pictures_that_lacks_a_class(run, synthetic):
+    image = {"MODALITY": "image", "IMAGE_FOLDER": synthetic}
+    (synthetic / "fire-truck").rename(synthetic / "fire-trucks")
+    _, _, output = run("CLAP", *clap(**image), name="misnamed", code=2)
+    assert "no pictures for 1 of 3 classes: fire_truck" in output.err and "'fire-trucks'" in output.err
+    (synthetic / "fire-trucks").rename(synthetic / "Fire Truck")
+    for path in (synthetic / "HOUSE").rglob("*.png"):
+        path.rename(path.with_suffix(".txt"))
+    _, _, output = run("CLAP", *clap(**image), name="empty", code=2)
+    assert "no pictures for 1 of 3 classes: house" in output.err
+    _, _, output = run("CLAP", *clap(MODALITY="image", IMAGE_FOLDER=synthetic / "absent"), name="absent", code=2)
+    assert "there is no folder" in output.err
+
+
+# ------------------------------------------------------------------------------------------------------------ alpha
+
+CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+def test_alpha_is_the_best_on_source_validation_images(run, plain, tmp_path, domain_tree):
+    """A plain search over the validation images that the data set names gives the same alpha, for several heads."""
+    paths, labels, names = [], [], ["dog", "fire truck", "house"]
+    chosen = []
+    for seed in range(4):
+        head = random_head(seed=seed)
+        keys = ("MODEL.INIT_WEIGHTS", authors_file(tmp_path / f"{seed}.pth", head), "DATASET.NUM_SHOTS", -1)
+        settings = clap(MAX_STEPS=0, ALPHA="source-val", ALPHA_CANDIDATES=repr(CANDIDATES))
+        _, record, _ = run("CLAP", *settings, *keys, name=f"head{seed}")
+        if not paths:
+            words = ["--trainer", "CLAP", "--dataset-config-file", str(tmp_path / "data.yaml"), "--root"]
+            words += [str(domain_tree), "--seed", "1", "--source-domains", "art", "photo", "--target-domains", "sketch"]
+            val = build_dataset(config.resolve_config(*train.parse([*words, "DATASET.NUM_SHOTS", "-1"]))).val
+            paths, labels = [item.impath for item in val], torch.tensor([item.label for item in val])
+            assert {path.split("/")[-3] for path in paths} == {"art", "photo"} and len(paths) == 12
+            features = plain.images(paths)
+        found = {}
+        for alpha in CANDIDATES:
+            shares = plain_shares(plain, features, names, head, alpha)
+            found[alpha] = float((shares.argmax(1) == labels).float().mean())
+        assert record["alpha"] == min(alpha for alpha in CANDIDATES if found[alpha] == max(found.values())), found
+        assert record["selection_rule"] == "last; alpha by source validation images"
+        chosen.append(record["alpha"])
+    assert len(set(chosen)) > 1
+
+
+def test_tested_images_have_no_part_in_alpha(run, tmp_path, domain_tree):
+    """With the pictures of the target's classes exchanged the accuracy changes, and alpha does not."""
+    tree = tmp_path / "tree"
+    shutil.copytree(domain_tree, tree)
+    (tree / "sketch" / "dog").rename(tree / "sketch" / "kept")
+    (tree / "sketch" / "house").rename(tree / "sketch" / "dog")
+    (tree / "sketch" / "kept").rename(tree / "sketch" / "house")
+    shutil.rmtree(tree / "sketch" / "dog")
+    shutil.copytree(tree / "sketch" / "house", tree / "sketch" / "dog")
+    alphas, accuracies = set(), set()
+    for seed in range(3):
+        keys = ("MODEL.INIT_WEIGHTS", authors_file(tmp_path / f"{seed}.pth", random_head(seed=seed)))
+        settings = clap(MAX_STEPS=0, ALPHA="source-val", ALPHA_CANDIDATES=repr(CANDIDATES))
+        pair = [run("CLAP", *settings, *keys, name=f"{root.name}{seed}", root=root)[1] for root in (domain_tree, tree)]
+        assert pair[0]["alpha"] == pair[1]["alpha"]
+        alphas.add(pair[0]["alpha"])
+        accuracies.add(pair[0]["metrics"]["test"]["accuracy"] == pair[1]["metrics"]["test"]["accuracy"])
+    assert len(alphas) > 1 and False in accuracies
+
+
+def test_alpha_cannot_be_chosen_where_every_image_is_tested(run, tmp_path, domain_tree):
+    every = ("DATASET.PROTOCOL", "all-images", "TRAINER.CLAP.ALPHA", "source-val")
+    _, _, output = run("CLAP", *SHORT, *every, source="sketch", target="sketch", code=2)
+    assert "every image of sketch is tested" in output.err and "nothing is chosen on test images" in output.err
+    _, record, _ = run("CLAP", *SHORT, *every, name="apart")
+    assert record["alpha"] in (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 0.7, 1.0)
+    shutil.copytree(domain_tree / "sketch", tmp_path / "classes" / "test")
+    whole = ("DATASET.NAME", "FolderClasses", "DATASET.SOURCE_DOMAINS", "()", "DATASET.TARGET_DOMAINS", "()")
+    root = tmp_path / "classes"
+    _, _, output = run("CLAP", *SHORT, *whole, *every, root=root, name="whole", code=2)
+    assert "every image of FolderClasses is tested" in output.err
+    _, _, output = run("CLAP", *SHORT, *whole, *every[2:], root=root, name="no-val", code=2)
+    assert "offers no validation images of the source domains" in output.err
+
+
+# -------------------------------------------------------------------------------------------------- bank and resume
+
+
+def test_runs_repeat_bit_for_bit_and_take_heads_and_features_from_the_bank(run, tmp_path, monkeypatch):
+    settings = clap(NOISE_TOKENS=2)
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
+    first = run("CLAP", *settings, name="first")
+    kept = sorted((tmp_path / "cache" / "features").glob("*.npy"))
+    second = run("CLAP", *settings, name="second")
+    assert sorted((tmp_path / "cache" / "features").glob("*.npy")) == kept
+    assert not first[1]["training"]["reused"] and second[1]["training"]["reused"]
+    assert "content head trained" in first[2].out and "content head trained" not in second[2].out
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    third = run("CLAP", *settings, name="third")
+    assert not third[1]["training"]["reused"]
+    assert_same_run(first, second)
+    assert_same_run(first, third)
+
+
+def test_a_head_is_trained_once_for_all_targets(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
+    one = run("CLAP", *SHORT, name="one", source="art", target="photo")
+    other = run("CLAP", *SHORT, name="other", source="photo", target="sketch")
+    assert other[1]["training"]["reused"]
+    assert torch.equal(head_of(one[0])["projection.weight"], head_of(other[0])["projection.weight"])
+
+
+def test_a_run_without_seed_trains_its_own_head(run):
+    first = run("CLAP", *SHORT, "SEED", -1, name="first")
+    second = run("CLAP", *SHORT, "SEED", -1, name="second")
+    assert not second[1]["training"]["reused"] and not first[1]["training"]["reused"]
+
+
+def test_a_run_that_died_before_its_record_goes_on(run):
+    folder, record, _ = run("CLAP", *SHORT)
+    (folder / "record.json").unlink()
+    _, again, output = run("CLAP", *SHORT)
+    assert "the content head is not trained: it is already" in output.out
+    for key in ("metrics", "history", "alpha", "losses"):
+        assert again[key] == record[key], key
+
+
+# ---------------------------------------------------------------------------------------------------- wrong settings
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"ALPHA": "test-val"}, "ALPHA is 'test-val'; expected a number, or 'source-val'"),
+        ({"ALPHA": "nan"}, "ALPHA is 'nan'; expected a number, or 'source-val'"),
+        ({"ALPHA": "source-val", "ALPHA_CANDIDATES": "()"}, "ALPHA_CANDIDATES"),
+        ({"TAU": 0.0}, "TAU must be positive"),
+        ({"LAMBDA": -1.0}, "LAMBDA at least 0"),
+        ({"LATENT_DIM": 0}, "LATENT_DIM at least 1"),
+        ({"BATCH_SIZE": 1}, "BATCH_SIZE at least 2"),
+        ({"MAX_STEPS": -1}, "MAX_STEPS at least 0"),
+        ({"CHECK_EVERY": 0}, "check_every and patience must be at least 1"),
+        ({"MODALITY": "sound"}, "MODALITY is 'sound'; expected one of text, image"),
+        ({"MODALITY": "image"}, "set TRAINER.CLAP.IMAGE_FOLDER"),
+        ({"MODALITY": "image", "IMAGE_FOLDER": ".", "IMAGE_VIEWS": 1}, "IMAGE_VIEWS to 2 or more (now 1)"),
+        ({"MODALITY": "image", "IMAGE_FOLDER": ".", "IMAGE_JITTER": "(0.4, 0.4)"}, "IMAGE_JITTER"),
+        ({"SOURCE": "templates"}, "SOURCE is 'templates'; expected template, random-words, or a text file"),
+        ({"NOISE_TOKENS": -1}, "NOISE_TOKENS and NOISE_STD are at least 0"),
+        ({"NOISE_TOKENS": 75}, "75"),
+        ({"SWAP": 1.5}, "probability swap of an augmentation must lie between 0 and 1, got 1.5"),
+        ({"DROP_WORD": -0.5, "SOURCE": "random-words"}, "must lie between 0 and 1, got -0.5"),
+        ({"TEMPLATES": "clap_pcc"}, "Did you mean clap_pc"),
+        ({"TEMPLATES": "a photo"}, "unknown templates 'a photo'"),
+        ({"EVALUATE": "('form',)"}, "EVALUATE is ('form',); expected any of forms, probe, attacks"),
+        ({"ATTACKS": "('PGD',)"}, "ATTACKS is ('PGD',); expected any of FGSM, PGD-20, CW-20"),
+        ({"ATTACK_SPACE": "pixel"}, "ATTACK_SPACE is 'pixel'; expected any of pixels, authors"),
+        ({"ATTACK_TARGETS": "('2-shot',)"}, "expected any of zero-shot, 1-shot"),
+        ({"ATTACK_EPSILON": 0.0}, "ATTACK_EPSILON is positive"),
+        ({"PROBE_TEST": "without"}, "PROBE_TEST is 'without'; expected any of all, without-shots"),
+        ({"PROBE_SHOTS": "(0,)"}, "at least 1"),
+        ({"NC_DRAWS": 0}, "NC_DRAWS is 0; expected at least 1"),
+        ({"PREC": "half"}, "TRAINER.CLAP.PREC is 'half'"),
+    ],
+)
+def test_wrong_settings_have_their_sentence(run, keys, sentence):
+    _, _, output = run("CLAP", *clap(**keys), code=2)
+    assert sentence in output.err and output.err.count("\n") == 1
