@@ -10,6 +10,7 @@ the best accuracy on *source* validation images. It is never chosen on test imag
 
 import hashlib
 import logging
+import math
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,9 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             )
         shared = set(cfg.DATASET.SOURCE_DOMAINS) & set(cfg.DATASET.TARGET_DOMAINS)
         tested = cfg.DATASET.get("PROTOCOL") == "all-images" and (shared or not cfg.DATASET.SOURCE_DOMAINS)
+        candidates = tuple(node.ALPHA_CANDIDATES)
+        if not candidates or not all(isinstance(alpha, (int, float)) and math.isfinite(alpha) for alpha in candidates):
+            raise ValueError(f"TRAINER.CLAP.ALPHA_CANDIDATES is {candidates}; expected one or more numbers")
         if parse_alpha(node.ALPHA) is None and tested:
             raise ValueError(
                 f"TRAINER.CLAP.ALPHA is '{SOURCE_VAL}', but under DATASET.PROTOCOL all-images every image of "
@@ -117,6 +121,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         node = self.node
         if self.start_epoch or not node.MAX_STEPS:
             logger.info("the content head is not trained: %s", "it is already" if self.start_epoch else "MAX_STEPS 0")
+            self._note_checks([[check["step"], check["contrastive"]] for check in self.history])
             self.save_model(0, self.output_dir)
             return
         pairs, facts = image_pairs(self) if node.MODALITY == "image" else text_pairs(self)
@@ -126,11 +131,15 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         facts |= {"kind": "content head", "start": hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()}
         keep = bank.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
         kept = keep(facts, lambda: self._train_head(pairs))
-        self.checks = kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist()
+        self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
         vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
-        self.losses = {"contrastive": self.checks[-1][1]}
-        self.history = [{"step": int(step), "contrastive": loss} for step, loss in self.checks]
         self.save_model(0, self.output_dir)
+
+    def _note_checks(self, checks: list[list[float]]) -> None:
+        """Step and loss of each check of the training, for the record."""
+        self.checks = checks
+        self.history = [{"step": int(step), "contrastive": loss} for step, loss in checks]
+        self.losses = {"contrastive": checks[-1][1]} if checks else {}
 
     def _train_head(self, pairs: Pairs) -> Tensor:
         """One vector: the number of checks, step and loss of each, and the trained parameters."""
@@ -216,6 +225,9 @@ def parse_alpha(value: str | float) -> float | None:
     if str(value).strip().lower() == SOURCE_VAL:
         return None
     try:
-        return float(value)
+        alpha = float(value)
     except ValueError:
-        raise ValueError(f"TRAINER.CLAP.ALPHA is {value!r}; expected a number, or '{SOURCE_VAL}'") from None
+        alpha = math.nan
+    if not math.isfinite(alpha):
+        raise ValueError(f"TRAINER.CLAP.ALPHA is {value!r}; expected a number, or '{SOURCE_VAL}'")
+    return alpha

@@ -55,7 +55,8 @@ def check_pair_keys(node: CfgNode) -> None:
     """Refuse impossible values of `PAIR_KEYS`.
 
     Raises:
-        ValueError: An unknown modality, no folder of pictures, too few views, or a probability outside 0 to 1.
+        ValueError: An unknown modality, no folder of pictures, too few views, a jitter that is none, or a probability
+            outside 0 to 1.
         FileNotFoundError: The source is neither a known one nor a file.
     """
     if node.MODALITY not in MODALITIES:
@@ -64,6 +65,12 @@ def check_pair_keys(node: CfgNode) -> None:
         raise ValueError(
             "TRAINER.CLAP.MODALITY image trains on pictures: set TRAINER.CLAP.IMAGE_FOLDER to a folder with one folder "
             f"of pictures a class, and IMAGE_VIEWS to 2 or more (now {node.IMAGE_VIEWS})"
+        )
+    jitter = tuple(node.IMAGE_JITTER)
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise ValueError(
+            f"TRAINER.CLAP.IMAGE_JITTER is {jitter}; expected four numbers of at least 0 (brightness, contrast, "
+            "saturation, hue), the last at most 0.5"
         )
     if node.SOURCE not in SOURCES and not Path(node.SOURCE).expanduser().is_file():
         raise FileNotFoundError(
