@@ -39,7 +39,7 @@ def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
     """The loader that a name stands for, and its configuration.
 
     Args:
-        name: registry name, name of a config, or path of a yaml file.
+        name: registry name, name of a config or of the data set's folder, or path of a yaml file.
         root: folder above the data sets, or the data set's own.
         pairs: KEY VALUE pairs, flat.
 
@@ -48,11 +48,16 @@ def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
     """
     from dassl.config import get_cfg_default
     from dassl_clip.datasets import add_config
+    from dassl_clip.datasets.spec import load_spec
+    from dassl_clip.datasets.verify import entries
 
     known, files = loaders(), config_names()
     cfg = get_cfg_default()
     add_config(cfg)
     plain = {_plain(text): key for key in known for text in (key, files.get(key, key))}
+    for spec in map(load_spec, entries()):
+        for folder in spec.folders:
+            plain.setdefault(_plain(folder), spec.name)
     if name.endswith((".yaml", ".yml")):
         merge_file(cfg, str(dataset_file(name)))
         if cfg.DATASET.NAME not in known:

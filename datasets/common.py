@@ -140,6 +140,12 @@ class ListedDataset(DatasetBase):
         self.fingerprint = fingerprint(lists)
         self.protocol = self._describe()
         logger.info("%s", self.protocol)
+        if self.train_is_test:
+            logger.warning(
+                "%s: train_x is the test list, since there are no training images: what trains on its labels trains on "
+                "the test",
+                self.spec.name,
+            )
         if self.replaces:
             logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
         train, val = (self._datums(lists[part], self._sources) for part in ("train", "val"))

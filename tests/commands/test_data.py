@@ -14,6 +14,7 @@ from PIL import Image
 
 from dassl_clip.commands import data, data_inspect
 from dassl_clip.commands.__main__ import main
+from dassl_clip.commands.data_names import open_config
 from dassl_clip.datasets.spec import load_spec
 
 COLOURS = {"day": (250, 250, 250), "night": (10, 10, 10)}
@@ -217,6 +218,23 @@ def test_sentences(words, message, capsys):
         assert message in err and out == ""
     else:
         assert "error: DATASET.ROOT is empty: give the folder that holds PACS (--root)" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "registered"),
+    [
+        ("office-home", "OfficeHome"),
+        ("Flower102", "OxfordFlowers"),
+        ("imagenet-adversarial", "ImageNetA"),
+        ("DTD", "DescribableTextures"),
+        ("domainnet", "DomainNet"),
+        ("minidomainnet", "miniDomainNet"),
+        ("fgvc-aircraft-2013b", "FGVCAircraft"),
+    ],
+)
+def test_names_in_any_spelling(name, registered):
+    loader, cfg = open_config(name, "", ["DATASET.SPLIT_SEED", "3"])
+    assert (loader.__name__, cfg.DATASET.NAME, cfg.DATASET.SPLIT_SEED) == (registered, registered, 3)
 
 
 def test_usage(capsys):

@@ -41,7 +41,7 @@ def test_equal_names_are_two_classes(tmp_path, imagenet_tree, config):
     assert [item.label for item in data.test] == list(range(1000))
 
 
-def test_without_training_images(tmp_path, imagenet_tree, config):
+def test_without_training_images(tmp_path, imagenet_tree, config, caplog):
     imagenet_tree(tmp_path, "imagenet/images", {"val": 2})
     (tmp_path / "imagenet/images/train").mkdir()
     data = ImageNet(config(tmp_path, [], [], NUM_SHOTS=16))
@@ -49,6 +49,7 @@ def test_without_training_images(tmp_path, imagenet_tree, config):
     assert [item.impath for item in data.train_x] == [item.impath for item in data.test]
     assert "no training images: train_x is the test list, for methods that use no labels" in data.protocol
     assert "shots" not in data.protocol
+    assert "what trains on its labels trains on the test" in caplog.text
 
 
 def test_base_and_new(tmp_path, imagenet_tree, config):
