@@ -7,8 +7,10 @@ kinds share, and how the parts of a data set are used under each protocol.
 import logging
 from collections.abc import Mapping, Sequence
 
-from .common import HOLDOUT, Layout, ListedDataset, add_config, register, split_seed
+from .common import ListedDataset
 from .folders import ImageFile
+from .protocols import HOLDOUT, Layout
+from .registration import add_config, register, split_seed
 
 __all__ = ["DomainDataset", "Layout", "PlainDataset", "WHOLE", "add_config", "register", "split_seed"]
 

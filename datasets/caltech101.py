@@ -5,7 +5,7 @@ Fei-Fei, Fergus, Perona: Learning Generative Visual Models from Few Training Exa
 is 0 and airplane 4.
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

@@ -1,4 +1,4 @@
-"""What all loaders share: registration, config keys, layouts, protocols and the use of the parts.
+"""What all loaders share: from the config, the class list and a layout to Dassl's three lists.
 
 A data set lies in one or several pools: its domains, or the whole data set where it has none. Each pool has parts
 (train, val, test), and the parts are used so under DATASET.PROTOCOL `dassl`, the default:
@@ -19,99 +19,18 @@ import hashlib
 import logging
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.data.datasets import DatasetBase, Datum
 
 from .folders import ImageFile
-from .selection import HOLDOUT_SEED, VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
+from .protocols import ALL_IMAGES, DASSL, HOLDOUT, PARTS, PROTOCOLS, Layout, check_protocol, drawn_anew, every_image
+from .registration import split_seed
+from .selection import VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
 from .selections import read_selection, write_selection
-from .spec import Spec, did_you_mean, listed
+from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
-
-PARTS = ("train", "val", "test")
-DASSL, ALL_IMAGES, HOLDOUT = PROTOCOLS = ("dassl", "all-images", "holdout")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A data set as it lies on the disk.
-
-    Args:
-        text: what was found and where, for the log and the run's record.
-        read: pool -> its images by part: `train`, `val` and `test` as far as the layout has them; no image is in two
-            parts.
-        parts: part -> what the data set calls it.
-        heldout: parts that make the test of a target domain on which nothing is trained.
-    """
-
-    text: str
-    read: Callable[[str], dict[str, list[ImageFile]]]
-    parts: Mapping[str, str]
-    heldout: tuple[str, ...]
-
-
-def register(cls: type) -> type:
-    """Register a data set under its class name, in place of one that the toolbox may have under that name."""
-    name = cls.__name__
-    if name in DATASET_REGISTRY.registered_names():
-        other = DATASET_REGISTRY.get(name)
-        if other.__module__ != cls.__module__:
-            cls.replaces = f"{other.__module__}.{other.__qualname__}"
-            logger.info("Data set %s: %s takes the place of %s", name, cls.__module__, cls.replaces)
-    DATASET_REGISTRY.register(cls, force=True)
-    return cls
-
-
-def let_others_register(registry) -> None:
-    """Let code of the user's own register a loader under a name of ours, without `force`, in place of ours.
-
-    Programs such as CoOp register loaders called Caltech101, ImageNet, ... of their own; whoever imports them beside
-    this package means theirs.
-
-    Args:
-        registry: Dassl's registry of data sets.
-    """
-    ordinary = registry._do_register
-
-    def do_register(name: str, obj: object, force: bool = False) -> None:
-        if name in registry.registered_names() and not force:
-            ours = registry.get(name)
-            if ours.__module__.startswith(f"{__package__}.") and obj.__module__ != ours.__module__:
-                logger.info("Data set %s: %s takes the place of %s", name, obj.__module__, ours.__module__)
-                force = True
-        ordinary(name, obj, force=force)
-
-    registry._do_register = do_register
-
-
-def add_config(cfg) -> None:
-    """Add the config keys that the loaders read, with their defaults; keys that are there already stay."""
-    defaults = {
-        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
-        "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
-        "SELECTION": "",  # stored few-shot selection to train on instead of drawing
-        "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
-        "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
-        "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
-        "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
-        "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
-        "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
-    }
-    for key, value in defaults.items():
-        if key not in cfg.DATASET:
-            cfg.DATASET[key] = value
-
-
-def split_seed(cfg) -> int:
-    """Seed of the few-shot draw and the hold-out: DATASET.SPLIT_SEED, or SEED if that is negative."""
-    seed = cfg.DATASET.get("SPLIT_SEED", -1)
-    return seed if seed >= 0 else cfg.SEED
-
-
-let_others_register(DATASET_REGISTRY)
 
 
 class ListedDataset(DatasetBase):
@@ -389,22 +308,6 @@ class ListedDataset(DatasetBase):
         ]
 
 
-def check_protocol(name: str, dataset: str, known: Sequence[str]) -> str:
-    """The name of a protocol, if the data set has it.
-
-    Raises:
-        ValueError: for another word, or for a protocol that does not go with the data set.
-    """
-    if name not in PROTOCOLS:
-        hint = did_you_mean(name, PROTOCOLS)
-        raise ValueError(f'DATASET.PROTOCOL is "{name}"; it must be one of {", ".join(PROTOCOLS)}.{hint}')
-    if name not in known:
-        raise ValueError(
-            f"DATASET.PROTOCOL {name} does not go with {dataset}, whose parts are fixed; it has {', '.join(known)}"
-        )
-    return name
-
-
 def check_options(options, dataset: ListedDataset) -> None:
     """Refuse options that would be without effect.
 
@@ -423,32 +326,6 @@ def check_options(options, dataset: ListedDataset) -> None:
             f"DATASET.SELECTION is {dataset.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
             f"{options.NUM_SHOTS}: give the number of its shots"
         )
-
-
-def every_image(parts: Mapping[str, Sequence[ImageFile]]) -> list[ImageFile]:
-    """All images of a pool, by label and then by name, in whichever parts they lie."""
-    return sorted((image for images in parts.values() for image in images), key=lambda image: (image.label, image.key))
-
-
-def drawn_anew(layout: Layout, seed: int) -> Layout:
-    """A layout whose images are split into 80 % and 20 % of each class, whatever parts it has.
-
-    Args:
-        layout: what was found.
-        seed: of the hold-out.
-    """
-
-    def read(pool: str) -> dict[str, list[ImageFile]]:
-        train, val = hold_out(every_image(layout.read(pool)), seed, pool)
-        return {"train": train, "val": val}
-
-    used = seed if seed >= 0 else HOLDOUT_SEED
-    return Layout(
-        text=f"{layout.text}; all parts together, a fifth of each class held out by seed {used}",
-        read=read,
-        parts={"train": "train (80 %)", "val": "hold-out (20 %)"},
-        heldout=("train", "val"),
-    )
 
 
 def make_datum(path: str, label: int, domain: int, name: str) -> Datum:

@@ -4,7 +4,7 @@ Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi: Describing Textures in the Wild, CVPR 
 of the ten official ones.
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

@@ -4,7 +4,7 @@ Helber, Bischke, Dengel, Borth: EuroSAT, IEEE JSTARS 2019 (arXiv 1709.00029). Na
 `AnnualCrop`).
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

@@ -7,8 +7,9 @@ split is that of `images_variant_{train,val,test}.txt`, whose lines are the numb
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .common import PARTS, register
 from .folders import read_text
+from .protocols import PARTS
+from .registration import register
 from .spec import listed, name_key
 from .split_file import Entries, Split, SplitFileDataset, contents_hint
 

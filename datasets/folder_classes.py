@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import Layout, PlainDataset, register
-from .common import drawn_anew, split_seed
 from .folder_domains import CLASS_FILE, check_spellings, class_folders, read_class_file, shape_hint, union
 from .folders import ImageFile, list_folder, open_root, read_classes
+from .protocols import drawn_anew
+from .registration import split_seed
 from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)

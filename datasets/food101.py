@@ -4,7 +4,7 @@ Bossard, Guillaumin, Van Gool: Food-101, ECCV 2014. The split is CoOp's own; che
 which other lists have the other way round.
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

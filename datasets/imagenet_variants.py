@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from .base import Layout, PlainDataset, register
-from .common import DASSL
 from .folders import list_folder, read_classes
 from .imagenet import WNID
 from .places import find_place
+from .protocols import DASSL
 from .spec import Spec, did_you_mean, load_spec, name_key
 
 V2_DEFAULT = "matched-frequency"

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
-from .common import PARTS, ListedDataset, drawn_anew, split_seed
+from .common import ListedDataset
 from .folders import ImageFile, read_text
 from .listed_files import FileFinder
+from .protocols import PARTS, drawn_anew
+from .registration import split_seed
 from .spec import Spec, did_you_mean, listed, name_key
 
 NAME = "Manifest"

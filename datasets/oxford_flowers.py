@@ -4,7 +4,7 @@ Nilsback, Zisserman: Automated Flower Classification over a Large Number of Clas
 own, not that of `setid.mat`.
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

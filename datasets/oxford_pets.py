@@ -3,7 +3,7 @@
 Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012. A few files called .jpg are GIFs; PIL reads them.
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import Layout, PlainDataset
-from .common import PARTS
 from .folders import ImageFile, list_folder, open_root
 from .listed_files import FileFinder, best_base
 from .places import places
+from .protocols import PARTS
 from .spec import Spec, listed, load_spec, name_key, read_entry
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categor
 begin at the data set's folder (`cars_train/00001.jpg`); names begin with the year ("2012 Audi TTS Coupe").
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

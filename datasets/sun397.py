@@ -4,7 +4,7 @@ Xiao, Hays, Ehinger, Oliva, Torralba: SUN Database, CVPR 2010. Names are the fol
 `a/apartment_building/outdoor` is "outdoor apartment_building".
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

@@ -5,7 +5,7 @@ which differ from sorted folders in two pairs; the folder of a class and the nam
 case.
 """
 
-from .common import register
+from .registration import register
 from .split_file import SplitFileDataset
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .common import ALL_IMAGES, DASSL, ListedDataset
+from .common import ListedDataset
 from .file_checks import Progress, broken_files, copies, no_progress, web_page
 from .folders import ARCHIVES, ImageFile, find_candidates, list_folder, match_classes
+from .protocols import ALL_IMAGES, DASSL
 from .spec import LISTS, Spec, listed, load_spec, name_key, read_entry
 
 ERROR, WARNING, NOTE = "error", "warning", "note"

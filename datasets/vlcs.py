@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import DomainDataset, Layout, register, split_seed
-from .common import DASSL, HOLDOUT
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
+from .protocols import DASSL, HOLDOUT
 from .spec import Spec, did_you_mean, load_spec
 
 NOTE = " (Dassl's release; its test/ is 30 % of a domain, DATASET.VLCS_TEST full+test tests all of a held-out one)"
