@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dassl_clip.commands import catalogue, plan, task
+from dassl_clip.commands import catalogue, plan, reference, task
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, report
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, pairs = split_command(build_parser(), argv)
         request = task.request_of(args, args.seeds, args.tasks)
         methods = [task.method_of(word, request, pairs) for word in args.methods] or all_methods(request, pairs)
-        request = plan.with_tasks(request, plan.Method(plan.REFERENCE))
+        request = plan.with_tasks(request, plan.Method(reference.REFERENCE))
         return task.run_methods(request, methods, args.jobs, args.dry_run)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
@@ -51,13 +51,13 @@ def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method
     Where the refiner is among them, the default config of every method that it can refine is refined too.
     """
     dataset = catalogue.dataset_file(request.dataset)
-    trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != plan.REFERENCE, name == "GOPro", name))
+    trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != reference.REFERENCE, name == "GOPro", name))
     own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem] or trainers
     methods = []
     for trainer in own:
         default, *variants = catalogue.trainer_configs(trainer, dataset.stem)
         methods.append(plan.Method(trainer, default, tuple(pairs)))
-        if plan.REFINER in own and trainer not in (plan.REFINER, plan.REFERENCE):
+        if plan.REFINER in own and trainer not in (plan.REFINER, reference.REFERENCE):
             refiner = catalogue.trainer_configs(plan.REFINER, dataset.stem)[0]
             methods.append(plan.Method(plan.REFINER, refiner, tuple(pairs), base=methods[-1]))
         methods += [plan.Method(trainer, variant, tuple(pairs)) for variant in variants]

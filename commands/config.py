@@ -145,7 +145,7 @@ def default_config() -> Any:
     from dassl_clip import datasets, trainers
 
     cfg = get_cfg_default()
-    cfg.RUN = CfgNode({"TASK": "", "CONFIG": ""})
+    cfg.RUN = CfgNode({"TASK": "", "CONFIG": "", "SOURCE": ""})
     datasets.add_config(cfg)
     trainers.add_config(cfg)
     for module in _IMPORTED.values():

@@ -3,7 +3,8 @@
 `lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
 stays inside a domain (or a data set without domains): trained on a few images a class, tested on the held-out part.
 `zeroshot` tests every image of each domain and trains on no label; `probe` and `attacks` do the same with few-shot
-probes of the features, and with attacked images.
+probes of the features, and with attacked images. `b2n` trains on the base classes of a data set and evaluates base and
+new ones; `xd` and `dg` train on a data set (the papers': ImageNet) and evaluate on ten others, or on its variants.
 
 Run folder: `OUT/<task>/<dataset>/<trainer>/<config>/shots<n>/<target or class subset>/seed<s>`, where `<config>` is the
 stem of the config file, with `+KEY=VALUE` for each key that was changed on the command line. A method that refines the
@@ -22,8 +23,6 @@ from typing import Any
 
 from dassl_clip.commands import catalogue, config, train
 from dassl_clip.commands.errors import UserError, suggestion
-from dassl_clip.modeling.templates import resolve_templates
-from dassl_clip.results import records
 from dassl_clip.results.tables import Row, refined_row
 
 
@@ -35,11 +34,20 @@ class Task:
         across: the target's fellow domains are the sources; otherwise the target is its own source.
         label_free: for methods that train on no labels; all images are tested.
         evaluate: value of the trainer's key EVALUATE, where it has one.
+        tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
+        new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
     """
 
     across: bool = False
     label_free: bool = False
     evaluate: tuple[str, ...] = ()
+    tested_on: tuple[str, ...] = ()
+    new_classes: bool = False
+
+    @property
+    def transfers(self) -> bool:
+        """Whether one run is trained and others evaluate it."""
+        return bool(self.tested_on) or self.new_classes
 
 
 TASKS = {
@@ -48,16 +56,19 @@ TASKS = {
     "zeroshot": Task(label_free=True, evaluate=("forms",)),
     "probe": Task(label_free=True, evaluate=("probe",)),
     "attacks": Task(label_free=True, evaluate=("attacks",)),
-}
+    "b2n": Task(new_classes=True),
+    "xd": Task(
+        tested_on=(
+            "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd",
+            "eurosat", "ucf101",
+        )
+    ),
+    "dg": Task(tested_on=("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")),
+}  # fmt: skip
 REFINER = "InMaP"  # refines the runs of another method
 DEFAULT_SHOTS = 16  # of the few-shot literature
 ALL_SHOTS = -1
-REFERENCE = "ZeroshotCLIP"
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NAME", "DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")
-# Keys in which the reference follows the method: what is tested, on which images, with which model and words.
-_SHARED_KEYS = ("DATASET.", "INPUT.", "MODEL.BACKBONE.", "TEST.SPLIT", "DATALOADER.NUM_WORKERS", "USE_CUDA")
-_SHARED_SETTINGS = ("TEMPLATES", "CTX_INIT", "PREC")
-_EVALUATION_SETTINGS = ("NC_", "PROBE_", "ATTACK")  # beginnings of keys
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Run:
         cfg: the resolved configuration.
         row: its row in a table.
         target: its column in a table.
-        refines: folder of the run that it refines and that has to be there first, or None.
+        needs: folder of the run that it refines or evaluates and that has to be there first, or None.
     """
 
     folder: Path
@@ -122,7 +133,7 @@ class Run:
     task: str
     target: str
     seed: int
-    refines: Path | None = None
+    needs: Path | None = None
 
     @property
     def name(self) -> str:
@@ -160,20 +171,56 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
             has no use for.
     """
     _check_pairs(method.pairs)
-    common = _common_words(request, method)
-    asked = _resolve(common, method.pairs)
+    common = common_words(request, method)
+    asked = resolve(common, method.pairs)
     domains = dataset_domains(asked)
-    targets = _targets(request.targets, domains, asked.DATASET.NAME)
     names = task_names(request.tasks, asked)
     for name in names:
         _check_task(name, method.trainer, domains, asked.DATASET.NAME)
     bases = {(run.task, run.target, run.seed): run for run in plan_runs(request, method.base)} if method.base else {}
-    return [
-        _plan_run(request, method, common, asked, name, target, domains, seed, bases)
-        for name in names
-        for target in targets
-        for seed in request.seeds
-    ]
+    runs = []
+    for name in names:
+        if TASKS[name].transfers:
+            runs += [run for seed in request.seeds for run in transfer_runs(request, method, asked, name, seed)]
+            continue
+        for target in _targets(request.targets, domains, asked.DATASET.NAME):
+            runs += [
+                _plan_run(request, method, common, asked, name, target, domains, seed, bases) for seed in request.seeds
+            ]
+    return runs
+
+
+def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed: int) -> list[Run]:
+    """The run that is trained, then those that evaluate it on new classes or other data sets.
+
+    Args:
+        request: what is asked for.
+        method: the method.
+        asked: its resolved configuration on the data set that it is trained on.
+        name: the task.
+        seed: the seed.
+    """
+    task, stem = TASKS[name], catalogue.dataset_file(request.dataset).stem
+    shots, row = _shots(request.shots, asked), Row(method.trainer, asked.RUN.CONFIG)
+    above = Path(request.out, name, stem, method.trainer, asked.RUN.CONFIG, f"shots{shots}")
+    pairs = [*_without(method.pairs, "DATASET.NUM_SHOTS"), "DATASET.NUM_SHOTS", str(shots)]
+    trained = above / ("base" if task.new_classes else asked.DATASET.NAME) / f"seed{seed}"
+    places = [(stem, "base"), (stem, "new")] if task.new_classes else [(stem, "")]
+    places += [(other, "") for other in task.tested_on if not request.targets or other in request.targets]
+    config = str(catalogue.trainer_file(method.trainer, method.config, stem))
+    runs = []
+    for dataset, subset in places:
+        words = common_words(
+            replace(request, dataset=dataset if runs else request.dataset), replace(method, config=config)
+        )
+        own = [*pairs, "RUN.SOURCE", asked.DATASET.NAME, *(["DATASET.SUBSAMPLE_CLASSES", subset] if subset else [])]
+        column = subset or resolve(words, ()).DATASET.NAME
+        folder = above / column / f"seed{seed}"
+        words += ["--task", name, "--seed", str(seed), "--output-dir", str(folder)]
+        words += ["--eval-only", "--model-dir", str(trained)] if runs else []
+        words = [*words, *own]
+        runs.append(Run(folder, tuple(words), resolve(words, ()), row, name, column, seed, trained if runs else None))
+    return runs
 
 
 def _plan_run(
@@ -207,7 +254,7 @@ def _plan_run(
     words += ["DATASET.NUM_SHOTS", str(shots)]
     words += _task_pairs(task, method.trainer, asked)
     words += [f"TRAINER.{method.trainer.upper()}.FROM", str(base.folder)] if base is not None else []
-    cfg = _resolve(words, ())
+    cfg = resolve(words, ())
     return Run(folder, tuple(words), cfg, row, name, column, seed, base.folder if base is not None else None)
 
 
@@ -226,6 +273,13 @@ def _check_task(name: str, trainer: str, domains: Sequence[str], dataset: str) -
     if TASKS[name].across and len(domains) < 2:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
+    trainer_class = TRAINER_REGISTRY.get(trainer)
+    if TASKS[name].transfers and (domains or getattr(trainer_class, "class_specific", False) is True):
+        why = "is a data set of domains" if domains else "learns parts for its own classes alone"
+        raise UserError(
+            f"{name} evaluates on other classes than were trained on; {dataset if domains else trainer} {why}. "
+            "Take a data set without domains, and a method such as CoOp, GOPro or ZeroshotCLIP"
+        )
     if not TASKS[name].label_free:
         return
     if getattr(TRAINER_REGISTRY.get(trainer), "trains_on_labels", True):
@@ -240,47 +294,7 @@ def _check_task(name: str, trainer: str, domains: Sequence[str], dataset: str) -
         raise UserError(f"{trainer} has no {name}: that is for ZeroshotCLIP and CLAP")
 
 
-def reference_method(request: Request, method: Method, trainer: str = REFERENCE, name: str = "") -> Method:
-    """The method to compare with: the same images, model, precision and prompt words, as far as it has such keys.
-
-    Args:
-        request: what is asked for.
-        method: the method that is to be compared.
-        trainer: registry name of the reference.
-        name: its config; "": the default one.
-    """
-    train.register()
-    asked = _resolve(_common_words(request, method), method.pairs)
-    flat, own = records.flatten_config(asked), f"TRAINER.{method.trainer.upper()}."
-    given = [key for key, _ in _by_two(method.pairs)]
-    wanted = {key: flat[key] for key in (*given, "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.WEIGHTS")
-              if key.startswith(_SHARED_KEYS)}  # fmt: skip
-    words = {key: flat[f"{own}{key}"] for key in _SHARED_SETTINGS if flat.get(f"{own}{key}")}
-    words |= {
-        key.removeprefix(own): value
-        for key, value in flat.items()
-        if key.startswith(tuple(f"{own}{start}" for start in _EVALUATION_SETTINGS))
-    }
-    if "CTX_INIT" in words:
-        words.setdefault("TEMPLATES", "words")
-    wanted |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in words.items()}
-    plain = records.flatten_config(_resolve(_common_words(request, Method(trainer, name)), ()))
-    changed = {key: value for key, value in wanted.items() if key in plain and plain[key] != value}
-    prompt = [f"TRAINER.{trainer.upper()}.{key}" for key in ("TEMPLATES", "CTX_INIT")]
-    if _templates(plain, prompt, asked.DATASET.NAME) == _templates(plain | changed, prompt, asked.DATASET.NAME):
-        changed = {key: value for key, value in changed.items() if key not in prompt}
-    pairs = [word for key, value in changed.items() for word in (key, value if isinstance(value, str) else repr(value))]
-    return Method(trainer, name, tuple(pairs))
-
-
-def _templates(flat: dict[str, Any], keys: Sequence[str], dataset: str) -> list[str] | None:
-    """The sentences of a trainer's prompt, or None if it has no such keys."""
-    if not all(key in flat for key in keys):
-        return None
-    return resolve_templates(flat[keys[0]], dataset, words=flat[keys[1]])
-
-
-def _common_words(request: Request, method: Method) -> list[str]:
+def common_words(request: Request, method: Method) -> list[str]:
     """The arguments of train.py that all runs of a method share, without its pairs."""
     dataset = catalogue.dataset_file(request.dataset)
     file = catalogue.trainer_file(method.trainer, method.config, dataset.stem)
@@ -302,18 +316,19 @@ def dataset_domains(cfg: Any) -> list[str]:
 def with_tasks(request: Request, method: Method) -> Request:
     """The request with its tasks spelled out, as `method` would have them."""
     train.register()
-    asked = _resolve(_common_words(request, method), method.pairs)
+    asked = resolve(common_words(request, method), method.pairs)
     return replace(request, tasks=tuple(task_names(request.tasks, asked)))
 
 
 def task_names(asked: Sequence[str], cfg: Any) -> list[str]:
-    """The tasks to run: those asked for, or the method's own, or the data set's, or leave-one-domain-out.
+    """The tasks to run: those asked for, or the method's own, or the data set's, or lodo (fewshot without domains).
 
     Raises:
         UserError: an unknown task.
     """
     own = cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("TASKS", ())
-    tasks = list(asked) or list(own) or list(cfg.DATASET.get("TASKS", ())) or ["lodo"]
+    usual = "lodo" if dataset_domains(cfg) else "fewshot"
+    tasks = list(asked) or list(own) or list(cfg.DATASET.get("TASKS", ())) or [usual]
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'.{suggestion(task, TASKS)} Known: {', '.join(TASKS)}.")
@@ -347,19 +362,19 @@ def _resolve_words(words: tuple[str, ...]) -> Any:
     return config.resolve_config(args, pairs)
 
 
-def _resolve(words: Sequence[str], pairs: Sequence[str]) -> Any:
+def resolve(words: Sequence[str], pairs: Sequence[str]) -> Any:
     return _resolve_words((*words, *pairs))
 
 
 def _check_pairs(pairs: Sequence[str]) -> None:
-    for key, value in _by_two(pairs):
+    for key, value in by_two(pairs):
         if key in _OWN_KEYS:
             raise UserError(f"{key} {value}: a task sets {key} itself; use its arguments (seed, --out, --targets, ...)")
 
 
-def _by_two(pairs: Sequence[str]) -> list[tuple[str, str]]:
+def by_two(pairs: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(pairs[::2], pairs[1::2]))
 
 
 def _without(pairs: Sequence[str], key: str) -> list[str]:
-    return [word for name, value in _by_two(pairs) if name != key for word in (name, value)]
+    return [word for name, value in by_two(pairs) if name != key for word in (name, value)]

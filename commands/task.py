@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dassl_clip.commands import catalogue, plan, pool, train
+from dassl_clip.commands import catalogue, plan, pool, reference, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
@@ -82,8 +82,8 @@ def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     methods = [method]
     if args.reference.lower() not in ("", NO_REFERENCE):
         name, _, config = args.reference.partition(":")
-        reference = plan.reference_method(request, method, known_trainer(name, request, config), config)
-        methods = [reference, *([method.base] if method.base else []), method]
+        other = reference.reference_method(request, method, known_trainer(name, request, config), config)
+        methods = [other, *([method.base] if method.base else []), method]
     return run_methods(request, methods, args.jobs, args.dry_run)
 
 
@@ -178,14 +178,14 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
 
 
 def run_stages(todo: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]:
-    """Run what stands alone, then what refines a run of the first; returns the failures."""
-    first = [run for run in todo if run.refines is None]
+    """Run what stands alone, then what needs a run of the first; returns the failures."""
+    first = [run for run in todo if run.needs is None]
     failed = run_missing(first, jobs) if first else []
-    second = [run for run in todo if run.refines is not None]
-    ready = [run for run in second if records.is_complete(run.refines)]
+    second = [run for run in todo if run.needs is not None]
+    ready = [run for run in second if records.is_complete(run.needs)]
     for run in second:
         if run not in ready:
-            print(f"left out: {run.name}: there is no finished run in {run.refines} to refine", file=sys.stderr)
+            print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
     return failed + (run_missing(ready, jobs) if ready else [])
 
 

@@ -136,7 +136,8 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     if args.eval_only:
         if trainer.get_model_names():
             load_run(trainer, args.model_dir, args.load_epoch)
-        recorder.note(evaluated_from=args.model_dir)
+        trained = records.read_record(Path(args.model_dir)) if args.model_dir else None
+        recorder.note(evaluated_from=args.model_dir, num_train=trained["num_train"] if trained else 0)
         trainer.test()
         recorder.write(overwrite=False)
     elif not args.no_train:

@@ -364,6 +364,7 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": str(flat.get("RUN.CONFIG", "")),
         "task": task,
         "dataset": str(flat.get("DATASET.NAME", "")),
+        "source_dataset": str(flat.get("RUN.SOURCE") or flat.get("DATASET.NAME", "")),
         "protocol": protocol_of(source, target, task),
         "selection_rule": "best_val on source validation images" if best else "last",
         "source_domains": source,
@@ -383,12 +384,18 @@ LABEL_FREE_TASKS = {
     "probe": "every image of a domain (or data set) is tested; probes are trained on a few of its labelled images",
     "attacks": f"{ALL_IMAGES}, except by probes; images as an attack has changed them",
 }
+TRANSFER_TASKS = {
+    "b2n": "base to new: trained on the base classes, tested on base and on new classes",
+    "xd": "cross-dataset: trained on one data set, tested on others",
+    "dg": "single-source generalisation: trained on one data set, tested on its variants",
+}
 
 
 def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "") -> str:
     """The protocol that a task, or a pair of domain lists, amounts to, in one phrase."""
-    if task in LABEL_FREE_TASKS:
-        return LABEL_FREE_TASKS[task]
+    named = LABEL_FREE_TASKS | TRANSFER_TASKS
+    if task in named:
+        return named[task]
     if not source or not target:
         return "training split to test split of one data set"
     if set(source) == set(target):

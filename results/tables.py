@@ -8,13 +8,13 @@ domain and seed. Records of different tasks, data sets, shots, class subsets, ba
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tabulate import tabulate
 
-from .records import FoundRecord, protocol_of
+from .records import TRANSFER_TASKS, FoundRecord, protocol_of
 
 FORMATS = {"text": "simple", "markdown": "pipe"}
 MEAN = "mean"
@@ -81,9 +81,28 @@ class Group:
             return {
                 seed: record["metrics"][split]["accuracy"] for seed, record in self.runs[row].get(domain, {}).items()
             }
-        columns = [self.accuracies(row, name) for name in self.domains]
+        columns = [self.accuracies(row, name) for name in self.averaged]
         seeds = set.intersection(*(set(column) for column in columns)) if columns else set()
-        return {seed: statistics.fmean(column[seed] for column in columns) for seed in sorted(seeds)}
+        return {seed: self.summary([column[seed] for column in columns]) for seed in sorted(seeds)}
+
+    @property
+    def averaged(self) -> list[str]:
+        """The columns that the last one sums up: all, but the source data set's where others are tested."""
+        if self.facts["task"] == "b2n":
+            return ["base", "new"]
+        across = self.facts["task"] in TRANSFER_TASKS
+        return [name for name in self.domains if not (across and name == self.facts["dataset"])]
+
+    @property
+    def summary(self) -> Callable[[Sequence[float]], float]:
+        """How the last column sums up: the harmonic mean of base and new classes, otherwise the mean."""
+        return statistics.harmonic_mean if self.facts["task"] == "b2n" else statistics.fmean
+
+    @property
+    def summary_name(self) -> str:
+        """Title of the last column."""
+        names = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}
+        return names.get(self.facts["task"], MEAN)
 
 
 def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> list[Group]:
@@ -98,6 +117,9 @@ def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> li
         if split not in record["metrics"]:
             continue
         facts = {key: record[key] for key in ("task", "dataset", "shots", "class_subset")}
+        if record["task"] in TRANSFER_TASKS:  # one table for the trained run and those that evaluate it
+            facts["dataset"] = record.get("source_dataset", record["dataset"])
+            facts["class_subset"] = "base and new" if record["task"] == "b2n" else "all"
         facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
         facts["split"] = split
         group = groups.setdefault(tuple(facts.values()), Group(facts))
@@ -108,6 +130,8 @@ def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> li
 
 def column_of(record: Mapping[str, Any]) -> str:
     """The column of a run: its target domains, or its class subset where a data set has no domains."""
+    if record["task"] in ("xd", "dg"):
+        return record["dataset"]
     return "+".join(record["target_domains"]) or record["class_subset"]
 
 
@@ -194,7 +218,8 @@ def method_table(
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
     below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows)
     below += [f"broken: {item.folder}: {item.reason}" for item in broken]
-    return Table(group_title(group), header_lines(wanted, rows, seeds, base), header, lines + gains, below)
+    shown = [*header[:-1], group.summary_name]
+    return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
 
 
 def target_table(group: Group, row: Row) -> Table:
@@ -245,24 +270,24 @@ def group_title(group: Group) -> str:
 def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | None = None) -> list[str]:
     """The lines that say what was measured."""
     facts = group.facts
-    records = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
+    found = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
     weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
     protocols = {
         protocol_of(run["source_domains"], run["target_domains"], run["task"])
-        for runs in records.values()
+        for runs in found.values()
         for run in runs
     }
-    trained = any(run["num_train"] for runs in records.values() for run in runs)
+    trained = any(run["num_train"] for runs in found.values() for run in runs)
     shots = ("none" if not trained else "all") if facts["shots"] < 1 else f"{facts['shots']} a class"
     listed = ", ".join(map(str, seeds))
     lines = [
         f"protocol: {'; '.join(sorted(protocols))}",
         f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
-        f"selection rule: {_by_row(records, 'selection_rule')}",
-        f"prompt: {_by_row(records, 'prompt')}",
+        f"selection rule: {_by_row(found, 'selection_rule')}",
+        f"prompt: {_by_row(found, 'prompt')}",
         f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
     ]
-    transductive = [row.label for row, runs in records.items() if any(run["transductive"] for run in runs)]
+    transductive = [row.label for row, runs in found.items() if any(run["transductive"] for run in runs)]
     if transductive:
         lines.append(f"transductive (uses unlabelled test images): {', '.join(transductive)}")
     if base is not None:

@@ -20,6 +20,7 @@ from dassl_clip.commands import __main__ as door
 from dassl_clip.commands import catalogue, plan, pool, task, train
 from dassl_clip.commands.errors import UserError
 from dassl_clip.commands.progress import fraction_done
+from dassl_clip.commands.reference import reference_method
 from dassl_clip.results import records
 
 SCRIPTS = Path(plan.__file__).resolve().parents[1] / "scripts"
@@ -101,7 +102,7 @@ def test_the_reference_follows_the_method_in_images_model_precision_and_words(wo
         "(4, 4)",
     )
     method = plan.Method("TinyNet", str(other), (*pairs, "MODEL.INIT_WEIGHTS", "x"))
-    reference = plan.reference_method(request(world), method, "TinyGuess", str(world.config))
+    reference = reference_method(request(world), method, "TinyGuess", str(world.config))
     assert dict(zip(reference.pairs[::2], reference.pairs[1::2])) == {
         "DATASET.SUBSAMPLE_CLASSES": "base",
         "INPUT.SIZE": "[4, 4]",
@@ -116,7 +117,7 @@ def test_the_reference_of_the_shipped_configs_needs_no_changes():
     train.register()
     for dataset, trainers in (("icons", ("GOPro", "CoOp", "LinearProbe")), ("pacs", ("GOPro",))):
         for trainer in trainers:
-            reference = plan.reference_method(plan.Request(dataset, (1,)), plan.Method(trainer))
+            reference = reference_method(plan.Request(dataset, (1,)), plan.Method(trainer))
             assert reference == plan.Method("ZeroshotCLIP", "", ()), trainer
 
 
