@@ -15,7 +15,7 @@ with one SEED, or several (1,2,3). Finished runs are skipped, broken ones redone
 
 Environment:
   TASK       fewshot, lodo, zeroshot, probe,       default: what the configs say
-             attacks, or several: "fewshot lodo"
+             attacks, b2n, xd, dg, or several
   DATA       folder above the data sets            default: what the data set's config says
   OUT        folder above all runs                 default: output
   CFG        config of the method, name or file    default: the data set's own, else vit_b16
