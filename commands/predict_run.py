@@ -1,0 +1,197 @@
+"""A finished run opened on other pictures: its configuration, its class names, its trainer with what it learned.
+
+The training data need not be there. The data set of the run is stood in for by one that holds the pictures at hand and
+the run's own class names, under the same name, since templates go by the name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.commands.config import default_config, import_user_code
+from dassl_clip.commands.errors import UserError
+from dassl_clip.commands.train import read_config
+from dassl_clip.results import records
+from dassl_clip.results.plot_matrix import PREDICTIONS, read_predictions
+
+WHAT = "give the folder of a finished run (it holds record.json and config.yaml)"
+
+
+def read_run(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Folder, record and configuration of a finished run.
+
+    Raises:
+        UserError: there is no finished run; the sentence says what is there.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}; {WHAT}")
+    found, tree = records.inspect_record(place), read_config(place)
+    if found.record is None:
+        below = [item.folder for item in records.find_records(place) if item.record is not None][:3]
+        hint = f"; finished runs below it: {', '.join(map(str, below))}, ..." if below else ""
+        raise UserError(f"no finished run in {place}{f' ({found.reason})' if found.reason else ''}; {WHAT}{hint}")
+    if tree is None:
+        raise UserError(f"{place} has a record.json but no readable config.yaml, which says how to build its trainer")
+    return place, found.record, tree
+
+
+def class_names(place: Path, record: dict[str, Any]) -> list[str]:
+    """The class names of a run in label order: of its record, else of its checkpoint, else of its predictions.
+
+    Raises:
+        UserError: none of them has the names.
+    """
+    if record.get("classnames"):
+        return list(record["classnames"])
+    from dassl_clip.trainers.checkpoint import load_checkpoint
+
+    for path in sorted(place.glob("*/model*.pth.tar*"), reverse=True):
+        with contextlib.suppress(ValueError):
+            names = load_checkpoint(path).get("classnames")
+            if names:
+                return list(names)
+    if (place / PREDICTIONS).is_file():
+        return read_predictions(place).classnames
+    raise UserError(
+        f"the run in {place} does not say its class names: it was made before records and checkpoints held them. Run "
+        "it again, or classify without a run: --names a,b,c"
+    )
+
+
+def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
+    """The run's configuration on top of today's defaults, changeable.
+
+    What the run found out itself is fixed: the weight of CLAP's head stands in the record.
+    """
+    cfg = default_config()
+    _overlay(cfg, tree)
+    node = cfg.TRAINER.get(record["method"].upper(), {})
+    if "alpha" in record and "ALPHA" in node:
+        node.ALPHA = str(record["alpha"])
+    cfg.OUTPUT_DIR = cfg.RESUME = ""
+    cfg.VERBOSE = False
+    return cfg
+
+
+def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    """The trainer of a finished run, ready to score, on pictures that are not its own.
+
+    Args:
+        folder: the run's folder.
+        items: at least one file that exists; what the trainer takes for its data.
+        imports: modules or files with trainers or data sets of the user's own.
+
+    Returns:
+        The trainer, and the run's record.
+
+    Raises:
+        UserError: there is no finished run, or its trainer is not one that scores single images.
+    """
+    place, record, tree = read_run(folder)
+    names = class_names(place, record)
+    for module in imports:
+        import_user_code(module)
+    cfg = run_config(tree, record)
+    for loader in (cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST):
+        loader.SAMPLER = "SequentialSampler"
+    cfg.DATALOADER.NUM_WORKERS = 0
+    with stand_in(cfg.DATASET.NAME, items, names):
+        trainer = build(cfg, record["method"])
+    load(trainer, place)
+    if trainer.backbone.weights_hash != record["backbone"]["weights_hash"]:
+        raise UserError(
+            f"the run in {place} was made with other weights of {record['backbone']['name']} "
+            f"({record['backbone']['weights_hash'][:12]}) than are there now ({trainer.backbone.weights_hash[:12]})"
+        )
+    return trainer, record
+
+
+def build(cfg: Any, method: str) -> Any:
+    """The trainer of a configuration, without lines on the console.
+
+    Raises:
+        UserError: no such trainer, or not one of this project's kind.
+    """
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl_clip.trainers.base import CLIPTrainer
+
+    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
+    if method not in TRAINER_REGISTRY.registered_names():
+        raise UserError(f"the run is of the trainer {method}, which is not registered: load its file with --import")
+    kind = TRAINER_REGISTRY.get(method)
+    if not issubclass(kind, CLIPTrainer):
+        raise UserError(f"the run is of the trainer {method}, which is no CLIPTrainer of this project")
+    cfg.freeze()
+    with quiet():
+        return kind(cfg)
+
+
+def load(trainer: Any, place: Path) -> None:
+    """Load what a run learned, and get the trainer ready to score."""
+    with quiet():
+        trainer.load_model(str(place))
+        trainer.set_model_mode("eval")
+        trainer.before_test()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A context whose console lines are shown, on stderr, only if it fails."""
+    kept = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(kept):
+            yield
+    except Exception as error:
+        if not isinstance(error, ValueError):
+            sys.stderr.write(kept.getvalue())
+        raise
+
+
+@contextlib.contextmanager
+def stand_in(name: str, items: Sequence[Path], names: Sequence[str]) -> Iterator[None]:
+    """Within this context, Dassl's registry gives a data set of these pictures and class names under that name."""
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+
+    data = [Datum(impath=str(path), label=0, domain=0, classname=names[0]) for path in items]
+
+    class Pictures(DatasetBase):
+        """Pictures without labels, and the class names of a run."""
+
+        domains: list[str] = []
+        classnames = list(names)
+        lab2cname = dict(enumerate(names))
+        num_classes = len(names)
+
+        def __init__(self, cfg: Any) -> None:
+            super().__init__(train_x=data, test=data)
+
+    Pictures.__name__ = Pictures.__qualname__ = name
+    before = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    DATASET_REGISTRY.register(Pictures, force=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            DATASET_REGISTRY._obj_map.pop(name)
+        else:
+            DATASET_REGISTRY._obj_map[name] = before
+
+
+def _overlay(node: Any, tree: dict[str, Any]) -> None:
+    """Put a run's values over the defaults; lists become tuples where the default is one."""
+    from yacs.config import CfgNode
+
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if not isinstance(node.get(key), CfgNode):
+                node[key] = CfgNode()
+            _overlay(node[key], value)
+        else:
+            node[key] = tuple(value) if isinstance(node.get(key), tuple) and isinstance(value, list) else value

@@ -1,0 +1,154 @@
+"""How all figures look: colours that colour-blind readers tell apart, a caption inside, PNG and SVG written whole.
+
+The colours are those of Okabe and Ito ("Color Universal Design", 2008). Each line also has a marker and a line style of
+its own, so that a figure can be read in grey. Text is never read as a formula: names with `$` or `_` stay as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .records import write_bytes_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
+GREY = "#B0B0B0"
+FORMATS = ("png", "svg")
+NEEDED = "plots need the package matplotlib: pip install 'dassl-clip[plots]', or pip install matplotlib"
+PANELS_A_ROW = 4
+CHARACTERS_AN_INCH = 17
+_SETTINGS = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.grid": True,
+    "grid.color": "#E0E0E0",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "errorbar.capsize": 3,
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dassl-clip",
+    "savefig.dpi": 160,
+}
+
+
+@dataclass
+class Plot:
+    """A finished figure.
+
+    Attributes:
+        name: a word for its files: `curves`, `domains`, ...
+        caption: what it shows; drawn inside the figure too.
+        figure: the matplotlib figure.
+    """
+
+    name: str
+    caption: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """The figure as an SVG document, the same for the same data."""
+        return self._bytes("svg").decode("utf-8")
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write `<stem>.png` and `<stem>.svg`, each whole or not at all; returns the two paths."""
+        paths = []
+        for kind in FORMATS:
+            path = stem.with_name(f"{stem.name}.{kind}")
+            write_bytes_atomically(path, self._bytes(kind))
+            paths.append(path)
+        return paths
+
+    def _bytes(self, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Title": self.name} if kind == "svg" else {"Title": self.name}
+        with styled():
+            self.figure.savefig(buffer, format=kind, metadata=metadata)
+        return buffer.getvalue()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """A context in which figures are made and drawn in the project's style, whatever the user's own settings are.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError(NEEDED) from error
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and line style of the `index`-th line; 64 lines have different looks."""
+    turn = (index + index // len(COLOURS)) % len(MARKERS)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[turn], "linestyle": LINES[turn]}
+
+
+def new_figure(panels: int, width: float = 3.3, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+    """A figure with that many panels, at most four in a row; `width` and `height` in inches are those of one panel."""
+    from matplotlib.figure import Figure
+
+    columns = min(panels, PANELS_A_ROW)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(max(columns * width, 5.2), rows * height + 1.0), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for spare in axes[panels:]:
+        spare.set_visible(False)
+    return figure, axes[:panels]
+
+
+def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str) -> Plot:
+    """Put the legend above the panels and the caption below them.
+
+    Args:
+        name: a word for the files.
+        figure: the figure, with its panels drawn.
+        handles: label -> drawn thing, for the legend; empty for none.
+        caption: what was measured.
+    """
+    width = figure.get_size_inches()[0]
+    lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_AN_INCH))]
+    if handles:
+        longest = max(map(len, handles))
+        columns = max(1, min(len(handles), int(width * 14 / (longest + 6))))
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, fontsize=8)
+        rows = -(-len(handles) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.18 * rows)
+    figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#333333")
+    return Plot(name, caption, figure)
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text cut to a number of characters, with an ellipsis where something was cut."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def seeds_line(seeds: Sequence[int], spread: str = "error bars") -> str:
+    """`n = 3 seeds (1, 2, 3); error bars: sample standard deviation over seeds`."""
+    listed = ", ".join(map(str, seeds))
+    if len(seeds) == 1:
+        return f"n = 1 seed ({listed}), no {spread}"
+    return f"n = {len(seeds)} seeds ({listed}); {spread}: sample standard deviation over seeds"
