@@ -7,6 +7,7 @@ what is not there any more is encoded again, and then kept.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def open_on_data(place: Path, data: str = "") -> tuple[Any, dict[str, Any]]:
     cfg.DATASET.ROOT = data or cfg.DATASET.ROOT
     trainer = predict_run.build(cfg, record["method"])
     predict_run.load(trainer, place)
+    if record["data_fingerprint"] != getattr(trainer.dm.dataset, "fingerprint", record["data_fingerprint"]):
+        print(f"caution: {record['dataset']} is no longer what the run in {place} was made with", file=sys.stderr)
     return trainer, record
 
 

@@ -143,8 +143,10 @@ def load(trainer: Any, place: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """A context whose console lines are shown, on stderr, only if it fails."""
-    kept = io.StringIO()
+    """A context whose console lines are shown, on stderr, only if it fails; remarks on the data were made before."""
+    kept, room = io.StringIO(), logging.getLogger("dassl_clip")
+    level = room.level
+    room.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(kept):
             yield
@@ -152,6 +154,8 @@ def quiet() -> Iterator[None]:
         if not isinstance(error, ValueError):
             sys.stderr.write(kept.getvalue())
         raise
+    finally:
+        room.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -139,4 +139,4 @@ def points_plot(
             text += f" In colour: {len(coloured)} of {len(known)}{rule}."
         if method != "pca":
             text += f" Seed {seed}; sizes of groups and distances between far groups mean little."
-        return finish(method, figure, handles, caption(found, text, ""))
+        return finish(method, figure, handles, caption(found, text, ""), markerscale=1.6)

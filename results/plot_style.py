@@ -119,7 +119,7 @@ def new_figure(panels: int, width: float = 3.3, height: float = 2.9) -> tuple[Fi
     return figure, axes[:panels]
 
 
-def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str) -> Plot:
+def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, markerscale: float = 1.0) -> Plot:
     """Put the legend above the panels and the caption below them.
 
     Args:
@@ -127,13 +127,15 @@ def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str) 
         figure: the figure, with its panels drawn.
         handles: label -> drawn thing, for the legend; empty for none.
         caption: what was measured.
+        markerscale: size of the legend's markers over that of the drawn ones.
     """
     width = figure.get_size_inches()[0]
     lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_AN_INCH))]
     if handles:
         longest = max(map(len, handles))
         columns = max(1, min(len(handles), int(width * 14 / (longest + 6))))
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, fontsize=8)
+        place = {"loc": "outside upper center", "ncols": columns, "fontsize": 8, "markerscale": markerscale}
+        figure.legend(handles.values(), handles.keys(), **place)
         rows = -(-len(handles) // columns)
         figure.set_figheight(figure.get_figheight() + 0.18 * rows)
     figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))
