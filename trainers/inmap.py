@@ -101,8 +101,9 @@ class InMaP(CLIPTrainer):
         self.base, self.base_record, self.templates = None, None, []
         self.solutions: dict[str, dict] = {}
         if self.node.FROM:
+            tested = {item.impath for item in self.dm.dataset.test}
             self.base, self.base_record = open_run(
-                self.node.FROM, self.asked, self.backbone.weights_hash, "TRAINER.INMAP.FROM"
+                self.node.FROM, self.asked, self.backbone.weights_hash, tested, "TRAINER.INMAP.FROM"
             )
             start = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
         else:
@@ -113,10 +114,7 @@ class InMaP(CLIPTrainer):
         self.model = self.register_learner("proxies", VisionProxies(start), looped=False)
 
     def fit(self) -> None:
-        """Learn the proxies from the unlabeled images."""
-        if self.start_epoch:
-            logger.info("the proxies are learned already")
-            return
+        """Learn the proxies from the unlabeled images; a run that goes on learns them again, which takes seconds."""
         node, unit = self.node, 1 / float(self.logit_scale)
         tau_t, tau_i = (
             parse_temperature(node[key], f"TRAINER.INMAP.{key}", unit, default) for key, default in TEMPERATURES.items()
@@ -147,14 +145,17 @@ class InMaP(CLIPTrainer):
 
     def _unlabeled(self) -> list:
         """The images that the proxies are learned from; their labels are not read."""
-        dataset = self.dm.dataset
-        items = {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[self.node.UNLABELED]
+        items = self._images_of(self.node.UNLABELED)
         if not items:
             raise ValueError(
                 f"TRAINER.INMAP.UNLABELED is {self.node.UNLABELED!r}, but {self.cfg.DATASET.NAME} offers no such "
                 "images here; take test, or a data set and task with that part"
             )
         return items
+
+    def _images_of(self, part: str) -> list:
+        dataset = self.dm.dataset
+        return {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[part] or []
 
     def _inputs(self, items: list) -> tuple[Tensor, Tensor | Cosines, Tensor]:
         """Features `[N, E]`, scores `[N, C]` and proxies to start from `[C, E]`, of CLIP or of the refined run."""
@@ -191,9 +192,11 @@ class InMaP(CLIPTrainer):
     def record_facts(self) -> dict:
         """Also whether test images were used, how the proxies were found, and the run that was refined."""
         facts = super().record_facts()
-        facts["transductive"] = self.node.UNLABELED == "test"
+        tested = {item.impath for item in self.dm.dataset.test}
+        shared = any(item.impath in tested for item in self._images_of(self.node.UNLABELED))
+        facts["transductive"] = shared or (self.base_record or {}).get("transductive", False)
         facts["solutions"] = self.solutions
-        seen = "the tested images" if facts["transductive"] else f"{self.node.UNLABELED} images (inductive)"
+        seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
         facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
         if self.base_record is not None:
             keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed")

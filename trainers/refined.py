@@ -1,6 +1,7 @@
 """A finished run, opened again for a method that refines it: its learned parts, features, scores and class proxies."""
 
 import logging
+from collections.abc import Set
 from pathlib import Path
 
 import yaml
@@ -21,13 +22,14 @@ _KEPT = ("OUTPUT_DIR", "RESUME", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WOR
 _SHARED = ("NAME", "TARGET_DOMAINS", "SUBSAMPLE_CLASSES", "PROTOCOL", "SPLIT_SEED")
 
 
-def open_run(folder: str, cfg: CfgNode, weights_hash: str, key: str) -> tuple[CLIPTrainer, dict]:
+def open_run(folder: str, cfg: CfgNode, weights_hash: str, tested: Set[str], key: str) -> tuple[CLIPTrainer, dict]:
     """Build the trainer of a finished run on the images of `cfg`, with what it learned.
 
     Args:
         folder: The run's folder.
         cfg: The configuration of the run that refines it.
         weights_hash: Hash of the backbone of that run.
+        tested: Paths of the images that it tests.
         key: Name of the setting that gave the folder, for messages.
 
     Returns:
@@ -35,8 +37,8 @@ def open_run(folder: str, cfg: CfgNode, weights_hash: str, key: str) -> tuple[CL
 
     Raises:
         FileNotFoundError: No finished run is there.
-        ValueError: The run is of another data set, domain, class subset or backbone, or its trainer is not one of this
-            project's kind.
+        ValueError: The run is of another data set, domain, class subset or backbone, was tested on other images, or its
+            trainer is not one of this project's kind.
     """
     place = Path(folder).expanduser()
     record = records.read_record(place)
@@ -62,6 +64,13 @@ def open_run(folder: str, cfg: CfgNode, weights_hash: str, key: str) -> tuple[CL
             "and scores cannot be asked for"
         )
     trainer = kind(_merged(cfg, theirs, kind))
+    there = {item.impath for item in trainer.dm.dataset.test}
+    if there != tested:
+        raise ValueError(
+            f"{key}: the run in {place} was tested on {len(there)} images and this one tests {len(tested)}, of which "
+            f"{len(there & tested)} are the same; give both the same seed (the run's is {record['seed']}, this one's "
+            f"{cfg.SEED}), so that no image that the run was trained on is tested"
+        )
     trainer.load_model(str(place))
     trainer.set_model_mode("eval")
     trainer.before_test()
@@ -87,6 +96,7 @@ def _merged(cfg: CfgNode, theirs: dict, kind: type[TrainerX]) -> CfgNode:
     merged = cfg.clone()
     merged.defrost()
     _overlay(merged, theirs, "")
+    merged.MODEL.INIT_WEIGHTS = ""  # what the run learned takes its place
     declare = getattr(kind, "add_config", None)
     if declare is not None:
         declare(merged)
