@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import yaml
+
 from dassl_clip.commands import catalogue, plan, reference, task
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, report
@@ -46,13 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method]:
-    """Every trainer that has a config for the data set (else: any config), the reference first, with their variants.
+    """Every trainer with a config for the data set, the reference first, with their variants on the same backbone.
 
-    Where the refiner is among them, the default config of every method that it can refine is refined too.
+    Where the reference has no config for the data set, every trainer counts. Where the refiner is among them, the
+    default config of every method that it can refine is refined too.
     """
     dataset = catalogue.dataset_file(request.dataset)
     trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != reference.REFERENCE, name == "GOPro", name))
-    own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem] or trainers
+    own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem]
+    own = own if reference.REFERENCE in own else trainers
     methods = []
     for trainer in own:
         default, *variants = catalogue.trainer_configs(trainer, dataset.stem)
@@ -60,5 +64,12 @@ def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method
         if plan.REFINER in own and trainer not in (plan.REFINER, reference.REFERENCE):
             refiner = catalogue.trainer_configs(plan.REFINER, dataset.stem)[0]
             methods.append(plan.Method(plan.REFINER, refiner, tuple(pairs), base=methods[-1]))
-        methods += [plan.Method(trainer, variant, tuple(pairs)) for variant in variants]
+        same = [name for name in variants if _backbone(trainer, name) == _backbone(trainer, default)]
+        methods += [plan.Method(trainer, variant, tuple(pairs)) for variant in same]
     return methods
+
+
+def _backbone(trainer: str, config: str) -> str:
+    """The backbone that a shipped config names."""
+    tree = yaml.safe_load(catalogue.trainer_file(trainer, config, "").read_text(encoding="utf-8"))
+    return tree["MODEL"]["BACKBONE"]["NAME"]

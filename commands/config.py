@@ -281,6 +281,8 @@ def _coerce(value: Any, present: Any, key: str, origin: str) -> Any:
         return value
     if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
         return list(value)
+    if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, str):
+        return value
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(present, (tuple, list)):

@@ -2,9 +2,10 @@
 
 `lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
 stays inside a domain (or a data set without domains): trained on a few images a class, tested on the held-out part.
-`zeroshot` tests every image of each domain and trains on no label; `probe` and `attacks` do the same with few-shot
-probes of the features, and with attacked images. `b2n` trains on the base classes of a data set and evaluates base and
-new ones; `xd` and `dg` train on a data set (the papers': ImageNet) and evaluate on ten others, or on its variants.
+`zeroshot` tests every image of each domain (of a data set without domains: the test images) and trains on no label;
+`probe` and `attacks` do the same with few-shot probes of the features, and with attacked images. `b2n` trains on the
+base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the papers': ImageNet)
+and evaluate on ten others, or on its variants.
 
 Run folder: `OUT/<task>/<dataset>/<trainer>/<config>/shots<n>/<target or class subset>/seed<s>`, where `<config>` is the
 stem of the config file, with `+KEY=VALUE` for each key that was changed on the command line. A method that refines the
@@ -32,7 +33,7 @@ class Task:
 
     Attributes:
         across: the target's fellow domains are the sources; otherwise the target is its own source.
-        label_free: for methods that train on no labels; all images are tested.
+        label_free: for methods that train on no labels; all images of a domain are tested.
         evaluate: value of the trainer's key EVALUATE, where it has one.
         tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
         new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
@@ -176,7 +177,7 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
     domains = dataset_domains(asked)
     names = task_names(request.tasks, asked)
     for name in names:
-        _check_task(name, method.trainer, domains, asked.DATASET.NAME)
+        _check_task(name, asked, domains)
     bases = {(run.task, run.target, run.seed): run for run in plan_runs(request, method.base)} if method.base else {}
     runs = []
     for name in names:
@@ -252,24 +253,33 @@ def _plan_run(
     words += ["--task", name, "--seed", str(seed), "--output-dir", str(folder)]
     words += _without(method.pairs, "DATASET.NUM_SHOTS")
     words += ["DATASET.NUM_SHOTS", str(shots)]
-    words += _task_pairs(task, method.trainer, asked)
+    words += _task_pairs(task, target, asked)
     words += [f"TRAINER.{method.trainer.upper()}.FROM", str(base.folder)] if base is not None else []
     cfg = resolve(words, ())
     return Run(folder, tuple(words), cfg, row, name, column, seed, base.folder if base is not None else None)
 
 
-def _task_pairs(task: Task, trainer: str, asked: Any) -> list[str]:
-    """The KEY VALUE pairs that a task adds to a run's own."""
-    pairs = ["DATASET.PROTOCOL", "all-images"] if task.label_free else []
-    if "EVALUATE" in asked.TRAINER.get(trainer.upper(), {}) and task.evaluate:
-        pairs += [f"TRAINER.{trainer.upper()}.EVALUATE", repr(task.evaluate)]
+def _task_pairs(task: Task, target: str, asked: Any) -> list[str]:
+    """The KEY VALUE pairs that a task adds to a run's own.
+
+    A data set without domains (`target` "") is tested on its test images, never on its training images.
+    """
+    pairs = ["DATASET.PROTOCOL", "all-images"] if task.label_free and target else []
+    if task.evaluate and _has_readings(asked):
+        pairs += [f"TRAINER.{asked.TRAINER.NAME.upper()}.EVALUATE", repr(task.evaluate)]
     return pairs
 
 
-def _check_task(name: str, trainer: str, domains: Sequence[str], dataset: str) -> None:
+def _has_readings(asked: Any) -> bool:
+    """Whether a method can take further readings of the tested images."""
+    return "EVALUATE" in asked.TRAINER.get(asked.TRAINER.NAME.upper(), {})
+
+
+def _check_task(name: str, asked: Any, domains: Sequence[str]) -> None:
     """Refuse a task that the data set or the method has no use for."""
     from dassl.engine import TRAINER_REGISTRY
 
+    trainer, dataset = asked.TRAINER.NAME, asked.DATASET.NAME
     if TASKS[name].across and len(domains) < 2:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
@@ -286,11 +296,10 @@ def _check_task(name: str, trainer: str, domains: Sequence[str], dataset: str) -
         free = [known for known in sorted(TRAINER_REGISTRY.registered_names())
                 if not getattr(TRAINER_REGISTRY.get(known), "trains_on_labels", True)]  # fmt: skip
         raise UserError(
-            f"{name} tests every image, so {trainer}, which trains on labelled images, has no place in it. "
+            f"{name} is for methods that train on no labels, so {trainer}, which does, has no place in it. "
             f"Methods for it: {', '.join(free)}; tasks for {trainer}: fewshot, lodo."
         )
-    evaluate = TASKS[name].evaluate
-    if evaluate and evaluate != ("forms",) and trainer == REFINER:
+    if name in ("probe", "attacks") and not _has_readings(asked):
         raise UserError(f"{trainer} has no {name}: that is for ZeroshotCLIP and CLAP")
 
 
