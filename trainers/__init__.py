@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 
+from . import loggers
 from .clap import CLAP
 from .coop import CoOp
 from .gopro import GOPro
@@ -25,6 +26,7 @@ __all__ = ["CLAP", "CoOp", "GOPro", "InMaP", "LinearProbe", "ZeroshotCLIP", "add
 def add_config(cfg: CfgNode) -> None:
     """Add the settings that all trainers share, and those of every registered trainer that declares some."""
     cfg.MODEL.BACKBONE.setdefault("WEIGHTS", "")
+    loggers.add_config(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         declare = getattr(TRAINER_REGISTRY.get(name), "add_config", None)
         if declare is not None:

@@ -21,6 +21,7 @@ from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records
 
 from .images import SeededImages, mix_seed
+from .loggers import LoggingMixin, services
 from .precision import PRECISIONS, Precision
 from .saving import CheckpointMixin
 from .schedule import EpochSchedule
@@ -39,7 +40,7 @@ def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
         cfg.TRAINER[name].setdefault(key, value)
 
 
-class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
+class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
@@ -68,8 +69,9 @@ class CLIPTrainer(CheckpointMixin, TestingMixin, TrainerX):
         """Refuse impossible settings before anything is built.
 
         Raises:
-            ValueError: Unknown precision or selection rule.
+            ValueError: Unknown precision or selection rule, or a logger that is unknown or not installed.
         """
+        services(cfg)
         key = f"TRAINER.{type(self).__name__.upper()}"
         precision = cfg.TRAINER[type(self).__name__.upper()].PREC
         if precision not in PRECISIONS:
