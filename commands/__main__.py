@@ -14,7 +14,13 @@ COMMANDS = {
     "task": "a whole task of one method on one data set, with a table at the end",
     "compare": "several methods on one data set: run what is missing, print the tables",
     "data": "the data sets on the disk: list, verify, inspect, links",
-    "table": "tables of what has been run, from the records",
+    "sweep": "all runs of a table, wherever they go: local, a run a GPU, slurm",
+    "table": "a paper's table with ours beside it, or all that has been run, from the records",
+    "plot": "figures from records, saved predictions and saved features",
+    "report": "one page with the tables, figures, settings and gaps of all runs of a folder",
+    "predict": "classify pictures of your own with a finished run, or with class names alone",
+    "doctor": "what of the installation works, and what to do about the rest",
+    "cache": "the features kept on the disk: list, remove",
 }
 
 

@@ -1,0 +1,236 @@
+"""One self-contained HTML page of runs: tables, figures, settings, environment, and what is missing.
+
+The page loads nothing and runs nothing: styles and figures are inside, and its content policy forbids scripts. All
+text, whatever its source, goes through `escape`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+from xml.etree import ElementTree
+
+from .plot_style import Plot
+from .tables import Table, column_of, row_of
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 75rem; margin: 0 auto;
+  padding: 1rem 1.5rem 4rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem;
+  border-bottom: 1px solid #ccc; } h3 { font-size: 1rem; margin-top: 1.8rem; }
+nav a { margin-right: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+caption { text-align: left; color: #444; font-size: .85rem; padding-bottom: .3rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #e2e2e2; text-align: left; vertical-align: top; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+thead th { border-bottom: 2px solid #888; }
+figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .8rem; }
+.notes { font-size: .85rem; color: #444; } .bad { color: #a33c00; }
+details { margin: .3rem 0; } summary { cursor: pointer; }
+@media print { details > * { display: block; } nav { display: none; } }
+"""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A run that is not finished.
+
+    Attributes:
+        folder: its folder.
+        reason: what is there instead.
+        tail: the last lines of its log.
+        command: the line that makes it, where its log has one.
+    """
+
+    folder: str
+    reason: str
+    tail: Sequence[str] = ()
+    command: str = ""
+
+
+@dataclass
+class Content:
+    """All that stands on a page.
+
+    Attributes:
+        title: the heading.
+        summary: lines under it.
+        tables: tables of results.
+        plots: figures.
+        remarks: why figures that could have been there are not.
+        runs: folder and record of each finished run.
+        configs: name and text of each configuration.
+        gaps: what is missing.
+        missing: cells of the tables that no run fills, as sentences.
+    """
+
+    title: str
+    summary: Sequence[str]
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    remarks: Sequence[str] = ()
+    runs: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    configs: Sequence[tuple[str, str]] = ()
+    gaps: Sequence[Gap] = ()
+    missing: Sequence[str] = field(default_factory=list)
+
+
+def render(content: Content) -> str:
+    """The page."""
+    sections = {
+        "results": ("Results", _results(content)),
+        "figures": ("Figures", _figures(content)),
+        "missing": ("Missing", _gaps(content)),
+        "runs": ("Runs", _runs(content.runs)),
+        "environment": ("Environment", _environment(content.runs)),
+        "settings": ("Settings", _configs(content.configs)),
+    }
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in sections.items())
+    body = "".join(
+        f'<section id="{name}"><h2>{title}</h2>{text}</section>\n' for name, (title, text) in sections.items()
+    )
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(content.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(content.title)}</h1>\n{_lines(content.summary)}<nav>{links}</nav>\n{body}</body>\n</html>\n"
+    )
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", texts: int = 1) -> str:
+    """A table.
+
+    Args:
+        columns: its header.
+        rows: its cells.
+        caption: a line above it.
+        texts: how many columns, from the left, hold texts; the rest is set to the right.
+    """
+
+    def cell(kind: str, place: int, value: object) -> str:
+        number = ' class="number"' if place >= texts else ""
+        scope = ' scope="col"' if kind == "th" else ""
+        return f"<{kind}{scope}{number}>{escape(str(value))}</{kind}>"
+
+    head = "".join(cell("th", place, name) for place, name in enumerate(columns))
+    body = "".join(f"<tr>{''.join(cell('td', place, value) for place, value in enumerate(row))}</tr>\n" for row in rows)
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{above}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+
+
+def inline_svg(plot: Plot, prefix: str) -> str:
+    """A figure as an `<svg>` element whose ids begin with `prefix`, so that several fit one page.
+
+    Args:
+        plot: the figure.
+        prefix: a word that no other figure of the page has.
+    """
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", XLINK)
+    root = ElementTree.fromstring(plot.svg())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == f"{{{SVG}}}metadata":
+                parent.remove(child)
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "id":
+                element.set(key, f"{prefix}-{value}")
+            elif key in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
+                element.set(key, f"#{prefix}-{value[1:]}")
+            elif "url(#" in value:
+                element.set(key, _REFERENCE.sub(rf"url(#{prefix}-\1)", value))
+    root.set("role", "img")
+    root.set("aria-label", plot.caption)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _results(content: Content) -> str:
+    parts = []
+    for table in content.tables:
+        body = html_table(table.columns, table.rows)
+        parts.append(f"<h3>{escape(table.title)}</h3>\n{_lines(table.above)}{body}{_lines(table.below)}")
+    return "".join(parts) or "<p>No finished run.</p>"
+
+
+def _figures(content: Content) -> str:
+    parts = [f"<figure>{inline_svg(plot, f'figure{n}')}</figure>\n" for n, plot in enumerate(content.plots)]
+    return "".join(parts) + _lines(content.remarks)
+
+
+def _gaps(content: Content) -> str:
+    if not content.gaps and not content.missing:
+        return "<p>Nothing: every cell of the tables is filled, and every run folder holds a finished run.</p>"
+    parts = [_lines(content.missing)]
+    for gap in content.gaps:
+        tail = f"<pre>{escape(chr(10).join(gap.tail))}</pre>" if gap.tail else ""
+        command = f"<p>To run it:</p><pre>{escape(gap.command)}</pre>" if gap.command else ""
+        parts.append(
+            f'<details><summary><span class="bad">{escape(gap.reason)}</span>: {escape(gap.folder)}</summary>'
+            f"{tail}{command}</details>\n"
+        )
+    return "".join(parts)
+
+
+def _runs(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    columns = ("method", "task", "target", "folder", "shots", "seed", "accuracy (%)", "images", "training (s)",
+               "memory (MiB)", "device", "finished (UTC)")  # fmt: skip
+    rows = []
+    for folder, record in runs:
+        split = "test" if "test" in record["metrics"] else next(iter(record["metrics"]))
+        metrics = record["metrics"][split]
+        rows.append((
+            row_of(record).label, record["task"] or "by hand", column_of(record), folder,
+            record["shots"] if record["shots"] > 0 else "all", record["seed"],
+            f"{metrics['accuracy']:.1f}" + ("" if split == "test" else f" ({split})"), metrics["total"],
+            f"{record['seconds']['train']:.1f}", f"{record['peak_memory_mb']:,.0f}", record["device"],
+            record["finished_at"].split("+")[0].replace("T", " "),
+        ))  # fmt: skip
+    return html_table(columns, rows, texts=4)
+
+
+def _environment(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Each fact once if all runs share it, otherwise each value with the number of runs that have it."""
+    facts: dict[str, dict[str, int]] = {}
+    for _, record in runs:
+        toolbox = record["toolbox"]
+        own = {
+            "toolbox": f"{toolbox.get('kind', '')} {toolbox.get('version', '')}".strip(),
+            **{f"version of {name}": version for name, version in record["versions"].items()},
+            "git revision": record["git_revision"],
+            "device": record["device"],
+            "precision": record["precision"],
+            "backbone": record["backbone"]["name"],
+            "weights": record["backbone"]["weights_hash"],
+        }
+        for name, value in own.items():
+            values = facts.setdefault(name, {})
+            values[str(value)] = values.get(str(value), 0) + 1
+    rows = []
+    for name, values in facts.items():
+        texts = [value or "none" for value in values]
+        if len(values) > 1 or sum(values.values()) < len(runs):
+            texts = [f"{value} ({count} runs)" for value, count in zip(texts, values.values())]
+        rows.append((name, "; ".join(texts)))
+    return html_table(("fact", "value"), rows, texts=2)
+
+
+def _configs(configs: Sequence[tuple[str, str]]) -> str:
+    parts = (
+        f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>\n" for name, text in configs
+    )
+    return "".join(parts) or "<p>No run folder holds a config.yaml.</p>"
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return f'<p class="notes">{"<br>".join(map(escape, lines))}</p>\n' if lines else ""
