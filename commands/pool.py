@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LOG_NAME = "log.txt"
 LOCK_NAME = ".lock"
 BUSY_EXIT = 75
-_TAIL_LINES = 15
+TAIL_LINES = 15
 _MEMORY_A_RUN = 2 * 2**30
 _PR_SET_PDEATHSIG = 1
 
@@ -56,7 +56,7 @@ class _Child:
     slot: int
     started: float
     partial: str = ""
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
 def default_jobs(runs: int, gpus: int, cores: int, memory: int) -> int:
@@ -234,6 +234,14 @@ def lock(folder: Path):
             yield True
     finally:
         os.close(handle)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process works in a run folder."""
+    if not (folder / LOCK_NAME).exists():
+        return False
+    with lock(folder) as free:
+        return not free
 
 
 def _read(child: _Child, reporter: Reporter) -> bool | None:

@@ -1,42 +1,87 @@
-"""Tables of what has been run: `dassl-clip table output/fewshot --reference ZeroshotCLIP`."""
+"""Tables from the records alone: of a sweep beside what was published, or of all that lies below some folders.
+
+`dassl-clip table clap-zeroshot` prints ours, published and difference, and the command that fills each missing cell;
+`dassl-clip table output/fewshot --reference ZeroshotCLIP` prints methods by target domains.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from dassl_clip.commands.arguments import Parser
+from dassl_clip.commands import sheet, sweep, task, train
+from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import UserError, report, suggestion
 from dassl_clip.results import readings, records, tables
+
+OUTSIDE_EXIT = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of this command."""
     parser = Parser(
         prog="dassl-clip table",
-        description="Methods by target domains, mean and sample standard deviation over seeds, from the records alone.",
-        epilog="example: dassl-clip table output --format markdown --reference ZeroshotCLIP",
+        description="Tables from the records alone: mean and sample standard deviation over seeds, beside what was "
+        "published where NAME is a sweep.",
+        epilog="examples: dassl-clip table clap-zeroshot; dassl-clip table output --reference ZeroshotCLIP",
     )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or any folders above them")
-    parser.add_argument("--format", choices=sorted(tables.FORMATS), default="text", help="default: text")
-    parser.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
-    parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these methods, in this order")
-    parser.add_argument("--split", default="test", help="split whose metrics are shown (default: test)")
-    parser.add_argument("--per-method", action="store_true", help="one table a method, with a column a seed")
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    parser.add_argument("what", nargs="+", metavar="NAME_OR_FOLDER",
+                        help=f"a sweep ({', '.join(sheet.sweep_names())}, or a yaml file), or run folders, or any "
+                        "folders above them")  # fmt: skip
+    parser.add_argument("--format", choices=tables.FORMATS, default="text", help="default: text")
+    parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these rows, in this order")
+    of_sweep = parser.add_argument_group("of a sweep")
+    of_sweep.add_argument("--check", action="store_true",
+                          help="exit with 1 if a cell is further from what was published than its tolerance")  # fmt: skip
+    of_sweep.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
+    task.add_run_arguments(of_sweep)
+    of_folders = parser.add_argument_group("of folders")
+    of_folders.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
+    of_folders.add_argument("--split", default="test", help="split whose metrics are shown (default: test)")
+    of_folders.add_argument("--per-method", action="store_true", help="one table a method, with a column a seed")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 2 with one sentence where there is nothing to print."""
+    """Print the tables; 1 if a check fails, 2 with one sentence where there is nothing to print."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser().parse_args(argv)
+        args, pairs = split_command(build_parser(), argv)
+        if is_sweep(args.what):
+            return print_sweep(args, pairs)
         print("\n\n".join(table.render(args.format) for table in make_tables(args)))
     except Exception as error:
         return report(error, "--debug" in argv)
     return 0
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether the words name a sweep and no folder."""
+    name = words[0]
+    return len(words) == 1 and not Path(name).is_dir() and ("/" not in name or name.endswith((".yaml", ".yml")))
+
+
+def print_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """The table of a sweep; with `--check`, `OUTSIDE_EXIT` if a cell is outside its tolerance."""
+    train.register()
+    asked = sheet.read_sweep(args.what[0])
+    entries = sheet.expand(asked, sweep.sheet_request(args), pairs, args.rows)
+    if not asked.published:
+        if args.check:
+            raise UserError(f"--check: the sweep {asked.name} has no published table to check against")
+        made = sheet.method_tables(asked, entries)
+        if not made:
+            raise UserError(f"no run of {asked.name} is finished in {args.out}: dassl-clip sweep {args.what[0]}")
+        print("\n\n".join(table.render(args.format) for table in made))
+        return 0
+    made = sheet.make_sheet(asked, entries)
+    print(made.render(args.format))
+    outside = made.outside() if args.check else []
+    for line in outside:
+        print(f"outside: {line}", file=sys.stderr)
+    return OUTSIDE_EXIT if outside else 0
 
 
 def make_tables(args: argparse.Namespace) -> list[tables.Table]:
@@ -45,12 +90,12 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     Raises:
         UserError: no folder holds a usable record, or a row that is asked for does not exist.
     """
-    found = {item.folder.resolve(): item for folder in args.folders for item in records.find_records(folder)}
+    found = {item.folder.resolve(): item for folder in args.what for item in records.find_records(folder)}
     broken = [item for item in found.values() if item.record is None]
     groups = tables.group_records((item.record for item in found.values() if item.record is not None), args.split)
     if not groups:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in broken)
-        raise UserError(f"no finished run with {args.split} images below {', '.join(args.folders)}{reasons}")
+        raise UserError(f"no finished run with {args.split} images below {', '.join(args.what)}{reasons}")
     made = []
     for group in groups:
         rows = _rows(args.rows, group, groups)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dassl_clip.commands import catalogue, plan, pool, reference, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
@@ -21,6 +22,7 @@ from dassl_clip.commands.progress import Reporter
 from dassl_clip.results import environment, readings, records, tables
 
 NO_REFERENCE = "none"
+FAILURE_NAME = "failed.txt"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,18 +214,24 @@ def run_state(run: plan.Run) -> tuple[str, str]:
     return ("resume", "going on with an unfinished run") if there is not None else ("new", "")
 
 
-def prepare(run: plan.Run) -> None:
+def prepare_folder(folder: Path, cfg: Any) -> None:
     """Move aside what must not be mixed with a new run: what another configuration left behind, or a broken record."""
-    there = train.read_config(run.folder)
-    record = run.folder / records.RECORD_NAME
-    if there is not None and records.config_differences(there, run.cfg):
-        aside = _free_name(run.folder, "stale")
+    (folder / FAILURE_NAME).unlink(missing_ok=True)
+    there = train.read_config(folder)
+    record = folder / records.RECORD_NAME
+    if there is not None and records.config_differences(there, cfg):
+        aside = _free_name(folder, "stale")
         aside.mkdir()
-        for path in run.folder.iterdir():
+        for path in folder.iterdir():
             if path.name != pool.LOCK_NAME:
                 path.rename(aside / path.name)
     elif record.exists():
         record.rename(_free_name(record, "broken"))
+
+
+def note_failure(folder: Path, code: int, lines: Sequence[str]) -> None:
+    """Leave a failed run's exit code and last lines in its folder; the next try removes them."""
+    records.write_text_atomically(folder / FAILURE_NAME, "\n".join([f"exit code {code}", *lines]) + "\n")
 
 
 def _free_name(path: Path, word: str) -> Path:
@@ -251,7 +259,11 @@ def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome
         outcomes = pool.run_all(runs, execute, jobs, gpus, reporter, describe)
     finally:
         reporter.close()
-    return [outcome for outcome in outcomes if outcome.code]
+    failed = [outcome for outcome in outcomes if outcome.code]
+    for outcome in failed:
+        if outcome.code != pool.BUSY_EXIT:
+            note_failure(outcome.run.folder, outcome.code, outcome.tail)
+    return failed
 
 
 def warm_up(gpus: int) -> None:
@@ -267,7 +279,7 @@ def warm_up(gpus: int) -> None:
 
 def execute(run: plan.Run) -> int:
     """One run, in a child that holds the lock of its folder."""
-    prepare(run)
+    prepare_folder(run.folder, run.cfg)
     sys.argv = [word for word in plan.train_program() if word != "python"] + list(run.words)
     return train.main(run.words)
 
@@ -293,18 +305,29 @@ def log_file(run: plan.Run) -> Path:
 
 def print_tables(runs: Sequence[plan.Run]) -> None:
     """One table a task from the runs' records: target domains as columns, gains over the first method."""
-    for task in dict.fromkeys(run.task for run in runs):
-        of_task = [run for run in runs if run.task == task]
-        columns = list(dict.fromkeys(run.target for run in of_task))
-        seed_list = sorted({run.seed for run in of_task})
-        rows = list(dict.fromkeys(run.row for run in of_task))
-        usable = [run for run in of_task if run_state(run)[0] == "complete"]
-        groups = tables.group_records(records.read_record(run.folder) for run in usable)
-        for group in groups:
-            here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
-            reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
-            print(f"\n{tables.method_table(group, reference, here, columns, seed_list).render()}")
-        for table in readings.reading_tables(groups, rows, columns, seed_list):
+    for name in dict.fromkeys(run.task for run in runs):
+        made = tables_of([run for run in runs if run.task == name])
+        for table in made:
             print(f"\n{table.render()}")
-        if not groups:
-            print(f"\n{task}: no finished run")
+        if not made:
+            print(f"\n{name}: no finished run")
+
+
+def tables_of(runs: Sequence[plan.Run], further: bool = True) -> list[tables.Table]:
+    """The tables of the runs of one task; the first run's row is the reference.
+
+    Args:
+        runs: of one task.
+        further: with a table of the further readings too.
+    """
+    columns = list(dict.fromkeys(run.target for run in runs))
+    seed_list = sorted({run.seed for run in runs})
+    rows = list(dict.fromkeys(run.row for run in runs))
+    usable = [run for run in runs if run_state(run)[0] == "complete"]
+    groups = tables.group_records(records.read_record(run.folder) for run in usable)
+    made = []
+    for group in groups:
+        here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
+        reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
+        made.append(tables.method_table(group, reference, here, columns, seed_list))
+    return made + (readings.reading_tables(groups, rows, columns, seed_list) if further else [])

@@ -7,6 +7,9 @@ domain and seed. Records of different tasks, data sets, shots, class subsets, ba
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +19,10 @@ from tabulate import tabulate
 
 from .records import TRANSFER_TASKS, FoundRecord, protocol_of
 
-FORMATS = {"text": "simple", "markdown": "pipe"}
+FORMATS = ("text", "markdown", "latex", "csv", "json")
+STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
 MEAN = "mean"
+SUMMARIES = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}  # title of the last column by task
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,7 @@ class Group:
     @property
     def summary_name(self) -> str:
         """Title of the last column."""
-        names = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}
-        return names.get(self.facts["task"], MEAN)
+        return SUMMARIES.get(self.facts["task"], MEAN)
 
 
 def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> list[Group]:
@@ -165,19 +169,36 @@ class Table:
         """The table as text.
 
         Args:
-            style: "text" for a terminal, "markdown" for a page.
+            style: one of `FORMATS`; CSV holds the rows alone.
 
         Raises:
             ValueError: unknown style.
         """
         if style not in FORMATS:
             raise ValueError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+        if style == "json":
+            rows = [dict(zip(self.columns, row)) for row in self.rows]
+            sheet = {"title": self.title, "about": self.above, "rows": rows, "notes": self.below}
+            return json.dumps(sheet, indent=1, ensure_ascii=False)
+        if style == "csv":
+            out = io.StringIO()
+            csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+            return out.getvalue().rstrip("\n")
         align = ("left", *["right"] * (len(self.columns) - 1))
-        body = tabulate(self.rows, self.columns, tablefmt=FORMATS[style], colalign=align, disable_numparse=True)
-        if style == "markdown":
-            parts = [f"**{self.title}**", "  \n".join(self.above), body, "\n".join(f"- {line}" for line in self.below)]
-            return "\n\n".join(part for part in parts if part).replace("+/-", "±")
-        return "\n".join([self.title, *self.above, "", body, *self.below])
+        body = tabulate(self.rows, self.columns, tablefmt=STYLES[style], colalign=align, disable_numparse=True)
+        return framed(self.title, self.above, body, self.below, style)
+
+
+def framed(title: str, above: Sequence[str], body: str, below: Sequence[str], style: str) -> str:
+    """A table with the lines around it, as text, Markdown or LaTeX (where they are comments)."""
+    if style == "text":
+        return "\n".join([title, *above, "", body, *below])
+    if style == "markdown":
+        parts = [f"**{title}**", "  \n".join(above), body, "\n".join(f"- {line}" for line in below)]
+        return "\n\n".join(part for part in parts if part).replace("+/-", "±")
+    comments = ["\n".join(f"% {line}" for line in lines) for lines in ([title, *above], below)]
+    body = body.replace("+/-", "$\\pm$")
+    return "\n".join(part for part in (comments[0], body, comments[1]) if part)
 
 
 def method_table(

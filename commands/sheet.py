@@ -1,0 +1,205 @@
+"""Sweep files: which runs make a table, from a name of `configs/sweeps` or a yaml file of the user's own.
+
+Keys: `title`; `published` (name of a published table); `task` or `tasks`; `datasets`; `seeds`; `shots`; `readings`
+(rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
+`{dataset}` stands for the data set's name) and, if wanted, `label`, `datasets`, `task(s)`, `seeds`, `shots` and `set`,
+a mapping of config keys to values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dassl_clip import configs
+from dassl_clip.commands import catalogue, plan, task
+from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.results import records, sheets, tables
+
+FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
+ROW_KEYS = ("method", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
+KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[2:])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a sweep and where it stands in the table: row label, group of columns, column."""
+
+    label: str
+    run: plan.Run
+    group: str
+    column: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked; `rows` have the file's own values filled in."""
+
+    name: str
+    title: str
+    published: str
+    readings: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+
+
+def sweep_names() -> list[str]:
+    """The sweeps that ship with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_sweep(name: str) -> Sweep:
+    """A sweep by name, or from a yaml file.
+
+    Raises:
+        UserError: there is none, or the file has keys or values that do not fit.
+    """
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = sweep_names()
+        there = f"Known: {', '.join(known)}; or give a yaml file."
+        raise UserError(f"there is no sweep '{name}'.{suggestion(name, known)} {there}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("rows"), list) or not tree["rows"]:
+        raise UserError(f"{path} should be a mapping with a list `rows`; its keys may be {', '.join(KEYS)}")
+    _check_keys(tree, KEYS, str(path))
+    rows = []
+    for number, row in enumerate(tree["rows"], 1):
+        row = {"method": row} if isinstance(row, str) else row
+        if not isinstance(row, dict) or not isinstance(row.get("method"), str):
+            raise UserError(f"{path}: row {number} needs a `method`, such as GOPro or CLAP:icons")
+        _check_keys(row, ROW_KEYS, f"{path}, row {number}")
+        rows.append({key: tree[key] for key in ROW_KEYS[2:] if key in tree} | row)
+        if not rows[-1].get("datasets"):
+            raise UserError(f"{path}: row {number} has no data set; give `datasets` a list of names")
+    return Sweep(
+        name=path.stem,
+        title=str(tree.get("title", path.stem)),
+        published=str(tree.get("published", "")),
+        readings=tuple(tree.get("readings", ())),
+        rows=tuple(rows),
+    )
+
+
+def _check_keys(tree: dict, known: Sequence[str], place: str) -> None:
+    for key in tree:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"{place}: unknown key '{key}'.{hint} Known: {', '.join(known)}.")
+
+
+def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequence[str] = ()) -> list[Entry]:
+    """Every run of a sweep, those that others need first.
+
+    Args:
+        sweep: the sweep.
+        request: `out`, `data`, `imports`, `targets`, and (if not empty) `seeds` in place of the sweep's own.
+        pairs: KEY VALUE pairs for all runs, flat.
+        only: labels of rows to keep; empty: all.
+    """
+    entries: list[Entry] = []
+    labels = [row.get("label", row["method"]) for row in sweep.rows]
+    for name in only:
+        if name not in labels:
+            rows = ", ".join(labels)
+            raise UserError(f"{sweep.name} has no row '{name}'.{suggestion(name, labels)} Its rows: {rows}.")
+    for label, row in zip(labels, sweep.rows):
+        if only and label not in only:
+            continue
+        tasks = row.get("tasks") or ([row["task"]] if "task" in row else [])
+        settings = {key: value if isinstance(value, str) else repr(value) for key, value in row.get("set", {}).items()}
+        own = [word for pair in settings.items() for word in pair]
+        for dataset in row["datasets"]:
+            asked = replace(
+                request,
+                dataset=dataset,
+                seeds=request.seeds or tuple(row.get("seeds", (1,))),
+                tasks=tuple(tasks),
+                shots=row.get("shots") if request.shots is None else request.shots,
+            )
+            word = row["method"].replace("{dataset}", catalogue.dataset_file(dataset).stem)
+            method = task.method_of(word, asked, (*own, *pairs))
+            for run in plan.plan_runs(asked, method):
+                group = "" if plan.TASKS[run.task].tested_on else run.cfg.DATASET.NAME
+                entries.append(Entry(label, run, group, run.target))
+    return sorted(entries, key=lambda entry: entry.run.needs is not None)
+
+
+def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
+    """The sheet of a sweep with a published table, from the records that are there."""
+    published = sheets.read_published(sweep.published)
+    got: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
+    places: dict[str, list[str]] = {}
+    missing, found = [], []
+    readings = sweep.readings or ("test",)
+    for entry in entries:
+        columns = places.setdefault(entry.group, [])
+        columns += [entry.column] if entry.column not in columns else []
+        record = records.read_record(entry.run.folder) if task.run_state(entry.run)[0] == "complete" else None
+        if record is None:
+            missing.append(entry)
+            continue
+        found.append(record)
+        for name in readings:
+            if name in record["metrics"]:
+                cell = got.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
+                cell[entry.run.seed] = record["metrics"][name]["accuracy"]
+    first = entries[0].run
+    summary = tables.SUMMARIES.get(first.task, sheets.MEAN)
+    left_out = (first.cfg.RUN.SOURCE,) if plan.TASKS[first.task].tested_on else ()
+    cells, columns = sheets.build_cells(got, places, published["cells"], summary, left_out)
+    return sheets.Sheet(
+        title=f"{published['title']}: ours and published",
+        above=_about(entries, found, published),
+        cells=cells,
+        places=columns,
+        seeds=len({entry.run.seed for entry in entries}),
+        tolerance=float(published["tolerance"]),
+        below=[*(f"note: {note}" for note in published["footnotes"]), *map(_how_to_fill, missing)],
+    )
+
+
+def _how_to_fill(entry: Entry) -> str:
+    return f"missing: {entry.label}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}: {entry.run.command}"
+
+
+def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published: dict[str, Any]) -> list[str]:
+    """Protocol, selection rule, shots, backbone and templates of ours, and the paper's source."""
+    runs = [entry.run for entry in entries]
+    nodes = [run.cfg.TRAINER[run.cfg.TRAINER.NAME.upper()] for run in runs]
+    shots = _several(run.cfg.DATASET.NUM_SHOTS if run.cfg.DATASET.NUM_SHOTS > 0 else "none" for run in runs)
+    rules = _several(record["selection_rule"] for record in found) or _several(run.cfg.TEST.FINAL_MODEL for run in runs)
+    prompts = _several(record["prompt"] for record in found)
+    prompts = prompts or _several(node.get("TEMPLATES") or node.get("CTX_INIT", "") for node in nodes)
+    seeds = _several(sorted({run.seed for run in runs}))
+    lines = [
+        f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
+        f"ours: protocol: {_several(records.protocol_of([], [], run.task) for run in runs)}",
+        f"ours: backbone: {_several(run.cfg.MODEL.BACKBONE.NAME for run in runs)}; training images a class: {shots}",
+        f"ours: selection rule: {rules}; templates: {prompts}",
+        f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
+    ]
+    transductive = _several(record["method"] for record in found if record["transductive"])
+    return lines + ([f"transductive (uses unlabelled test images): {transductive}"] if transductive else [])
+
+
+def _several(values: Iterable[Any]) -> str:
+    """The different values in their order, as one text."""
+    return "; ".join(dict.fromkeys(map(str, values)))
+
+
+def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
+    """One table a task for a sweep without a published table: methods by columns, gains over the first row."""
+    made = []
+    for name in dict.fromkeys(entry.run.task for entry in entries):
+        runs = [entry.run for entry in entries if entry.run.task == name]
+        made += task.tables_of(runs, further=bool(sweep.readings))
+    return made

@@ -1,0 +1,244 @@
+"""Sheets: what runs got beside what a paper printed, cell by cell, with the difference.
+
+A sheet has rows (a method and a reading, such as `CLAP, C`), groups of columns (a data set) and columns (its domains,
+its class subsets, or other data sets). Summaries are made for each seed from the cells of that seed: the mean over domains,
+the harmonic mean of base and new classes, the mean over data sets; then come mean and sample standard deviation over
+seeds. CLAP's `R`, `delta` and `Delta_NC` are made from the summaries of the prompt forms.
+
+Published numbers are printed as published; none is computed here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from tabulate import tabulate
+
+from .readings import MEASURES
+from .tables import FORMATS, STYLES, cell_text, framed, mean_and_spread
+
+MEAN, HARMONIC = "mean", "HM"
+OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
+
+Key = tuple[str, str]  # label of the method, reading
+Place = tuple[str, str]  # group, column
+
+
+def published_names() -> list[str]:
+    """The published tables that ship with the package."""
+    return sorted(item.name.removesuffix(".json") for item in files(__package__).joinpath("published").iterdir())
+
+
+def read_published(name: str) -> dict[str, Any]:
+    """A published table: title, paper, source, backbone, metric, tolerance, footnotes, and `cells`.
+
+    `cells` is method -> reading -> "group/column" -> number.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    if name not in published_names():
+        raise ValueError(f"there is no published table '{name}'; known: {', '.join(published_names())}")
+    return json.loads(files(__package__).joinpath("published", f"{name}.json").read_text(encoding="utf-8"))
+
+
+@dataclass
+class Cell:
+    """One place of one row: what runs got by seed, and what was published."""
+
+    got: dict[int, float] = field(default_factory=dict)
+    published: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean of ours minus the published number, if there are both."""
+        if not self.got or self.published is None:
+            return None
+        return statistics.fmean(self.got.values()) - self.published
+
+
+@dataclass
+class Sheet:
+    """What is printed.
+
+    Attributes:
+        title: what the sheet is about.
+        above: lines that say how our numbers were taken.
+        cells: row -> place -> cell.
+        places: group -> its columns, in order.
+        seeds: number of seeds that a cell should have.
+        tolerance: largest difference from a published number that passes a check, in points; None if nothing is
+            published.
+        below: footnotes, missing cells.
+    """
+
+    title: str
+    above: list[str]
+    cells: dict[Key, dict[Place, Cell]]
+    places: dict[str, list[str]]
+    seeds: int
+    tolerance: float | None
+    below: list[str]
+
+    def render(self, style: str = "text") -> str:
+        """The sheet as text.
+
+        Args:
+            style: one of `FORMATS`.
+
+        Raises:
+            ValueError: unknown style.
+        """
+        if style not in FORMATS:
+            raise ValueError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+        if style == "json":
+            sheet = {"title": self.title, "about": self.above, "cells": self.records(), "notes": self.below}
+            return json.dumps(sheet, indent=1, ensure_ascii=False)
+        if style == "csv":
+            out = io.StringIO()
+            rows = self.records()
+            writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**row, "got_by_seed": json.dumps(row["got_by_seed"])} for row in rows)
+            return out.getvalue().rstrip("\n")
+        blocks = [self._block(group, columns, style) for group, columns in self.places.items()]
+        body = "\n\n".join(block for block in blocks if block)
+        return framed(self.title, self.above, body, self.below, style)
+
+    def _block(self, group: str, columns: Sequence[str], style: str) -> str:
+        """The lines of one group of columns: ours, published and difference for each row that has anything there."""
+        lines = []
+        for (label, reading), row in self.cells.items():
+            cells = [row.get((group, column), Cell()) for column in columns]
+            name = label if reading == "test" else f"{reading}: {label}"
+            got = [cell_text(list(cell.got.values()), self.seeds) for cell in cells]
+            printed = ["-" if cell.published is None else str(cell.published) for cell in cells]
+            apart = ["-" if cell.difference is None else f"{cell.difference + 0.0:+.1f}" for cell in cells]
+            lines += [[name, *got]] if any(cell.got for cell in cells) else []
+            if any(cell.published is not None for cell in cells):
+                lines.append([f"{name}, published", *printed])
+            lines += [[f"{name}, difference", *apart]] if any(text != "-" for text in apart) else []
+        if not lines:
+            return ""
+        align = ("left", *["right"] * len(columns))
+        head = [group or "accuracy (%)", *columns]
+        return tabulate(lines, head, tablefmt=STYLES[style], colalign=align, disable_numparse=True)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every cell that holds something, flat."""
+        rows = []
+        for (label, reading), row in self.cells.items():
+            for (group, column), cell in row.items():
+                if not cell.got and cell.published is None:
+                    continue
+                mean, spread = mean_and_spread(list(cell.got.values())) if cell.got else (None, None)
+                rows.append(
+                    {
+                        "method": label,
+                        "reading": reading,
+                        "data": group,
+                        "column": column,
+                        "got": mean,
+                        "std": spread,
+                        "seeds": len(cell.got),
+                        "got_by_seed": {str(seed): value for seed, value in cell.got.items()},
+                        "published": cell.published,
+                        "difference": cell.difference,
+                        "tolerance": self.tolerance if cell.published is not None else None,
+                    }
+                )
+        return rows
+
+    def outside(self) -> list[str]:
+        """One line for each cell whose difference from the published number is larger than the tolerance."""
+        if self.tolerance is None:
+            return []
+        return [
+            f"{row['method']}, {row['reading']}, {row['data']}/{row['column']}: {row['got']:.2f}, published "
+            f"{row['published']:g}, difference {row['difference']:+.2f}, tolerance {self.tolerance:g}"
+            for row in self.records()
+            if row["difference"] is not None and abs(row["difference"]) > self.tolerance
+        ]
+
+
+def build_cells(
+    got: Mapping[Key, Mapping[Place, Mapping[int, float]]],
+    places: Mapping[str, Sequence[str]],
+    published: Mapping[str, Mapping[str, Mapping[str, float]]],
+    summary: str,
+    left_out: Sequence[str] = (),
+) -> tuple[dict[Key, dict[Place, Cell]], dict[str, list[str]]]:
+    """All cells of a sheet, with summaries and measures, and the columns of each group.
+
+    Args:
+        got: row -> place -> seed -> accuracy.
+        places: group -> columns that runs fill.
+        published: method -> reading -> "group/column" -> number.
+        summary: how a group is summed up: `MEAN`, `HARMONIC` (of the columns base and new), or another title for the
+            mean of the columns that are not in `left_out`.
+        left_out: columns that a summary leaves out.
+    """
+    keys = dict.fromkeys([*got, *((label, reading) for label, own in published.items() for reading in own)])
+    columns = {group: [*names, summary] for group, names in places.items()}
+    if len(places) > 1:
+        across = ["base", "new", HARMONIC] if summary == HARMONIC else [*places, summary]
+        columns[OVERALL.get(summary, "Overall")] = across
+    cells: dict[Key, dict[Place, Cell]] = {key: {} for key in keys}
+    for key in keys:
+        own = {place: dict(values) for place, values in got.get(key, {}).items()}
+        for group, names in places.items():
+            counted = ["base", "new"] if summary == HARMONIC else [name for name in names if name not in left_out]
+            own[group, summary] = _combine([own.get((group, name), {}) for name in counted], summary)
+        if len(places) > 1:
+            own |= _overall(own, places, summary)
+        for place, values in own.items():
+            if values:
+                cells[key].setdefault(place, Cell()).got = values
+        for text, value in published.get(key[0], {}).get(key[1], {}).items():
+            group, _, column = text.partition("/")
+            cells[key].setdefault((group, column), Cell()).published = value
+    _add_measures(cells)
+    return cells, columns
+
+
+def _combine(values: Sequence[Mapping[int, float]], summary: str) -> dict[int, float]:
+    """The summary for each seed that has every value."""
+    seeds = set.intersection(*map(set, values)) if values else set()
+    combine = statistics.harmonic_mean if summary == HARMONIC else statistics.fmean
+    return {seed: combine([value[seed] for value in values]) for seed in sorted(seeds)}
+
+
+def _overall(
+    own: Mapping[Place, Mapping[int, float]], places: Mapping[str, Sequence[str]], summary: str
+) -> dict[Place, dict[int, float]]:
+    """Summaries over data sets: of base and new the averages and their harmonic mean, otherwise the mean of means."""
+    group = OVERALL.get(summary, "Overall")
+    if summary == HARMONIC:
+        averages = {name: _combine([own.get((g, name), {}) for g in places], MEAN) for name in ("base", "new")}
+        averages[HARMONIC] = _combine([averages["base"], averages["new"]], HARMONIC)
+        return {(group, name): values for name, values in averages.items()}
+    each = {(group, name): dict(own.get((name, summary), {})) for name in places}
+    return each | {(group, summary): _combine(list(each.values()), MEAN)}
+
+
+def _add_measures(cells: dict[Key, dict[Place, Cell]]) -> None:
+    """R, delta and Delta_NC of every method whose runs have the forms, in all places."""
+    for label in dict.fromkeys(label for label, _ in cells):
+        for measure, (forms, combine) in MEASURES.items():
+            rows = [cells.get((label, form)) for form in forms]
+            if any(row is None for row in rows):
+                continue
+            target = cells.setdefault((label, measure), {})
+            for place in rows[0]:
+                values = [row[place].got if place in row else {} for row in rows]
+                seeds = set.intersection(*map(set, values))
+                if seeds:
+                    got = {seed: combine(*(value[seed] for value in values)) for seed in sorted(seeds)}
+                    target.setdefault(place, Cell()).got = got
