@@ -48,6 +48,8 @@ def open_run(folder: str, cfg: CfgNode, weights_hash: str, tested: Set[str], key
         raise FileNotFoundError(f"{key}: no finished run in {place} ({state}); {HOW}")
     theirs = yaml.safe_load((place / CONFIG_NAME).read_text(encoding="utf-8"))
     name = theirs["TRAINER"]["NAME"]
+    if "alpha" in record:  # CLAP's, as the run was tested, whatever validation images are at hand now
+        theirs["TRAINER"][name.upper()]["ALPHA"] = str(record["alpha"])
     _check_same_images(place, theirs["DATASET"], cfg, key)
     if record["backbone"]["weights_hash"] != weights_hash:
         raise ValueError(
