@@ -33,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=tables.FORMATS, default="text", help="default: text")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these rows, in this order")
     of_sweep = parser.add_argument_group("of a sweep")
-    of_sweep.add_argument("--check", action="store_true",
-                          help="exit with 1 if a cell is further from what was published than its tolerance")  # fmt: skip
+    checked = "exit with 1 if a cell is further from the published number than its tolerance"
+    of_sweep.add_argument("--check", action="store_true", help=checked)
     of_sweep.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
     task.add_run_arguments(of_sweep)
     of_folders = parser.add_argument_group("of folders")

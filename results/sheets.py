@@ -1,9 +1,9 @@
 """Sheets: what runs got beside what a paper printed, cell by cell, with the difference.
 
 A sheet has rows (a method and a reading, such as `CLAP, C`), groups of columns (a data set) and columns (its domains,
-its class subsets, or other data sets). Summaries are made for each seed from the cells of that seed: the mean over domains,
-the harmonic mean of base and new classes, the mean over data sets; then come mean and sample standard deviation over
-seeds. CLAP's `R`, `delta` and `Delta_NC` are made from the summaries of the prompt forms.
+its class subsets, or other data sets). Summaries are made for each seed from the cells of that seed: the mean over
+domains, the harmonic mean of base and new classes, the mean over data sets; then come mean and sample standard
+deviation over seeds. CLAP's `R`, `delta` and `Delta_NC` are made from the summaries of the prompt forms.
 
 Published numbers are printed as published; none is computed here.
 """
