@@ -190,19 +190,26 @@ class ReadingsMixin:
 
     def _read_attacks(self) -> Iterator[tuple[str, dict]]:
         items, node = self.test_loader.dataset.data_source, self.node
+        places = {"zero-shot": list(range(len(items)))}
         if 0 < node.ATTACK_IMAGES < len(items):
-            chosen = sorted(random.Random(self.cfg.SEED).sample(range(len(items)), node.ATTACK_IMAGES))
-            self.reading_notes.append(f"attacks: on {len(chosen)} of {len(items)} tested images, a seeded draw")
-            items = [items[i] for i in chosen]
+            places["zero-shot"] = sorted(random.Random(self.cfg.SEED).sample(range(len(items)), node.ATTACK_IMAGES))
+            self.reading_notes.append(f"attacks: on {node.ATTACK_IMAGES} of {len(items)} tested images, a seeded draw")
         space = {"pixels": "pixels in [0, 1]", "authors": "normalised pixels, clamped to [0, 1]"}[node.ATTACK_SPACE]
         self.reading_notes.append(f"attacks: {space}, epsilon {node.ATTACK_EPSILON:g}, on plain cosines with C")
         proxies = self.form_proxies()
         readers = {"zero-shot": lambda rows: rows @ proxies[ATTACKED_FORM][0].T}
         if "1-shot" in node.ATTACK_TARGETS:
-            readers["1-shot"] = self._probe(*self._test_content(), 1)[0]
+            readers["1-shot"], drawn = self._probe(*self._test_content(), 1)
+            left_out = set() if node.PROBE_TEST == "all" else set(drawn.tolist())
+            places["1-shot"] = [place for place in places["zero-shot"] if place not in left_out]
+            tested = "included" if node.PROBE_TEST == "all" else "left out"
+            self.reading_notes.append(f"attacks on the 1-shot probe: the images that it was trained on are {tested}")
         for name in node.ATTACKS:
             for target in node.ATTACK_TARGETS:
-                features, labels = self._attacked(items, name, readers[target])
+                if not places[target]:
+                    logger.warning("no image is left to attack the %s reading with", target)
+                    continue
+                features, labels = self._attacked([items[i] for i in places[target]], name, readers[target])
                 if target == "zero-shot":
                     for form in FORMS:
                         yield f"{name} / {form}", self._averaged(features, labels, proxies[form])
