@@ -68,7 +68,9 @@ def _reading_table(
             if all(forms):
                 cells = {
                     domain: {
-                        seed: combine(*(form[domain][seed] for form in forms)) for seed in forms[0].get(domain, {})
+                        seed: combine(*(form[domain][seed] for form in forms))
+                        for seed in forms[0][domain]
+                        if all(seed in form[domain] for form in forms)
                     }
                     for domain in [*domains, MEAN]
                 }
