@@ -100,6 +100,7 @@ IDENTITY_FREE = frozenset(
         "VERBOSE",
         "DATASET.ROOT",
         "DATALOADER.NUM_WORKERS",
+        "DATALOADER.ON_BAD_IMAGE",
         "TRAIN.PRINT_FREQ",
         "TRAIN.CHECKPOINT_FREQ",
     }

@@ -20,7 +20,7 @@ from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records
 
-from .images import SeededImages, mix_seed
+from .images import RAISE, SKIP, SeededImages, mix_seed
 from .loggers import LoggingMixin, services
 from .precision import PRECISIONS, Precision
 from .saving import CheckpointMixin
@@ -79,6 +79,9 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
                 f"{key}.PREC is {precision!r}; expected 'fp32', or 'amp' (bf16 where supported, else fp16 with a "
                 f"scaled loss; learned parts and losses stay in float32)"
             )
+        if cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) not in (RAISE, SKIP):
+            given = cfg.DATALOADER.ON_BAD_IMAGE
+            raise ValueError(f"DATALOADER.ON_BAD_IMAGE is {given!r}; expected {RAISE!r} or {SKIP!r}")
         if cfg.TEST.FINAL_MODEL not in SELECTION_RULES:
             raise ValueError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
 
@@ -90,6 +93,7 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.predictions: dict[str, dict] = {}
+        self.skipped: dict[str, None] = {}  # paths of images that could not be decoded, in the order they were met
         self.seconds = {"train": 0.0, "test": 0.0}
         self.started = time.monotonic()
         cfg = self.cfg
@@ -155,6 +159,11 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
 
     def train(self) -> None:
         """Fit, test and write the record."""
+        if self.trains_on_labels and getattr(self.dm.dataset, "train_overlaps_test", False):
+            raise ValueError(
+                f"{type(self).__name__} trains on labels, but here the training images are test images too "
+                f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
+            )
         self.before_train()
         begin = time.monotonic()
         self.fit()
@@ -199,6 +208,7 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
         names = ["img"] + [f"img{k}" for k in range(2, len(batch)) if f"img{k}" in batch]
         self.batch_paths = batch["impath"]
+        self.note_unreadable(batch)
         views = [batch[name].to(self.device, non_blocking=True) for name in names]
         return views, batch["label"].to(self.device, non_blocking=True)
 
@@ -271,6 +281,7 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
             "losses": self.losses,
             "history": self.history,
             "classnames": self.classnames,
+            "skipped_images": list(self.skipped),
             "learned": {
                 name: {"sha256": hash_state(state), "bytes": sum(v.nbytes for v in state.values())}
                 for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())

@@ -153,7 +153,11 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
     for number in range(trainer.node.IMAGE_VIEWS):
         images.view_seed.fill_(mix_seed(seed, number))
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        views.append(torch.cat([trainer.encode(trainer.parse_batch_test(batch)[0]) for batch in loader]))
+        found = []
+        for batch in loader:
+            trainer.note_unreadable(batch)
+            found.append(trainer.encode(batch["img"].to(trainer.device)))
+        views.append(torch.cat(found))
     return torch.stack(views, dim=1)
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from dassl.data import DatasetWrapper
 
+RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
+
 
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded; the message names it.
@@ -48,13 +50,41 @@ class SeededImages(DatasetWrapper):
 
     The views of image `i` in epoch `e` depend on `(seed, e, i)` alone: not on the number of workers, nor on what was
     drawn before. `view_seed` lives in shared memory, so that persistent workers see it change.
+
+    An image that cannot be decoded raises `UnreadableImage`. Under `DATALOADER.ON_BAD_IMAGE: skip` each item names in
+    `unreadable` what could not be read (one path a line): in training the next readable image of the list stands in;
+    in testing the item is a placeholder that the trainer leaves out.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
         self.view_seed = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.skip = cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == SKIP
 
     def __getitem__(self, index: int) -> dict:
+        if not self.skip:
+            return self._item(index)
+        bad: list[str] = []
+        for step in range(len(self.data_source) if self.is_train else 1):
+            place = (index + step) % len(self.data_source)
+            try:
+                return self._item(place) | {"unreadable": "\n".join(bad)}
+            except UnreadableImage:
+                bad.append(self.data_source[place].impath)
+        if self.is_train:
+            raise UnreadableImage(f"none of the {len(bad)} training images can be decoded, the first is {bad[0]}")
+        item = self.data_source[index]
+        blank = self._item_of(Image.new("RGB", (64, 64)))
+        return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index, **blank} | {
+            "unreadable": bad[0]
+        }
+
+    def _item_of(self, picture: Image.Image) -> dict:
+        """The views of a picture, under the names that Dassl gives them."""
+        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
+        return {f"img{k + 1}" if k else "img": make(picture) for k, make in enumerate(transforms)}
+
+    def _item(self, index: int) -> dict:
         try:
             if not self.is_train:
                 return super().__getitem__(index)
@@ -63,5 +93,6 @@ class SeededImages(DatasetWrapper):
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             path = self.data_source[index].impath
             raise UnreadableImage(
-                f"cannot decode the image {path}: {error}. Replace the file, or remove it from the data set"
+                f"cannot decode the image {path}: {error}. Replace the file, remove it from the data set, or set "
+                "DATALOADER.ON_BAD_IMAGE skip"
             ) from None

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from . import bank
 from .checkpoint import write_atomically
+from .images import RAISE
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,11 @@ class TestingMixin:
         self.evaluator.reset()
         self.before_test()
         logger.info("evaluate on the %s images", split)
-        hits, top, shares, truth = [], [], [], []
-        for scores, labels in self._scored(loader, split):
+        hits, top, shares, truth, paths = [], [], [], [], []
+        for scores, labels, names in self._scored(loader, split):
+            if not len(labels):
+                continue
+            paths += names
             self.evaluator.process(scores, labels)
             hits.append(top_hits(scores, labels))
             best = scores.softmax(dim=1).topk(min(TOP, scores.shape[1]), dim=1)
@@ -61,7 +65,7 @@ class TestingMixin:
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         self.results[split] = {**{key: float(value) for key, value in metrics.items()}, **count_hits(torch.cat(hits))}
         self.predictions[split] = {
-            "paths": [item.impath for item in loader.dataset.data_source],
+            "paths": paths,
             "labels": torch.cat(truth),
             "top": torch.cat(top),
             "shares": torch.cat(shares),
@@ -84,17 +88,36 @@ class TestingMixin:
         arrays["classnames"] = np.array(self.classnames)
         write_atomically(Path(self.output_dir) / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
 
-    def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scores `[B, C]`, float32, and labels `[B]` of a split, batch after batch."""
+    def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Scores `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images."""
         if hasattr(self, "feature_scores"):
             features, labels = self.raw_features(loader.dataset.data_source)
+            names = [item.impath for item in loader.dataset.data_source if item.impath not in self.skipped]
             for rows in torch.arange(len(labels)).split(loader.batch_size):
-                batch = features[rows[0] : rows[-1] + 1].to(self.device)
-                yield self.feature_scores(batch).float(), labels[rows].to(self.device)
+                first, last = int(rows[0]), int(rows[-1]) + 1
+                batch = features[first:last].to(self.device)
+                yield self.feature_scores(batch).float(), labels[rows].to(self.device), names[first:last]
             return
         for batch in self._bar(loader, split):
             images, labels = self.parse_batch_test(batch)
-            yield self.model_inference(images).float(), labels
+            names = [name for name in batch["impath"] if name not in self.skipped]
+            if len(labels):
+                yield self.model_inference(images).float(), labels, names
+
+    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""
+        images, labels = super().parse_batch_test(batch)
+        readable = self.note_unreadable(batch)
+        return (images, labels) if all(readable) else (images[readable], labels[readable])
+
+    def note_unreadable(self, batch: dict) -> list[bool]:
+        """Remember the paths of a batch that could not be decoded; returns which of its items can be used."""
+        named = batch.get("unreadable", [""] * len(batch["label"]))
+        for path in (line for text in named for line in text.splitlines()):
+            if path not in self.skipped:
+                logger.warning("skipped, cannot be decoded: %s", path)
+                self.skipped[path] = None
+        return [not text for text in named]
 
     def encode(self, images: Tensor) -> Tensor:
         """Features `[B, E]` of images `[B, 3, H, W]`, as the tower gives them: float32, not normalised."""
@@ -109,11 +132,19 @@ class TestingMixin:
     def raw_features(self, items: Sequence) -> tuple[Tensor, Tensor]:
         """Features `[N, E]` of a list of Datum under the test preprocessing, and their labels `[N]`, on the CPU.
 
-        Encoded once and kept on disk; not normalised.
+        Encoded once and kept on disk; not normalised. Images that cannot be decoded are left out where
+        `DATALOADER.ON_BAD_IMAGE` is `skip`, and end the run otherwise.
         """
         facts = {"kind": "image features"} | bank.image_facts([item.impath for item in items]) | self.tower_facts
+        facts["bad images"] = self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE)
         features = bank.cached(facts, lambda: self._extract(items))
-        return features, torch.tensor([item.label for item in items])
+        labels = torch.tensor([item.label for item in items])
+        readable = features.isfinite().all(dim=1)
+        if readable.all():
+            return features, labels
+        bad = [items[place].impath for place in (~readable).nonzero().flatten().tolist()]
+        self.note_unreadable({"unreadable": bad, "label": bad})
+        return features[readable], labels[readable]
 
     def features(self, items: Sequence) -> tuple[Tensor, Tensor]:
         """The same as `raw_features`, normalised and on the device."""
@@ -155,8 +186,15 @@ class TestingMixin:
         return DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
 
     def _extract(self, items: Sequence) -> Tensor:
-        batches = self._bar(self.plain_loader(items), "features")
-        return torch.cat([self.encode(self.parse_batch_test(batch)[0]) for batch in batches])
+        """Features of all images `[N, E]`; of those that could not be decoded, NaN."""
+        features = []
+        for batch in self._bar(self.plain_loader(items), "features"):
+            images, readable = batch["img"].to(self.device), torch.tensor(self.note_unreadable(batch))
+            found = self.encode(images)
+            if not found.isfinite().all():
+                raise FloatingPointError(f"image features are not finite, in the batch of {', '.join(batch['impath'])}")
+            features.append(found.masked_fill(~readable[:, None].to(found.device), float("nan")))
+        return torch.cat(features)
 
     def cosine_scores(self, features: Tensor, text: Tensor) -> Tensor:
         """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""

@@ -222,6 +222,33 @@ def test_an_unreadable_image_is_named(run, domain_tree, tmp_path):
         assert "cannot decode the image" in output.err and str(victim) in output.err
 
 
+@pytest.mark.parametrize("variant", ["ZeroshotCLIP", "CoOp", "GOPro"])
+def test_unreadable_images_are_skipped_and_listed_where_asked(run, domain_tree, tmp_path, variant):
+    import shutil
+
+    tree = tmp_path / "tree"
+    shutil.copytree(domain_tree, tree)
+    tested, trained = tree / "sketch" / "dog" / "004.png", sorted((tree / "art" / "house").iterdir())
+    for victim in (tested, *trained[:9]):
+        victim.write_bytes(victim.read_bytes()[:100])
+    for workers in (0, 2):
+        keys = ("DATALOADER.ON_BAD_IMAGE", "skip", "DATALOADER.NUM_WORKERS", workers)
+        folder, record, _ = run(*VARIANTS[variant], *keys, root=tree, name=f"w{workers}")
+        assert record["metrics"]["test"]["total"] == 29 and str(tested) in record["skipped_images"]
+        others = set(record["skipped_images"]) - {str(tested)}
+        assert others <= set(map(str, trained[:9])) and bool(others) == (variant != "ZeroshotCLIP")
+        predictions = np.load(folder / "predictions.npz", allow_pickle=False)
+        assert len(predictions["labels"]) == len(predictions["paths"]) == 29 and str(tested) not in predictions["paths"]
+    _, whole, _ = run(*VARIANTS[variant], "DATALOADER.ON_BAD_IMAGE", "skip", name="whole")
+    assert whole["skipped_images"] == [] and whole["metrics"]["test"]["total"] == 30
+
+
+def test_labels_of_test_images_are_not_trained_on(run):
+    keys = ("DATASET.PROTOCOL", "all-images", "DATASET.NUM_SHOTS", 2)
+    _, _, output = run(*VARIANTS["CoOp"], *keys, source="art", target="art", code=2)
+    assert "CoOp trains on labels, but here the training images are test images too" in output.err
+
+
 @pytest.mark.parametrize(
     ("trainer", "pairs", "sentence"),
     [
