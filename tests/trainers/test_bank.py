@@ -1,0 +1,244 @@
+"""The bank of kept features: nothing stale is served, nothing broken is used, nothing is lost when it cannot be kept.
+
+Covers `trainers/bank.py` alone, and runs of the command line that share a folder: changed pictures, weights, input and
+precision; torn and foreign files; folders that cannot be written; `off`, and where the folder is.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dassl_clip.trainers import bank
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tree(tmp_path, domain_tree):
+    """A copy of the small tree that a test may change, with the times of the original."""
+    shutil.copytree(domain_tree, tmp_path / "tree", copy_function=shutil.copy2)
+    return tmp_path / "tree"
+
+
+class Maker:
+    """Computes a tensor and counts how often."""
+
+    def __init__(self, values):
+        self.values, self.calls = values, 0
+
+    def __call__(self):
+        self.calls += 1
+        return self.values.clone()
+
+
+def arrays(cache):
+    return sorted((cache / "features").glob("*.npy"))
+
+
+def shares(folder):
+    kept = np.load(folder / "predictions.npz")
+    return dict(zip(kept["paths"], np.sort(kept["shares"], axis=1)[:, ::-1].tolist()))
+
+
+# ------------------------------------------------------------------------------------------------------- the bank
+
+
+def test_what_is_read_is_what_was_made(cache):
+    make = Maker(torch.randn(7, 5))
+    facts = {"kind": "a", "n": 7}
+    for _ in range(3):
+        assert torch.equal(bank.cached(facts, make), make.values)
+    assert make.calls == 1
+    (array,) = arrays(cache)
+    assert np.array_equal(np.load(array, allow_pickle=False), make.values.numpy())
+    said = json.loads(array.with_suffix(".json").read_text())
+    assert said.items() >= facts.items()
+    assert hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest() == array.stem
+    assert len(list((cache / "features").iterdir())) == 2  # no temporary files
+
+
+def test_changes_of_a_tensor_stay_out_of_the_file(cache):
+    make = Maker(torch.zeros(4, 2))
+    bank.cached({}, make)
+    bank.cached({}, make).add_(1)
+    assert bank.cached({}, make).sum() == 0 and make.calls == 1
+
+
+@pytest.mark.parametrize("facts", [{"kind": "b"}, {"kind": "a", "n": 8}, {"kind": "a"}, {"kind": "a", "n": "7"}])
+def test_other_facts_have_their_own_entry(cache, facts):
+    first, other = Maker(torch.zeros(2)), Maker(torch.ones(2))
+    bank.cached({"kind": "a", "n": 7}, first)
+    assert torch.equal(bank.cached(facts, other), other.values) and other.calls == 1
+
+
+@pytest.mark.parametrize("harm", ["torn", "empty", "text", "float64", "pickle", "short header"])
+def test_what_is_no_whole_array_is_made_again(cache, harm, caplog):
+    make = Maker(torch.randn(30, 4))
+    bank.cached({}, make)
+    (path,) = arrays(cache)
+    if harm == "float64":
+        np.save(path, np.zeros((30, 4)))
+    elif harm == "pickle":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    else:
+        data = path.read_bytes()
+        path.write_bytes({"torn": data[:-9], "empty": b"", "text": b"no array", "short header": data[:40]}[harm])
+    with caplog.at_level("WARNING", logger="dassl_clip"):
+        assert torch.equal(bank.cached({}, make), make.values)
+    assert make.calls == 2 and "is made again" in caplog.text
+    assert torch.equal(bank.cached({}, make), make.values) and make.calls == 2
+
+
+def test_a_folder_that_cannot_be_made_warns_and_goes_on(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "file" / "cache"))
+    make = Maker(torch.ones(3))
+    with caplog.at_level("WARNING", logger="dassl_clip"):
+        assert torch.equal(bank.cached({}, make), make.values)
+    assert "features are not kept" in caplog.text and "DASSL_CLIP_CACHE" in caplog.text
+
+
+def test_where_the_folder_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("off", "OFF"):
+        monkeypatch.setenv("DASSL_CLIP_CACHE", value)
+        assert bank.cache_folder() is None
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "~/mine")
+    assert bank.cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("DASSL_CLIP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert bank.cache_folder() == tmp_path / "xdg" / "dassl-clip"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert bank.cache_folder() == tmp_path / ".cache" / "dassl-clip"
+
+
+def test_off_keeps_and_reads_nothing(cache, monkeypatch):
+    make = Maker(torch.ones(3))
+    bank.cached({}, make)
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    bank.cached({}, make)
+    assert make.calls == 2
+
+
+def test_images_are_named_by_place_size_and_time_in_their_order(tmp_path):
+    one, two = tmp_path / "1.png", tmp_path / "2.png"
+    for number, path in enumerate((one, two)):
+        path.write_bytes(b"abc")
+        os.utime(path, ns=(10**18, 10**18 + number))
+    base = bank.image_facts([str(one), str(two)])
+    assert bank.image_facts([str(one), str(two)]) == base and base["images"] == 2
+    seen = [base, bank.image_facts([str(two), str(one)]), bank.image_facts([str(one)])]
+    os.utime(two, ns=(10**18, 10**18 + 5))
+    seen.append(bank.image_facts([str(one), str(two)]))
+    two.write_bytes(b"abcd")
+    os.utime(two, ns=(10**18, 10**18 + 1))
+    seen.append(bank.image_facts([str(one), str(two)]))
+    assert len({facts["files"] for facts in seen}) == len(seen)
+
+
+def test_texts_are_named_by_their_words_and_borders():
+    seen = [bank.text_facts(texts)["words"] for texts in (["a b", "c"], ["a", "b c"], ["c", "a b"], ["a b"], ["a bc"])]
+    assert len(set(seen)) == len(seen)
+
+
+# ------------------------------------------------------------------------------------------------- runs that share it
+
+
+def test_the_second_run_encodes_nothing_and_equals_the_first(run, cache):
+    first, record, _ = run("ZeroshotCLIP", name="first")
+    kept = {path: path.read_bytes() for path in arrays(cache)}
+    second, again, output = run("ZeroshotCLIP", name="second")
+    assert len(kept) == 1 and "features [30, 16] read from" in output.out
+    assert {path: path.read_bytes() for path in arrays(cache)} == kept
+    assert shares(first) == shares(second) and record["metrics"] == again["metrics"]
+
+
+def test_a_changed_picture_is_never_served_stale(run, cache, plain, tree):
+    """One picture is drawn anew, with the same number of bytes in the file; another gets another's content."""
+    first, _, _ = run("ZeroshotCLIP", name="first", root=tree)
+    victim, other = tree / "sketch" / "dog" / "003.png", tree / "sketch" / "dog" / "004.png"
+    before = victim.stat()
+    pixels = np.asarray(Image.open(victim)).copy()[::-1, ::-1]
+    Image.fromarray(pixels).save(victim)
+    data = victim.read_bytes()
+    victim.write_bytes(data[: before.st_size] + b"\0" * max(0, before.st_size - len(data)))
+    shutil.copy2(tree / "sketch" / "house" / "000.png", other)
+    second, _, _ = run("ZeroshotCLIP", name="second", root=tree)
+    text = plain.texts([f"a photo of a {name}." for name in ("dog", "fire truck", "house")])
+    for folder in (first, second):
+        found = shares(folder)
+        for path in (victim, other):
+            if folder == first:
+                continue
+            image = plain.images([path])
+            scores = plain.scale * torch.nn.functional.cosine_similarity(image, text)
+            np.testing.assert_allclose(found[str(path)], scores.softmax(0).sort(descending=True).values, atol=2e-5)
+    changed = [path for path in shares(first) if not np.allclose(shares(first)[path], shares(second)[path], atol=1e-6)]
+    assert sorted(changed) == sorted(map(str, (victim, other)))
+
+
+def test_other_weights_input_or_precision_have_their_own_features(run, cache, other_clip, tiny_clip, tmp_path):
+    base, _, _ = run("ZeroshotCLIP", name="base")
+    config = json.loads((tiny_clip / "open_clip_config.json").read_text())
+    folders = {"weights": other_clip}
+    for key, value in {"mean": [0.5, 0.5, 0.5], "interpolation": "bilinear"}.items():
+        folders[key] = tmp_path / key
+        shutil.copytree(tiny_clip, folders[key])
+        changed = {**config, "preprocess_cfg": {**config["preprocess_cfg"], key: value}}
+        (folders[key] / "open_clip_config.json").write_text(json.dumps(changed))
+    folders["one number"] = tmp_path / "number"
+    shutil.copytree(tiny_clip, folders["one number"])
+    state = load_file(tiny_clip / "open_clip_model.safetensors")
+    state["visual.proj"][0, 0] += 0.5
+    save_file(state, folders["one number"] / "open_clip_model.safetensors")
+    found = {"base": shares(base)}
+    for name, clip in folders.items():
+        folder, _, _ = run("ZeroshotCLIP", "MODEL.BACKBONE.NAME", f"local-dir:{clip}", name=name)
+        found[name] = shares(folder)
+    folder, _, _ = run("ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.PREC", "amp", name="amp")
+    found["amp"] = shares(folder)
+    assert len(arrays(cache)) == len(found) == 6
+    path = next(iter(found["base"]))
+    assert len({tuple(np.round(own[path], 7)) for own in found.values()}) == 6
+    again, _, output = run("ZeroshotCLIP", name="again")
+    assert shares(again) == found["base"] and "read from" in output.out
+
+
+def test_features_are_shared_by_methods_and_seeds(run, cache):
+    run("ZeroshotCLIP", name="a")
+    run("ZeroshotCLIP", "SEED", 4, "DATASET.SPLIT_SEED", 1, name="b")  # the same hold-out, so the same order
+    run("InMaP", name="c")
+    assert len(arrays(cache)) == 1
+
+
+def test_torn_features_are_made_again_by_a_run(run, cache):
+    first, record, _ = run("ZeroshotCLIP", name="first")
+    (path,) = arrays(cache)
+    path.write_bytes(path.read_bytes()[:-100])
+    second, again, output = run("ZeroshotCLIP", name="second")
+    assert "is no array of features and is made again" in output.out
+    assert shares(first) == shares(second) and record["metrics"] == again["metrics"]
+
+
+def test_a_run_goes_on_where_nothing_can_be_kept(run, cache, monkeypatch, tmp_path):
+    first, _, _ = run("ZeroshotCLIP", name="first")
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "file"))
+    second, _, output = run("ZeroshotCLIP", name="second")
+    assert "WARNING: features are not kept" in output.out
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    third, _, output = run("ZeroshotCLIP", name="third")
+    assert "features" not in output.out
+    assert shares(first) == shares(second) == shares(third)
