@@ -19,6 +19,7 @@ COMMANDS = {
     "plot": "figures from records, saved predictions and saved features",
     "report": "one page with the tables, figures, settings and gaps of all runs of a folder",
     "predict": "classify pictures of your own with a finished run, or with class names alone",
+    "export": "a finished run as one small file, and what such a file holds",
     "doctor": "what of the installation works, and what to do about the rest",
     "cache": "the features kept on the disk: list, remove",
 }

@@ -55,7 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="folders are read with all below them")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="RUN", help="folder of a finished run; its training data need not be there")
+    source.add_argument(
+        "--run",
+        metavar="RUN",
+        help="folder of a finished run, or an exported file; the training data need not be there",
+    )
     source.add_argument("--names", metavar="NAMES_OR_FILE",
                         help="class names with commas, or a file with one name a line: zero-shot, no run")  # fmt: skip
     parser.add_argument("--top", type=int, default=5, metavar="N", help="answers a picture (default: 5)")

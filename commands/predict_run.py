@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
     node = cfg.TRAINER.get(record["method"].upper(), {})
     if "alpha" in record and "ALPHA" in node:
         node.ALPHA = str(record["alpha"])
-    cfg.OUTPUT_DIR = cfg.RESUME = ""
+    cfg.OUTPUT_DIR = cfg.RESUME = cfg.MODEL.INIT_WEIGHTS = ""
+    cfg.TEST.FINAL_MODEL = "last_step"  # which model it is was decided in the run
     cfg.VERBOSE = False
     return cfg
 
@@ -84,7 +86,7 @@ def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] =
     """The trainer of a finished run, ready to score, on pictures that are not its own.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder, or a file that `dassl-clip export` made of it.
         items: at least one file that exists; what the trainer takes for its data.
         imports: modules or files with trainers or data sets of the user's own.
 
@@ -94,6 +96,8 @@ def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] =
     Raises:
         UserError: there is no finished run, or its trainer is not one that scores single images.
     """
+    if Path(folder).expanduser().is_file():
+        return open_file(folder, items, imports)
     place, record, tree = read_run(folder)
     names = class_names(place, record)
     for module in imports:
@@ -111,6 +115,14 @@ def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] =
             f"({record['backbone']['weights_hash'][:12]}) than are there now ({trainer.backbone.weights_hash[:12]})"
         )
     return trainer, record
+
+
+def open_file(path: str | Path, items: Sequence[Path], imports: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The same for an exported run."""
+    from dassl_clip.trainers.export import load_export, unpack_export
+
+    with tempfile.TemporaryDirectory() as place:
+        return open_run(unpack_export(load_export(path), Path(place, Path(path).name)), items, imports)
 
 
 def build(cfg: Any, method: str) -> Any:
