@@ -158,7 +158,8 @@ def inline_svg(plot: Plot, prefix: str) -> str:
 def _results(content: Content) -> str:
     parts = []
     for table in content.tables:
-        body = html_table(table.columns, table.rows)
+        rows = [[cell.replace("+/-", "±") for cell in row] for row in table.rows]
+        body = html_table(table.columns, rows)
         parts.append(f"<h3>{escape(table.title)}</h3>\n{_lines(table.above)}{body}{_lines(table.below)}")
     return "".join(parts) or "<p>No finished run.</p>"
 
