@@ -20,6 +20,8 @@ COMMANDS = {
     "report": "one page with the tables, figures, settings and gaps of all runs of a folder",
     "predict": "classify pictures of your own with a finished run, or with class names alone",
     "export": "a finished run as one small file, and what such a file holds",
+    "interpret": "the words nearest to a learned context",
+    "completion": "a script for the shell that completes all these words",
     "doctor": "what of the installation works, and what to do about the rest",
     "cache": "the features kept on the disk: list, remove",
 }

@@ -41,6 +41,11 @@ def dataset_file(name: str) -> Path:
     return _pick(name, _ROOT / "datasets", "data set")
 
 
+def dataset_names() -> list[str]:
+    """Data sets that have a configuration file."""
+    return sorted(path.stem for path in (_ROOT / "datasets").glob("*.yaml"))
+
+
 def trainer_names() -> list[str]:
     """Trainers that have configuration files."""
     return sorted(path.name for path in (_ROOT / "trainers").iterdir() if any(path.glob("*.yaml")))
@@ -64,6 +69,11 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
         return _pick(name, folder, f"config of {trainer}")
     own = folder / f"{dataset}.yaml"
     return own if own.is_file() else _pick(GENERAL_CONFIG, folder, f"config of {trainer}")
+
+
+def config_names(trainer: str) -> list[str]:
+    """All configs of a trainer."""
+    return sorted(path.stem for path in (_ROOT / "trainers" / trainer).glob("*.yaml"))
 
 
 def trainer_configs(trainer: str, dataset: str) -> list[str]:
