@@ -148,7 +148,8 @@ class Helper:
         if self.process is None:
             command = [sys.executable, "-c", HELPER]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+            cache = {"DASSL_CLIP_CACHE": os.environ["DASSL_CLIP_CACHE"]}
+            self.process = subprocess.Popen(command, env=ENVIRONMENT | cache, **pipes)
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
