@@ -81,11 +81,11 @@ def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     request = request_of(args, args.seeds, args.task)
     method = method_of(args.method, request, pairs, args.config)
     request = plan.with_tasks(request, method)
-    methods = [method]
+    methods = [*([method.base] if method.base else []), method]
     if args.reference.lower() not in ("", NO_REFERENCE):
         name, _, config = args.reference.partition(":")
         other = reference.reference_method(request, method, known_trainer(name, request, config), config)
-        methods = [other, *([method.base] if method.base else []), method]
+        methods = [other, *methods]
     return run_methods(request, methods, args.jobs, args.dry_run)
 
 
