@@ -2,8 +2,8 @@
 
 Sources: FGSM, Goodfellow et al., ICLR 2015 (arXiv 1412.6572); PGD, Madry et al., ICLR 2018 (arXiv 1706.06083); CW, the
 margin loss of Carlini and Wagner, S&P 2017 (arXiv 1608.04644), with PGD's steps. The settings are those of CLAP (ECCV
-2024, section 4.4): epsilon 0.031; FGSM one step of epsilon from the image; PGD and CW 20 steps of epsilon / 10 from a
-uniform start in the ball; confidence 50.
+2024): epsilon 0.031; FGSM one step of epsilon from the image; PGD and CW 20 steps of epsilon / 10 from a uniform start
+in the ball; confidence 50.
 
 Attack space. Sound: pixels in [0, 1], with the normalisation inside the scores (`pixel_space`). CLAP's authors hand in
 CLIP-normalised images and clamp those to [0, 1]; the same functions do that for such images and scores, and the clamp

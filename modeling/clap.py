@@ -1,7 +1,7 @@
 """CLAP's content head, its training texts and their augmentation.
 
 Source: Cai et al., "CLAP: Isolating Content from Style through Contrastive Learning with Augmented Prompts", ECCV 2024
-(arXiv 2311.16445), sections 3.3 and 4. The head is trained on text features alone and read on image and text features.
+(arXiv 2311.16445). The head is trained on text features alone and read on image and text features.
 
 The paper names the augmentations OSD and OCD (the object's size and colour are dropped), ITD and ASD (image type and
 art style; dropped together here, as in all of the paper's ablations), SPO (the prompt's order is swapped) and IGN
@@ -41,7 +41,7 @@ COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "black", "white
 
 
 class ContentHead(nn.Module):
-    """`z = x + alpha * P(A(SiLU(x)))` (section 3.3): the identity at the start, since `P` starts at zero.
+    """`z = x + alpha * P(A(SiLU(x)))`: the identity at the start, since `P` starts at zero.
 
     Args:
         embed_dim: `E`.

@@ -1,7 +1,7 @@
 """GOPro's learnable parts: prompts generated from an image's content and style, and the projectors.
 
 Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning", BMVC 2023
-(arXiv 2308.11605), section 3. The statistics, the fusion and the shift follow the released program. Left out of it:
+(arXiv 2308.11605). The statistics, the fusion and the shift follow the released program. Left out of it:
 comparing every image with views of the batch's first image, the unused meta-net, and literal layer sizes.
 """
 

@@ -1,7 +1,7 @@
 """CLAP's few-shot linear probe: a linear classifier on normalised features.
 
-Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445), section 4.3: Adam, batches of 32, at most 1000 epochs, stopped
-by the training loss.
+Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445): Adam, batches of 32, at most 1000 epochs, stopped by the
+training loss.
 
 Shapes: `N` images, `C` classes, `E` joint embedding.
 """
