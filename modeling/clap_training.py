@@ -1,8 +1,8 @@
 """How CLAP's content head is trained: the batches, the loss, and the rule that ends it.
 
-Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445). Features of all texts are computed once; a step draws
-the augmented form of each text by index, so that it costs a small MLP. Batches are functions of seed and step: a run that goes on
-at a step sees what an undisturbed run sees.
+Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445). Features of all texts are computed once; a step draws the
+augmented form of each text by index, so that it costs a small MLP. Batches are functions of seed and step: a run that
+goes on at a step sees what an undisturbed run sees.
 
 Shapes: `B` pairs of a batch, `K` distinct texts, `N` images, `V` views of each, `C` classes, `E` joint embedding, `M`
 noise tokens, `D` text width.

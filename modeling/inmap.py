@@ -1,8 +1,8 @@
 """InMaP: pseudo labels of unlabeled images, refined to a class marginal, and a vision proxy for each class.
 
 Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP" (InMaP), NeurIPS 2023,
-arXiv 2310.19752: pseudo labels from text proxies, their refinement by Sinkhorn's iterations and the vision proxies. Pure
-functions of tensors; no argument is changed.
+arXiv 2310.19752: pseudo labels from text proxies, their refinement by Sinkhorn's iterations and the vision proxies.
+Pure functions of tensors; no argument is changed.
 
 Three deviations from the released program: the caller's pseudo labels are not overwritten; Sinkhorn works on
 logarithms, so a class without mass gives no NaN; nothing is read on the host inside a step.

@@ -23,8 +23,8 @@ class CoOp(CLIPTrainer):
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
-        """CoOp's own keys: `N_CTX` tokens or the words of `CTX_INIT`, `CSC` (class-specific), "
-        "`CLASS_TOKEN_POSITION`."""
+        """CoOp's own keys: `N_CTX` tokens or the words of `CTX_INIT`, `CSC` (class-specific),
+        `CLASS_TOKEN_POSITION`."""
         trainer_node(cfg, "COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end")
 
     def check_cfg(self, cfg: CfgNode) -> None:

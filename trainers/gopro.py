@@ -121,8 +121,8 @@ class GOPro(CLIPTrainer):
         return self.optimise(terms, weights, {**tensors, "logits": logits})
 
     def _fit_shift_scale(self, blocks: list[Tensor]) -> None:
-        """Make the shifts of the first batch `R` times the token embeddings' RMS; the factor stays in the "
-        "checkpoint."""
+        """Make the shifts of the first batch `R` times the token embeddings' RMS; the factor stays in the
+        checkpoint."""
         table = self.backbone.text.embed(torch.arange(self.backbone.text.vocab_size, device=self.device))
         rms = float(table.float().square().mean().sqrt())
         self.model.generator.fit_shift_scale(blocks, self.relative_shift * rms)
