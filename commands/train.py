@@ -29,7 +29,14 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of one run; KEY VALUE pairs are taken off before."""
-    parser = Parser(prog="train.py", description=__doc__, usage="%(prog)s [flags] [KEY VALUE ...]")
+    parser = Parser(
+        prog="train.py",
+        description=__doc__,
+        usage="%(prog)s [flags] [KEY VALUE ...]",
+        epilog="example: python train.py --trainer CoOp --config-file configs/trainers/CoOp/icons.yaml "
+        "--dataset-config-file configs/datasets/icons.yaml --source-domains line --target-domains line --seed 1 "
+        "--output-dir output/by-hand",
+    )
     parser.add_argument("--trainer", metavar="NAME", help="registry name of the trainer")
     parser.add_argument("--root", metavar="DIR", help="folder above the data sets")
     parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here goes on")
