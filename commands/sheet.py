@@ -155,7 +155,8 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
     first = entries[0].run
     summary = tables.SUMMARIES.get(first.task, sheets.MEAN)
     left_out = (first.cfg.RUN.SOURCE,) if plan.TASKS[first.task].tested_on else ()
-    cells, columns = sheets.build_cells(got, places, published["cells"], summary, left_out)
+    misprints = published.get("misprints", {})
+    cells, columns = sheets.build_cells(got, places, published["cells"], summary, left_out, misprints)
     return sheets.Sheet(
         title=f"{published['title']}: ours and published",
         above=_about(entries, found, published),

@@ -27,19 +27,22 @@ from .tables import FORMATS, STYLES, cell_text, framed, mean_and_spread
 MEAN, HARMONIC = "mean", "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
 
+_ROUNDING = 1e-9  # of sums of decimal fractions in binary
 Key = tuple[str, str]  # label of the method, reading
 Place = tuple[str, str]  # group, column
 
 
 def published_names() -> list[str]:
     """The published tables that ship with the package."""
-    return sorted(item.name.removesuffix(".json") for item in files(__package__).joinpath("published").iterdir())
+    found = (item.name for item in files(__package__).joinpath("published").iterdir())
+    return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
 
 def read_published(name: str) -> dict[str, Any]:
-    """A published table: title, paper, source, backbone, metric, tolerance, footnotes, and `cells`.
+    """A published table: title, paper, source, backbone, metric, tolerance, footnotes, `cells` and `misprints`.
 
-    `cells` is method -> reading -> "group/column" -> number.
+    `cells` is method -> reading -> "group/column" -> number; `misprints`, which a table may lack, is method -> reading
+    -> list of "group/column" whose printed number is known to be wrong: those are shown, but never checked.
 
     Raises:
         ValueError: there is no such table.
@@ -51,10 +54,11 @@ def read_published(name: str) -> dict[str, Any]:
 
 @dataclass
 class Cell:
-    """One place of one row: what runs got by seed, and what was published."""
+    """One place of one row: what runs got by seed, what was published, and whether that is known to be a misprint."""
 
     got: dict[int, float] = field(default_factory=dict)
     published: float | None = None
+    misprint: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -151,20 +155,20 @@ class Sheet:
                         "got_by_seed": {str(seed): value for seed, value in cell.got.items()},
                         "published": cell.published,
                         "difference": cell.difference,
-                        "tolerance": self.tolerance if cell.published is not None else None,
+                        "tolerance": None if cell.published is None or cell.misprint else self.tolerance,
                     }
                 )
         return rows
 
     def outside(self) -> list[str]:
         """One line for each cell whose difference from the published number is larger than the tolerance."""
-        if self.tolerance is None:
-            return []
         return [
             f"{row['method']}, {row['reading']}, {row['data']}/{row['column']}: {row['got']:.2f}, published "
-            f"{row['published']:g}, difference {row['difference']:+.2f}, tolerance {self.tolerance:g}"
+            f"{row['published']:g}, difference {row['difference']:+.2f}, tolerance {row['tolerance']:g}"
             for row in self.records()
-            if row["difference"] is not None and abs(row["difference"]) > self.tolerance
+            if row["difference"] is not None
+            and row["tolerance"] is not None
+            and abs(row["difference"]) > row["tolerance"] + _ROUNDING
         ]
 
 
@@ -174,6 +178,7 @@ def build_cells(
     published: Mapping[str, Mapping[str, Mapping[str, float]]],
     summary: str,
     left_out: Sequence[str] = (),
+    misprints: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[dict[Key, dict[Place, Cell]], dict[str, list[str]]]:
     """All cells of a sheet, with summaries and measures, and the columns of each group.
 
@@ -184,6 +189,7 @@ def build_cells(
         summary: how a group is summed up: `MEAN`, `HARMONIC` (of the columns base and new), or another title for the
             mean of the columns that are not in `left_out`.
         left_out: columns that a summary leaves out.
+        misprints: method -> reading -> "group/column" of published numbers that are known to be wrong.
     """
     keys = dict.fromkeys([*got, *((label, reading) for label, own in published.items() for reading in own)])
     columns = {group: [*names, summary] for group, names in places.items()}
@@ -203,8 +209,9 @@ def build_cells(
                 cells[key].setdefault(place, Cell()).got = values
         for text, value in published.get(key[0], {}).get(key[1], {}).items():
             group, _, column = text.partition("/")
-            cells[key].setdefault((group, column), Cell()).published = value
-    _add_measures(cells)
+            cell = cells[key].setdefault((group, column), Cell())
+            cell.published, cell.misprint = value, text in (misprints or {}).get(key[0], {}).get(key[1], ())
+    _add_measures(cells, places, summary)
     return cells, columns
 
 
@@ -228,17 +235,25 @@ def _overall(
     return each | {(group, summary): _combine(list(each.values()), MEAN)}
 
 
-def _add_measures(cells: dict[Key, dict[Place, Cell]]) -> None:
-    """R, delta and Delta_NC of every method whose runs have the forms, in all places."""
+def _add_measures(cells: dict[Key, dict[Place, Cell]], places: Mapping[str, Sequence[str]], summary: str) -> None:
+    """R, delta and Delta_NC of every method whose runs have the forms, in all places.
+
+    Over data sets a measure is the mean of theirs, not the measure of the forms' means: R and delta are not linear.
+    """
+    group = OVERALL.get(summary, "Overall")
     for label in dict.fromkeys(label for label, _ in cells):
         for measure, (forms, combine) in MEASURES.items():
             rows = [cells.get((label, form)) for form in forms]
             if any(row is None for row in rows):
                 continue
-            target = cells.setdefault((label, measure), {})
+            made: dict[Place, dict[int, float]] = {}
             for place in rows[0]:
                 values = [row[place].got if place in row else {} for row in rows]
-                seeds = set.intersection(*map(set, values))
-                if seeds:
-                    got = {seed: combine(*(value[seed] for value in values)) for seed in sorted(seeds)}
+                seeds = sorted(set.intersection(*map(set, values)))
+                made[place] = {seed: combine(*(value[seed] for value in values)) for seed in seeds}
+            if (group, summary) in made:
+                made[group, summary] = _combine([made.get((name, summary), {}) for name in places], MEAN)
+            target = cells.setdefault((label, measure), {})
+            for place, got in made.items():
+                if got:
                     target.setdefault(place, Cell()).got = got
