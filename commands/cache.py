@@ -176,7 +176,7 @@ def named(text: str, entries: Sequence[Entry]) -> list[Entry]:
     if len(text) < SHORTEST_HASH:
         raise UserError(f"'{text}' is too short for a hash: give at least {SHORTEST_HASH} letters")
     found = [entry for entry in entries if entry.name.startswith(text.lower())]
-    names = sorted({entry.name[:16] for entry in found})
+    names = sorted({entry.name for entry in found})
     if not names:
         raise UserError(f"nothing in the cache has a hash that begins with '{text}'; `dassl-clip cache ls` lists them")
     if len(names) > 1:

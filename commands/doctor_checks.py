@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -211,14 +212,8 @@ def extras(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """`2.14.1+cu130` as (2, 14, 1)."""
-    parts = []
-    for part in version.split("+")[0].split("."):
-        digits = "".join(ch for ch in part if ch.isdigit())
-        if not digits or not part[0].isdigit():
-            break
-        parts.append(int(digits))
-    return tuple(parts)
+    """`2.14.1+cu130` as (2, 14, 1); what follows a number, as in `10.0rc1`, is left out."""
+    return tuple(map(int, re.findall(r"(?:^|(?<=\.))\d+", version.split("+")[0])))
 
 
 CHECKS: tuple[Check, ...] = (program, packages, toolbox, device, models, data, disk, extras)

@@ -15,6 +15,7 @@ from typing import Any
 from dassl_clip.commands import predict_run
 from dassl_clip.commands.errors import UserError
 from dassl_clip.results.plot_points import Points
+from dassl_clip.results.plot_style import shortened
 from dassl_clip.results.tables import column_of, row_of
 
 SPLITS = ("test", "val", "train")
@@ -81,7 +82,7 @@ def run_points(place: Path, by: str, split: str, most: int, seed: int, data: str
     raw, labels = trainer.raw_features(items)
     with torch.no_grad():
         content = F.normalize(trainer.content(raw[chosen].to(trainer.device)).float(), dim=-1).cpu().numpy()
-    title = f"{row_of(record).label}: {column_of(record)}"
+    title = f"{shortened(row_of(record).label, 32)}: {column_of(record)}"
     if by == "class":
         names = [trainer.classnames[label] for label in labels[chosen].tolist()]
     else:
