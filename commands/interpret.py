@@ -97,6 +97,8 @@ def interpret(args: argparse.Namespace) -> tuple[list[Neighbour], dict[str, Any]
     place = Path(args.run).expanduser()
     trainer, record = open_run(place, [place if place.is_file() else place / RECORD_NAME], args.imports)
     context, shifted = learned_context(trainer)
+    if args.classes and context.dim() == 2:
+        raise UserError("--classes: the run has one context for all classes, so there is nothing to choose")
     chosen = choose_classes(args, trainer.classnames) if context.dim() == 3 else {"": None}
     text = trainer.backbone.text
     words = text.token_embedding.weight.detach().float().cpu()

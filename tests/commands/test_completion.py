@@ -1,0 +1,133 @@
+"""`dassl-clip completion` and `--help`.
+
+Covers: the script sourced by a real bash, which completes sub-commands, actions, flags, trainers, data sets, tasks,
+configs, choices and config keys at the right places and leaves file names to the shell; every flag of every parser;
+valid syntax in bash, and in zsh where it is installed; `--help` of every sub-command: exit code 0 and an example that
+its own parser takes.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from dassl_clip.commands import catalogue, completion, plan
+from dassl_clip.commands.__main__ import COMMANDS, main
+from dassl_clip.commands.config import split_pairs
+
+PARSERS = completion.parsers()
+TRY = """
+source "$1"
+while IFS= read -r line; do
+    IFS=$'\\t' read -r -a COMP_WORDS <<< "$line"
+    COMP_WORDS=("${COMP_WORDS[@]/#_empty_/}")
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMPREPLY=()
+    _dassl_clip
+    echo "${COMPREPLY[*]}"
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """The file that a user sources."""
+    path = tmp_path_factory.mktemp("shell") / "completion.bash"
+    path.write_text(completion.script("bash"))
+    return path
+
+
+def complete(script, *lines):
+    """What bash offers after each line's words; the last word is the one being typed, and may be empty."""
+    typed = "".join("\t".join(["dassl-clip", *(word or "_empty_" for word in line)]) + "\n" for line in lines)
+    done = subprocess.run(
+        ["bash", "--norc", "-uc", TRY, "bash", str(script)], input=typed, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_words_at_their_places(script):
+    expected = {
+        ("",): [*COMMANDS, "--help", "--version"],
+        ("ta",): ["task", "table"],
+        ("task", ""): catalogue.trainer_names(),
+        ("task", "GO"): ["GOPro"],
+        ("task", "GOPro", "ic"): ["icons"],
+        ("task", "GOPro", "icons", "1", "--tas"): ["--task"],
+        ("task", "GOPro", "icons", "1", "--task", ""): list(plan.TASKS),
+        ("task", "GOPro", "icons", "1", "--task", "fewshot", "lo"): ["lodo"],
+        ("task", "--shots", "4", "CoOp", "vl"): ["vlcs"],
+        ("task", "--dry-run", "CoOp", "vl"): ["vlcs"],
+        ("task", "GOPro", "icons", "1", "--config", "icons_no_ce"): ["icons_no_ce"],
+        ("task", "GOPro", "icons", "1", "TRAINER.CLAP.ATTACK_E"): ["TRAINER.CLAP.ATTACK_EPSILON"],
+        ("compare", "icons", "--methods", "ZeroshotCLIP", "Co"): ["CoOp"],
+        ("train", "--trainer", "In"): ["InMaP"],
+        ("train", "--config-file", ""): [],
+        ("data", "ve"): ["verify"],
+        ("data", "verify", "pa"): ["pacs"],
+        ("data", "links", "pacs", "vlcs", "office_home_"): ["office_home_dg"],
+        ("data", "inspect", "pacs", "--templates", "imagenet8"): ["imagenet80"],
+        ("data", "verify", "pacs", "--ma"): ["--make-split"],
+        ("completion", ""): list(completion.SHELLS),
+        ("predict", "--run", ""): [],
+        ("predict", "--run", "x", "--na"): ["--names"],
+        ("nothing", ""): [],
+    }
+    assert dict(zip(expected, complete(script, *expected))) == expected
+
+
+def test_every_flag_of_every_parser(script):
+    names = {name: parser for name, parser in PARSERS.items() if not completion.actions_of(parser)}
+    offered = complete(script, *((*name.split(), "--") for name in names))
+    for (name, parser), found in zip(names.items(), offered):
+        flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+        assert set(found) == flags, name
+
+
+def test_the_shell_is_told_and_completes_files_elsewhere(script):
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"source {shlex.quote(str(script))}; complete -p dassl-clip"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["complete", "-o", "default", "-F", "_dassl_clip", "dassl-clip"]
+
+
+def test_zsh(tmp_path, capsys):
+    assert main(["completion", "zsh"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#compdef dassl-clip\n") and "bashcompinit && bashcompinit" in out
+    assert out.count("_dassl_clip()") == 1 and out.rstrip().endswith("complete -o default -F _dassl_clip dassl-clip")
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    (tmp_path / "_dassl-clip").write_text(out)
+    subprocess.run(["zsh", "-n", str(tmp_path / "_dassl-clip")], check=True)
+
+
+def test_shells_that_are_not_known(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["completion", "fish"])
+    assert "invalid choice: 'fish'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    (examples,) = re.findall(r"^examples?: (.+)$", text, re.MULTILINE)
+    lines = re.findall(r"(?:dassl-clip|python train\.py) (.+?)(?= dassl-clip | python train\.py |\)\"|; |$)", examples)
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        words = words if words[0] in COMMANDS else ["train", *words]
+        assert words[0] == name
+        flags, _ = split_pairs(words[1:], PARSERS[name].single_value_flags())
+        PARSERS[name].parse_args(flags)
+
+
+def test_the_list_of_commands(capsys):
+    assert main(["--help"]) == 0
+    assert set(COMMANDS) <= {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
