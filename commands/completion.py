@@ -23,8 +23,9 @@ BY_NAME = {
     **dict.fromkeys(("trainer", "method", "methods", "reference", "rows"), "trainers"),
     **dict.fromkeys(("dataset", "name", "names"), "datasets"),
     **dict.fromkeys(("task", "tasks"), "tasks"),
-    **{"config": "configs", "templates": "templates", "backbone": "backbones"},
+    **{"templates": "templates", "backbone": "backbones"},
 }
+BY_METAVAR = dict.fromkeys(("NAME_OR_FILE", "NAME_OR_FOLDER"), "sweeps")
 FILES = (
     "FILE",
     "DIR",
@@ -154,7 +155,7 @@ def actions_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 def vocabulary() -> dict[str, list[str]]:
     """The names of all that can be named: trainers, data sets, tasks, configs, templates, backbones, config keys."""
-    from dassl_clip.commands import catalogue, config, plan, train
+    from dassl_clip.commands import catalogue, config, plan, sheet, train
     from dassl_clip.modeling.sources import ICONS, OPENAI_NAMES
     from dassl_clip.modeling.templates import template_names
 
@@ -165,6 +166,7 @@ def vocabulary() -> dict[str, list[str]]:
         "trainers": trainers,
         "datasets": catalogue.dataset_names(),
         "tasks": list(plan.TASKS),
+        "sweeps": sheet.sweep_names(),
         "configs": sorted(configs),
         "templates": template_names(),
         "backbones": [ICONS, *OPENAI_NAMES],
@@ -194,8 +196,9 @@ def words_of(parser: argparse.ArgumentParser, names: dict[str, list[str]]) -> Wo
 def _kind(action: argparse.Action) -> str:
     """The kind of names that an argument without choices takes, or an empty text."""
     metavar = action.metavar if isinstance(action.metavar, str) else ""
-    whole_name = metavar.endswith(FILES) and action.dest != "config"
-    return "" if whole_name else BY_NAME.get(action.dest, "")
+    if metavar in BY_METAVAR:
+        return "configs" if action.dest == "config" else BY_METAVAR[metavar]
+    return "" if metavar.endswith(FILES) else BY_NAME.get(action.dest, "")
 
 
 def script(shell: str) -> str:

@@ -63,6 +63,8 @@ def test_words_at_their_places(script):
         ("task", "GOPro", "icons", "1", "--config", "icons_no_ce"): ["icons_no_ce"],
         ("task", "GOPro", "icons", "1", "TRAINER.CLAP.ATTACK_E"): ["TRAINER.CLAP.ATTACK_EPSILON"],
         ("compare", "icons", "--methods", "ZeroshotCLIP", "Co"): ["CoOp"],
+        ("sweep", "clap-z"): ["clap-zeroshot"],
+        ("table", "icons", "clap-at"): ["clap-attacks"],
         ("train", "--trainer", "In"): ["InMaP"],
         ("train", "--config-file", ""): [],
         ("data", "ve"): ["verify"],
