@@ -57,14 +57,16 @@ def text_facts(texts: Sequence[str]) -> dict[str, object]:
 
 
 def tower_facts(backbone: dict, precision: str, device: torch.device) -> dict[str, object]:
-    """What names the tower: the weights' hash, how it reads pixels, and the arithmetic.
+    """What names the tower: architecture and activation (which weights do not tell), the weights' hash, how it reads
+    pixels, and the arithmetic.
 
     Args:
         backbone: `FrozenCLIP.describe()`.
         precision: Name of the trainer's precision.
         device: Where the tower runs; its kind counts, its number does not.
     """
-    read = ("weights_hash", "precision", "image_size", "pixel_mean", "pixel_std", "interpolation", "resize_mode")
+    read = ("architecture", "activation", "weights_hash", "precision", "context_length", "open_clip")
+    read += ("image_size", "pixel_mean", "pixel_std", "interpolation", "resize_mode")
     arithmetic = {"amp": precision, "device": device.type, "torch": torch.__version__.split("+")[0]}
     return {key: backbone[key] for key in read} | arithmetic | {"torchvision": torchvision.__version__.split("+")[0]}
 

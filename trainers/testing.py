@@ -132,12 +132,16 @@ class TestingMixin:
     def raw_features(self, items: Sequence) -> tuple[Tensor, Tensor]:
         """Features `[N, E]` of a list of Datum under the test preprocessing, and their labels `[N]`, on the CPU.
 
-        Encoded once and kept on disk; not normalised. Images that cannot be decoded are left out where
-        `DATALOADER.ON_BAD_IMAGE` is `skip`, and end the run otherwise.
+        Encoded once and kept on disk, by path, so that all seeds that test the same images share them; not normalised.
+        Images that cannot be decoded are left out where `DATALOADER.ON_BAD_IMAGE` is `skip`, and end the run otherwise.
         """
-        facts = {"kind": "image features"} | bank.image_facts([item.impath for item in items]) | self.tower_facts
+        order = sorted(range(len(items)), key=lambda place: items[place].impath)
+        kept = [items[place] for place in order]
+        facts = {"kind": "image features"} | bank.image_facts([item.impath for item in kept]) | self.tower_facts
         facts["bad images"] = self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE)
-        features = bank.cached(facts, lambda: self._extract(items))
+        features = bank.cached(facts, lambda: self._extract(kept))
+        if order != list(range(len(items))):
+            features = features[torch.tensor(order).argsort()]
         labels = torch.tensor([item.label for item in items])
         readable = features.isfinite().all(dim=1)
         if readable.all():
