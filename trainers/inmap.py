@@ -103,7 +103,7 @@ class InMaP(CLIPTrainer):
         if self.node.FROM:
             tested = {item.impath for item in self.dm.dataset.test}
             self.base, self.base_record = open_run(
-                self.node.FROM, self.asked, self.backbone.weights_hash, tested, "TRAINER.INMAP.FROM"
+                self.node.FROM, self.asked, self.backbone.describe(), tested, "TRAINER.INMAP.FROM"
             )
             start = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
         else:

@@ -18,17 +18,18 @@ CONFIG_NAME = "config.yaml"
 HOW = "give the folder of a finished run of this project"
 # What the refining run decides itself: where things lie, and on what they run.
 _KEPT = ("OUTPUT_DIR", "RESUME", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST", "RUN")
+_KEPT += ("MODEL.BACKBONE",)  # the same model, wherever its files lie now
 # What both runs must agree on for the same images to be meant.
 _SHARED = ("NAME", "TARGET_DOMAINS", "SUBSAMPLE_CLASSES", "PROTOCOL", "SPLIT_SEED")
 
 
-def open_run(folder: str, cfg: CfgNode, weights_hash: str, tested: Set[str], key: str) -> tuple[CLIPTrainer, dict]:
+def open_run(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: str) -> tuple[CLIPTrainer, dict]:
     """Build the trainer of a finished run on the images of `cfg`, with what it learned.
 
     Args:
         folder: The run's folder.
         cfg: The configuration of the run that refines it.
-        weights_hash: Hash of the backbone of that run.
+        backbone: `describe()` of the backbone of that run.
         tested: Paths of the images that it tests.
         key: Name of the setting that gave the folder, for messages.
 
@@ -51,11 +52,10 @@ def open_run(folder: str, cfg: CfgNode, weights_hash: str, tested: Set[str], key
     if "alpha" in record:  # CLAP's, as the run was tested, whatever validation images are at hand now
         theirs["TRAINER"][name.upper()]["ALPHA"] = str(record["alpha"])
     _check_same_images(place, theirs["DATASET"], cfg, key)
-    if record["backbone"]["weights_hash"] != weights_hash:
+    if any(record["backbone"].get(fact) != backbone[fact] for fact in ("weights_hash", "activation")):
         raise ValueError(
-            f"{key}: the run in {place} has the backbone {record['backbone']['name']} (weights "
-            f"{record['backbone']['weights_hash'][:12]}), this one {cfg.MODEL.BACKBONE.NAME} (weights "
-            f"{weights_hash[:12]}); set MODEL.BACKBONE.NAME and WEIGHTS to the former"
+            f"{key}: the run in {place} has the backbone {_model(record['backbone'])}, this one {_model(backbone)}; "
+            "set MODEL.BACKBONE.NAME and WEIGHTS to the former"
         )
     if name not in TRAINER_REGISTRY.registered_names():
         raise ValueError(f"{key}: {place} is a run of {name}, which is not registered; load its file with --import")
@@ -78,6 +78,12 @@ def open_run(folder: str, cfg: CfgNode, weights_hash: str, tested: Set[str], key
     trainer.before_test()
     logger.info("refining %s of %s", record["method"], place)
     return trainer, record
+
+
+def _model(backbone: dict) -> str:
+    """A backbone's name, and what tells whether it is the same model as another."""
+    activation = backbone.get("activation", "unknown")
+    return f"{backbone['name']} (weights {backbone['weights_hash'][:12]}, activation {activation})"
 
 
 def _check_same_images(place: Path, theirs: dict, cfg: CfgNode, key: str) -> None:

@@ -5,6 +5,7 @@ objective and its bound); temperatures; what is transductive and what inductive;
 runs refined (their scores, features and start are those of the run) and refused; the sentences for wrong settings.
 """
 
+import json
 import shutil
 
 import numpy as np
@@ -338,6 +339,21 @@ def test_a_run_whose_files_are_gone_is_refined_all_the_same(run, tmp_path):
     (tmp_path / "start.pth").unlink()
     _, record, _ = run("InMaP", "TRAINER.INMAP.FROM", folder, name="refined")
     assert record["metrics"][REFINED]["correct"] == before["metrics"]["test"]["correct"]
+
+
+def test_a_run_is_refined_with_the_same_model_in_another_place(run, tiny_clip, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_clip, old)
+    folder, before, _ = run(*BASES["CoOp"], "MODEL.BACKBONE.NAME", f"local-dir:{old}", name="base")
+    old.rename(new)
+    keys = ("TRAINER.INMAP.FROM", folder, "MODEL.BACKBONE.NAME", f"local-dir:{new}")
+    _, record, _ = run("InMaP", *keys, name="refined")
+    assert record["metrics"][REFINED]["correct"] == before["metrics"]["test"]["correct"]
+    facts = json.loads((new / "open_clip_config.json").read_text())
+    facts["model_cfg"]["quick_gelu"] = True
+    (new / "open_clip_config.json").write_text(json.dumps(facts))
+    _, _, output = run("InMaP", *keys, name="quick", code=2)
+    assert "activation gelu" in output.err and "activation quickgelu" in output.err
 
 
 def test_refining_what_has_seen_the_tested_images_is_transductive(run):
