@@ -74,17 +74,18 @@ def run_points(place: Path, by: str, split: str, most: int, seed: int, data: str
 
     trainer, record = open_on_data(place, data)
     items = part(trainer, split)
-    chosen = list(range(len(items)))
-    what = PARTS[split]
+    raw, _ = trainer.raw_features(items)
+    if len(raw) < len(items):
+        items = [item for item in items if item.impath not in trainer.skipped]
+    chosen, what = list(range(len(items))), PARTS[split]
     if len(items) > most:
         chosen = sorted(random.Random(seed).sample(chosen, most))
         what += f", a seeded draw of {most} of {len(items)}"
-    raw, labels = trainer.raw_features(items)
     with torch.no_grad():
         content = F.normalize(trainer.content(raw[chosen].to(trainer.device)).float(), dim=-1).cpu().numpy()
     title = f"{shortened(row_of(record).label, 32)}: {column_of(record)}"
     if by == "class":
-        names = [trainer.classnames[label] for label in labels[chosen].tolist()]
+        names = [trainer.classnames[items[index].label] for index in chosen]
     else:
         domains = record["target_domains" if split == "test" else "source_domains"] or [record["dataset"]]
         names = [domains[min(items[index].domain, len(domains) - 1)] for index in chosen]

@@ -7,6 +7,7 @@ validation images unless asked; every refusal.
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -133,11 +134,16 @@ def real(tmp_path_factory, tiny_clip, domain_tree):
     (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
     clap = ["TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.ALPHA", "20.0"]
     for name, pairs in {"CLAP": [*clap, "TRAINER.CLAP.TEMPLATES", "single"], "ZeroshotCLIP": []}.items():
-        words = ["--trainer", name, "--dataset-config-file", str(root / "data.yaml"), "--root", str(domain_tree)]
-        words += ["--output-dir", str(root / name), "--seed", "1", "--source-domains", "art", "photo"]
-        words += ["--target-domains", "sketch", "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
-        assert train.main([*words, "DATALOADER.NUM_WORKERS", "0", "DATASET.NUM_SHOTS", "4", *pairs]) == 0
+        train_run(name, root / name, root / "data.yaml", domain_tree, tiny_clip, *pairs)
     return root
+
+
+def train_run(method, folder, data, root, clip, *pairs):
+    """A run that leaves sketch out."""
+    words = ["--trainer", method, "--dataset-config-file", str(data), "--root", str(root), "--output-dir", str(folder)]
+    words += ["--seed", "1", "--source-domains", "art", "photo", "--target-domains", "sketch"]
+    words += ["MODEL.BACKBONE.NAME", f"local-dir:{clip}", "DATALOADER.NUM_WORKERS", "0", "DATASET.NUM_SHOTS", "4"]
+    assert train.main([*words, *pairs]) == 0
 
 
 def test_points_are_the_towers_features(real, tiny_clip, domain_tree):
@@ -161,6 +167,19 @@ def test_domains_of_source_images_and_a_seeded_draw(real, domain_tree):
     other, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 2)
     np.testing.assert_array_equal(again.features, points.features)
     assert not np.array_equal(other.features, points.features)
+
+
+def test_images_that_cannot_be_decoded_are_left_out(real, tmp_path, domain_tree, tiny_clip):
+    shutil.copytree(domain_tree, tmp_path / "tree")
+    (tmp_path / "tree" / "sketch" / "dog" / "003.png").write_bytes(b"torn")
+    skip = ("DATALOADER.ON_BAD_IMAGE", "skip")
+    train_run("ZeroshotCLIP", tmp_path / "run", real / "data.yaml", tmp_path / "tree", tiny_clip, *skip)
+    points, _ = plot_features.run_points(tmp_path / "run", "class", "test", 2000, 1)
+    whole, _ = plot_features.run_points(real / "ZeroshotCLIP", "class", "test", 2000, 1)
+    assert len(points.features) == 29 and points.names.count("dog") == 9
+    np.testing.assert_allclose(
+        points.features, np.delete(whole.features, whole.names.index("dog") + 3, axis=0), atol=1e-5
+    )
 
 
 def test_features_as_a_figure(real, tmp_path):
@@ -199,8 +218,6 @@ def test_alpha_reads_source_validation_images_unless_asked(real, tmp_path, capsy
 
 
 def test_changed_data_are_told(real, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(real / "ZeroshotCLIP", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     record["data_fingerprint"] = "0" * 64
