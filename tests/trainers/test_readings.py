@@ -161,8 +161,7 @@ def drawn(labels, shots, seed):
     return places
 
 
-@pytest.mark.parametrize("split_seed", [-1, 6])
-@pytest.mark.parametrize("tested", ["all", "without-shots"])
+@pytest.mark.parametrize(("tested", "split_seed"), [("all", -1), ("without-shots", 6)])
 def test_probes_are_those_of_a_plain_program(clap, plain, faint, tested, split_seed):
     pairs = ("DATASET.SPLIT_SEED", split_seed)
     folder, record, output = clap("probe", *pairs, root=faint, PROBE_SHOTS="(1, 4, 32)", PROBE_TEST=tested)
