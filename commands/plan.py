@@ -205,6 +205,7 @@ def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed:
     shots, row = _shots(request.shots, asked), Row(method.trainer, asked.RUN.CONFIG)
     above = Path(request.out, name, stem, method.trainer, asked.RUN.CONFIG, f"shots{shots}")
     pairs = [*_without(method.pairs, "DATASET.NUM_SHOTS"), "DATASET.NUM_SHOTS", str(shots)]
+    _check_tested(request.targets, name, task.tested_on)
     trained = above / ("base" if task.new_classes else asked.DATASET.NAME) / f"seed{seed}"
     places = [(stem, "base"), (stem, "new")] if task.new_classes else [(stem, "")]
     places += [(other, "") for other in task.tested_on if not request.targets or other in request.targets]
@@ -284,7 +285,8 @@ def _check_task(name: str, asked: Any, domains: Sequence[str]) -> None:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
     trainer_class = TRAINER_REGISTRY.get(trainer)
-    if TASKS[name].transfers and (domains or getattr(trainer_class, "class_specific", False) is True):
+    fixed = getattr(trainer_class, "class_specific", False) is True or asked.TRAINER.get(trainer.upper(), {}).get("CSC")
+    if TASKS[name].transfers and (domains or fixed):
         why = "is a data set of domains" if domains else "learns parts for its own classes alone"
         raise UserError(
             f"{name} evaluates on other classes than were trained on; {dataset if domains else trainer} {why}. "
@@ -355,6 +357,15 @@ def _targets(asked: Sequence[str], domains: Sequence[str], dataset: str) -> list
                 f"{dataset} has no domain '{name}'.{suggestion(name, domains)} Its domains: {', '.join(domains)}."
             )
     return list(asked) or list(domains)
+
+
+def _check_tested(asked: Sequence[str], task: str, known: Sequence[str]) -> None:
+    """Refuse targets that a task with fixed ones does not have."""
+    for name in asked:
+        if not known:
+            raise UserError(f"{task} tests base and new classes of one data set, so no target can be named: {name}")
+        if name not in known:
+            raise UserError(f"{task} has no target '{name}'.{suggestion(name, known)} Its targets: {', '.join(known)}.")
 
 
 def _shots(asked: int | None, cfg: Any) -> int:

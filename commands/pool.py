@@ -35,6 +35,7 @@ LOCK_NAME = ".lock"
 BUSY_EXIT = 75
 TAIL_LINES = 15
 _MEMORY_A_RUN = 2 * 2**30
+_LOCK_TRIES, _LOCK_PAUSE = 10, 0.05  # somebody who only looks holds a lock for less than that
 _PR_SET_PDEATHSIG = 1
 
 
@@ -226,22 +227,33 @@ def lock(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        for _ in range(_LOCK_TRIES):
+            if free := _try_lock(handle, fcntl.LOCK_EX):
+                break
+            time.sleep(_LOCK_PAUSE)
+        yield free
     finally:
         os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
     """Whether another process works in a run folder."""
-    if not (folder / LOCK_NAME).exists():
+    try:
+        handle = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    except OSError:
         return False
-    with lock(folder) as free:
-        return not free
+    try:
+        return not _try_lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read(child: _Child, reporter: Reporter) -> bool | None:

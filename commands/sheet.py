@@ -2,8 +2,8 @@
 
 Keys: `title`; `published` (name of a published table); `task` or `tasks`; `datasets`; `seeds`; `shots`; `readings`
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
-`{dataset}` stands for the data set's name) and, if wanted, `label`, `datasets`, `task(s)`, `seeds`, `shots` and `set`,
-a mapping of config keys to values.
+`{dataset}` stands for the data set's name) and, if wanted, `label` (the row's name beside published numbers),
+`datasets`, `task(s)`, `seeds`, `shots` and `set`, a mapping of config keys to values.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from dassl_clip.results import records, sheets, tables
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
 ROW_KEYS = ("method", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
 KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[2:])
+_NAMES, _NUMBERS = "a list of names", "a list of whole numbers"
+_KINDS = {"title": "a text", "published": "a text", "method": "a text", "label": "a text", "task": "a text",
+          "readings": _NAMES, "datasets": _NAMES, "tasks": _NAMES, "seeds": _NUMBERS, "shots": "a whole number",
+          "rows": "a list", "set": "a mapping of config keys to values"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a sweep and where it stands in the table: row label, group of columns, column."""
+    """One run of a sweep and where it stands in the table: row label, group of columns, column.
+
+    A run that no row asks for, but that one of them refines, has no label.
+    """
 
     label: str
     run: plan.Run
@@ -76,9 +83,13 @@ def read_sweep(name: str) -> Sweep:
         if not isinstance(row, dict) or not isinstance(row.get("method"), str):
             raise UserError(f"{path}: row {number} needs a `method`, such as GOPro or CLAP:icons")
         _check_keys(row, ROW_KEYS, f"{path}, row {number}")
-        rows.append({key: tree[key] for key in ROW_KEYS[2:] if key in tree} | row)
+        rows.append({key: tree[key] for key in ROW_KEYS[2:] if key in tree} | {"label": row["method"]} | row)
         if not rows[-1].get("datasets"):
             raise UserError(f"{path}: row {number} has no data set; give `datasets` a list of names")
+    labels = [row["label"] for row in rows]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"{path}: {labels.count(label)} rows are called '{label}'; give each a `label` of its own")
     return Sweep(
         name=path.stem,
         title=str(tree.get("title", path.stem)),
@@ -94,6 +105,21 @@ def _check_keys(tree: dict, known: Sequence[str], place: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise UserError(f"{place}: unknown key '{key}'.{hint} Known: {', '.join(known)}.")
+        if not _fits(tree[key], _KINDS[key]):
+            raise UserError(f"{place}: `{key}` should be {_KINDS[key]}, not {tree[key]!r}")
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of a sweep file is of a kind of `_KINDS`."""
+    if kind in (_NAMES, _NUMBERS):
+        each = str if kind == _NAMES else int
+        return (
+            isinstance(value, list)
+            and bool(value)
+            and all(isinstance(item, each) and not isinstance(item, bool) for item in value)
+        )
+    types = {"a text": str, "a whole number": int, "a list": list}
+    return isinstance(value, types.get(kind, dict)) and not isinstance(value, bool)
 
 
 def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequence[str] = ()) -> list[Entry]:
@@ -106,7 +132,8 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
         only: labels of rows to keep; empty: all.
     """
     entries: list[Entry] = []
-    labels = [row.get("label", row["method"]) for row in sweep.rows]
+    refined: list[plan.Run] = []
+    labels = [row["label"] for row in sweep.rows]
     for name in only:
         if name not in labels:
             rows = ", ".join(labels)
@@ -130,6 +157,10 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
             for run in plan.plan_runs(asked, method):
                 group = "" if plan.TASKS[run.task].tested_on else run.cfg.DATASET.NAME
                 entries.append(Entry(label, run, group, run.target))
+            refined += plan.plan_runs(asked, method.base) if method.base else []
+    there = {entry.run.folder for entry in entries}
+    bases = {run.folder: run for run in refined if run.folder not in there}
+    entries = [*(Entry("", run, run.cfg.DATASET.NAME, run.target) for run in bases.values()), *entries]
     return sorted(entries, key=lambda entry: entry.run.needs is not None)
 
 
@@ -140,36 +171,45 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
     places: dict[str, list[str]] = {}
     missing, found = [], []
     readings = sweep.readings or ("test",)
+    shown = [entry for entry in entries if entry.label]
+    if len({entry.run.task for entry in shown}) > 1:
+        raise UserError(f"{sweep.name}: a table beside published numbers is of one task, but its rows have several")
     for entry in entries:
+        state, reason = task.run_state(entry.run)
+        if state != "complete":
+            missing.append(_how_to_fill(entry, reason if state == "refused" else ""))
+    for entry in shown:
         columns = places.setdefault(entry.group, [])
         columns += [entry.column] if entry.column not in columns else []
         record = records.read_record(entry.run.folder) if task.run_state(entry.run)[0] == "complete" else None
         if record is None:
-            missing.append(entry)
             continue
         found.append(record)
         for name in readings:
             if name in record["metrics"]:
                 cell = got.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
                 cell[entry.run.seed] = record["metrics"][name]["accuracy"]
-    first = entries[0].run
+    first = shown[0].run
     summary = tables.SUMMARIES.get(first.task, sheets.MEAN)
     left_out = (first.cfg.RUN.SOURCE,) if plan.TASKS[first.task].tested_on else ()
     misprints = published.get("misprints", {})
     cells, columns = sheets.build_cells(got, places, published["cells"], summary, left_out, misprints)
     return sheets.Sheet(
         title=f"{published['title']}: ours and published",
-        above=_about(entries, found, published),
+        above=_about(shown, found, published),
         cells=cells,
         places=columns,
-        seeds=len({entry.run.seed for entry in entries}),
+        seeds=len({entry.run.seed for entry in shown}),
         tolerance=float(published["tolerance"]),
-        below=[*(f"note: {note}" for note in published["footnotes"]), *map(_how_to_fill, missing)],
+        below=[*(f"note: {note}" for note in published["footnotes"]), *missing],
     )
 
 
-def _how_to_fill(entry: Entry) -> str:
-    return f"missing: {entry.label}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}: {entry.run.command}"
+def _how_to_fill(entry: Entry, reason: str) -> str:
+    """One line for a run that is not there: the command that makes it, or why its folder cannot be used."""
+    row = entry.label or f"{entry.run.row.label}, which another row refines"
+    what = f"{row}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}"
+    return f"refused: {what}: {reason}" if reason else f"missing: {what}: {entry.run.command}"
 
 
 def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published: dict[str, Any]) -> list[str]:
@@ -198,9 +238,13 @@ def _several(values: Iterable[Any]) -> str:
 
 
 def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
-    """One table a task for a sweep without a published table: methods by columns, gains over the first row."""
-    made = []
-    for name in dict.fromkeys(entry.run.task for entry in entries):
-        runs = [entry.run for entry in entries if entry.run.task == name]
-        made += task.tables_of(runs, further=bool(sweep.readings))
-    return made
+    """Tables of a sweep without a published one, for each task and data set: methods by columns, gains over the first.
+
+    Runs that no row asks for stand in none.
+    """
+    groups: dict[tuple[str, str], list[plan.Run]] = {}
+    for entry in entries:
+        if entry.label:
+            key = entry.run.task, entry.run.cfg.RUN.SOURCE or entry.run.cfg.DATASET.NAME
+            groups.setdefault(key, []).append(entry.run)
+    return [table for runs in groups.values() for table in task.tables_of(runs, further=bool(sweep.readings))]

@@ -8,6 +8,7 @@ tried again with `--retry`.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from typing import Any
 from dassl_clip.commands import plan, pool, sheet, task, train
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
-from dassl_clip.results import records
+from dassl_clip.results import environment, records
 
 LAUNCHERS = ("local", "gpus", "slurm")
+JOB_MINUTES = 24 * 60  # most time of a job, unless --slurm says otherwise
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="KEY=VALUE",
-        help="submitit's parameters, such as slurm_partition=gpu timeout_min=600; cluster=local for this machine",
+        help="submitit's parameters, such as slurm_partition=gpu timeout_min=600 (default: "
+        f"{JOB_MINUTES}); cluster=local for this machine",
     )
     task.add_run_arguments(parser)
     return parser
@@ -88,11 +91,11 @@ def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
             print(run.command)
         return 0
     if args.launcher == "slurm":
-        launch_slurm(todo, dict(word.partition("=")[::2] for word in args.slurm), Path(args.out), args.jobs)
+        launch_slurm(todo, slurm_parameters(args.slurm), Path(args.out), args.jobs)
     elif todo:
         task.run_stages(todo, _jobs(args))
     after = {run.folder: state_of(run) for run in runs}
-    print(f"{sweep.title}: {count_states(after)}; the table: dassl-clip table {args.name}" + _same_place(args))
+    print(f"{sweep.title}: {count_states(after)}; the table: {table_command(args, pairs)}")
     return 0 if all(state == "complete" for state, _ in after.values()) else 1
 
 
@@ -109,11 +112,16 @@ def sheet_request(args: argparse.Namespace) -> plan.Request:
     )
 
 
-def _same_place(args: argparse.Namespace) -> str:
-    """The arguments that `dassl-clip table` needs to look at the same runs."""
-    out = "" if args.out == "output" else f" --out {args.out}"
-    seeds = f" --seeds {' '.join(map(str, args.seeds))}" if args.seeds else ""
-    return out + seeds + (f" --data {args.data}" if args.data else "")
+def table_command(args: argparse.Namespace, pairs: Sequence[str]) -> str:
+    """The command that shows the runs of a sweep, with what decides which runs they are."""
+    words = ["dassl-clip", "table", args.name]
+    words += ["--out", args.out] if args.out != "output" else []
+    words += ["--data", args.data] if args.data else []
+    words += ["--shots", str(args.shots)] if args.shots is not None else []
+    words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    words += ["--rows", *args.rows] if args.rows else []
+    words += [word for name in args.imports for word in ("--import", name)]
+    return shlex.join([*words, *pairs])
 
 
 def _jobs(args: argparse.Namespace) -> int | None:
@@ -150,6 +158,15 @@ def count_states(states: dict[Path, tuple[str, list[str]]]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])
 
 
+def slurm_parameters(words: Sequence[str]) -> dict[str, Any]:
+    """The KEY=VALUE words of `--slurm`, whole numbers as such."""
+    for word in words:
+        if not word.partition("=")[2]:
+            raise UserError(f"--slurm: '{word}' should be KEY=VALUE, such as slurm_partition=gpu")
+    pairs = (word.partition("=")[::2] for word in words)
+    return {key: int(value) if value.isdigit() else value for key, value in pairs}
+
+
 def launch_slurm(runs: Sequence[plan.Run], parameters: dict[str, Any], out: Path, jobs: int | None) -> None:
     """Submit the runs as job arrays through submitit, and wait for them: first those that others need.
 
@@ -157,32 +174,45 @@ def launch_slurm(runs: Sequence[plan.Run], parameters: dict[str, Any], out: Path
         runs: what to run.
         parameters: submitit's, and `cluster` (`slurm`, or `local` for this machine).
         out: folder above all runs; submitit's files go to `.submitit` in it.
-        jobs: most jobs of an array at a time.
+        jobs: most jobs at a time; on this machine one a core, where it is not given.
+
+    Raises:
+        UserError: submitit is not installed, or does not know a parameter.
     """
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
     try:
         import submitit
     except ModuleNotFoundError:
         raise UserError("--launcher slurm needs submitit: pip install 'dassl-clip[slurm]'") from None
-    executor = submitit.AutoExecutor(out / ".submitit", cluster=parameters.pop("cluster", None))
-    options = {key: int(value) if value.isdigit() else value for key, value in parameters.items()}
-    if jobs:
-        options.setdefault("slurm_array_parallelism", jobs)
-    executor.update_parameters(**options)
-    for stage in ([run for run in runs if run.needs is None], [run for run in runs if run.needs is not None]):
-        stage = [run for run in stage if run.needs is None or records.is_complete(run.needs)]
-        if not stage:
-            continue
+    options = {"timeout_min": JOB_MINUTES} | ({"slurm_array_parallelism": jobs} if jobs else {}) | parameters
+    try:
+        executor = submitit.AutoExecutor(out / ".submitit", cluster=options.pop("cluster", None))
+        executor.update_parameters(**options)
+    except (ValueError, NameError, TypeError, RuntimeError) as error:
+        raise UserError(f"--slurm: {error}") from error
+    most = (jobs or environment.usable_cores()) if executor.cluster == "local" else max(len(runs), 1)
+    _submit_and_wait(executor, [run for run in runs if run.needs is None], most)
+    _submit_and_wait(executor, task.ready_runs(runs), most)
+
+
+def _submit_and_wait(executor: Any, runs: Sequence[plan.Run], most: int) -> None:
+    """Job arrays of at most `most` runs, one after the other."""
+    for start in range(0, len(runs), most):
+        part = runs[start : start + most]
         with executor.batch():
-            submitted = [executor.submit(run_words, list(run.words), str(run.folder)) for run in stage]
+            submitted = [executor.submit(run_words, list(run.words), str(run.folder)) for run in part]
         print(f"{len(submitted)} jobs submitted: {submitted[0].job_id} ...", flush=True)
-        for run, job in zip(stage, submitted):
+        for run, job in zip(part, submitted):
             try:
-                code, lines = job.result(), []
+                code = job.result()
             except Exception as error:  # a job that was killed, timed out or could not start
-                code, lines = 1, str(error).splitlines()[-pool.TAIL_LINES :]
-            print(f"{run.name}: " + ("done" if code == 0 else f"FAILED (exit code {code}), {run.folder}"), flush=True)
-            if code and lines:
-                task.note_failure(run.folder, code, lines)
+                code = 1
+                task.note_failure(run.folder, code, str(error).splitlines()[-pool.TAIL_LINES :])
+            told = "done" if code == 0 else f"FAILED: {run.folder}"
+            told = "another process works on it" if code == pool.BUSY_EXIT else told
+            lines = state_of(run)[1] if code else []
+            print("\n    ".join([f"{run.name}: {told}", *lines]), flush=True)
 
 
 def run_words(words: list[str], folder: str) -> int:
@@ -192,8 +222,9 @@ def run_words(words: list[str], folder: str) -> int:
     with pool.lock(place) as free:
         if not free:
             return pool.BUSY_EXIT
-        task.prepare_folder(place, plan.resolve(words, ()))
-        code = train.main(words)
+        if records.is_complete(place):  # finished by another process in the meantime
+            return 0
+        code = task.execute_words(words, place, plan.resolve(words, ()))
         if code:
             log = place / pool.LOG_NAME
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, pairs = split_command(build_parser(), argv)
         if is_sweep(args.what):
             return print_sweep(args, pairs)
+        if args.check:
+            raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sheet.sweep_names())}")
         print("\n\n".join(table.render(args.format) for table in make_tables(args)))
     except Exception as error:
         return report(error, "--debug" in argv)
@@ -76,6 +78,8 @@ def print_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
             raise UserError(f"no run of {asked.name} is finished in {args.out}: dassl-clip sweep {args.what[0]}")
         print("\n\n".join(table.render(args.format) for table in made))
         return 0
+    if args.targets:
+        raise UserError(f"--targets: {asked.name} stands beside means over all targets; leave it out")
     made = sheet.make_sheet(asked, entries)
     print(made.render(args.format))
     outside = made.outside() if args.check else []

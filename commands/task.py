@@ -81,11 +81,11 @@ def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     request = request_of(args, args.seeds, args.task)
     method = method_of(args.method, request, pairs, args.config)
     request = plan.with_tasks(request, method)
-    methods = [*([method.base] if method.base else []), method]
+    methods = [method]
     if args.reference.lower() not in ("", NO_REFERENCE):
         name, _, config = args.reference.partition(":")
         other = reference.reference_method(request, method, known_trainer(name, request, config), config)
-        methods = [other, *methods]
+        methods = [other, method]
     return run_methods(request, methods, args.jobs, args.dry_run)
 
 
@@ -153,7 +153,8 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
         0, or 1 if a run failed or was refused.
     """
     train.register()
-    runs = [run for method in methods for run in plan.plan_runs(request, method)]
+    methods = [other for method in methods for other in (method.base, method) if other is not None]
+    runs = [run for method in dict.fromkeys(methods) for run in plan.plan_runs(request, method)]
     todo, refused = [], []
     for run in runs:
         state, reason = run_state(run)
@@ -183,12 +184,17 @@ def run_stages(todo: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]
     """Run what stands alone, then what needs a run of the first; returns the failures."""
     first = [run for run in todo if run.needs is None]
     failed = run_missing(first, jobs) if first else []
-    second = [run for run in todo if run.needs is not None]
-    ready = [run for run in second if records.is_complete(run.needs)]
-    for run in second:
-        if run not in ready:
-            print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
+    ready = ready_runs(todo)
     return failed + (run_missing(ready, jobs) if ready else [])
+
+
+def ready_runs(todo: Sequence[plan.Run]) -> list[plan.Run]:
+    """The runs that need another one which is finished; those whose other one is not are told."""
+    second = [run for run in todo if run.needs is not None]
+    for run in second:
+        if not records.is_complete(run.needs):
+            print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
+    return [run for run in second if records.is_complete(run.needs)]
 
 
 def run_state(run: plan.Run) -> tuple[str, str]:
@@ -279,9 +285,14 @@ def warm_up(gpus: int) -> None:
 
 def execute(run: plan.Run) -> int:
     """One run, in a child that holds the lock of its folder."""
-    prepare_folder(run.folder, run.cfg)
-    sys.argv = [word for word in plan.train_program() if word != "python"] + list(run.words)
-    return train.main(run.words)
+    return execute_words(run.words, run.folder, run.cfg)
+
+
+def execute_words(words: Sequence[str], folder: Path, cfg: Any) -> int:
+    """One command line of `train.py` in this process, as if it had been started with it; returns its exit code."""
+    prepare_folder(folder, cfg)
+    sys.argv = [word for word in plan.train_program() if word != "python"] + list(words)
+    return train.main(words)
 
 
 def describe(outcome: pool.Outcome) -> str:
