@@ -57,8 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
-    actions.add_parser("ls", parents=[shared], help="what is there: kind, size, last use")
-    remove = actions.add_parser("rm", parents=[shared], help="remove some or all of it")
+    actions.add_parser("ls", parents=[shared], help="what is there: kind, size, last use",
+                       epilog="example: dassl-clip cache ls")  # fmt: skip
+    remove = actions.add_parser("rm", parents=[shared], help="remove some or all of it",
+                                epilog="example: dassl-clip cache rm 3a3289bf --dry-run")  # fmt: skip
     remove.add_argument("hashes", nargs="*", metavar="HASH", help="the first letters of a hash that `ls` shows")
     remove.add_argument("--all", action="store_true", help="everything")
     remove.add_argument("--older-than", type=float, metavar="DAYS", help="what was not used for so many days")

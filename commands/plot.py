@@ -24,6 +24,14 @@ KINDS = {
     "alpha": "CLAP's accuracy by alpha, on source validation images",
     "shots": "accuracy by the number of training images a class",
 }
+EXAMPLES = {
+    "curves": "output --rows GOPro --targets line",
+    "domains": "output/lodo --out figures/lodo",
+    "confusion": "output/fewshot --targets line --rows CoOp --seeds 1",
+    "tsne": "output/lodo --rows ZeroshotCLIP --seeds 1 --together --by domain",
+    "alpha": "output/lodo --rows CLAP",
+    "shots": "output --tasks probe",
+}
 MOST_IMAGES = 2000
 MOST_PANELS = 8
 
@@ -47,11 +55,21 @@ def build_parser() -> argparse.ArgumentParser:
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("--data", default="", metavar="DIR", help="folder above the data sets (default: the run's own)")
 
+    def add(kind: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        example = f"example: dassl-clip plot {kind} {EXAMPLES[kind]}"
+        return kinds.add_parser(
+            kind,
+            parents=[shared, *parents],
+            help=KINDS[kind],
+            description=f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}.",
+            epilog=example,
+        )
+
     for kind in ("curves", "domains", "shots"):
-        kinds.add_parser(kind, parents=[shared], help=KINDS[kind], description=KINDS[kind])
-    confusion = kinds.add_parser("confusion", parents=[shared], help=KINDS["confusion"])
+        add(kind)
+    confusion = add("confusion")
     confusion.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="only these classes")
-    tsne = kinds.add_parser("tsne", parents=[shared, data], help=KINDS["tsne"])
+    tsne = add("tsne", data)
     tsne.add_argument("--method", choices=plot_points.METHODS, default="tsne", help="default: tsne")
     tsne.add_argument("--by", choices=("class", "domain"), default="class", help="what is coloured (default: class)")
     tsne.add_argument("--together", action="store_true", help="all runs in one panel (default: a panel a run)")
@@ -60,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     tsne.add_argument("--images", type=int, default=MOST_IMAGES, metavar="N",
                       help=f"most images of a run, a seeded draw (default: {MOST_IMAGES})")  # fmt: skip
     tsne.add_argument("--seed", type=int, default=1, metavar="N", help="of the draw and the method (default: 1)")
-    alpha = kinds.add_parser("alpha", parents=[shared, data], help=KINDS["alpha"])
+    alpha = add("alpha", data)
     alpha.add_argument("--alphas", nargs="+", type=float, default=(), metavar="A", help="default: CLAP's candidates")
     alpha.add_argument("--test", action="store_true", help="test images; the figure is marked as a diagnostic")
     return parser

@@ -18,7 +18,6 @@ from .records import protocol_of
 from .tables import MEAN, Group, column_of, group_records, mean_and_spread, row_of
 
 Record = Mapping[str, Any]
-KINDS = ("curves", "domains", "confusion", "tsne", "alpha", "shots")
 MOST_LINES = 24
 MOST_PANELS = 12
 RATE = "lr"

@@ -67,6 +67,15 @@ def test_kinds_that_need_no_features(runs, tmp_path, capsys, kind):
     assert "leave one domain out" in told and "RN50 (weights abababababab)" in told
 
 
+@pytest.mark.parametrize("kind", plot.KINDS)
+def test_help_has_an_example_that_parses(kind, capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot.main([kind, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and f"example: dassl-clip plot {kind} {plot.EXAMPLES[kind]}" in shown
+    assert plot.build_parser().parse_args([kind, *plot.EXAMPLES[kind].split()]).kind == kind
+
+
 def test_filters(runs):
     def shown(*words):
         return plot.find_runs(plot.build_parser().parse_args(["domains", str(runs), *words]))

@@ -66,24 +66,28 @@ def answers(out):
     return found
 
 
+@pytest.fixture(scope="module")
+def predicted(world):
+    """What each run answers on the pictures, as written to a JSON file."""
+    files = {name: world / f"{name}.json" for name in SETTINGS}
+    for name, out in files.items():
+        assert predict.main([str(world / "mine"), "--run", str(world / name), "--out", str(out)]) == 0
+    return files
+
+
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_answers_of_a_run_are_those_of_its_test(world, tmp_path, name):
-    out = tmp_path / "preds.json"
-    assert predict.main([str(world / "mine"), "--run", str(world / name), "--out", str(out)]) == 0
-    found, tested = answers(out), read_predictions(world / name)
+def test_the_answers_of_a_run_are_those_of_its_test(world, predicted, name):
+    found, tested = answers(predicted[name]), read_predictions(world / name)
     assert len(found) == len(tested.paths) == 30
     for path, top, shares in zip(tested.paths, tested.top, tested.shares):
         mine = found[str(path).replace(f"{world}/data/sketch", f"{world}/mine")]
         assert [name for name, _ in mine] == [tested.classnames[index] for index in top]
         np.testing.assert_allclose([share for _, share in mine], shares, atol=1e-5)
-    assert json.loads(out.read_text())["method"] == name.split("+")[-1].split("-")[0]
+    assert json.loads(predicted[name].read_text())["method"] == name.split("+")[-1].split("-")[0]
 
 
-def test_methods_give_different_shares(world, tmp_path):
-    shares = {}
-    for name in SETTINGS:
-        predict.main([str(world / "mine"), "--run", str(world / name), "--out", str(tmp_path / "preds.json")])
-        shares[name] = [share for pairs in answers(tmp_path / "preds.json").values() for _, share in pairs]
+def test_methods_give_different_shares(predicted):
+    shares = {name: [s for pairs in answers(out).values() for _, s in pairs] for name, out in predicted.items()}
     for name in SETTINGS:
         if name != "ZeroshotCLIP":
             assert np.abs(np.subtract(shares[name], shares["ZeroshotCLIP"])).max() > 1e-4, name

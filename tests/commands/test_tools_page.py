@@ -51,7 +51,9 @@ def place(tmp_path_factory):
         some = ["--targets", "line", "--jobs", "1"]
         methods = ["--methods", "ZeroshotCLIP", "LinearProbe", "InMaP"]
         assert compare.main(["icons", *methods, "--tasks", "fewshot", *some]) == 0
-        assert task.main(["CLAP", "icons", "1", "--task", "fewshot", *some, "TRAINER.CLAP.MAX_STEPS", "20"]) == 0
+        Path("texts.txt").write_text("a drawing of a {}\nthe outline of one {}\n")
+        clap = ["TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.SOURCE", "texts.txt"]
+        assert task.main(["CLAP", "icons", "1", "--task", "fewshot", *some, *clap]) == 0
         assert task.main(["ZeroshotCLIP", "icons", "1", "--task", "lodo", *some]) == 0
         assert task.main(["LinearProbe", "icons", "1", "--task", "fewshot", "--shots", "4", *some]) == 0
         (root / "photos" / "more").mkdir(parents=True)
