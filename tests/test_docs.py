@@ -1,0 +1,264 @@
+"""The pages of `docs/` and the README against the program.
+
+Covers: every command in a bash block, and every `dassl-clip` or `train.py` command in the text, is taken by the real
+parsers, with config keys, files, trainers and data sets that exist; tasks, comparisons and sweeps can be planned; the
+blocks that are marked as cheap are run from top to bottom, with the page's own files of code; each method and task has
+its section or row; sentences quoted as the program's are in its source; links from the index reach every page.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dassl_clip.commands import catalogue, compare, completion, config, plan, sweep, task
+from dassl_clip.commands.config import split_pairs
+from dassl_clip.embedded.build.__main__ import parser as build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+PLANNERS = {"task": task, "compare": compare, "sweep": sweep}
+PARSERS = completion.parsers()
+KEYS = set(completion.vocabulary()["keys"])
+OF_THE_CHECKOUT = ("train.py", "configs/", "embedded/")
+DRIVER = """
+import json, os, sys
+import open_clip
+import dassl_clip.datasets, dassl_clip.trainers
+from dassl_clip.commands.__main__ import main
+for words in json.loads(sys.argv[1]):
+    print("$", *words, flush=True)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = main(words)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        sys.exit(f"exit code {code}: {words}")
+"""
+
+
+def blocks(page):
+    """Language, mark and text of each fenced block; the mark is what an HTML comment on the line before says."""
+    pattern = r"(?:^<!-- (run[^\n]*) -->\n)?^```(\w*)\n(.*?)^```$"
+    return [(m[2], m[1] or "", m[3]) for m in re.finditer(pattern, page.read_text(encoding="utf-8"), re.M | re.S)]
+
+
+def split_lines(text):
+    """The commands of a shell text as lists of words, with continued lines joined and comments left out."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = []
+        for word in [*shlex.split(line, comments=True), "&&"]:
+            if word != "&&":
+                words.append(word)
+            elif words:
+                found.append(words)
+                words = []
+    return found
+
+
+def inline_commands(page):
+    """Commands in the running text, without the parts that stand for something else."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for quoted in re.findall(r"`((?:dassl-clip|python train\.py|TASK|bash scripts)[^`]* [^`]*)`", text):
+        plain = re.sub(r"\[[^\]]*\]|\.\.\.|\bKEY VALUE\b", " ", " ".join(quoted.split()))
+        yield shlex.split(plain)
+
+
+def environment(words):
+    """Settings before a command, and the command."""
+    count = next(i for i, word in enumerate(words) if not re.fullmatch(r"[A-Z_]+=.*", word))
+    return dict(word.split("=", 1) for word in words[:count]), words[count:]
+
+
+def as_cli(words):
+    """A command as arguments of `dassl-clip`, or None for one of another program (which is checked here)."""
+    settings, words = environment(words)
+    if words[0] == "dassl-clip":
+        return words[1:]
+    if words[0] == "python" and words[1] == "train.py":
+        return ["train", *words[2:]]
+    if words[0] == "bash":
+        script = ROOT / words[1]
+        assert script.is_file(), script
+        (method,) = re.findall(r"^exec .* (\w+) \"\w*\" \"\$@\"$", script.read_text(), re.M)
+        shared = (ROOT / "scripts" / "task.sh").read_text()
+        assert all(re.search(rf"^  {name} ", shared, re.M) for name in settings), settings
+        flags = {"TASK": "--task", "DATA": "--data", "OUT": "--out", "CFG": "--config", "SHOTS": "--shots"}
+        options = [part for name, value in settings.items() for part in (flags[name], *value.split())]
+        return ["task", method, *words[2:4], *options, *words[4:]]
+    if words[:3] == ["python", "-m", "dassl_clip.embedded.build"]:
+        build_parser().parse_args([word for word in words[3:] if word != "FOLDER"] or ["measure"])
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), words
+    elif words[0] == "pip":
+        places = [word for word in words[2:] if word.startswith(".")]
+        assert words[1] == "install" and all((ROOT / place.partition("[")[0]).is_dir() for place in places), words
+    elif words[0] == "eval":
+        assert split_lines(words[1].removeprefix("$(").removesuffix(")"))[0][:2] == ["dassl-clip", "completion"]
+    else:
+        assert words in (["pytest"], ["issues"]), words
+    return None
+
+
+def check(words, page):
+    """Let the parsers take one command; what it names has to exist."""
+    name = " ".join(words[:2]) if " ".join(words[:2]) in PARSERS else words[0]
+    assert name in PARSERS, words
+    parser = PARSERS[name]
+    flags, pairs = split_pairs(words[len(name.split()) :], parser.single_value_flags())
+    args = parser.parse_args(flags)
+    assert set(pairs[::2]) <= KEYS, words
+    text = page.read_text(encoding="utf-8")
+    for key in ("config_file", "dataset_config_file"):
+        if getattr(args, key, None):
+            assert (ROOT / getattr(args, key)).is_file(), words
+    trainer = getattr(args, "trainer", None)
+    assert trainer is None or trainer in catalogue.trainer_names() or f"class {trainer}(" in text, words
+    return args
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_taken_and_can_be_planned(page, tmp_path, monkeypatch, capsys):
+    shown = [words for language, _, text in blocks(page) if language == "bash" for words in split_lines(text)]
+    lines = [as_cli([word for word in words if word != "..."]) for words in shown]
+    lines += [as_cli(words) for words in inline_commands(page)]
+    monkeypatch.chdir(tmp_path)
+    for words in filter(None, lines):
+        if words[0] in ("--help", "COMMAND"):
+            continue
+        if len(words) == 1 or {"METHOD", "DATASET", "NAME"} & set(words):  # a command is only named, or its form shown
+            assert words[0] in PARSERS, words
+            continue
+        args = check(words, page)
+        own = getattr(args, "imports", ()) or any("folder_" in word for word in words)
+        if words[0] in PLANNERS and not own and not any(word.endswith((".yaml", ".yml")) for word in words):
+            assert PLANNERS[words[0]].main([*words[1:], "--dry-run"]) == 0, (words, capsys.readouterr().err)
+
+
+def files_of(page):
+    """Files whose whole text a page shows: code that begins with its name, yaml that the line before names."""
+    text = page.read_text(encoding="utf-8")
+    code = {
+        re.match(r'"""(\w+\.py): ', body)[1]: body for body in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    }
+    return code | dict(re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)^```$", text, re.M | re.S))
+
+
+def run_marked(page, place, mark="run"):
+    """Run the marked blocks of a page in a folder; gives what they printed."""
+    marked = [text for language, own, text in blocks(page) if language == "bash" and own == mark]
+    lines = [as_cli(words) for text in marked for words in split_lines(text)]
+    lines = [[str(ROOT / w) if w.startswith(OF_THE_CHECKOUT) else w for w in words] for words in lines]
+    assert lines
+    outside = {key: value for key, value in os.environ.items() if key not in ("TASK", "OUT", "DATA", "CFG", "SHOTS")}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(lines)],
+        cwd=place, env={**outside, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_quickstart_runs(tmp_path):
+    out = run_marked(ROOT / "docs" / "quickstart.md", tmp_path)
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    there = {path.name + "/" * path.is_dir() for path in (tmp_path / "output" / "by-hand").iterdir()}
+    assert there == {
+        name for row in re.findall(r"^\| (`.*`) \| ", page, re.M) for name in re.findall(r"`([^`]+)`", row)
+    }
+    assert "gain of CoOp" in out and "weak evidence" in out
+    predictions = json.loads((tmp_path / "preds.json").read_text())["predictions"]
+    pictures = sorted((ROOT / "embedded/icons/line/star").iterdir())
+    assert len({row["path"] for row in predictions}) == len(pictures)
+    assert (tmp_path / "preds.csv").read_text().count("\n") == 1 + 3 * len(pictures)
+
+
+def test_the_trainer_of_the_page_runs(tmp_path):
+    page = ROOT / "docs" / "adding-a-trainer.md"
+    files = files_of(page)
+    assert set(files) == {"task_res.py", "task_res.yaml"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    out = run_marked(page, tmp_path)
+    folder = tmp_path / "output/fewshot/icons/TaskRes/task_res/shots16/line/seed1"
+    record = json.loads((folder / "record.json").read_text())
+    first, second = (entry["ce"] for entry in record["history"])
+    assert second < first and record["prompt"] == "a photo of a {}." and record["metrics"]["test"]["accuracy"] > 50
+    assert "gain of TaskRes (task_res)" in out and "plain classifier: scores = " in out
+
+
+def test_the_data_set_of_the_page_runs(tmp_path):
+    from PIL import Image
+
+    page = ROOT / "docs" / "adding-a-data-set.md"
+    for name, text in files_of(page).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    pictures = tmp_path / "my_data" / "weather"
+    pictures.mkdir(parents=True)
+    for domain, light in (("day", 220), ("night", 60)):
+        for name, colour in (("cat", (light, light // 2, 0)), ("fire-truck", (light, 0, 0))):
+            for number in range(10):
+                Image.new("RGB", (40, 40), colour).save(pictures / f"{domain}_{name}_{number:03}.png")
+    (pictures / "notes.txt").write_text("not a picture")
+    out = run_marked(page, tmp_path, "run weather")
+    records = [json.loads(path.read_text()) for path in (tmp_path / "output").rglob("record.json")]
+    lodo = {record["target_domains"][0]: record for record in records if record["task"] == "lodo"}
+    assert {name: record["metrics"]["test"]["total"] for name, record in lodo.items()} == {"day": 20, "night": 20}
+    (few, *_) = [record for record in records if record["task"] == "fewshot"]
+    assert few["num_train"] == 8 and few["metrics"]["test"]["total"] == 4
+    assert few["classnames"] == ["cat", "fire_truck"] and "named files in" in few["protocol"]
+    assert "Weather, task lodo, test images" in out
+
+
+def test_methods_and_tasks_are_described():
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (\w+)$", methods, re.M)) == set(catalogue.trainer_names())
+    for name in catalogue.trainer_names():
+        (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## )", methods, re.M | re.S)
+        own = {key.split(".")[2] for key in KEYS if key.startswith(f"TRAINER.{name.upper()}.")}
+        named = {key for key in re.findall(r"`([A-Z_]{4,})\b", section) if not key.startswith(("MODEL", "TRAINER"))}
+        assert named <= own, (name, named - own)
+    protocols = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| ", protocols, re.M) == list(plan.TASKS)
+    words = {
+        word for page in DOCS for word in re.findall(r"`((?:[A-Z_]+\.)+[A-Z_]+)\b", page.read_text(encoding="utf-8"))
+    }
+    plain = {word for word in words if not re.match(r"(TRAINER|MODEL|DATASET)\.(NAME|[A-Z]+)$", word)}
+    assert {word for word in plain if not word.endswith("_")} <= KEYS | {key.rpartition(".")[0] for key in KEYS}
+
+
+def test_sentences_quoted_as_the_programs_are():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rooms = ("modeling", "trainers", "datasets", "results", "commands")
+    source = "\n".join(path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
+    source += (ROOT / "scripts" / "task.sh").read_text(encoding="utf-8")
+    source = re.sub(r"[\"']\s*\n\s*f?[\"']", "", source)  # texts that are written in several parts
+    quoted = [text for row in re.findall(r"^\| (.*?) \| ", page, re.M) for text in re.findall(r'"([^"]+)"', row)]
+    assert len(quoted) > 10
+    for text in quoted:
+        for part in re.split(r"\.\.\.|KEY|\$\(.*?\)", text):
+            assert part.strip(" :,;") in source, text
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == {page.name for page in DOCS} - {"index.md"}
+
+
+def test_keys_of_the_vocabulary_are_those_of_the_program():
+    assert set(config.known_keys(config.default_config())) == KEYS
