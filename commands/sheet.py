@@ -169,15 +169,11 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
     published = sheets.read_published(sweep.published)
     got: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
     places: dict[str, list[str]] = {}
-    missing, found = [], []
+    found = []
     readings = sweep.readings or ("test",)
     shown = [entry for entry in entries if entry.label]
     if len({entry.run.task for entry in shown}) > 1:
         raise UserError(f"{sweep.name}: a table beside published numbers is of one task, but its rows have several")
-    for entry in entries:
-        state, reason = task.run_state(entry.run)
-        if state != "complete":
-            missing.append(_how_to_fill(entry, reason if state == "refused" else ""))
     for entry in shown:
         columns = places.setdefault(entry.group, [])
         columns += [entry.column] if entry.column not in columns else []
@@ -201,15 +197,22 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
         places=columns,
         seeds=len({entry.run.seed for entry in shown}),
         tolerance=float(published["tolerance"]),
-        below=[*(f"note: {note}" for note in published["footnotes"]), *missing],
+        below=[*(f"note: {note}" for note in published["footnotes"]), *unfinished(entries)],
     )
 
 
-def _how_to_fill(entry: Entry, reason: str) -> str:
-    """One line for a run that is not there: the command that makes it, or why its folder cannot be used."""
-    row = entry.label or f"{entry.run.row.label}, which another row refines"
-    what = f"{row}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}"
-    return f"refused: {what}: {reason}" if reason else f"missing: {what}: {entry.run.command}"
+def unfinished(entries: Sequence[Entry]) -> list[str]:
+    """One line for each run that is not there: the command that makes it, or why its folder cannot be used."""
+    lines = []
+    for entry in entries:
+        state, reason = task.run_state(entry.run)
+        row = entry.label or f"{entry.run.row.label}, which another row refines"
+        what = f"{row}, {entry.run.task}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}"
+        if state == "refused":
+            lines.append(f"refused: {what}: {reason}")
+        elif state != "complete":
+            lines.append(f"missing: {what}: {entry.run.command}")
+    return lines
 
 
 def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published: dict[str, Any]) -> list[str]:
@@ -240,11 +243,17 @@ def _several(values: Iterable[Any]) -> str:
 def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
     """Tables of a sweep without a published one, for each task and data set: methods by columns, gains over the first.
 
-    Runs that no row asks for stand in none.
+    Runs that no row asks for stand in none; below the last table stand the runs that are missing, each with its
+    command.
     """
     groups: dict[tuple[str, str], list[plan.Run]] = {}
     for entry in entries:
         if entry.label:
             key = entry.run.task, entry.run.cfg.RUN.SOURCE or entry.run.cfg.DATASET.NAME
             groups.setdefault(key, []).append(entry.run)
-    return [table for runs in groups.values() for table in task.tables_of(runs, further=bool(sweep.readings))]
+    made = [table for runs in groups.values() for table in task.tables_of(runs, further=bool(sweep.readings))]
+    for table in made:
+        table.below = [line for line in table.below if not line.startswith("missing: ")]
+    if made:
+        made[-1].below += unfinished(entries)
+    return made
