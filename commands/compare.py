@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, pairs = split_command(build_parser(), argv)
         request = task.request_of(args, args.seeds, args.tasks)
-        methods = [task.method_of(word, request, pairs) for word in args.methods] or all_methods(request, pairs)
+        methods = [task.method_of(word, request, pairs) for word in args.methods]
         request = plan.with_tasks(request, plan.Method(reference.REFERENCE))
+        methods = methods or all_methods(request, pairs)
         return task.run_methods(request, methods, args.jobs, args.dry_run)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
@@ -51,12 +52,12 @@ def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method
     """Every trainer with a config for the data set, the reference first, with their variants on the same backbone.
 
     Where the reference has no config for the data set, every trainer counts. Where the refiner is among them, the
-    default config of every method that it can refine is refined too.
+    default config of every method that it can refine is refined too. Methods that a task has no place for are left out.
     """
     dataset = catalogue.dataset_file(request.dataset)
     trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != reference.REFERENCE, name == "GOPro", name))
     own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem]
-    own = own if reference.REFERENCE in own else trainers
+    own = [name for name in (own if reference.REFERENCE in own else trainers) if plan.has_place(name, request.tasks)]
     methods = []
     for trainer in own:
         default, *variants = catalogue.trainer_configs(trainer, dataset.stem)

@@ -276,6 +276,21 @@ def _has_readings(asked: Any) -> bool:
     return "EVALUATE" in asked.TRAINER.get(asked.TRAINER.NAME.upper(), {})
 
 
+def has_place(trainer: str, tasks: Sequence[str]) -> bool:
+    """Whether every one of the tasks is for this trainer, whatever the data set."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    kind = TRAINER_REGISTRY.get(trainer)
+    free, specific = not getattr(kind, "trains_on_labels", True), getattr(kind, "class_specific", False) is True
+    fits = {
+        name: (free or not task.label_free)
+        and not (task.transfers and specific)
+        and not (trainer == REFINER and task.evaluate and task.evaluate != ("forms",))
+        for name, task in TASKS.items()
+    }
+    return all(fits[name] for name in tasks)
+
+
 def _check_task(name: str, asked: Any, domains: Sequence[str]) -> None:
     """Refuse a task that the data set or the method has no use for."""
     from dassl.engine import TRAINER_REGISTRY

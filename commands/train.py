@@ -146,6 +146,8 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
         trained = records.read_record(Path(args.model_dir)) if args.model_dir else None
         recorder.note(evaluated_from=args.model_dir, num_train=trained["num_train"] if trained else 0)
         trainer.test()
+        if hasattr(trainer, "save_predictions") and not records.is_complete(Path(cfg.OUTPUT_DIR)):
+            trainer.save_predictions()
         recorder.write(overwrite=False)
     elif not args.no_train:
         trainer.train()

@@ -22,7 +22,8 @@ def build(backbone, domain_tree, tmp_path, *pairs):
     data.write_text("DATASET:\n  NAME: FolderDomains\n")
     words = ["--trainer", "GOPro", "--dataset-config-file", str(data), "--root", str(domain_tree), "--seed", "1"]
     words += ["--source-domains", "art", "--target-domains", "sketch", "--output-dir", str(tmp_path / "run")]
-    words += ["MODEL.BACKBONE.NAME", backbone, "DATALOADER.NUM_WORKERS", "0", "OPTIM.NAME", "sgd", *pairs]
+    words += ["MODEL.BACKBONE.NAME", backbone, "DATALOADER.NUM_WORKERS", "0", "OPTIM.NAME", "sgd"]
+    words += ["USE_CUDA", "False", *pairs]  # the plain program runs on the CPU
     assert datasets and trainers  # imported for their registrations
     args, rest = parse(words)
     return build_trainer(resolve_config(args, rest))

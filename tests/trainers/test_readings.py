@@ -205,7 +205,17 @@ def attack_words(clap_head, domain_tree, tiny_clip, tmp_path, **keys):
     words += ["--source-domains", "art", "--target-domains", "sketch", "--output-dir", tmp_path / "attacked"]
     words += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "MODEL.INIT_WEIGHTS", clap_head]
     words += [word for key, value in keys.items() for word in (f"TRAINER.CLAP.{key}", value)]
-    return [*map(str, words), "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST.BATCH_SIZE", "12", "VERBOSE", "False"]
+    return [
+        *map(str, words),
+        "DATALOADER.NUM_WORKERS",
+        "0",
+        "DATALOADER.TEST.BATCH_SIZE",
+        "12",
+        "VERBOSE",
+        "False",
+        "USE_CUDA",
+        "False",
+    ]
 
 
 @pytest.fixture
