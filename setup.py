@@ -44,10 +44,18 @@ setup(
         "tensorboard>=2.12",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.6", "setuptools>=70", "matplotlib>=3.8", "scikit-learn>=1.3"],
+        "test": [
+            "pytest>=8.0",
+            "ruff>=0.6",
+            "setuptools>=70",
+            "matplotlib>=3.8",
+            "scikit-learn>=1.3",
+            "submitit>=1.5",
+        ],
         "build": ["resvg_py>=0.1"],
         "plots": ["matplotlib>=3.8", "scikit-learn>=1.3"],
         "umap": ["umap-learn>=0.5.4"],
+        "slurm": ["submitit>=1.5"],
     },
     entry_points={"console_scripts": ["dassl-clip = dassl_clip.commands.__main__:main"]},
 )
