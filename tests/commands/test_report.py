@@ -66,11 +66,10 @@ def page(tmp_path_factory):
                               target_domains=[domain], source_domains=["art"])  # fmt: skip
     (root / "torn").mkdir()
     (root / "torn" / "record.json").write_text('{"schema_version": 1')
-    (root / "halfway").mkdir()
-    (root / "halfway" / "config.yaml").write_text("A: 1\n")
-    (root / "halfway" / "log.txt").write_text(
-        f"hello\nCommand: python train.py --target {HOSTILE}\nRuntimeError: {HOSTILE}\n"
-    )
+    halfway = root / f"halfway {HOSTILE}"
+    halfway.mkdir()
+    (halfway / "config.yaml").write_text("A: 1\n")
+    (halfway / "log.txt").write_text(f"hello\nCommand: python train.py --target {HOSTILE}\nRuntimeError: {HOSTILE}\n")
     assert report.main([str(root), "--reference", "ZeroshotCLIP"]) == 0
     return root, root / "report.html"
 
@@ -131,7 +130,7 @@ def test_what_is_missing_stands_there(parsed):
     text = "\n".join(parsed.texts)
     assert "missing: CoOp (vit): photo (seed 2)" in text
     assert re.search(r"broken: record.json cannot be read .*\n: torn", text)
-    assert "not finished\n: halfway" in text and f"RuntimeError: {HOSTILE}" in text
+    assert f"not finished\n: halfway {HOSTILE}" in text and f"RuntimeError: {HOSTILE}" in text
     assert f"python train.py --target {HOSTILE}" in text and "7 finished runs, 2 unfinished or broken" in text
 
 
