@@ -30,6 +30,7 @@ CSV_NAME, IDS_NAME = "metrics.csv", "loggers.json"
 FINAL = "final"
 FIRST_COLUMNS = ("stage", "epoch", "step", "lr")
 PROJECT = "dassl-clip"
+TITLE_PARTS = 6  # of the run folder: data set, method, config, shots, target and seed in the usual ones
 MLFLOW_BATCH, MLFLOW_LONGEST = 90, 500  # parameters a call, characters a value: below the limits of its servers
 
 
@@ -194,7 +195,7 @@ class LoggingMixin:
             return {}
         path, opened = folder / IDS_NAME, {}
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.start_epoch else {}
-        title = "/".join(folder.parts[-6:]) if folder.parts else str(folder)
+        title = "/".join([part for part in folder.parts if part != folder.anchor][-TITLE_PARTS:])
         facts = identity(self.asked) | {key: self.asked.RUN[key] for key in ("TASK", "CONFIG") if key in self.asked.RUN}
         for name in names:
             try:

@@ -161,6 +161,7 @@ def test_services_get_every_value(run, services):
     folder, record, _ = run(*COOP, "RUN.LOGGERS", "wandb,mlflow")
     (begun,) = services("wandb", "init")
     assert begun["project"] == "dassl-clip" and begun["dir"] == str(folder) and begun["resume"] == "allow"
+    assert begun["name"].endswith(f"{folder.parent.name}/run") and not begun["name"].startswith("/")
     assert begun["config"]["TRAINER.COOP.N_CTX"] == 2 and begun["config"]["OPTIM.LR"] == 0.01
     assert {call["name"]: call["step"] for call in services("wandb", "define")} == {
         f"{part}/*": f"{part}/step" for part in ("train", "val", "test")
