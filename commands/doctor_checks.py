@@ -105,10 +105,12 @@ def models(args: argparse.Namespace) -> Iterator[Finding]:
     """The embedded model, computed with; and the weights of the backbones that were named, looked for."""
     import torch
 
+    from dassl_clip.commands.predict_run import quiet
     from dassl_clip.modeling import sources
     from dassl_clip.modeling.backbone import load_backbone
 
-    backbone = load_backbone(sources.ICONS, device="cpu")
+    with quiet():
+        backbone = load_backbone(sources.ICONS, device="cpu")
     texts = backbone.text.encode(["a photo of a star.", "a photo of a cat."])
     if torch.isfinite(texts).all():
         yield Finding(OK, f"embedded model {sources.ICONS} (weights {backbone.weights_hash[:12]})")
