@@ -124,7 +124,7 @@ class Sheet:
             name = label if reading == "test" else f"{reading}: {label}"
             got = [cell_text(list(cell.got.values()), self.seeds) for cell in cells]
             printed = ["-" if cell.published is None else str(cell.published) for cell in cells]
-            apart = ["-" if cell.difference is None else f"{cell.difference + 0.0:+.1f}" for cell in cells]
+            apart = ["-" if cell.difference is None else f"{round(cell.difference, 1) + 0.0:+.1f}" for cell in cells]
             lines += [[name, *got]] if any(cell.got for cell in cells) else []
             if any(cell.published is not None for cell in cells):
                 lines.append([f"{name}, published", *printed])
