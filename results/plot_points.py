@@ -71,7 +71,9 @@ def project(features: np.ndarray, method: str, seed: int = 0, perplexity: float 
         ) from error
     if method == "umap":
         neighbours = int(min(max(perplexity / 2, 2), len(features) - 1))
-        return np.asarray(UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed).fit_transform(features))
+        return np.asarray(
+            UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features)
+        )
     reduced = _components(centred, FIRST_COMPONENTS)
     start = _components(centred, 2)
     start = start / max(start[:, 0].std(), np.finfo(np.float64).tiny) * 1e-4
