@@ -175,7 +175,7 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
     common = common_words(request, method)
     asked = resolve(common, method.pairs)
     domains = dataset_domains(asked)
-    names = task_names(request.tasks, asked)
+    names = with_tasks(request, method).tasks
     for name in names:
         _check_task(name, asked, domains)
     bases = {(run.task, run.target, run.seed): run for run in plan_runs(request, method.base)} if method.base else {}
@@ -340,9 +340,10 @@ def dataset_domains(cfg: Any) -> list[str]:
 
 
 def with_tasks(request: Request, method: Method) -> Request:
-    """The request with its tasks spelled out, as `method` would have them."""
+    """The request with its tasks spelled out, as `method` would have them; of a refining one, as its base would."""
     train.register()
-    asked = resolve(common_words(request, method), method.pairs)
+    lead = method.base or method
+    asked = resolve(common_words(request, lead), lead.pairs)
     return replace(request, tasks=tuple(task_names(request.tasks, asked)))
 
 

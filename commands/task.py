@@ -335,7 +335,8 @@ def tables_of(runs: Sequence[plan.Run], further: bool = True) -> list[tables.Tab
     seed_list = sorted({run.seed for run in runs})
     rows = list(dict.fromkeys(run.row for run in runs))
     usable = [run for run in runs if run_state(run)[0] == "complete"]
-    groups = tables.group_records(records.read_record(run.folder) for run in usable)
+    split = "val" if runs[0].cfg.TEST.SPLIT == "val" else "test"
+    groups = tables.group_records((records.read_record(run.folder) for run in usable), split)
     made = []
     for group in groups:
         here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]

@@ -155,9 +155,7 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
     lodo = world.out / "lodo" / "colours" / "TinyNet" / name / "shots4"
     guess = world.out / "fewshot" / "colours" / "TinyGuess"
     assert len(records.find_records(world.out)) == 8
-    assert [path.name for path in guess.iterdir()] == [
-        "tiny+CTX_INIT=some_words+TEMPLATES=words"
-    ]
+    assert [path.name for path in guess.iterdir()] == ["tiny+CTX_INIT=some_words+TEMPLATES=words"]
     for target in ("day", "night"):
         folder = lodo / target / "seed1"
         assert {"log.txt", "config.yaml", "record.json", "tiny", "tensorboard"} <= set(os.listdir(folder))
