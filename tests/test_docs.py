@@ -261,4 +261,5 @@ def test_the_index_leads_to_every_page():
 
 
 def test_keys_of_the_vocabulary_are_those_of_the_program():
-    assert set(config.known_keys(config.default_config())) == KEYS
+    own = {key for key in config.known_keys(config.default_config()) if not key.startswith("TRAINER.TINY")}
+    assert own == KEYS  # the trainers of other tests' own files, loaded with --import, are no part of the program

@@ -40,7 +40,8 @@ def test_a_third_party_trainer_trains_and_leaves_a_whole_run_folder(world, call)
     assert "epoch [2/2] batch [1/2]" in log and "* accuracy: " in log
     assert (world.out / "tiny" / "model.pth.tar-2").is_file()
     resolved = yaml.safe_load((world.out / "config.yaml").read_text())
-    assert resolved["OPTIM"]["LR"] == 0.1 and resolved["RUN"] == {"TASK": "lodo", "CONFIG": "tiny"}
+    assert resolved["OPTIM"]["LR"] == 0.1 and resolved["RUN"]["TASK"] == "lodo"
+    assert resolved["RUN"]["CONFIG"] == "tiny"
 
     record = records.read_record(world.out)
     shown = re.search(r"\* total: (\d+)\n\* correct: (\d+)\n\* accuracy: ([\d.]+)%", log)

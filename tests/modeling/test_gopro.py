@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl_clip.modeling.gopro import GOProLearner, PromptGenerator, block_statistics
+from dassl_clip.modeling.gopro import GOProLearner, PromptGenerator, block_statistics, image_conditioned_scores
 
 VIT_B16 = {"widths": [768] * 12, "positions": [197] * 12, "D": 512, "E": 512, "B": 2, "C": 3, "M": 4}
 SMALL = {"widths": [6, 6, 6], "positions": [5, 5, 5], "D": 4, "E": 7, "B": 3, "C": 4, "M": 2}

@@ -212,8 +212,8 @@ def test_unknown_reference_and_format():
     group = group_of(figures())
     with pytest.raises(ValueError, match=r"no row 'CLAP' .* CoOp \(vit\), GOPro \(vit\), ZeroshotCLIP \(vit\)"):
         tables.method_table(group, reference="CLAP")
-    with pytest.raises(ValueError, match=r"unknown table format 'latex'.*text, markdown"):
-        tables.method_table(group).render("latex")
+    with pytest.raises(ValueError, match=r"unknown table format 'html'.*text, markdown"):
+        tables.method_table(group).render("html")
 
 
 def test_markdown_is_a_pipe_table():
