@@ -207,20 +207,19 @@ def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed:
     pairs = [*_without(method.pairs, "DATASET.NUM_SHOTS"), "DATASET.NUM_SHOTS", str(shots)]
     _check_tested(request.targets, name, task.tested_on)
     trained = above / ("base" if task.new_classes else asked.DATASET.NAME) / f"seed{seed}"
-    places = [(stem, "base"), (stem, "new")] if task.new_classes else [(stem, "")]
+    own = request.dataset
+    places = [(own, "base"), (own, "new")] if task.new_classes else [(own, "")]
     places += [(other, "") for other in task.tested_on if not request.targets or other in request.targets]
     config = str(catalogue.trainer_file(method.trainer, method.config, stem))
     runs = []
     for dataset, subset in places:
-        words = common_words(
-            replace(request, dataset=dataset if runs else request.dataset), replace(method, config=config)
-        )
-        own = [*pairs, "RUN.SOURCE", asked.DATASET.NAME, *(["DATASET.SUBSAMPLE_CLASSES", subset] if subset else [])]
+        words = common_words(replace(request, dataset=dataset), replace(method, config=config))
+        facts = [*pairs, "RUN.SOURCE", asked.DATASET.NAME, *(["DATASET.SUBSAMPLE_CLASSES", subset] if subset else [])]
         column = subset or resolve(words, ()).DATASET.NAME
         folder = above / column / f"seed{seed}"
         words += ["--task", name, "--seed", str(seed), "--output-dir", str(folder)]
         words += ["--eval-only", "--model-dir", str(trained)] if runs else []
-        words = [*words, *own]
+        words = [*words, *facts]
         runs.append(Run(folder, tuple(words), resolve(words, ()), row, name, column, seed, trained if runs else None))
     return runs
 

@@ -150,18 +150,17 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
     """Run what is missing of several methods and print one table a task; the first method is the reference.
 
     Returns:
-        0, or 1 if a run failed or was refused.
+        0, or 1 if a run failed, was refused or was left out.
     """
     train.register()
     methods = [other for method in methods for other in (method.base, method) if other is not None]
     runs = [run for method in dict.fromkeys(methods) for run in plan.plan_runs(request, method)]
-    todo, refused = [], []
+    todo = []
     for run in runs:
         state, reason = run_state(run)
         if state == "complete":
             print(f"skipped, complete: {run.name} ({run.folder})")
         elif state == "refused":
-            refused.append(run)
             print(f"refused: {run.name}: {reason}", file=sys.stderr)
         else:
             todo.append(run)
@@ -175,9 +174,10 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
     print_tables(runs)
     for outcome in failed:
         print(f"failed: {outcome.run.name}, log: {log_file(outcome.run)}", file=sys.stderr)
-    if failed or refused:
-        print(f"{len(failed) + len(refused)} of {len(runs)} runs are missing from the table", file=sys.stderr)
-    return 1 if failed or refused else 0
+    absent = [run for run in runs if run_state(run)[0] != "complete"]
+    if absent:
+        print(f"{len(absent)} of {len(runs)} runs are missing from the table", file=sys.stderr)
+    return 1 if absent else 0
 
 
 def run_stages(todo: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]:
