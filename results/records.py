@@ -107,6 +107,7 @@ IDENTITY_FREE = frozenset(
 )
 _IDENTITY_FREE_NODES = ("RUN.",)
 _IDENTITY_FREE_ENDS = (".TASKS",)
+_RUN_FOLDERS = (".FROM",)  # ends of keys that name a run's folder, wherever the folder above all runs lies
 
 
 @dataclass(frozen=True)
@@ -313,13 +314,18 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = flatten_config(config)
     own = f"TRAINER.{str(flat.get('TRAINER.NAME', '')).upper()}."
     return {
-        key: value
+        key: _below_output(value) if key.endswith(_RUN_FOLDERS) else value
         for key, value in flat.items()
         if key not in IDENTITY_FREE
         and not key.startswith(_IDENTITY_FREE_NODES)
         and not key.endswith(_IDENTITY_FREE_ENDS)
         and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(own))
     }
+
+
+def _below_output(folder: Any) -> str:
+    """The part of a run folder that tells what the run is: task/dataset/trainer/config/shots/target/seed."""
+    return "/".join(Path(str(folder)).parts[-7:])
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

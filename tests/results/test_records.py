@@ -280,3 +280,12 @@ def test_git_revision_is_that_of_the_checkout():
 def test_command_line_can_be_pasted(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--root", "my data", "DATASET.SOURCE_DOMAINS", "('a', 'b')"])
     assert shlex.split(environment.command_line()) == ["python", *sys.argv]
+
+
+def test_the_folder_above_all_runs_is_no_part_of_a_refined_run():
+    def refined(folder):
+        return records.config_hash({"TRAINER": {"NAME": "InMaP", "INMAP": {"FROM": folder, "GAMMA": 0.5}}})
+
+    run = "lodo/icons/GOPro/icons/shots16/line/seed1"
+    assert refined(f"output/{run}") == refined(f"/else/where/{run}")
+    assert refined(f"output/{run}") != refined(f"output/{run[:-1]}2") != refined("")
