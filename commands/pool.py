@@ -35,7 +35,7 @@ LOCK_NAME = ".lock"
 BUSY_EXIT = 75
 TAIL_LINES = 15
 _MEMORY_A_RUN = 2 * 2**30
-_LOCK_TRIES, _LOCK_PAUSE = 10, 0.05  # somebody who only looks holds a lock for less than that
+_LOCK_TRIES, _LOCK_PAUSE = 80, 0.0125  # a second in all: who only looks holds a lock for far less, but may look often
 _PR_SET_PDEATHSIG = 1
 
 
