@@ -8,11 +8,48 @@ Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefi
 of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Attention(Protocol):
+    """What `nn.MultiheadAttention` and open_clip's own `Attention` have in common."""
+
+    num_heads: int
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+    out_proj: nn.Linear
+
+
+class Mlp(Protocol):
+    """The MLP of a block."""
+
+    c_fc: nn.Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[..., D]` to `[..., D]`."""
+
+
+class TextBlock(Protocol):
+    """A residual block of open_clip's text transformer."""
+
+    attn: Attention
+    mlp: Mlp
+    ln_1: nn.Module
+    ls_1: nn.Module
+    ln_2: nn.Module
+    ls_2: nn.Module
+
+
+class TextTransformer(Protocol):
+    """open_clip's text transformer."""
+
+    resblocks: Sequence[TextBlock]
 
 
 @dataclass(frozen=True)
@@ -39,6 +76,7 @@ def has_known_blocks(owner: nn.Module) -> bool:
 
 
 def _is_known(block: nn.Module) -> bool:
+    """Whether a block has the parts that `run_block` reads, and no others that would change its output."""
     parts = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
     if not all(hasattr(block, part) for part in parts) or hasattr(block, "ln_1_kv"):
         return False
@@ -46,11 +84,12 @@ def _is_known(block: nn.Module) -> bool:
     if isinstance(attn, nn.MultiheadAttention):
         return attn.in_proj_weight is not None and attn.bias_k is None and not attn.add_zero_attn
     # Scaled cosine attention is left to the model's own forward pass.
-    return type(attn).__name__ == "Attention" and hasattr(attn, "in_proj_weight") and attn.logit_scale is None
+    own = type(attn).__name__ == "Attention" and hasattr(attn, "in_proj_weight")
+    return own and getattr(attn, "logit_scale", None) is None
 
 
 def run_block(
-    block: nn.Module, x: Tensor, mask: Tensor, prefix: PrefixRows | None, ends: Tensor | None = None
+    block: TextBlock, x: Tensor, mask: Tensor, prefix: PrefixRows | None, ends: Tensor | None = None
 ) -> Tensor:
     """One residual block on packed rows.
 
@@ -81,13 +120,13 @@ def run_block(
     return _finish(block, x, _attend(query, keys, values, mask))
 
 
-def prefix_rows(block: nn.Module, x: Tensor) -> PrefixRows:
+def prefix_rows(block: TextBlock, x: Tensor) -> PrefixRows:
     """Keys and values of prefix rows `[P, S0, D]` in a block."""
     keys, values = _project(block.attn, block.ln_1(x[:, None]), 1, 3).chunk(2, dim=-1)
     return PrefixRows(_heads(block.attn, keys, "ln_k"), _heads(block.attn, values))
 
 
-def run_prefix_block(block: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, PrefixRows]:
+def run_prefix_block(block: TextBlock, x: Tensor, mask: Tensor) -> tuple[Tensor, PrefixRows]:
     """One residual block on prefix rows `[P, S0, D]`; gives its output and its keys and values."""
     x = x[:, None]
     query, keys, values = _project(block.attn, block.ln_1(x), 0, 3).chunk(3, dim=-1)
@@ -101,7 +140,7 @@ def causal_mask(rows: int, device: torch.device) -> Tensor:
     return torch.full((rows, rows), float("-inf"), device=device).triu(1)
 
 
-def _project(attn: nn.Module, hidden: Tensor, first: int, last: int) -> Tensor:
+def _project(attn: Attention, hidden: Tensor, first: int, last: int) -> Tensor:
     """Rows `first * D` to `last * D` of the joint projection to queries, keys and values."""
     width = attn.in_proj_weight.shape[1]
     bias = attn.in_proj_bias
@@ -109,10 +148,10 @@ def _project(attn: nn.Module, hidden: Tensor, first: int, last: int) -> Tensor:
     return F.linear(hidden, attn.in_proj_weight[rows], None if bias is None else bias[rows])
 
 
-def _heads(attn: nn.Module, x: Tensor, norm: str = "") -> Tensor:
+def _heads(attn: Attention, x: Tensor, norm: str = "") -> Tensor:
     """`[P, G, T, D]` as `[P, G, H, T, d]`, through the head's norm where the block has one."""
-    x = x.unflatten(-1, (attn.num_heads, -1)).transpose(2, 3)
-    return getattr(attn, norm, nn.Identity())(x) if norm else x
+    heads: Tensor = x.unflatten(-1, (attn.num_heads, -1)).transpose(2, 3)
+    return getattr(attn, norm, nn.Identity())(heads) if norm else heads
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -123,18 +162,21 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor
         mask = mask.expand(batch, *mask.shape).flatten(0, 1)
     query = query.expand(batch, -1, -1, -1, -1).flatten(0, 1)
     out = F.scaled_dot_product_attention(query, keys.flatten(0, 1), values.flatten(0, 1), attn_mask=mask)
-    return out.unflatten(0, (batch, bins))
+    attended: Tensor = out.unflatten(0, (batch, bins))
+    return attended
 
 
-def _finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+def _finish(block: TextBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a block after the heads: output projection, residual, MLP."""
     attn = block.attn
-    if getattr(attn, "head_scale", None) is not None:
-        attended = attended * attn.head_scale
+    scale: Tensor | None = getattr(attn, "head_scale", None)
+    if scale is not None:
+        attended = attended * scale
     attended = attended.transpose(2, 3).flatten(-2)
     attended = attn.out_proj(getattr(attn, "ln_inner", nn.Identity())(attended))
     x = x + block.ls_1(getattr(block, "ln_attn", nn.Identity())(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    mixed: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
+    return x + mixed
 
 
 def _pick(x: Tensor, rows: Tensor) -> Tensor:

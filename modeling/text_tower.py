@@ -19,6 +19,7 @@ Every weight is read from the open_clip modules at the moment of use; none is co
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .memory import activation_budget
 from .packing import Packing, pack_sequences, pack_tree
-from .text_blocks import PrefixRows, causal_mask, has_known_blocks, is_causal, prefix_rows, run_block, run_prefix_block
+from .text_blocks import (
+    PrefixRows,
+    TextTransformer,
+    causal_mask,
+    has_known_blocks,
+    is_causal,
+    prefix_rows,
+    run_block,
+    run_prefix_block,
+)
 from .tokens import ClassTokens, TokenReader, prompt_order
 
 __all__ = ["ClassTokens", "TextTower"]
@@ -59,10 +69,14 @@ class TextTower(nn.Module):
     """
 
     memory_budget: int | None = None
+    transformer: TextTransformer
+    positional_embedding: Tensor
+    ln_final: nn.Module
+    text_projection: nn.Linear | Tensor | None
 
     def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]):
         super().__init__()
-        owner = getattr(model, "text", model)
+        owner: Any = getattr(model, "text", model)  # open_clip has no types
         # The owner runs the plain path. It stays unregistered, since a `CLIP` owner holds the image tower as well.
         self._owner = (owner,)
         self.token_embedding = _token_embedding(owner)
@@ -72,7 +86,7 @@ class TextTower(nn.Module):
         self.tokens = TokenReader(tokenizer, self.context_length)
         self.embed_dim = _embed_dim(owner, self.width)
         self.pool_type = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "own"))
-        self.eos_id = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
+        self.eos_id: int = getattr(owner, "text_eos_id", getattr(owner, "eos_id", -1))
         self.causal = self.pool_type in ("argmax", "eos") and is_causal(owner) and has_known_blocks(owner)
         self.layers = max((len(part) for part in owner.modules() if isinstance(part, nn.ModuleList)), default=1)
         if self.causal:
@@ -116,7 +130,8 @@ class TextTower(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `[..., D]` of `ids` `[...]`, without positions."""
-        return self.token_embedding(ids.to(self.device))
+        embeddings: Tensor = self.token_embedding(ids.to(self.device))
+        return embeddings
 
     # ------------------------------------------------------------------------------------------------- texts
 
@@ -288,10 +303,10 @@ class TextTower(nn.Module):
         if not contexts:
             return prefix.new_zeros(0, len(lengths), self.embed_dim, dtype=self.out_dtype)
         grad = grad and torch.is_grad_enabled()
-        encode = self._encode_packed if self.causal else self._encode_plain
+        encode: Callable[..., Tensor] = self._encode_packed if self.causal else self._encode_plain
         shared = self._prefix_pass(prefix) if self.causal else prefix
         offset = prefix.shape[1]
-        parts = []
+        parts: list[Tensor] = []
         for start, stop, again in self._plan(lengths, grad, chunk, contexts):
             arguments = (shared, offset, rows, start, stop, lengths[start:stop])
             if again:
@@ -348,7 +363,8 @@ class TextTower(nn.Module):
         if not prefix.shape[1]:
             return []
         x = self._cast(prefix) + self._cast(self.positional_embedding[: prefix.shape[1]])
-        mask, blocks, shared = causal_mask(x.shape[1], x.device), self.transformer.resblocks, []
+        mask, blocks = causal_mask(x.shape[1], x.device), self.transformer.resblocks
+        shared: list[PrefixRows] = []
         for block in blocks[:-1]:
             x, rows = run_prefix_block(block, x, mask)
             shared.append(rows)
@@ -406,7 +422,8 @@ class TextTower(nn.Module):
         x = torch.cat([x[:, :, :total], pad.expand(batch, classes, max(0, total - x.shape[2]), -1)], dim=2)
         x = torch.where(inside[None, :, :, None], x, pad)
         features = self._own_forward(x.flatten(0, 1), ids.repeat(batch, 1))
-        return features.unflatten(0, (batch, classes)).to(self.out_dtype)
+        by_class: Tensor = features.unflatten(0, (batch, classes))
+        return by_class.to(self.out_dtype)
 
     def _own_forward(self, embeddings: Tensor | None, ids: Tensor) -> Tensor:
         """The model's own text features `[N, E]` of `ids` `[N, context_length]`, from other embeddings if given."""
@@ -415,7 +432,8 @@ class TextTower(nn.Module):
         if embeddings is not None:
             handles.append(self.token_embedding.register_forward_hook(lambda *_: embeddings))
         try:
-            features = owner.encode_text(ids) if hasattr(owner, "encode_text") else owner(ids)
+            read: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = getattr(owner, "encode_text", owner)
+            features = read(ids)
         finally:
             for handle in handles:
                 handle.remove()
@@ -427,14 +445,17 @@ class TextTower(nn.Module):
 
     def _pooled_row(self, ids: Tensor) -> Tensor:
         """Index `[K]` of the row that a causal tower reads, for `ids` `[K, S]`."""
-        return (ids == self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)
+        return ids.eq(self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)
 
 
-def _token_embedding(owner: nn.Module) -> nn.Embedding:
+def _token_embedding(owner: Any) -> nn.Embedding:
     """The embedding that turns token ids into vectors."""
-    if hasattr(owner, "token_embedding"):
-        return owner.token_embedding
-    return owner.transformer.get_input_embeddings()
+    embedding = getattr(owner, "token_embedding", None)
+    if embedding is None:
+        embedding = owner.transformer.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise ValueError(f"the text tower ({type(owner).__name__}) has no table of token embeddings")
+    return embedding
 
 
 def _embed_dim(owner: nn.Module, width: int) -> int:
