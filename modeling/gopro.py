@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .losses import nt_xent, prompt_consistency
+from .peers import ALONE, Peers
 
 STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
 VIEWS = ("original", "moco", "augmix")
@@ -46,6 +47,8 @@ class PromptGenerator(nn.Module):
         shift_scale: The factor on the shift; 1.0 is the released program.
     """
 
+    shift_scale: Tensor
+
     def __init__(self, widths: Sequence[int], context: Tensor, views: int = 1, shift_scale: float = 1.0):
         super().__init__()
         if views not in (1, len(VIEWS)):
@@ -67,14 +70,15 @@ class PromptGenerator(nn.Module):
             raise ValueError(f"the generator was built for {len(self.style)} vision blocks, got {len(blocks)}")
         g = []
         for block, style, content in zip(blocks, self.style, self.content):
-            mu, sigma = block_statistics(block.to(style.weight.dtype))
+            mu, sigma = block_statistics(block.to(self.ctx.dtype))
             g.append((style((mu + sigma) / 2) + content(mu)) / 2)
         return torch.stack(g, dim=1)
 
     def shift(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
         """The shift `delta`, `[B, D]`, before `shift_scale`; `view` counts `VIEWS`, which one `rho` serves alike."""
         rho = self.rho[view if len(self.rho) > 1 else 0]
-        return rho(self.fused(blocks).transpose(1, 2)).squeeze(-1)
+        delta: Tensor = rho(self.fused(blocks).transpose(1, 2))  # [B, D, 1]
+        return delta.squeeze(-1)
 
     def forward(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
         """The contexts `v`, `[B, M, D]`, of block outputs `L x [B, T, W]`."""
@@ -82,21 +86,62 @@ class PromptGenerator(nn.Module):
         return self.ctx + delta[:, None]
 
     @torch.no_grad()
-    def fit_shift_scale(self, blocks: Sequence[Tensor], target_rms: float) -> None:
-        """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width)."""
-        rms = self.shift(blocks).square().mean().sqrt()
+    def fit_shift_scale(self, blocks: Sequence[Tensor], target_rms: float, peers: Peers = ALONE) -> None:
+        """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width).
+
+        Args:
+            blocks: `L x [B, T, W]`.
+            target_rms: What the RMS shall be.
+            peers: The processes that each have some of the images.
+        """
+        squares = self.shift(blocks).square()
+        rms = squares.mean().sqrt()
+        if peers.size > 1:
+            rms = (peers.sum(squares.sum()) / peers.sum(squares.new_tensor(squares.numel()))).sqrt()
         self.shift_scale.copy_(target_rms / rms.clamp_min(torch.finfo(rms.dtype).tiny))
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """`BatchNorm1d` whose statistics are those of the rows of all processes, with their gradients.
+
+    For a process alone it is `BatchNorm1d`; the state dict is the same in any case.
+
+    Args:
+        features: `E`.
+        peers: The processes.
+    """
+
+    def __init__(self, features: int, peers: Peers = ALONE):
+        super().__init__(features)
+        self.peers = peers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[N, E]`, the rows that this process has of a batch."""
+        if self.peers.size == 1 or not self.training:
+            return super().forward(x)
+        own = torch.cat([x.sum(0), x.new_tensor([len(x)])])
+        *sums, rows = self.peers.sum(own).split([x.shape[1], 1])
+        mean = sums[0] / rows
+        centred = x - mean
+        squares = self.peers.sum(centred.square().sum(0))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((squares / (rows - 1)).to(self.running_var), self.momentum)
+        return centred * (squares / rows + self.eps).rsqrt() * self.weight + self.bias
 
 
 class Projector(nn.Sequential):
     """`Linear(E, E)` and `BatchNorm1d`; takes `[..., E]` and treats all leading positions as the batch."""
 
-    def __init__(self, embed_dim: int):
-        super().__init__(nn.Linear(embed_dim, embed_dim), nn.BatchNorm1d(embed_dim))
+    def __init__(self, embed_dim: int, peers: Peers = ALONE):
+        super().__init__(nn.Linear(embed_dim, embed_dim), BatchNorm(embed_dim, peers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Project `[..., E]` to `[..., E]`."""
-        return super().forward(x.flatten(0, -2)).view_as(x)
+        linear, norm = self
+        projected: Tensor = norm(linear(x.flatten(0, -2)))
+        return projected.view_as(x)
 
 
 class GOProLearner(nn.Module):
@@ -107,13 +152,16 @@ class GOProLearner(nn.Module):
         embed_dim: `E`.
         project_scores: False: the released program (scores and consistency use CLIP's own features; the image
             projector serves the contrastive loss alone). True: the paper's figure (both use projected features).
+        peers: The processes that each have some images of a batch.
     """
 
-    def __init__(self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False):
+    def __init__(
+        self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False, peers: Peers = ALONE
+    ):
         super().__init__()
-        self.generator = generator
-        self.image_projector = Projector(embed_dim)
-        self.text_projector = Projector(embed_dim) if project_scores else None
+        self.generator, self.peers = generator, peers
+        self.image_projector = Projector(embed_dim, peers)
+        self.text_projector = Projector(embed_dim, peers) if project_scores else None
 
     def compared(self, features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """The features that scores compare: projected in the paper's variant, otherwise as they are.
@@ -149,7 +197,8 @@ class GOProLearner(nn.Module):
             contrastive: False leaves the contrastive term out.
 
         Returns:
-            The terms by name (`ce`, `consistency`, `contrastive`, as far as asked for) and the logits `[B, C]`.
+            The terms by name (`ce`, `consistency`, `contrastive`, as far as asked for), means over the images at hand,
+            and the logits `[B, C]`.
         """
         projected = [self.image_projector(f) for f in features[:2]] if contrastive else []
         if self.text_projector is None:
@@ -160,9 +209,9 @@ class GOProLearner(nn.Module):
             logits = image_conditioned_scores(image, text[0], logit_scale)
         terms = {"ce": F.cross_entropy(logits, labels)}
         if len(text) > 1:
-            terms["consistency"] = sum(prompt_consistency(text[0], view) for view in text[1:])
+            terms["consistency"] = torch.stack([prompt_consistency(text[0], view) for view in text[1:]]).sum()
         if contrastive:
-            terms["contrastive"] = nt_xent(*projected, temperature)
+            terms["contrastive"] = nt_xent(*projected, temperature, self.peers)
         return terms, logits
 
 
