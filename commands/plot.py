@@ -53,7 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="only these seeds")
     shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--data", default="", metavar="DIR", help="folder above the data sets (default: the run's own)")
+    data.add_argument(
+        "--data",
+        default="",
+        metavar="DIR",
+        help="folder above the data sets, to encode images again (default: saved features)",
+    )
 
     def add(kind: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         example = f"example: dassl-clip plot {kind} {EXAMPLES[kind]}"

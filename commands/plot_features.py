@@ -1,19 +1,23 @@
 """Saved features of runs, for the figures that need more than records: t-SNE and its kin, and CLAP's alpha.
 
-A run's trainer is built again from its folder, and the features come from the bank of frozen features on the disk;
-what is not there any more is encoded again, and then kept.
+A run names its features in the bank (`features.npz`), so the data need not be there any more. A method that compares
+the towers' own features needs no trainer either; of any other, the trainer is built again from the run's folder. Only
+where a folder of data is given, images are encoded again, and kept.
 """
 
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands import predict_run
 from dassl_clip.commands.errors import UserError
+from dassl_clip.results import records
 from dassl_clip.results.plot_points import Points
 from dassl_clip.results.plot_style import shortened
 from dassl_clip.results.tables import column_of, row_of
@@ -22,19 +26,19 @@ SPLITS = ("test", "val", "train")
 PARTS = {"test": "test images", "val": "source validation images", "train": "source training images"}
 
 
-def open_on_data(place: Path, data: str = "") -> tuple[Any, dict[str, Any]]:
+def open_on_data(place: Path, data: str) -> tuple[Any, dict[str, Any]]:
     """The trainer of a finished run on the data of that run, ready to score, and the run's record.
 
     Args:
         place: the run's folder.
-        data: folder above the data sets; "": the one that the run had.
+        data: folder above the data sets.
 
     Raises:
         UserError: the run cannot be opened.
     """
     place, record, tree = predict_run.read_run(place)
     cfg = predict_run.run_config(tree, record)
-    cfg.DATASET.ROOT = data or cfg.DATASET.ROOT
+    cfg.DATASET.ROOT = data
     trainer = predict_run.build(cfg, record["method"])
     predict_run.load(trainer, place)
     if record["data_fingerprint"] != getattr(trainer.dm.dataset, "fingerprint", record["data_fingerprint"]):
@@ -55,6 +59,88 @@ def part(trainer: Any, split: str) -> list[Any]:
     return list(items)
 
 
+@dataclass
+class Images:
+    """The readable images of a split with their features `[N, E]` as the tower gave them, and the run's trainer.
+
+    The trainer is absent where the towers' own features are what the method compares.
+    """
+
+    record: dict[str, Any]
+    classnames: list[str]
+    features: Any
+    labels: Any
+    domains: list[int]
+    trainer: Any = None
+
+
+def read_images(place: Path, split: str, data: str = "", trainer: bool = False) -> Images:
+    """The images of a run's split, from its folder and the bank, or from a folder of data where one is given.
+
+    Args:
+        place: the run's folder.
+        split: `test`, `val` or `train`.
+        data: folder above the data sets, "" for saved features.
+        trainer: whether the trainer is needed in any case.
+
+    Raises:
+        UserError: the run has no such images, or its features were not kept, or are there no longer.
+    """
+    place, record, tree = predict_run.read_run(place)
+    if data:
+        return _encode(place, record, split, data)
+    from dassl_clip.trainers import kept
+
+    found = kept.read_kept(place).get(split)
+    features = found.features() if found is not None else None
+    if found is None or features is None:
+        why = "names no saved features" if found is None else f"names features (entry {found.entry[:12]} of the cache)"
+        raise UserError(
+            f"the run in {place} {why} of its {PARTS[split]}{'' if found is None else ' that are there no longer'}; "
+            f"with --data {root_of(tree)} (the folder above the data sets) this command encodes the images again, and "
+            "keeps them"
+        )
+    import torch
+
+    readable = features.isfinite().all(dim=1)
+    labels, domains = torch.from_numpy(found.labels)[readable], found.domains[readable.numpy()].tolist()
+    built = None
+    if trainer or changes_features(record["method"]):
+        built, _ = predict_run.open_run(place, [place / records.RECORD_NAME])
+    return Images(record, predict_run.class_names(place, record), features[readable], labels, domains, built)
+
+
+def _encode(place: Path, record: dict[str, Any], split: str, data: str) -> Images:
+    """The same from the data, which are encoded, put into the bank, and named in the run's folder."""
+    from dassl_clip.trainers import bank
+
+    trainer, record = open_on_data(place, data)
+    items = sorted(part(trainer, split), key=lambda item: item.impath)
+    features, labels = trainer.raw_features(items)
+    items = [item for item in items if item.impath not in trainer.skipped]
+    trainer.save_features(place, split)
+    if bank.cache_folder() is None:
+        print(f"caution: {bank.VARIABLE} is '{bank.OFF}', so the features are not kept", file=sys.stderr)
+    return Images(record, trainer.classnames, features, labels, [item.domain for item in items], trainer)
+
+
+def changes_features(method: str) -> bool:
+    """Whether what a method compares is made of the tower's features by something that it learned."""
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl_clip.commands import train
+    from dassl_clip.trainers.testing import TestingMixin
+
+    train.register()
+    if method not in TRAINER_REGISTRY.registered_names():
+        return True
+    return getattr(TRAINER_REGISTRY.get(method), "content", None) is not TestingMixin.content
+
+
+def root_of(tree: Mapping[str, Any]) -> str:
+    """The folder above the data sets that a run had, for a command line."""
+    return shlex.quote(str(tree.get("DATASET", {}).get("ROOT") or "DIR"))
+
+
 def run_points(place: Path, by: str, split: str, most: int, seed: int, data: str = "") -> tuple[Points, str]:
     """The features of a run's images, as the run compares them.
 
@@ -64,7 +150,7 @@ def run_points(place: Path, by: str, split: str, most: int, seed: int, data: str
         split: `test`, `val` or `train`.
         most: of more images, a seeded draw of so many.
         seed: of the draw.
-        data: folder above the data sets; "": the one that the run had.
+        data: folder above the data sets, to encode the images again; "": saved features.
 
     Returns:
         The points, and a phrase on which images they are.
@@ -72,23 +158,21 @@ def run_points(place: Path, by: str, split: str, most: int, seed: int, data: str
     import torch
     import torch.nn.functional as F
 
-    trainer, record = open_on_data(place, data)
-    items = part(trainer, split)
-    raw, _ = trainer.raw_features(items)
-    if len(raw) < len(items):
-        items = [item for item in items if item.impath not in trainer.skipped]
-    chosen, what = list(range(len(items))), PARTS[split]
-    if len(items) > most:
+    images = read_images(place, split, data)
+    record, raw, trainer, count = images.record, images.features, images.trainer, len(images.labels)
+    chosen, what = list(range(count)), PARTS[split]
+    if count > most:
         chosen = sorted(random.Random(seed).sample(chosen, most))
-        what += f", a seeded draw of {most} of {len(items)}"
+        what += f", a seeded draw of {most} of {count}"
     with torch.no_grad():
-        content = F.normalize(trainer.content(raw[chosen].to(trainer.device)).float(), dim=-1).cpu().numpy()
+        content = raw[chosen] if trainer is None else trainer.content(raw[chosen].to(trainer.device))
+        content = F.normalize(content.float(), dim=-1).cpu().numpy()
     title = f"{shortened(row_of(record).label, 32)}: {column_of(record)}"
     if by == "class":
-        names = [trainer.classnames[items[index].label] for index in chosen]
+        names = [images.classnames[images.labels[index]] for index in chosen]
     else:
         domains = record["target_domains" if split == "test" else "source_domains"] or [record["dataset"]]
-        names = [domains[min(items[index].domain, len(domains) - 1)] for index in chosen]
+        names = [domains[min(images.domains[index], len(domains) - 1)] for index in chosen]
     return Points(title, content, names), what
 
 
@@ -99,22 +183,22 @@ def alpha_sweep(place: Path, alphas: Sequence[float], split: str, data: str = ""
         place: the run's folder.
         alphas: weights to read; the run's own is added; empty: the candidates of the run's configuration.
         split: `val` (of the source domains) or `test`.
-        data: folder above the data sets; "": the one that the run had.
+        data: folder above the data sets, to encode the images again; "": saved features.
 
     Returns:
         The run's record, and weight -> accuracy in percent.
 
     Raises:
-        UserError: the run is not one of CLAP, or has no such images.
+        UserError: the run is not one of CLAP, or has no such images, or their features are not there.
     """
     import torch
 
     _, record, _ = predict_run.read_run(place)
     if "alpha" not in record:
         raise UserError(f"{place} is a run of {record['method']}, which has no alpha; give runs of CLAP")
-    trainer, record = open_on_data(place, data)
-    features, labels = trainer.raw_features(part(trainer, split))
-    features, labels = features.to(trainer.device), labels.to(trainer.device)
+    images = read_images(place, split, data, trainer=True)
+    trainer = images.trainer
+    features, labels = images.features.to(trainer.device), images.labels.to(trainer.device)
     sweep: dict[float, float] = {}
     with torch.no_grad():
         for alpha in sorted({*(alphas or trainer.node.ALPHA_CANDIDATES), record["alpha"]}):

@@ -9,6 +9,7 @@ The folder is `$DASSL_CLIP_CACHE`, else `$XDG_CACHE_HOME/dassl-clip`, else `~/.c
 `DASSL_CLIP_CACHE=off` keeps nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -71,6 +72,17 @@ def tower_facts(backbone: dict, precision: str, device: torch.device) -> dict[st
     return {key: backbone[key] for key in read} | arithmetic | {"torchvision": torchvision.__version__.split("+")[0]}
 
 
+def entry_name(facts: dict[str, object]) -> str:
+    """The name of the entry that `facts` stand for."""
+    return hashlib.sha256(json.dumps({"schema": SCHEMA, **facts}, sort_keys=True).encode()).hexdigest()
+
+
+def read_entry(name: str) -> Tensor | None:
+    """The array of an entry, float32 and memory-mapped, or None if it is not in the cache."""
+    folder = cache_folder()
+    return None if folder is None else _read(folder / FOLDER / f"{name}.npy")
+
+
 def cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
     """The array that `facts` name: read from the cache, or made and put there.
 
@@ -84,22 +96,39 @@ def cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
     folder = cache_folder()
     if folder is None:
         return make().cpu()
-    facts = {"schema": SCHEMA, **facts}
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    path = folder / FOLDER / f"{name}.npy"
-    found = _read(path)
+    path = folder / FOLDER / f"{entry_name(facts)}.npy"
+    found = read_array(path)
     if found is not None:
-        logger.info("features %s read from %s", list(found.shape), path)
-        os.utime(path)  # the time of last use, for clearing up
         return found
     values = make().cpu()
     try:
         write_atomically(path, lambda file: np.save(file, values.numpy(), allow_pickle=False))
-        write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(facts, indent=1).encode()))
-        logger.info("features %s kept in %s", list(values.shape), path)
+        write_facts(path, facts)
     except OSError as error:
-        logger.warning("features are not kept (%s): set %s to a folder with room, or to %s", error, VARIABLE, OFF)
+        warn_not_kept(error)
     return values
+
+
+def write_facts(path: Path, facts: dict[str, object]) -> None:
+    """Write the facts of an entry beside its array at `path`."""
+    said = json.dumps({"schema": SCHEMA, **facts}, indent=1).encode()
+    write_atomically(path.with_suffix(".json"), lambda file: file.write(said))
+    logger.info("features kept in %s", path)
+
+
+def warn_not_kept(error: OSError) -> None:
+    """Say that the cache cannot be written, and what to do."""
+    logger.warning("features are not kept (%s): set %s to a folder with room, or to %s", error, VARIABLE, OFF)
+
+
+def read_array(path: Path) -> Tensor | None:
+    """The array at a path, or None; says so, and notes the time of its use, for clearing up."""
+    found = _read(path)
+    if found is not None:
+        logger.info("features %s read from %s", list(found.shape), path)
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            os.utime(path)
+    return found
 
 
 def _read(path: Path) -> Tensor | None:

@@ -20,7 +20,8 @@ from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records
 
-from .images import RAISE, SKIP, SeededImages, mix_seed
+from .images import RAISE, SKIP, SeededImages
+from .loop import LoopMixin
 from .loggers import LoggingMixin, services
 from .precision import PRECISIONS, Precision
 from .saving import CheckpointMixin
@@ -40,7 +41,7 @@ def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
         cfg.TRAINER[name].setdefault(key, value)
 
 
-class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
+class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
@@ -93,9 +94,11 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.predictions: dict[str, dict] = {}
+        self.banked: dict[tuple[str, ...], str] = {}  # entry of the bank, by the sorted paths of its images
         self.skipped: dict[str, None] = {}  # paths of images that could not be decoded, in the order they were met
         self.seconds = {"train": 0.0, "test": 0.0}
         self.started = time.monotonic()
+        self.before_fit: tuple[dict[str, float], float] | None = None  # seconds and clock when training began
         cfg = self.cfg
         self.precision = Precision(self.node.PREC, self.device)
         self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, device=self.device)
@@ -165,44 +168,19 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
                 f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
             )
         self.before_train()
-        begin = time.monotonic()
+        self.before_fit = dict(self.seconds), time.monotonic()
         self.fit()
-        self.seconds["train"] += time.monotonic() - begin - self.seconds["test"]
+        self.seconds = self.seconds_so_far()
+        self.before_fit = None
         self.after_train()
 
-    def fit(self) -> None:
-        """The epoch loop; methods without one override this."""
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-        if self.start_epoch >= self.max_epoch > 0:
-            logger.info("nothing left to train: the checkpoint has all %d epochs", self.max_epoch)
-            self.epoch = self.max_epoch - 1
-
-    def before_epoch(self) -> None:
-        """Fix all randomness of the epoch by (seed, epoch), so that a resumed run equals an undisturbed one."""
-        if self.cfg.SEED < 0:
-            return
-        seed = mix_seed(self.cfg.SEED, self.epoch)
-        torch.manual_seed(seed)
-        self.train_loader_x.dataset.view_seed.fill_(seed)
-        if hasattr(self.train_loader_x, "epochs_started"):  # the embedded toolbox orders images by this number
-            self.train_loader_x.epochs_started = self.epoch
-
-    def run_epoch(self) -> None:
-        """Dassl's epoch, under a progress bar where stderr is a terminal."""
-        loader = self.train_loader_x
-        self.epoch_terms: dict[str, list[float]] = {}
-        self.epoch_lr = self.get_current_lr()
-        try:
-            self.train_loader_x = self._bar(loader, f"epoch {self.epoch + 1}/{self.max_epoch}")
-            super().run_epoch()
-        finally:
-            self.train_loader_x = loader
-        self.losses = {name: sum(values) / len(values) for name, values in self.epoch_terms.items()}
-        self.history.append({"epoch": self.epoch + 1, "lr": self.epoch_lr, **self.losses})
+    def seconds_so_far(self) -> dict[str, float]:
+        """Seconds spent on training and testing until now, also those before a resume."""
+        if self.before_fit is None:
+            return dict(self.seconds)
+        earlier, begin = self.before_fit
+        tested = self.seconds["test"] - earlier["test"]
+        return {"train": earlier["train"] + time.monotonic() - begin - tested, "test": self.seconds["test"]}
 
     def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
@@ -211,55 +189,6 @@ class CLIPTrainer(LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
         self.note_unreadable(batch)
         views = [batch[name].to(self.device, non_blocking=True) for name in names]
         return views, batch["label"].to(self.device, non_blocking=True)
-
-    def optimise(
-        self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
-    ) -> dict[str, float]:
-        """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
-
-        Args:
-            terms: Unweighted scalar terms by name.
-            weights: Weight of each term.
-            tensors: Intermediate tensors in the order they were made, to name the first bad one.
-
-        Returns:
-            `loss` and every term as numbers, for the log.
-
-        Raises:
-            FloatingPointError: The loss is not finite; the message names the first bad tensor, the step and the images.
-        """
-        loss = sum(weights[name] * term for name, term in terms.items())
-        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist()
-        summary = dict(zip(["loss", *terms], values))
-        if not all(value - value == 0 for value in values):
-            raise FloatingPointError(self._explain(tensors, summary))
-        self.optim.zero_grad(set_to_none=True)
-        self.precision.scaler.scale(loss).backward()
-        self.precision.scaler.step(self.optim)
-        self.precision.scaler.update()
-        for name, value in summary.items():
-            self.epoch_terms.setdefault(name, []).append(value)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return summary
-
-    def _explain(self, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
-        learned = {
-            f"parameter {n}": p for name in self.get_model_names() for n, p in self._models[name].named_parameters()
-        }
-        first = "none of the inputs"
-        for name, tensor in {**learned, **tensors}.items():
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
-                first = f"{name} ({bad} of {tensor.numel()} values)"
-                break
-        return (
-            f"the loss is not finite at epoch {self.epoch + 1}, step {self.batch_idx + 1} of {self.num_batches}: "
-            f"{summary}; "
-            f"first bad tensor: {first}; learning rate {self.get_current_lr():.3g}; images: "
-            f"{', '.join(self.batch_paths)}. "
-            f"A smaller OPTIM.LR is the usual cure; with PREC amp try fp32"
-        )
 
     def after_train(self) -> None:
         """Dassl's end of training (choose the model, test), then the record, which marks the run as done."""

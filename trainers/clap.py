@@ -38,6 +38,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     """Contrasts prompts with their augmented forms, and these with class names."""
 
     trains_on_labels = False
+    kept_splits = ("val",)  # accuracy by alpha is drawn of them
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:

@@ -2,7 +2,8 @@
 
 Covered: files and caption of every kind that records are enough for; filters; features of real runs for t-SNE and PCA,
 by class and by domain, equal to those of the tower; alpha of a real CLAP run equal to its tested accuracy, on source
-validation images unless asked; every refusal.
+validation images unless asked; both with the data (and, where nothing learned changes features, the model) gone; both
+made again from data after the cache is gone; every refusal.
 """
 
 import json
@@ -142,7 +143,10 @@ def real(tmp_path_factory, tiny_clip, domain_tree):
     root = tmp_path_factory.mktemp("real")
     (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
     clap = ["TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.ALPHA", "20.0"]
-    for name, pairs in {"CLAP": [*clap, "TRAINER.CLAP.TEMPLATES", "single"], "ZeroshotCLIP": []}.items():
+    gopro = ["OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"]
+    for name, pairs in {
+        "CLAP": [*clap, "TRAINER.CLAP.TEMPLATES", "single"], "ZeroshotCLIP": [], "GOPro": gopro,
+    }.items():  # fmt: skip
         train_run(name, root / name, root / "data.yaml", domain_tree, tiny_clip, *pairs)
     return root
 
@@ -168,9 +172,58 @@ def test_points_are_the_towers_features(real, tiny_clip, domain_tree):
     assert np.abs(content.features - points.features).max() > 1e-3
 
 
+@pytest.fixture
+def data_gone(domain_tree):
+    """The pictures lie elsewhere during the test."""
+    away = domain_tree.with_name("away")
+    domain_tree.rename(away)
+    yield away
+    away.rename(domain_tree)
+
+
+@pytest.mark.parametrize("method", ["ZeroshotCLIP", "CLAP", "GOPro"])
+def test_saved_features_draw_without_the_data(real, tmp_path, data_gone, method):
+    points, what = plot_features.run_points(real / method, "class", "test", 2000, 1)
+    assert what == "test images" and points.names == ["dog"] * 10 + ["fire_truck"] * 10 + ["house"] * 10
+    again, _ = plot_features.run_points(real / method, "class", "test", 2000, 1, str(data_gone))
+    np.testing.assert_allclose(again.features, points.features, atol=1e-6)
+    assert plot.main(["tsne", str(real / method), "--method", "pca", "--out", str(tmp_path / "figure")]) == 0
+
+
+def test_alpha_without_the_data(real, data_gone):
+    record, sweep = plot_features.alpha_sweep(real / "CLAP", (0.0, 5.0), "test")
+    assert sweep[20.0] == pytest.approx(record["metrics"]["test"]["accuracy"])
+    _, chosen_by = plot_features.alpha_sweep(real / "CLAP", (), "val")
+    _, encoded = plot_features.alpha_sweep(real / "CLAP", (), "val", str(data_gone))
+    assert chosen_by == pytest.approx(encoded) and len(chosen_by) > 10
+
+
+def test_features_that_nothing_learned_changes_need_no_model(real, monkeypatch):
+    def refuse(*words):
+        raise AssertionError("a trainer was built")
+
+    monkeypatch.setattr(plot_features.predict_run, "build", refuse)
+    points, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "test", 2000, 1)
+    assert points.features.shape == (30, 16) and set(points.names) == {"sketch"}
+    with pytest.raises(AssertionError, match="built"):
+        plot_features.run_points(real / "CLAP", "domain", "test", 2000, 1)
+
+
+def test_features_that_are_gone_name_the_command_that_makes_them(real, tmp_path, domain_tree, monkeypatch, capsys):
+    shutil.copytree(real / "ZeroshotCLIP", tmp_path / "run")
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
+    words = ["tsne", str(tmp_path / "run"), "--method", "pca", "--out", str(tmp_path / "figure")]
+    assert plot.main(words) == 2
+    told = capsys.readouterr().err
+    assert "that are there no longer" in told and f"with --data {domain_tree} " in told
+    assert plot.main([*words, "--data", str(domain_tree)]) == 0 and plot.main(words) == 0
+    assert plot.main([*words, "--split", "val"]) == 2
+    assert "names no saved features of its source validation images" in capsys.readouterr().err
+
+
 def test_domains_of_source_images_and_a_seeded_draw(real, domain_tree):
-    points, what = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1)
-    assert len(points.names) == 10 and set(points.names) == {"art", "photo"}
+    points, what = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1, str(domain_tree))
+    assert len(points.names) == 10 and set(points.names) == {"art", "photo"}  # kept from now on
     assert what == "source training images, a seeded draw of 10 of 12"
     again, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1)
     other, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 2)
@@ -193,7 +246,7 @@ def test_images_that_cannot_be_decoded_are_left_out(real, tmp_path, domain_tree,
 
 def test_features_as_a_figure(real, tmp_path):
     stem = tmp_path / "points"
-    words = ["tsne", str(real), "--method", "pca", "--out", str(stem)]
+    words = ["tsne", str(real), "--method", "pca", "--rows", "CLAP", "ZeroshotCLIP", "--out", str(stem)]
     assert plot.main(words) == 0
     svg = stem.with_name("points.svg").read_text()
     assert (
@@ -226,10 +279,10 @@ def test_alpha_reads_source_validation_images_unless_asked(real, tmp_path, capsy
     assert "DIAGNOSTIC: test images" in stem.with_name("alpha.svg").read_text()
 
 
-def test_changed_data_are_told(real, tmp_path, capsys):
+def test_changed_data_are_told(real, tmp_path, domain_tree, capsys):
     shutil.copytree(real / "ZeroshotCLIP", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     record["data_fingerprint"] = "0" * 64
     (tmp_path / "run" / "record.json").write_text(json.dumps(record))
-    plot_features.open_on_data(tmp_path / "run")
+    plot_features.open_on_data(tmp_path / "run", str(domain_tree))
     assert "is no longer what the run" in capsys.readouterr().err
