@@ -2,12 +2,11 @@
 
 A file is known by its content, not by its name: safetensors, a state dict saved by torch (plain, or inside a training
 checkpoint), or the TorchScript archive in which OpenAI publishes its models. Entries may be named as open_clip and
-OpenAI name them, or as Hugging Face transformers names those of its CLIPModel.
+OpenAI name them, or as Hugging Face transformers names those of its CLIPModel. Nothing that a file brings along runs.
 """
 
 import hashlib
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,11 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from .archive import Refused, check_members, read_archive
+
 SAFETENSORS, STATE_DICT, ARCHIVE = "safetensors", "state dict", "OpenAI JIT archive"
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+MOST_WRAPPERS = 8  # a pickled dictionary may hold itself
 PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
 # Entries that some programs save although they carry no weights.
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
@@ -56,13 +58,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
         raise FileNotFoundError(_not_found(path))
     form = _form(path)
     if form == SAFETENSORS:
-        from safetensors.torch import load_file
-
-        state = load_file(path)
+        state = _load_safetensors(path)
     elif form == ARCHIVE:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch advises against writing archives; these exist
-            state = dict(torch.jit.load(path, map_location="cpu").state_dict())
+        state = read_archive(path)
     else:
         state = _load_pickle(path)
     return _unwrap(state, path), form
@@ -145,11 +143,15 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 
 def _form(path: Path) -> str:
     """The form of a file, from its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        names = _members(path) if zipfile.is_zipfile(path) else []
+    except Refused:
+        raise
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}; get it again") from error
+    if names:
         if any(name.endswith(".npy") for name in names):
             raise ValueError(
                 f"{path} is a numpy archive (big_vision's form); convert it to open_clip's state dict first"
@@ -168,13 +170,32 @@ def _form(path: Path) -> str:
     )
 
 
+def _members(path: Path) -> list[str]:
+    """Names in a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        check_members(archive, path)
+        return archive.namelist()
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); get it again") from error
+
+
 def _load_pickle(path: Path) -> object:
     """What torch saved in `path`, tensors and plain containers only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # a damaged pickle makes its reader raise almost anything
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as plain weights ({type(error).__name__}: {str(error).splitlines()[0]}). A file "
+            f"{path} cannot be read as plain weights ({reason}). A file "
             f"with other Python objects in it is refused, since loading it could run code; save its state dict alone, "
             f"best as safetensors"
         ) from error
@@ -182,17 +203,20 @@ def _load_pickle(path: Path) -> object:
 
 def _unwrap(state: object, path: Path) -> dict[str, Tensor]:
     """The state dict inside a checkpoint, under its models' own names."""
-    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+    for _ in range(MOST_WRAPPERS):
+        if not isinstance(state, dict) or any(isinstance(value, Tensor) for value in state.values()):
+            break
         inner = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), None)
         if inner is None:
             break
         state = state[inner]
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, dict) and any(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not isinstance(state, dict) or not named:
         found = f"the entries {sorted(map(str, state))[:5]}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ValueError(
             f"{path} holds no state dict: found {found}, expected names with tensors, or one of {WRAPPERS}"
         )
-    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), "")
     while prefix:
         state = {name[len(prefix) :]: value for name, value in state.items()}
