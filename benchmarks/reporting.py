@@ -1,0 +1,130 @@
+"""Result files of the benchmarks, one for each device, and the tables that are made of them."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from tabulate import tabulate
+
+RESULTS = Path(__file__).parent / "results"
+SIDES = ("ours", "plain")
+
+# --------------------------------------------------------------------------------------------------- result files
+
+
+def describe(options: argparse.Namespace) -> dict[str, object]:
+    """The arguments and the machine of a measurement."""
+    left_out = {"write", "results", "alone", "only", "profile"}
+    setting = {key: value for key, value in vars(options).items() if key not in left_out}
+    machine = {
+        "device": device_name(options),
+        "processor": processor(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+        "load": rounded(os.getloadavg()[0], 3),
+    }
+    return {"setting": setting, "machine": machine}
+
+
+def device_name(options: argparse.Namespace) -> str:
+    """The GPU's name, or `CPU, <n> threads`."""
+    if options.device.startswith("cuda"):
+        return torch.cuda.get_device_name(options.device)
+    return f"CPU, {options.threads} thread{'s' * (options.threads != 1)}"
+
+
+def processor() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def results_file(options: argparse.Namespace) -> Path:
+    """The device's file."""
+    return options.results / f"{re.sub(r'[^a-z0-9]+', '-', device_name(options).lower()).strip('-')}.json"
+
+
+def write(options: argparse.Namespace, section: str, case: str, entry: Mapping[str, object]) -> None:
+    """Put an entry into the device's file, in the place of an older one and beside all others."""
+    path = results_file(options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content.setdefault(section, {})[case] = entry
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new one, whole."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def rounded(value: float, digits: int = 5) -> float:
+    """A number with some significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+CLAIMS = (
+    "work", "ours", "plain", "faster", "spread", "arithmetic", "MB ours", "MB plain", "smaller", "largest difference",
+    "target",
+)  # fmt: skip
+
+
+def claims_table(entries: Sequence[Mapping], form: str = "simple") -> str:
+    """Entries of `run_cases` as a table; `form` is one of tabulate's."""
+    return tabulate([_claim(entry) for entry in entries], headers=CLAIMS, tablefmt=form, disable_numparse=True)
+
+
+def _claim(entry: Mapping) -> list[str]:
+    seconds = entry["seconds"]
+    sides = [f"{shown_seconds(statistics.median(seconds[side]))} ({len(seconds[side])})" for side in SIDES]
+    low, high = entry["spread"]
+    memory = ["", "", ""]
+    if "memory_mb" in entry:
+        memory = [f"{entry['memory_mb'][side]:,.0f}" for side in SIDES] + [_times(entry["memory_ratio"])]
+    limit = entry.get("arithmetic_ratio")
+    return [
+        entry["title"] + (" *" if entry["reckoned"] else ""),
+        *sides,
+        _times(entry["time_ratio"]),
+        f"{low:.2g} to {high:.2g}",
+        _times(limit) if limit else "",
+        *memory,
+        f"{max(entry['difference'].values()):.1e}" if entry["difference"] else "",
+        f"{entry['target']:g} x" if entry["target"] else "",
+    ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g} x" if ratio < 10 else f"{ratio:.0f} x"
+
+
+def notes(entries: Sequence[Mapping]) -> list[str]:
+    """A line for each entry that was not run whole."""
+    return [f"\\* {entry['title']}: {entry['reckoned']}" for entry in entries if entry["reckoned"]]
+
+
+def shown_seconds(value: float) -> str:
+    """Seconds with a unit and three digits."""
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if value >= 2 * size or (unit == "s" and value >= 1):
+            return f"{value / size:.3g} {unit}"
+    return f"{1000 * value:.3g} ms"
