@@ -35,6 +35,7 @@ _NAMED_APART = frozenset(
 _NAMED_APART_ENDS = (".EVALUATE", ".FROM")
 _TEXT_OR_TEXTS = ".TEMPLATES"  # the name of a set of templates, or the templates themselves
 _LONGEST_CHANGES = 120
+AUTO = "auto"  # of --resume: the folder of the run itself
 _IMPORTED: dict[str, Any] = {}
 # flag of the command line -> key of the configuration
 FLAG_KEYS = {
@@ -145,7 +146,7 @@ def default_config() -> Any:
     from dassl_clip import datasets, trainers
 
     cfg = get_cfg_default()
-    cfg.RUN = CfgNode({"TASK": "", "CONFIG": "", "SOURCE": ""})
+    cfg.RUN = CfgNode({"TASK": "", "CONFIG": "", "SOURCE": "", "DETERMINISTIC": False})
     datasets.add_config(cfg)
     trainers.add_config(cfg)
     for module in _IMPORTED.values():
@@ -173,6 +174,10 @@ def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
         if file:
             merge_file(cfg, file)
     plain = cfg.clone()
+    if args.deterministic:
+        cfg.RUN.DETERMINISTIC = True
+    if args.resume == AUTO:
+        args.resume = None
     for flag, key in FLAG_KEYS.items():
         value = getattr(args, flag)
         if value is not None:

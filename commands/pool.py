@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import selectors
 import signal
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl_clip.commands.errors import USAGE_EXIT
+from dassl_clip.commands.locks import BUSY_EXIT, busy_sentence, lock
 from dassl_clip.commands.progress import Reporter, fraction_done
 from dassl_clip.results import environment, records
 
@@ -31,11 +31,8 @@ if TYPE_CHECKING:
     from dassl_clip.commands.plan import Run
 
 LOG_NAME = "log.txt"
-LOCK_NAME = ".lock"
-BUSY_EXIT = 75
 TAIL_LINES = 15
 _MEMORY_A_RUN = 2 * 2**30
-_LOCK_TRIES, _LOCK_PAUSE = 80, 0.0125  # a second in all: who only looks holds a lock for far less, but may look often
 _PR_SET_PDEATHSIG = 1
 
 
@@ -214,46 +211,11 @@ def _in_child(run: Run, execute: Callable[[Run], int], slot: int, jobs: int, gpu
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % gpus]
     with lock(run.folder) as free:
         if not free:
-            print(f"another process works in {run.folder}: wait for it, or end it", file=sys.stderr)
+            print(busy_sentence(run.folder), file=sys.stderr)
             return BUSY_EXIT
         if records.is_complete(run.folder):  # finished by another process in the meantime
             return 0
         return execute(run)
-
-
-@contextlib.contextmanager
-def lock(folder: Path):
-    """Hold a run folder for this process; yields False where another one holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        for _ in range(_LOCK_TRIES):
-            if free := _try_lock(handle, fcntl.LOCK_EX):
-                break
-            time.sleep(_LOCK_PAUSE)
-        yield free
-    finally:
-        os.close(handle)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether another process works in a run folder."""
-    try:
-        handle = os.open(folder / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _try_lock(handle, fcntl.LOCK_SH)
-    finally:
-        os.close(handle)
-
-
-def _try_lock(handle: int, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read(child: _Child, reporter: Reporter) -> bool | None:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.commands import plan, pool, sheet, task, train
+from dassl_clip.commands import locks, plan, pool, sheet, task, train
 from dassl_clip.commands.arguments import Parser, split_command
-from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
+from dassl_clip.commands.errors import GOES_ON, UserError, guarded
 from dassl_clip.results import environment, records
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -57,15 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep; 1 if runs failed or are missing afterwards, 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args, pairs = split_command(build_parser(), argv)
-        return run_sweep(args, pairs)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED_EXIT
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run_sweep(*split_command(build_parser(), words)), argv, GOES_ON)
 
 
 def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
@@ -143,7 +135,7 @@ def state_of(run: plan.Run) -> tuple[str, list[str]]:
     state, reason = task.run_state(run)
     if state in ("complete", "refused"):
         return state, [reason] if reason else []
-    if pool.is_locked(run.folder):
+    if locks.is_locked(run.folder):
         return "running", []
     failure = run.folder / task.FAILURE_NAME
     if failure.is_file():
@@ -210,7 +202,7 @@ def _submit_and_wait(executor: Any, runs: Sequence[plan.Run], most: int) -> None
                 code = 1
                 task.note_failure(run.folder, code, str(error).splitlines()[-pool.TAIL_LINES :])
             told = "done" if code == 0 else f"FAILED: {run.folder}"
-            told = "another process works on it" if code == pool.BUSY_EXIT else told
+            told = "another process works on it" if code == locks.BUSY_EXIT else told
             lines = state_of(run)[1] if code else []
             print("\n    ".join([f"{run.name}: {told}", *lines]), flush=True)
 
@@ -219,9 +211,9 @@ def run_words(words: list[str], folder: str) -> int:
     """One run in a job of its own; returns its exit code, and leaves `failed.txt` if it is not 0."""
     train.register()
     place = Path(folder)
-    with pool.lock(place) as free:
+    with locks.lock(place) as free:
         if not free:
-            return pool.BUSY_EXIT
+            return locks.BUSY_EXIT
         if records.is_complete(place):  # finished by another process in the meantime
             return 0
         code = task.execute_words(words, place, plan.resolve(words, ()))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.commands import catalogue, plan, pool, reference, train
+from dassl_clip.commands import catalogue, locks, plan, pool, reference, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
@@ -229,7 +229,7 @@ def prepare_folder(folder: Path, cfg: Any) -> None:
         aside = _free_name(folder, "stale")
         aside.mkdir()
         for path in folder.iterdir():
-            if path.name != pool.LOCK_NAME:
+            if path.name != locks.LOCK_NAME:
                 path.rename(aside / path.name)
     elif record.exists():
         record.rename(_free_name(record, "broken"))
@@ -267,7 +267,7 @@ def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome
         reporter.close()
     failed = [outcome for outcome in outcomes if outcome.code]
     for outcome in failed:
-        if outcome.code != pool.BUSY_EXIT:
+        if outcome.code != locks.BUSY_EXIT:
             note_failure(outcome.run.folder, outcome.code, outcome.tail)
     return failed
 

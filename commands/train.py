@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
 import re
 import sys
 import traceback
@@ -16,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.commands import locks
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.config import resolve_config
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
-from dassl_clip.results import environment, records
+from dassl_clip.results import environment, files, records
 
 CONFIG_NAME = "config.yaml"
 _EPOCH_FILE = re.compile(r"model\.pth\.tar-(\d+)")
@@ -40,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--trainer", metavar="NAME", help="registry name of the trainer")
     parser.add_argument("--root", metavar="DIR", help="folder above the data sets")
     parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here goes on")
-    parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
+    parser.add_argument("--resume", metavar="DIR",
+                        help="go on from the newest whole checkpoint in this folder; 'auto' (the default): in "
+                        "--output-dir, from the start if there is none")  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="negative: unseeded")
     parser.add_argument("--source-domains", nargs="+", metavar="NAME", help="domains to train on")
     parser.add_argument("--target-domains", nargs="+", metavar="NAME", help="domains to test on")
@@ -52,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-only", action="store_true", help="load --model-dir and test")
     parser.add_argument("--model-dir", metavar="DIR", default="", help="folder of the run to evaluate")
     parser.add_argument("--load-epoch", type=int, metavar="N", help="its epoch; default: the best, else the last one")
+    parser.add_argument("--deterministic", action="store_true",
+                        help="torch's deterministic algorithms; the record says what held")  # fmt: skip
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
     parser.add_argument("--import", dest="imports", action="append", metavar="MODULE_OR_FILE",
                         help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
@@ -66,17 +72,36 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 1 for a bug, 2 with one sentence for a user's error."""
+    """Run one command line and return its exit code.
+
+    0; 1 for a bug; 2 with one sentence for a user's error; 75 if another process works in the folder; 130 after Ctrl-C;
+    143 after SIGTERM.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
         args, pairs = parse(argv)
-        run(args, pairs)
+        return _run_until_told(args, pairs)
+    except locks.BusyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return locks.BUSY_EXIT
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED_EXIT
     except Exception as error:
         return report(error, debug)
+
+
+def _run_until_told(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Run to the end, or until SIGTERM: then what was trained is saved, and the exit code is another."""
+    from dassl_clip.trainers import termination
+
+    try:
+        with termination.handled():
+            run(args, pairs)
+    except termination.Terminated as end:
+        print(f"{end}: the same command goes on from the last checkpoint", file=sys.stderr)
+        return termination.EXIT_CODE
     return 0
 
 
@@ -84,6 +109,17 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> None:
     """Resolve the configuration, open the log, and train or evaluate."""
     register()
     cfg = resolve_config(args, pairs)
+    folder = Path(cfg.OUTPUT_DIR)
+    with locks.lock(folder) as free:
+        if not free:
+            raise locks.BusyError(locks.busy_sentence(folder))
+        for left in files.clear_temporaries(folder):
+            logger.info("removed %s, left half written by a process that was killed", left)
+        _run_logged(cfg, args)
+
+
+def _run_logged(cfg: Any, args: argparse.Namespace) -> None:
+    """Train or evaluate, with everything that is printed in the run's log too."""
     from dassl.utils import setup_logger
 
     console = sys.stdout
@@ -131,7 +167,11 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    torch.backends.cudnn.benchmark = cfg.USE_CUDA and cfg.SEED < 0 and torch.cuda.is_available()
+    if cfg.RUN.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
+    loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
+    torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
     _announce_previous(cfg, Path(cfg.OUTPUT_DIR))
     records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
     print(f"Command: {environment.command_line()}")

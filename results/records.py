@@ -18,13 +18,13 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .environment import environment_facts
+from .files import write_bytes_atomically, write_text_atomically
 
 __all__ = [
     "FIELDS",
@@ -103,6 +103,7 @@ IDENTITY_FREE = frozenset(
         "DATALOADER.ON_BAD_IMAGE",
         "TRAIN.PRINT_FREQ",
         "TRAIN.CHECKPOINT_FREQ",
+        "TRAIN.CHECKPOINT_STEPS",
     }
 )
 _IDENTITY_FREE_NODES = ("RUN.",)
@@ -217,33 +218,6 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
     path = Path(folder) / RECORD_NAME
     write_text_atomically(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file so that at any moment either the old or the whole new file is there."""
-    write_bytes_atomically(path, text.encode("utf-8"))
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the whole new file is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:

@@ -27,6 +27,7 @@ def add_config(cfg: CfgNode) -> None:
     """Add the settings that all trainers share, and those of every registered trainer that declares some."""
     cfg.MODEL.BACKBONE.setdefault("WEIGHTS", "")
     cfg.DATALOADER.setdefault("ON_BAD_IMAGE", "error")  # or skip: leave out, and list, what cannot be decoded
+    cfg.TRAIN.setdefault("CHECKPOINT_STEPS", 0)  # also save every so many steps inside an epoch
     loggers.add_config(cfg)
     for name in TRAINER_REGISTRY.registered_names():
         declare = getattr(TRAINER_REGISTRY.get(name), "add_config", None)

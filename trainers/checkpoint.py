@@ -7,8 +7,8 @@ that old toolboxes pickled into them are read as inert placeholders.
 
 import contextlib
 import logging
-import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dassl_clip.results.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"
 CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_midfix")  # CoOp's copies of the class names' embeddings
 INERT_MODULES = ("torch.optim.", "dassl.optim.", "numpy.", "collections.defaultdict")
+_EPOCH, _STEP = re.compile(r"model\.pth\.tar-\d+"), re.compile(r"step\.pth\.tar-\d+-\d+")
+_PLACE = re.compile(f"{_EPOCH.pattern}|{_STEP.pattern}")
 PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr")
 
 
@@ -40,23 +44,18 @@ def _inert_mapping(*args) -> OrderedDict:
     return OrderedDict()
 
 
+class TornCheckpoint(ValueError):
+    """A file that is not whole, or not what was saved."""
+
+
 def epoch_name(epoch: int) -> str:
     """The file name after `epoch` finished epochs."""
     return f"model.pth.tar-{epoch}"
 
 
-def write_atomically(path: Path, write) -> None:
-    """Let `write(file)` fill a temporary file beside `path`, sync it and put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def step_name(epoch: int, step: int) -> str:
+    """The file name after `epoch` finished epochs and `step` steps of the next one."""
+    return f"step.pth.tar-{epoch}-{step}"
 
 
 def save_checkpoint(state: dict, path: Path, point: bool) -> None:
@@ -86,13 +85,13 @@ def load_checkpoint(path: Path) -> dict:
     except pickle.UnpicklingError as error:
         names = _pickled_names(path)
         if not names:
-            raise ValueError(f"{path} is not a readable checkpoint (torn or of another kind)") from error
+            raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)") from error
         raise ValueError(
             f"{path} was refused: it holds pickled objects besides tensors ({', '.join(names)}), which could run code "
             f"when loaded. Re-save its state dict alone, in the environment that made it"
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint (torn or of another kind): {error}") from None
+        raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind): {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
     return content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
@@ -119,16 +118,34 @@ def _inert_leftovers(path: Path):
     return torch.serialization.safe_globals([(stands_in.get(name, _Inert), name) for name in [*names, *PLAIN_BUILTINS]])
 
 
-def newest_checkpoint(folder: Path) -> Iterator[Path]:
-    """Epoch files of a model's folder to resume from: the pointer's first, then the others, newest first."""
+def newest_checkpoint(folder: Path, steps: bool = False) -> Iterator[Path]:
+    """Files of a model's folder to go on from: the pointer's first, then the others, the most trained first.
+
+    Args:
+        folder: The model's folder inside a run's.
+        steps: Also those that were saved inside an epoch.
+    """
+    pattern = _PLACE if steps else _EPOCH
     pointer = folder / POINTER_NAME
-    named = folder / pointer.read_text().strip() if pointer.is_file() else None
-    if named is not None and named.is_file() and named.name != BEST_NAME:
+    named = folder / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+    if named is not None and pattern.fullmatch(named.name) and named.is_file():
         yield named
-    epochs = [p for p in folder.glob(epoch_name(0)[:-1] + "*") if p.name.rsplit("-", 1)[1].isdigit()]
-    for path in sorted(epochs, key=lambda p: -int(p.name.rsplit("-", 1)[1])):
+    for path in sorted(filter(lambda p: pattern.fullmatch(p.name), folder.glob("*")), key=_progress, reverse=True):
         if path != named:
             yield path
+
+
+def remove_steps(folder: Path, keep: int) -> None:
+    """Remove the files saved inside an epoch but for the newest `keep`."""
+    files = sorted(filter(lambda p: _STEP.fullmatch(p.name), folder.glob("*")), key=_progress, reverse=True)
+    for path in files[keep:]:
+        path.unlink(missing_ok=True)
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """Finished epochs, and steps of the next one."""
+    epoch, _, step = path.name.split("-", 1)[1].partition("-")
+    return int(epoch), int(step or 0)
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from dassl_clip.modeling.weights import hash_state
 
-from . import checkpoint
+from . import checkpoint, randomness
 
 logger = logging.getLogger(__name__)
 
@@ -23,52 +23,90 @@ class CheckpointMixin:
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
         """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
+        file = model_name or checkpoint.epoch_name(epoch + 1)
+        self._save(directory, file, epoch + 1, {"val_result": None if val_result is None else float(val_result)})
+        if file != checkpoint.BEST_NAME:
+            for name in self.get_model_names():  # the last step's file serves if this one should be torn
+                checkpoint.remove_steps(Path(directory) / name, keep=int(epoch + 1 < self.max_epoch))
+
+    def save_step(self) -> None:
+        """Write what is needed to go on after the step that was just done; the two newest such files are kept."""
+        inside = {"step": self.steps_done, "terms": self.epoch_terms}
+        self._save(self.output_dir, checkpoint.step_name(self.epoch, self.steps_done), self.epoch, inside)
+        for name in self.get_model_names():
+            checkpoint.remove_steps(Path(self.output_dir) / name, keep=2)
+
+    def _save(self, directory, file: str, epochs: int, more: dict) -> None:
+        """Write one file of every registered model after `epochs` finished epochs."""
         for name in self.get_model_names():
             learned = self._models[name].state_dict()
             state = {
                 "state_dict": learned,
                 "sha256": hash_state(learned),
-                "epoch": epoch + 1,
+                "epoch": epochs,
                 "optimizer": self._optims[name].state_dict() if self._optims[name] is not None else None,
                 "scheduler": self._scheds[name].state_dict() if self._scheds[name] is not None else None,
-                "val_result": None if val_result is None else float(val_result),
                 "best_result": float(self.best_result),
                 "scaler": self.precision.scaler.state_dict(),
+                "random": randomness.capture(),
                 "trainer": type(self).__name__,
                 "backbone": self.backbone.describe(),
                 "classnames": self.classnames,
                 "history": self.history,
+                "seconds": self.seconds_so_far(),
+                **more,
             }
-            file = model_name or checkpoint.epoch_name(epoch + 1)
             path = Path(directory) / name / file
             checkpoint.save_checkpoint(state, path, point=file != checkpoint.BEST_NAME)
             logger.info("checkpoint saved to %s", path)
 
     def resume_model_if_exist(self, directory) -> int:
-        """Go on from the newest whole checkpoint under `directory`; a torn one is set aside with a warning."""
+        """Go on from the newest whole checkpoint of all models under `directory`; torn files are set aside.
+
+        Returns:
+            The number of finished epochs.
+        """
         names = self.get_model_names()
-        for name in names:
-            for path in checkpoint.newest_checkpoint(Path(directory) / name):
-                try:
-                    state = self._load(self._models[name], path)
-                except ValueError as error:
-                    if "not a readable checkpoint" not in str(error):
-                        raise
-                    logger.warning("%s; set aside as %s.torn", error, path.name)
-                    path.rename(f"{path}.torn")
-                    continue
+        folders = {name: Path(directory) / name for name in names}
+        for path in checkpoint.newest_checkpoint(folders[names[0]], steps=True) if names else ():
+            states = self._load_together({name: folder / path.name for name, folder in folders.items()})
+            if states is None:
+                continue
+            for name, state in states.items():
                 if self._optims[name] is not None and state.get("optimizer"):
                     self._optims[name].load_state_dict(state["optimizer"])
                 if self._scheds[name] is not None and state.get("scheduler"):
                     self._scheds[name].load_state_dict(state["scheduler"])
-                self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
-                self.best_result = state.get("best_result", self.best_result)
-                self.history = state.get("history", [])
-                logger.info("resumed from %s, %d epochs done", path, state["epoch"])
-                return int(state["epoch"])
+            self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
+            self.best_result = state.get("best_result", self.best_result)
+            self.history = state.get("history", [])
+            self.seconds |= state.get("seconds", {})
+            self.started -= sum(self.seconds.values())
+            if state.get("step"):
+                self.resumed = {key: state[key] for key in ("step", "terms", "random")}
+            elif "random" in state:
+                randomness.restore(state["random"])
+            steps = f" and {state['step']} steps" if state.get("step") else ""
+            logger.info("resumed from %s, %d epochs%s done", path, state["epoch"], steps)
+            return int(state["epoch"])
         if names:
             logger.info("no checkpoint under %s: training from the start", directory)
         return 0
+
+    def _load_together(self, paths: dict[str, Path]) -> dict[str, dict] | None:
+        """Load a file for each model; None, with a warning, if one is missing or torn."""
+        states = {}
+        for name, path in paths.items():
+            try:
+                states[name] = self._load(self._models[name], path)
+            except FileNotFoundError as error:
+                logger.warning("%s; an older checkpoint is taken", error)
+                return None
+            except checkpoint.TornCheckpoint as error:
+                logger.warning("%s; set aside as %s.torn", error, path.name)
+                path.replace(f"{path}.torn")
+                return None
+        return states
 
     def load_model(self, directory, epoch=None) -> None:
         """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`.
@@ -93,7 +131,7 @@ class CheckpointMixin:
         """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
         state = checkpoint.load_checkpoint(path)
         if state.get("sha256", "") and hash_state(state["state_dict"]) != state["sha256"]:
-            raise ValueError(f"{path}: the learned parts are not those that were saved (another sha256); get it again")
+            raise checkpoint.TornCheckpoint(f"{path}: the learned parts are not those that were saved (another sha256); get it again")
         theirs, ours = state.get("backbone"), self.backbone.describe()
         if theirs is None:
             logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)

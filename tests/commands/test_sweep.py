@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from dassl_clip.commands import __main__ as door
-from dassl_clip.commands import plan, pool, sheet, sweep, table, task, train
+from dassl_clip.commands import locks, plan, pool, sheet, sweep, table, task, train
 from dassl_clip.commands.config import resolve_config
 from dassl_clip.commands.errors import UserError
 from dassl_clip.results import records, sheets
@@ -278,14 +278,14 @@ def test_a_run_that_another_process_works_on_is_running(world):
     run = expand(world, path)[0].run
     assert sweep.state_of(run) == ("missing", [])
     code = (
-        "import sys, time; from pathlib import Path; from dassl_clip.commands import pool\n"
-        "with pool.lock(Path(sys.argv[1])) as free: print(free, flush=True); sys.stdin.read()"
+        "import sys, time; from pathlib import Path; from dassl_clip.commands import locks\n"
+        "with locks.lock(Path(sys.argv[1])) as free: print(free, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
         assert sweep.state_of(run) == ("running", [])
-        with pool.lock(run.folder) as free:
+        with locks.lock(run.folder) as free:
             assert not free
         assert sweep.state_of(run) == ("running", [])
         os.kill(other.pid, signal.SIGKILL)
@@ -297,19 +297,19 @@ def test_a_run_that_another_process_works_on_is_running(world):
 
 def test_looking_at_a_lock_keeps_nobody_from_taking_it(tmp_path):
     """Status listings while runs start: every one of many quick locks is had."""
-    (tmp_path / pool.LOCK_NAME).touch()
+    (tmp_path / locks.LOCK_NAME).touch()
     stop = threading.Event()
 
     def look():
         while not stop.is_set():
-            pool.is_locked(tmp_path)
+            locks.is_locked(tmp_path)
 
     lookers = [threading.Thread(target=look) for _ in range(3)]
     for looker in lookers:
         looker.start()
     try:
         for _ in range(100):
-            with pool.lock(tmp_path) as free:
+            with locks.lock(tmp_path) as free:
                 assert free
     finally:
         stop.set()
@@ -401,9 +401,9 @@ def test_job_arrays_run_a_sweep(world):
 @SLURM
 def test_a_job_leaves_finished_and_busy_folders_alone(world):
     run = expand(world, write(world))[0].run
-    with pool.lock(run.folder):
-        assert sweep.run_words(list(run.words), str(run.folder)) == pool.BUSY_EXIT
-    assert [path.name for path in run.folder.iterdir()] == [pool.LOCK_NAME]
+    with locks.lock(run.folder):
+        assert sweep.run_words(list(run.words), str(run.folder)) == locks.BUSY_EXIT
+    assert [path.name for path in run.folder.iterdir()] == [locks.LOCK_NAME]
 
 
 @SLURM

@@ -1,0 +1,67 @@
+"""Writing files so that at any moment either the old or the whole new one is there, whatever ends the process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+_SUFFIX = ".tmp"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write(file)` fill a temporary file beside `path`, sync it and put it in place in one step.
+
+    Args:
+        path: The file; its folder is made if it is absent.
+        write: Called with the open binary file.
+
+    Raises:
+        OSError: No room, no right to write, ...; the old file is as it was, and nothing else is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    write_atomically(path, lambda file: file.write(content))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def clear_temporaries(folder: Path) -> list[Path]:
+    """Remove what writers that were killed have left at or below a folder; returns the removed files.
+
+    Files of other machines, and of processes that are still there, stay.
+    """
+    removed = []
+    for path in folder.rglob(f".*{_SUFFIX}"):
+        rest, _, number = path.name.removesuffix(_SUFFIX).rpartition(".")
+        if rest.endswith(f".{socket.gethostname()}") and number.isdigit() and not _is_alive(int(number)):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
