@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import yaml
 
 from dassl_clip.commands import catalogue, plan, reference, task
 from dassl_clip.commands.arguments import Parser, split_command
-from dassl_clip.commands.errors import INTERRUPTED_EXIT, report
+from dassl_clip.commands.errors import GOES_ON, guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,19 +32,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; 1 if a run failed, 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args, pairs = split_command(build_parser(), argv)
-        request = task.request_of(args, args.seeds, args.tasks)
-        methods = [task.method_of(word, request, pairs) for word in args.methods]
-        request = plan.with_tasks(request, plan.Method(reference.REFERENCE))
-        methods = methods or all_methods(request, pairs)
-        return task.run_methods(request, methods, args.jobs, args.dry_run)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED_EXIT
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run_compare(*split_command(build_parser(), words)), argv, GOES_ON)
+
+
+def run_compare(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Run what is missing of the methods, and print the tables."""
+    request = task.request_of(args, args.seeds, args.tasks)
+    methods = [task.method_of(word, request, pairs) for word in args.methods]
+    request = plan.with_tasks(request, plan.Method(reference.REFERENCE))
+    methods = methods or all_methods(request, pairs)
+    return task.run_methods(request, methods, args.jobs, args.dry_run)
 
 
 def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method]:

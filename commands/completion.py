@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import report
+from dassl_clip.commands.errors import guarded
 
 SHELLS = ("bash", "zsh")
 MORE = "more"  # places after the last that has a number of its own
@@ -127,11 +126,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the script; 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        print(script(build_parser().parse_args(argv).shell), end="")
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script of a shell."""
+    print(script(args.shell), end="")
     return 0
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.config import split_pairs
-from dassl_clip.commands.errors import report
+from dassl_clip.commands.errors import guarded
 
 SINGLE_VALUE_FLAGS = ("--root", "--jobs", "--seed", "--out", "--images", "--templates", "--make-split")
 INSPECT_TEMPLATES = "single"
@@ -73,10 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the action says; 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        words, pairs = split_pairs(argv, SINGLE_VALUE_FLAGS)
-        args = build_parser().parse_args(words)
-        return importlib.import_module(f"dassl_clip.commands.data_{args.action}").run(args, pairs)
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(run, argv)
+
+
+def run(argv: list[str]) -> int:
+    """Do what the action says."""
+    words, pairs = split_pairs(argv, SINGLE_VALUE_FLAGS)
+    args = build_parser().parse_args(words)
+    return importlib.import_module(f"dassl_clip.commands.data_{args.action}").run(args, pairs)

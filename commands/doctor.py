@@ -6,13 +6,12 @@ A check never ends the command: what it stumbles over is its finding. Nothing is
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import report, sentence
+from dassl_clip.commands.errors import guarded, sentence
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -52,17 +51,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; 1 if one of them is a failure, 2 for arguments that do not exist."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = build_parser().parse_args(argv)
-        from dassl_clip.commands.doctor_checks import CHECKS
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
 
-        levels = []
-        for finding in examine(args, CHECKS):
-            levels.append(finding.level)
-            print(line(finding), flush=True)
-    except Exception as error:
-        return report(error, "--debug" in argv)
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings."""
+    from dassl_clip.commands.doctor_checks import CHECKS
+
+    levels = []
+    for finding in examine(args, CHECKS):
+        levels.append(finding.level)
+        print(line(finding), flush=True)
     print(f"{levels.count(OK)} ok, {levels.count(WARN)} to know, {levels.count(FAIL)} to mend")
     return 1 if FAIL in levels else 0
 

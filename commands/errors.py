@@ -7,10 +7,11 @@ import dis
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
+GOES_ON = "interrupted: the same command goes on from here"
 _OURS = ("dassl_clip", "dassl")
 _USER_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
 _USER_ERRORS += (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -62,3 +63,25 @@ def report(error: BaseException, debug: bool = False) -> int:
         return USAGE_EXIT
     traceback.print_exception(error)
     return USAGE_EXIT if is_user_error(error) else 1
+
+
+def guarded(work: Callable[[list[str]], int], argv: Sequence[str] | None, interrupted: str = "interrupted") -> int:
+    """Do the work of a command and return its exit code: the frame of every `main`.
+
+    Args:
+        work: takes the arguments, returns the exit code.
+        argv: the arguments; None: those that the program was started with.
+        interrupted: what Ctrl-C leaves behind, as one sentence.
+
+    Returns:
+        The work's own exit code; 130 after Ctrl-C; 2 with one sentence for a user's error; 1 with a traceback for a
+        bug. With `--debug` among the arguments every error has its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return work(words)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED_EXIT
+    except Exception as error:
+        return report(error, "--debug" in words)

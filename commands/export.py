@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import UserError, report
+from dassl_clip.commands.errors import UserError, guarded
 from dassl_clip.results.records import RECORD_NAME
 
 ENDING = ".safetensors"
@@ -37,11 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write, show or unpack; 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return run(build_parser().parse_args(argv))
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,14 +12,13 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import UserError, report, suggestion
+from dassl_clip.commands.errors import UserError, guarded, suggestion
 from dassl_clip.results.records import RECORD_NAME, write_text_atomically
 
 METRICS = ("euclidean", "cosine")
@@ -69,24 +68,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print or write the words; 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = build_parser().parse_args(argv)
-        suffix = Path(args.out).suffix.lower()
-        if args.out and suffix not in FORMATS:
-            raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
-        if args.top < 1:
-            raise UserError(f"--top {args.top}: at least 1 is needed")
-        found, facts = interpret(args)
-        if args.out:
-            path = Path(args.out).expanduser()
-            write_text_atomically(path, render(found, facts, suffix))
-            print(f"{len(found)} words: {path}")
-            print(CAVEAT)
-        else:
-            print(table(found, facts))
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the words that the arguments ask for."""
+    suffix = Path(args.out).suffix.lower()
+    if args.out and suffix not in FORMATS:
+        raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
+    if args.top < 1:
+        raise UserError(f"--top {args.top}: at least 1 is needed")
+    found, facts = interpret(args)
+    if args.out:
+        path = Path(args.out).expanduser()
+        write_text_atomically(path, render(found, facts, suffix))
+        print(f"{len(found)} words: {path}")
+        print(CAVEAT)
+    else:
+        print(table(found, facts))
     return 0
 
 

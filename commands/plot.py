@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import UserError, report, suggestion
+from dassl_clip.commands.errors import UserError, guarded, suggestion
 from dassl_clip.results import plot_matrix, plot_points, plots, records, tables
 from dassl_clip.results.plot_style import FORMATS, Plot
 
@@ -91,16 +91,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and write a figure; 2 with one sentence where it cannot be drawn."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = build_parser().parse_args(argv)
-        stem = out_stem(args.out or args.kind)
-        plot = draw(args)
-        for path in plot.save(stem):
-            print(path)
-        print(plot.caption)
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw and write the figure that the arguments ask for."""
+    stem = out_stem(args.out or args.kind)
+    plot = draw(args)
+    for path in plot.save(stem):
+        print(path)
+    print(plot.caption)
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
+from dassl_clip.commands.errors import UserError, guarded
 from dassl_clip.results.records import write_text_atomically
 
 COLUMNS = ("path", "rank", "class", "share")
@@ -78,23 +78,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Classify and print or write; 1 if files were skipped, 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = build_parser().parse_args(argv)
-        check(args)
-        answers = predict(args)
-        if args.out:
-            path = Path(args.out).expanduser()
-            write_text_atomically(path, render(answers, path.suffix.lower()))
-            print(f"{len({row[0] for row in answers.rows})} pictures: {path}")
-        else:
-            print(table(answers))
-        return tell_skipped(answers)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED_EXIT
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv, "interrupted: nothing was written")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify the pictures, and print or write the answers."""
+    check(args)
+    answers = predict(args)
+    if args.out:
+        path = Path(args.out).expanduser()
+        write_text_atomically(path, render(answers, path.suffix.lower()))
+        print(f"{len({row[0] for row in answers.rows})} pictures: {path}")
+    else:
+        print(table(answers))
+    return tell_skipped(answers)
 
 
 def check(args: argparse.Namespace) -> None:

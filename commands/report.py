@@ -41,14 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; 2 with one sentence where there is nothing to show."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = build_parser().parse_args(argv)
-        content = gather(args)
-        out = out_file(args)
-        records.write_text_atomically(out, report.render(content))
-    except Exception as error:
-        return errors.report(error, "--debug" in argv)
+    return errors.guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather, draw and write the page."""
+    content = gather(args)
+    out = out_file(args)
+    records.write_text_atomically(out, report.render(content))
     runs, gaps = len(content.runs), len(content.gaps)
     print(f"{out}: {runs} finished run{'s' * (runs != 1)}, {len(content.tables)} tables, {len(content.plots)} figures"
           f"{f', {gaps} unfinished or broken' if gaps else ''}")  # fmt: skip

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dassl_clip.commands import sheet, sweep, task, train
 from dassl_clip.commands.arguments import Parser, split_command
-from dassl_clip.commands.errors import UserError, report, suggestion
-from dassl_clip.results import readings, records, tables
+from dassl_clip.commands.errors import UserError, guarded, suggestion
+from dassl_clip.results import readings, records, sheets, tables
 
 OUTSIDE_EXIT = 1
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=tables.FORMATS, default="text", help="default: text")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these rows, in this order")
     of_sweep = parser.add_argument_group("of a sweep")
-    checked = "exit with 1 if a cell is further from the published number than its tolerance"
+    checked = "exit with 1 if a cell is further from the published number than its tolerance, 2 if no cell has both"
     of_sweep.add_argument("--check", action="store_true", help=checked)
     of_sweep.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
     task.add_run_arguments(of_sweep)
@@ -45,17 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 if a check fails, 2 with one sentence where there is nothing to print."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args, pairs = split_command(build_parser(), argv)
-        if is_sweep(args.what):
-            return print_sweep(args, pairs)
-        if args.check:
-            raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sheet.sweep_names())}")
-        print("\n\n".join(table.render(args.format) for table in make_tables(args)))
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    """Print the tables; 1 if a check fails, 2 with one sentence where there is nothing to print or to check."""
+    return guarded(lambda words: run(*split_command(build_parser(), words)), argv)
+
+
+def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Print the tables that the arguments ask for."""
+    if is_sweep(args.what):
+        return print_sweep(args, pairs)
+    if args.check:
+        raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sheet.sweep_names())}")
+    print("\n\n".join(table.render(args.format) for table in make_tables(args)))
     return 0
 
 
@@ -82,9 +82,25 @@ def print_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
         raise UserError(f"--targets: {asked.name} stands beside means over all targets; leave it out")
     made = sheet.make_sheet(asked, entries)
     print(made.render(args.format))
-    outside = made.outside() if args.check else []
+    return check_sheet(made, args.what[0]) if args.check else 0
+
+
+def check_sheet(made: sheets.Sheet, name: str) -> int:
+    """Tell which cells are outside their tolerance, and how many were checked; returns the exit code.
+
+    Raises:
+        UserError: no cell could be checked.
+    """
+    checked, published = made.checked()
+    outside = made.outside()
     for line in outside:
         print(f"outside: {line}", file=sys.stderr)
+    if not checked:
+        raise UserError(
+            f"--check: 0 of {published} published cells checked, since no run of these is finished here: "
+            f"dassl-clip sweep {name}"
+        )
+    print(f"{checked} of {published} published cells checked, {len(outside)} outside their tolerance", file=sys.stderr)
     return OUTSIDE_EXIT if outside else 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from dassl_clip.commands import catalogue, locks, plan, pool, reference, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
-from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
+from dassl_clip.commands.errors import GOES_ON, UserError, guarded
 from dassl_clip.commands.progress import Reporter
 from dassl_clip.results import environment, readings, records, tables
 
@@ -65,15 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a task and print its table; 1 if a run failed, 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args, pairs = split_command(build_parser(), argv)
-        return run_task(args, pairs)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED_EXIT
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run_task(*split_command(build_parser(), words)), argv, GOES_ON)
 
 
 def run_task(args: argparse.Namespace, pairs: Sequence[str]) -> int:

@@ -160,6 +160,11 @@ class Sheet:
                 )
         return rows
 
+    def checked(self) -> tuple[int, int]:
+        """How many cells a check compares, and how many have a published number that is no known misprint."""
+        rows = [row for row in self.records() if row["tolerance"] is not None]
+        return sum(row["difference"] is not None for row in rows), len(rows)
+
     def outside(self) -> list[str]:
         """One line for each cell whose difference from the published number is larger than the tolerance."""
         return [
