@@ -15,6 +15,7 @@ Shapes: `B` images `[B, 3, H, W]` of any dtype, `C` classes.
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,17 +102,17 @@ def attack(
     return current
 
 
-def fgsm(scores: Scores, images: Tensor, labels: Tensor, **settings) -> Tensor:
+def fgsm(scores: Scores, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
     """FGSM; see `attack` for the arguments."""
     return attack("FGSM", scores, images, labels, **settings)
 
 
-def pgd(scores: Scores, images: Tensor, labels: Tensor, **settings) -> Tensor:
+def pgd(scores: Scores, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
     """PGD-20; see `attack` for the arguments."""
     return attack("PGD-20", scores, images, labels, **settings)
 
 
-def cw(scores: Scores, images: Tensor, labels: Tensor, **settings) -> Tensor:
+def cw(scores: Scores, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
     """CW-20; see `attack` for the arguments."""
     return attack("CW-20", scores, images, labels, **settings)
 

@@ -56,6 +56,8 @@ class FrozenCLIP(nn.Module):
         text: The text tower.
     """
 
+    logit_scale: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -79,14 +81,20 @@ class FrozenCLIP(nn.Module):
         mode = InterpolationMode.BILINEAR if preprocess.interpolation == "bilinear" else InterpolationMode.BICUBIC
         self.interpolation = mode.value
         self._preprocess = preprocess
-        self._blocks = VisionBlocks(model.visual, self.image_size)
-        self.register_buffer("logit_scale", model.logit_scale.detach().float().exp().reshape(()), persistent=False)
+        self._blocks = VisionBlocks(self._visual, self.image_size)
+        log_scale = model.get_parameter("logit_scale").detach()
+        self.register_buffer("logit_scale", log_scale.float().exp().reshape(()), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenCLIP":
         """Stay in evaluation mode, whatever a trainer sets around it."""
         return super().train(False)
+
+    @property
+    def _visual(self) -> nn.Module:
+        """The image tower."""
+        return self.model.get_submodule("visual")
 
     @property
     def vision_widths(self) -> tuple[int, ...]:
@@ -125,7 +133,7 @@ class FrozenCLIP(nn.Module):
 
     def embed_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """The same as `encode_image`, with gradients to the images, for attacks on them."""
-        return self._features(self.model.visual(self._images(images)), normalize)
+        return self._features(self._visual(self._images(images)), normalize)
 
     @torch.no_grad()
     def encode_image_with_blocks(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -144,7 +152,7 @@ class FrozenCLIP(nn.Module):
         """
         images = self._images(images)
         with self._blocks.recording() as outputs:
-            features = self._features(self.model.visual(images))
+            features = self._features(self._visual(images))
         return features, outputs()
 
     def describe(self) -> dict[str, Any]:
@@ -175,7 +183,7 @@ class FrozenCLIP(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != self.image_size:
             height, width = self.image_size
             raise ValueError(f"{self.name} reads images [B, 3, {height}, {width}], got {list(images.shape)}")
-        parameters = self.model.visual.parameters
+        parameters = self._visual.parameters
         weight = next((parameter for parameter in parameters() if parameter.dim() == 4), next(parameters()))
         return images.to(weight.dtype)
 
@@ -232,7 +240,8 @@ def load_backbone(
             full, model = model, _build(source, PRECISIONS[precision])
             model.load_state_dict(full.state_dict())
     _require_activation(model, source)
-    preprocess = PreprocessCfg(**{"size": model.visual.image_size, **source.preprocess})
+    size = getattr(model.get_submodule("visual"), "image_size")  # noqa: B009 - no attribute that nn.Module declares
+    preprocess = PreprocessCfg(**{"size": size, **source.preprocess})
     frozen = FrozenCLIP(model, tokenizer, source, preprocess, weights_hash, precision).to(device)
     logger.info("backbone %s (%s), weights %s, on %s", name, source.architecture, weights_hash[:12], device)
     return frozen
@@ -253,11 +262,13 @@ def _build(source: Source, dtype: torch.dtype) -> nn.Module:
     else:
         kind = open_clip.CustomTextCLIP if custom_text or foreign_text else open_clip.CLIP
     half = dtype != torch.float32
+    model: nn.Module
     try:
         model = kind(**config, cast_dtype=dtype if half else None)
-    except TypeError as error:
+    except Exception as error:  # a configuration that fits no model makes its parts raise almost anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"open_clip {open_clip.__version__} cannot build {source.name} from its configuration: {error}"
+            f"open_clip {open_clip.__version__} cannot build {source.name} from its configuration: {reason}"
         ) from error
     if half and foreign_image:
         model.to(dtype)

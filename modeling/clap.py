@@ -74,7 +74,8 @@ class ContentHead(nn.Module):
         alpha = self.alpha if alpha is None else alpha
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.linear.weight.dtype)
-            return x + alpha * self.projection(self.linear(F.silu(x)))
+            shift: Tensor = self.projection(self.linear(F.silu(x)))
+            return x + alpha * shift
 
     def extra_repr(self) -> str:
         """The factor, for `print(head)`."""
@@ -253,7 +254,7 @@ class Augmentation:
         """Probability of each set of decisions that can happen, in the order of `render`'s arguments."""
         chances = (self.drop_size, self.drop_colour, self.drop_type_style, self.swap)
         every = {}
-        for decisions in product((False, True), repeat=len(chances)):
+        for decisions in product((False, True), (False, True), (False, True), (False, True)):
             probability = 1.0
             for decision, chance in zip(decisions, chances):
                 probability *= chance if decision else 1 - chance

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .clap import NOISE_STD, TRAINING_ALPHA, ContentHead, TextTables, noise_context
 from .losses import nt_xent
+from .peers import ALONE, Peers
 from .text_tower import ClassTokens, TextTower
 
 STEPS_AT_ONCE = 16  # batches that are drawn, and noise prompts that are encoded, together
@@ -29,7 +30,10 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Pairs(Protocol):
-    """What `fit_content_head` reads: the batch of a step."""
+    """What `fit_content_head` reads: the batch of a step, or the rows of it that a process has."""
+
+    batch_size: int
+    """`B`, of all processes together."""
 
     def batch(self, step: int) -> Batch:
         """Features of the originals, of their augmented forms, and of their class names, each `[B, E]`."""
@@ -112,20 +116,28 @@ class TextPairs:
         batch_size: `B`.
         seed: Seed of the augmentation (and of the noise).
         noise: Adds noise tokens to the augmented prompts; None leaves them as they are.
+        peers: The processes that each read their own rows of a batch.
 
     Raises:
-        ValueError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs.
+        ValueError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs, or
+            cannot be shared by the processes.
     """
 
     def __init__(
-        self, tables: TextTables, features: Tensor, batch_size: int, seed: int, noise: PromptNoise | None = None
+        self,
+        tables: TextTables,
+        features: Tensor,
+        batch_size: int,
+        seed: int,
+        noise: PromptNoise | None = None,
+        peers: Peers = ALONE,
     ):
         if features.dim() != 2 or len(features) != len(tables.texts):
             raise ValueError(
                 f"the {len(tables.texts)} texts need features [{len(tables.texts)}, E], got {list(features.shape)}"
             )
-        _check_batch(batch_size)
-        self.tables, self.noise = tables, noise
+        _check_batch(batch_size, peers)
+        self.tables, self.noise, self.peers = tables, noise, peers
         self.features = _checked_features(features, "text features")
         self.batch_size, self.seed = batch_size, seed
         self._cumulative = tables.probabilities.cumsum(0)
@@ -136,7 +148,8 @@ class TextPairs:
         block, row = divmod(step, STEPS_AT_ONCE)
         if self._block[0] != block:
             self._block = (block, self._read(block))
-        return tuple(part[row] for part in self._block[1])
+        first, second, names = self._block[1]
+        return first[row], second[row], names[row]
 
     def index(self, block: int, generator: torch.Generator) -> Tensor:
         """Places of prompts, augmented forms and class names for the batches of a block, `[3, STEPS_AT_ONCE, B]`."""
@@ -150,7 +163,7 @@ class TextPairs:
     def _read(self, block: int) -> Batch:
         """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
         generator = _generator(self.seed, block)
-        index = self.index(block, generator)
+        index = self.index(block, generator)[:, :, self.peers.own(self.batch_size)]
         prompts, augmented, names = self.features[index.to(self.features.device, non_blocking=True)]
         if self.noise is not None:
             noisy = self.noise.encode(index[1], *self.noise.draw(STEPS_AT_ONCE, generator))
@@ -170,12 +183,22 @@ class ImagePairs:
         class_features: Text features of the class names, `[C, E]`, not normalised.
         batch_size: `B`.
         seed: Seed of the order and of the views.
+        peers: The processes that each read their own rows of a batch.
 
     Raises:
-        ValueError: Shapes do not fit, a picture has less than 2 views, or a class has no picture.
+        ValueError: Shapes do not fit, a picture has less than 2 views, a class has no picture, or the batch cannot be
+            shared by the processes.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, class_features: Tensor, batch_size: int, seed: int):
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        class_features: Tensor,
+        batch_size: int,
+        seed: int,
+        peers: Peers = ALONE,
+    ):
         if features.dim() != 3 or features.shape[1] < 2 or class_features.shape[1:] != features.shape[2:]:
             raise ValueError(
                 "pairs of views need features [N, V, E] with at least 2 views and class features [C, E], got "
@@ -191,7 +214,8 @@ class ImagePairs:
             raise ValueError(
                 f"each class needs a picture; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
             )
-        _check_batch(batch_size)
+        _check_batch(batch_size, peers)
+        self.peers = peers
         self.features = _checked_features(features, "image features")
         self.class_features = _checked_features(class_features, "class features").to(self.features)
         self.batch_size, self.seed = batch_size, seed
@@ -205,7 +229,8 @@ class ImagePairs:
         block, row = divmod(step, STEPS_AT_ONCE)
         if self._block[0] != block:
             self._block = (block, self._read(block))
-        return tuple(part[row] for part in self._block[1])
+        first, second, names = self._block[1]
+        return first[row], second[row], names[row]
 
     def _read(self, block: int) -> Batch:
         """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
@@ -213,7 +238,7 @@ class ImagePairs:
         labels, rows = _walk(block, self.batch_size, self._starts, self._counts)
         one = torch.randint(views, rows.shape, generator=generator)
         other = (one + 1 + torch.randint(views - 1, rows.shape, generator=generator)) % views
-        index = torch.stack([self._order[rows], one, other, labels])
+        index = torch.stack([self._order[rows], one, other, labels])[:, :, self.peers.own(self.batch_size)]
         picture, one, other, labels = index.to(self.features.device, non_blocking=True)
         return self.features[picture, one], self.features[picture, other], self.class_features[labels]
 
@@ -232,9 +257,14 @@ def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def _check_batch(batch_size: int) -> None:
+def _check_batch(batch_size: int, peers: Peers) -> None:
     if batch_size < 2:
         raise ValueError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
+    if batch_size % peers.size:
+        raise ValueError(
+            f"a batch of {batch_size} pairs cannot be shared equally by {peers.size} processes; its size must be a "
+            f"multiple of {peers.size}"
+        )
 
 
 def _shown(numbers: Tensor) -> str:
@@ -269,7 +299,12 @@ class FitReport:
 
 
 def content_loss(
-    head: ContentHead, batch: Sequence[Tensor], tau: float, weight: float, class_temperature: float = 1.0
+    head: ContentHead,
+    batch: Sequence[Tensor],
+    tau: float,
+    weight: float,
+    class_temperature: float = 1.0,
+    peers: Peers = ALONE,
 ) -> Tensor:
     """`NTXent(z_prompt, z_augmented; tau) + lambda NTXent(z_augmented, z_classname; 1)`.
 
@@ -279,13 +314,14 @@ def content_loss(
         tau: Temperature of the first term.
         weight: `lambda`; at 0 the second term is not computed.
         class_temperature: Temperature of the second term.
+        peers: The processes that each have some pairs of the batch.
 
     Returns:
-        A scalar.
+        A scalar, the mean over the pairs at hand.
     """
     prompts, augmented, names = head(torch.stack(list(batch)), TRAINING_ALPHA)  # one pass for all three
-    loss = nt_xent(prompts, augmented, tau)
-    return loss + weight * nt_xent(augmented, names, class_temperature) if weight else loss
+    loss = nt_xent(prompts, augmented, tau, peers)
+    return loss + weight * nt_xent(augmented, names, class_temperature, peers) if weight else loss
 
 
 def fit_content_head(
@@ -300,8 +336,9 @@ def fit_content_head(
     check_every: int = 480,
     patience: int = 5,
     min_drop: float = 0.01,
-    state: dict | None = None,
-    on_check: Callable[[dict], None] | None = None,
+    state: dict[str, Any] | None = None,
+    on_check: Callable[[dict[str, Any]], None] | None = None,
+    peers: Peers = ALONE,
 ) -> FitReport:
     """Train the head in place with Adam, until the loss no longer drops.
 
@@ -323,6 +360,7 @@ def fit_content_head(
         state: Goes on from a state that `on_check` was given; the head's weights come from it.
         on_check: Called at each check, and after the last step, with all that is needed to go on: `step`, `checks`,
             `best`, `waited`, `head`, `optimizer` (plain values and tensors, copies of the live ones).
+        peers: The processes that each have some pairs of a batch, an equal number.
 
     Returns:
         The report.
@@ -344,9 +382,10 @@ def fit_content_head(
         step, best, waited = state["step"], state["best"], state["waited"]
         checks = [tuple(check) for check in state["checks"]]
     losses: list[Tensor] = []
+    joined = peers.joined(head)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         while step < max_steps and waited < patience:
-            loss = content_loss(head, pairs.batch(step), tau, weight, class_temperature)
+            loss = joined(content_loss(head, pairs.batch(step), tau, weight, class_temperature, peers))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -355,7 +394,7 @@ def fit_content_head(
             whole = step % check_every == 0
             if not whole and step < max_steps:
                 continue
-            mean = _mean_loss(losses, step)
+            mean = _mean_loss(losses, step, peers)
             checks.append((step, mean))
             losses.clear()
             if mean <= best - min_drop:
@@ -368,9 +407,9 @@ def fit_content_head(
     return FitReport(step, tuple(checks), waited >= patience and step < max_steps)
 
 
-def _mean_loss(losses: Sequence[Tensor], step: int) -> float:
+def _mean_loss(losses: Sequence[Tensor], step: int, peers: Peers) -> float:
     """The mean of the losses of the steps up to `step`; one wait for the device."""
-    values = torch.stack(list(losses)).double().cpu()
+    values = (peers.sum(torch.stack(list(losses)).double()) / peers.size).cpu()
     wrong = (~torch.isfinite(values)).nonzero().flatten()
     if len(wrong):
         first = step - len(values) + int(wrong[0])

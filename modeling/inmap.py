@@ -19,6 +19,7 @@ form the rows that are asked for, and stand wherever a tensor `[N, C]` does.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -242,7 +243,7 @@ def solve_vision_proxy(
     if not (tolerance >= 0 and 0 < lr < math.inf):
         raise ValueError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
     objective, start = _problem(features, text_proxy, labels, temperature, block_rows)
-    options = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
+    options: dict[str, Any] = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
     return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
 
 
@@ -314,8 +315,8 @@ def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
 
 
 def _check_scores(scores: Tensor | Cosines, blocks: list[slice], temperature: float) -> None:
-    low, high = zip(*(_at_least_float32(scores[rows]).aminmax() for rows in blocks))
-    low, high = torch.stack(low).min(), torch.stack(high).max()
+    extremes = [_at_least_float32(scores[rows]).aminmax() for rows in blocks]
+    low, high = torch.stack([each.min for each in extremes]).min(), torch.stack([each.max for each in extremes]).max()
     if not torch.isfinite(high - low):
         raise ValueError("scores are finite numbers; these hold NaN or infinite ones")
     if not torch.isfinite((high - low) / temperature * 8):

@@ -98,7 +98,9 @@ def pack_tree(sequences: Sequence[tuple[int, ...]], stride: int, device: torch.d
     capacity = max(TREE_ROWS, max(map(len, sequences)))
     placed: list[tuple[int, list[int], int]] = []  # bin, path of rows, number of rows shared with the sequence before
     sequence_order = sorted(range(len(sequences)), key=lambda k: sequences[k])
-    index, used, widest, before, path = 0, 0, 0, (), []
+    index, used, widest = 0, 0, 0
+    before: tuple[int, ...] = ()
+    path: list[int] = []
     for k in sequence_order:
         tokens = sequences[k]
         shared = _common(before, tokens)
@@ -143,11 +145,11 @@ class _Builder:
 
     def add(self, index: int, sequence: int, path: Sequence[int], shared: int, source: Sequence[int]) -> None:
         """Put a sequence into bin `index` on the rows `path`, the first `shared` of which stand there already."""
-        path = np.asarray(path)
-        new = path[shared:]
+        path_rows = np.asarray(path)
+        new = path_rows[shared:]
         self.source[index, new] = source
         self.depth[index, new] = np.arange(shared, len(path))
-        self.visible[index, new[:, None], path[None]] = np.tri(len(path), dtype=bool)[shared:]
+        self.visible[index, new[:, None], path_rows[None]] = np.tri(len(path), dtype=bool)[shared:]
         self.place[sequence] = (index, len(self.ends[index]))
         self.ends[index].append(int(path[-1]))
 

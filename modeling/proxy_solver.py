@@ -90,7 +90,8 @@ class ProxyObjective:
 
     def __init__(self, features: Tensor, labels: Rows, temperature: float, block_rows: int | str | None = "auto"):
         self.features, self.labels, self.temperature = features, labels, temperature
-        self.blocks = list(row_blocks(*labels.shape, features.device, block_rows))
+        n, columns = labels.shape
+        self.blocks = list(row_blocks(n, columns, features.device, block_rows))
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""
@@ -139,10 +140,11 @@ class Curvature:
     def update(self, proxy: Tensor, point: Point) -> None:
         """Take the classes' part anew at another proxy."""
         lengths = point.gradient.norm(dim=0)
-        self.scale = torch.maximum(lengths, lengths.mean()).clamp_min(1e-20).rsqrt()  # [C]
+        self.scale: Tensor = torch.maximum(lengths, lengths.mean()).clamp_min(1e-20).rsqrt()  # [C]
+        self.class_basis: Tensor | None = None
         q = (self.rows @ (proxy / self.temperature)).softmax(dim=1)
         if len(lengths) > JOINT_CLASSES:
-            self.class_values, self.class_basis = (q - q.square()).mean(dim=0) * self.scale.square(), None
+            self.class_values = (q - q.square()).mean(dim=0) * self.scale.square()
             return
         between = (q.mean(dim=0).diag() - q.T @ q / len(q)) * self.scale * self.scale[:, None]  # [C, C]
         self.class_values, self.class_basis = _eigen(between)
@@ -163,7 +165,8 @@ def lower_bound(proxy: Tensor, point: Point) -> Tensor:
     right side is smallest at `f(W) - <grad, W> - sum_j |grad_j|` (the Frank-Wolfe gap).
     """
     gradient = point.gradient.double()
-    return point.value - (gradient * proxy).sum() - gradient.norm(dim=0).sum()
+    lengths: Tensor = gradient.norm(dim=0)
+    return point.value - (gradient * proxy).sum() - lengths.sum()
 
 
 def authors_steps(objective: ProxyObjective, start: Tensor, steps: int = 2000, lr: float = 10.0) -> Solution:

@@ -6,6 +6,7 @@ Caches are asked before the network, and the network is tried for seconds only.
 """
 
 import difflib
+import gzip
 import importlib.util
 import json
 import logging
@@ -13,9 +14,11 @@ import os
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import open_clip
 from open_clip import pretrained as tags
@@ -38,6 +41,8 @@ WEIGHT_FILES = (
     "model.pth",
 )
 PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+CODE = "trust_remote_code"  # an option of transformers that runs a repository's own code
+MOST_CONFIG, MOST_MERGES = 1 << 20, 64 << 20  # bytes of a configuration, and of a tokenizer's merges when unpacked
 PATIENCE = 6.0  # seconds that the first sign of a network may take
 
 Tokenizer = Callable[..., Tensor]
@@ -61,13 +66,13 @@ class Source:
 
     name: str
     architecture: str
-    config: dict
+    config: dict[str, Any]
     tag: str = ""
-    preprocess: dict = field(default_factory=dict)
+    preprocess: dict[str, Any] = field(default_factory=dict)
     quick_gelu: bool = False
     folder: Path | None = None
     repository: str = ""
-    published: dict = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
 
     def weights(self) -> Path:
         """The file of weights: in the folder, in a cache, or downloaded.
@@ -89,27 +94,34 @@ class Source:
         """
         text = self.config["text_cfg"]
         length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
+        if options.pop(CODE, False):
+            raise ValueError(f"{self.name}: its configuration asks for {CODE}, which runs code that it names: refused")
         merges = self.folder / MERGES_FILE if self.folder else None
-        if merges is not None and merges.is_file():
-            return open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=length, **options)
         by_name = self.folder is None and "siglip" in self.architecture.lower()  # open_clip tells these by their name
-        if not text.get("hf_tokenizer_name") and not by_name:
-            return open_clip.SimpleTokenizer(context_length=length, **options)
+        hub_name = text.get("hf_tokenizer_name")
+        tokenizer: Tokenizer
+        if merges is not None and merges.is_file():
+            return _merges_tokenizer(merges, length, options)
+        if not hub_name and not by_name:
+            tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
+            return tokenizer
         try:
-            if not text.get("hf_tokenizer_name"):
-                return open_clip.get_tokenizer(self.architecture)
-            name = text["hf_tokenizer_name"] if self.folder is None or self.repository else str(self.folder)
-            mode = text.get("tokenizer_mode")
-            return open_clip.tokenizer.HFTokenizer(name, context_length=length, tokenizer_mode=mode, **options)
+            if hub_name:
+                name = hub_name if self.folder is None or self.repository else str(self.folder)
+                options |= {"tokenizer_mode": text.get("tokenizer_mode"), CODE: False}
+                tokenizer = open_clip.tokenizer.HFTokenizer(name, context_length=length, **options)
+            else:
+                tokenizer = open_clip.get_tokenizer(self.architecture)
         except ImportError as error:
             raise ValueError(
                 f"the tokenizer of {self.name} needs the package {error.name!r}; install it (pip install {error.name})"
             ) from error
         except OSError as error:
             raise FileNotFoundError(
-                f"the tokenizer {text.get('hf_tokenizer_name')!r} of {self.name} is neither in a cache nor could it be "
+                f"the tokenizer {hub_name!r} of {self.name} is neither in a cache nor could it be "
                 f"fetched ({_first_line(error)}); fill the cache on a machine with network (HF_HOME) and copy it here"
             ) from error
+        return tokenizer
 
 
 def resolve(name: str, has_file: bool = False) -> Source:
@@ -202,13 +214,30 @@ def _source_of_config(name: str, folder: Path, path: Path, repository: str = "")
             f"unknown; give the architecture with MODEL.BACKBONE.NAME and the file with MODEL.BACKBONE.WEIGHTS instead"
         )
     try:
+        if path.stat().st_size > MOST_CONFIG:
+            raise ValueError(f"it has more than {MOST_CONFIG:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content["model_cfg"]
+        for part in ("vision_cfg", "text_cfg"):
+            if not isinstance(config[part], dict):
+                raise ValueError(f"its {part} is no group of settings")
         preprocess = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key in PREPROCESS_KEYS}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no open_clip configuration with 'model_cfg': {error!r}") from error
     quick_gelu = bool(config.get("quick_gelu"))
     return Source(name, name, config, "", preprocess, quick_gelu, folder=folder, repository=repository)
+
+
+def _merges_tokenizer(path: Path, length: int, options: dict[str, Any]) -> Tokenizer:
+    """CLIP's tokenizer with the merges of a file."""
+    try:
+        with gzip.open(path) as file:
+            if len(file.read(MOST_MERGES + 1)) > MOST_MERGES:
+                raise ValueError(f"it unpacks to more than {MOST_MERGES:,} bytes")
+        tokenizer: Tokenizer = open_clip.SimpleTokenizer(bpe_path=str(path), context_length=length, **options)
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is no list of a tokenizer's merges: {_first_line(error)}") from error
+    return tokenizer
 
 
 def _hub_source(name: str) -> Source:
@@ -307,7 +336,7 @@ class _Places:
         )
 
 
-def _places(repository: str, published: dict) -> _Places:
+def _places(repository: str, published: dict[str, Any]) -> _Places:
     """The places of a repository's weights or of a published tag."""
     if repository:
         return _Places([(repository, name) for name in WEIGHT_FILES[:3]], [])

@@ -9,14 +9,16 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 DEFAULT = "single"
 WORDS = "words"
 
 
 @lru_cache(maxsize=1)
-def _data() -> dict:
-    return json.loads(files(__package__).joinpath("templates.json").read_text(encoding="utf-8"))
+def _data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(files(__package__).joinpath("templates.json").read_text(encoding="utf-8"))
+    return data
 
 
 def template_names() -> list[str]:
@@ -26,7 +28,7 @@ def template_names() -> list[str]:
 
 def template_version() -> int:
     """The version of the named sets."""
-    return _data()["version"]
+    return int(_data()["version"])
 
 
 def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: str = "a photo of a") -> list[str]:

@@ -139,8 +139,8 @@ def augmix(image: Image.Image) -> Image.Image:
         An RGB image of the same size.
     """
     # Dirichlet(1, ..., 1) is a vector of exponentials over its sum; Beta(1, 1) is the uniform distribution.
-    weights = -torch.rand(AUGMIX_CHAINS).clamp_min(torch.finfo(torch.float32).tiny).log()
-    weights = (weights / weights.sum()).tolist()
+    draws = -torch.rand(AUGMIX_CHAINS).clamp_min(torch.finfo(torch.float32).tiny).log()
+    weights = (draws / draws.sum()).tolist()
     keep = float(torch.rand(()))
     mixture = np.zeros((image.height, image.width, 3), dtype=np.float32)
     for weight in weights:

@@ -24,15 +24,17 @@ class VisionBlocks:
         self._first_is_batch = True
         self._modules: list[nn.Module] = []
         self._widths: tuple[int, ...] = ()
-        transformer = getattr(visual, "transformer", None)
-        trunk = getattr(visual, "trunk", None)
+        # open_clip and timm have no types.
+        transformer: Any = getattr(visual, "transformer", None)
+        trunk: Any = getattr(visual, "trunk", None)
         if hasattr(transformer, "resblocks"):
             self._modules = list(transformer.resblocks)
             self._first_is_batch = getattr(transformer, "batch_first", False)
-            self._widths = tuple(block.ln_1.normalized_shape[-1] for block in self._modules)
+            self._widths = tuple(block.ln_1.normalized_shape[-1] for block in transformer.resblocks)
         elif hasattr(visual, "layer4"):
-            self._modules = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
-            self._widths = tuple(stage[-1].bn3.num_features for stage in self._modules)
+            stages: list[Any] = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+            self._modules = list(stages)
+            self._widths = tuple(stage[-1].bn3.num_features for stage in stages)
         elif trunk is not None:
             self._modules = list(getattr(trunk, "blocks", None) or getattr(trunk, "stages", None) or ())
             self._widths = self._measure(visual, image_size)
