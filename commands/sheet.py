@@ -2,8 +2,8 @@
 
 Keys: `title`; `published` (name of a published table); `task` or `tasks`; `datasets`; `seeds`; `shots`; `readings`
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
-`{dataset}` stands for the data set's name) and, if wanted, `label` (the row's name beside published numbers),
-`datasets`, `task(s)`, `seeds`, `shots` and `set`, a mapping of config keys to values.
+`{dataset}` stands for the data set's name) and, if wanted, `label` (the row's name in tables and `--rows`; beside published
+numbers the one printed there), `datasets`, `task(s)`, `seeds`, `shots` and `set`, a mapping of config keys to values.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ _KINDS = {"title": "a text", "published": "a text", "method": "a text", "label":
 class Entry:
     """One run of a sweep and where it stands in the table: row label, group of columns, column.
 
-    A run that no row asks for, but that one of them refines, has no label.
+    A run that no row asks for, but that one of them refines, has no label. `named`: the file gives the row a label.
     """
 
     label: str
     run: plan.Run
     group: str
     column: str
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def read_sweep(name: str) -> Sweep:
         if not isinstance(row, dict) or not isinstance(row.get("method"), str):
             raise UserError(f"{path}: row {number} needs a `method`, such as GOPro or CLAP:icons")
         _check_keys(row, ROW_KEYS, f"{path}, row {number}")
-        rows.append({key: tree[key] for key in ROW_KEYS[2:] if key in tree} | {"label": row["method"]} | row)
+        given = {key: tree[key] for key in ROW_KEYS[2:] if key in tree} | row
+        rows.append(given | {"label": row.get("label", row["method"]), "named": "label" in row})
         if not rows[-1].get("datasets"):
             raise UserError(f"{path}: row {number} has no data set; give `datasets` a list of names")
     labels = [row["label"] for row in rows]
@@ -156,7 +158,7 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
             method = task.method_of(word, asked, (*own, *pairs))
             for run in plan.plan_runs(asked, method):
                 group = "" if plan.TASKS[run.task].tested_on else run.cfg.DATASET.NAME
-                entries.append(Entry(label, run, group, run.target))
+                entries.append(Entry(label, run, group, run.target, row["named"]))
             refined += plan.plan_runs(asked, method.base) if method.base else []
     there = {entry.run.folder for entry in entries}
     bases = {run.folder: run for run in refined if run.folder not in there}
@@ -241,17 +243,21 @@ def _several(values: Iterable[Any]) -> str:
 
 
 def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
-    """Tables of a sweep without a published one, for each task and data set: methods by columns, gains over the first.
+    """Tables of a sweep without a published one, for each task, data set and number of shots: methods by columns.
 
-    Runs that no row asks for stand in none; below the last table stand the runs that are missing, each with its
-    command.
+    Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
+    missing, each with its command.
     """
-    groups: dict[tuple[str, str], list[plan.Run]] = {}
+    groups: dict[tuple[str, str, int], list[Entry]] = {}
     for entry in entries:
         if entry.label:
-            key = entry.run.task, entry.run.cfg.RUN.SOURCE or entry.run.cfg.DATASET.NAME
-            groups.setdefault(key, []).append(entry.run)
-    made = [table for runs in groups.values() for table in task.tables_of(runs, further=bool(sweep.readings))]
+            cfg = entry.run.cfg
+            key = entry.run.task, cfg.RUN.SOURCE or cfg.DATASET.NAME, cfg.DATASET.NUM_SHOTS
+            groups.setdefault(key, []).append(entry)
+    made = []
+    for own in groups.values():
+        names = {entry.run.row: entry.label for entry in own if entry.named}
+        made += task.tables_of([entry.run for entry in own], further=bool(sweep.readings), names=names)
     for table in made:
         table.below = [line for line in table.below if not line.startswith("missing: ")]
     if made:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dassl_clip.commands import catalogue, locks, plan, pool, reference, train
@@ -316,19 +317,23 @@ def print_tables(runs: Sequence[plan.Run]) -> None:
             print(f"\n{name}: no finished run")
 
 
-def tables_of(runs: Sequence[plan.Run], further: bool = True) -> list[tables.Table]:
+def tables_of(
+    runs: Sequence[plan.Run], further: bool = True, names: Mapping[tables.Row, str] = MappingProxyType({})
+) -> list[tables.Table]:
     """The tables of the runs of one task; the first run's row is the reference.
 
     Args:
         runs: of one task.
         further: with a table of the further readings too.
+        names: names of rows that were given one.
     """
     columns = list(dict.fromkeys(run.target for run in runs))
     seed_list = sorted({run.seed for run in runs})
-    rows = list(dict.fromkeys(run.row for run in runs))
+    rows = list(dict.fromkeys(tables.named(run.row, names) for run in runs))
     usable = [run for run in runs if run_state(run)[0] == "complete"]
     split = "val" if runs[0].cfg.TEST.SPLIT == "val" else "test"
     groups = tables.group_records((records.read_record(run.folder) for run in usable), split)
+    groups = [group.renamed(names) for group in groups]
     made = []
     for group in groups:
         here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]

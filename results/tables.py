@@ -44,6 +44,11 @@ def refined_row(method: str, config: str, base_method: str, base_config: str) ->
     return Row(f"{base_method} + {method}", configs)
 
 
+def named(row: Row, names: Mapping[Row, str]) -> Row:
+    """A row under the name that it was given, or as it is."""
+    return Row(names[row], "") if row in names else row
+
+
 def row_of(record: Mapping[str, Any]) -> Row:
     """The row that a run stands in."""
     base = record.get("refines")
@@ -63,6 +68,10 @@ class Group:
 
     facts: dict[str, Any]
     runs: dict[Row, dict[str, dict[int, Mapping[str, Any]]]] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[Row, str]) -> Group:
+        """The same runs with other names for some rows."""
+        return Group(self.facts, {named(row, names): cells for row, cells in self.runs.items()})
 
     @property
     def rows(self) -> list[Row]:

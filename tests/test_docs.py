@@ -1,9 +1,10 @@
 """The pages of `docs/` and the README against the program.
 
 Covers: every command in a bash block, and every `dassl-clip` or `train.py` command in the text, is taken by the real
-parsers, with config keys, files, trainers and data sets that exist; tasks, comparisons and sweeps can be planned; the
-blocks that are marked as cheap are run from top to bottom, with the page's own files of code; each method and task has
-its section or row; sentences quoted as the program's are in its source; links from the index reach every page.
+parsers, with config keys, files, trainers and data sets that exist; tasks, comparisons and sweeps can be planned, and
+so can the sweep files that are shown; the blocks that are marked as cheap are run from top to bottom, with the page's
+own files of code; each method and task has its section or row; sentences quoted as the program's are in its source;
+links from the index reach every page.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.commands import catalogue, compare, completion, config, plan, sweep, task
+from dassl_clip.commands import catalogue, compare, completion, config, plan, sheet, sweep, task, train
 from dassl_clip.commands.config import split_pairs
 from dassl_clip.embedded.build.__main__ import parser as build_parser
 
@@ -129,6 +130,25 @@ def check(words, page):
     trainer = getattr(args, "trainer", None)
     assert trainer is None or trainer in catalogue.trainer_names() or f"class {trainer}(" in text, words
     return args
+
+
+SWEEP_BLOCKS = [
+    (page.name, text)
+    for page in PAGES
+    for language, _, text in blocks(page)
+    if language == "yaml" and re.search("^rows:", text, re.M)
+]
+
+
+@pytest.mark.parametrize(("page", "text"), SWEEP_BLOCKS)
+def test_sweep_files_of_the_pages_can_be_planned(page, text, tmp_path):
+    """A sweep of the user's own, as the page shows it."""
+    train.register()
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    asked = sheet.read_sweep(str(tmp_path / "mine.yaml"))
+    entries = sheet.expand(asked, plan.Request("", (), out=str(tmp_path / "out")), ())
+    assert {entry.label for entry in entries if entry.label} == {row["label"] for row in asked.rows}
+    assert len({entry.run.folder for entry in entries}) == len(entries)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -317,7 +317,10 @@ def test_check_says_which_cells_leave_their_tolerance(place, capsys):
     (entry,) = entries_of("inmap-imagenet", ["InMaP"])
     plant(entry.run, {"test": 79.5})
     told = show(capsys, "inmap-imagenet", "--check", code=1)
-    assert told.err == "outside: InMaP, test, ImageNet/all: 79.50, published 80.21, difference -0.71, tolerance 0.5\n"
+    assert told.err.splitlines() == [
+        "outside: InMaP, test, ImageNet/all: 79.50, published 80.21, difference -0.71, tolerance 0.5",
+        "2 of 2 published cells checked, 1 outside their tolerance",
+    ]
     assert "79.5" in told.out  # the table is printed all the same
     show(capsys, "inmap-imagenet")  # without --check it is no failure
 
@@ -327,6 +330,22 @@ def test_a_faithful_reproduction_passes_the_check_whatever_the_paper_misprints(p
     plant_all("clap-attacks")
     rows = rows_of(show(capsys, "clap-attacks", "--check"))
     assert rows["DomainNet", "FGSM / C: CLIP, difference"]["mean"] == "+21.1"  # 43.6 to the misprint 22.5
+
+
+def test_check_counts_what_it_compared_and_refuses_to_compare_nothing(place, capsys):
+    told = show(capsys, "clap-attacks", "--check", code=2)
+    numbers = sheets.read_published("clap-attacks")
+    printed = sum(len(cells) for readings in numbers["cells"].values() for cells in readings.values())
+    wrong = sum(len(cells) for readings in numbers["misprints"].values() for cells in readings.values())
+    sentence = (
+        f"error: --check: 0 of {printed - wrong} published cells checked, since no run of these is finished here: "
+    )
+    assert told.err == f"{sentence}dassl-clip sweep clap-attacks\n"
+    entry = next(entry for entry in entries_of("clap-attacks", ["CLAP"]) if entry.group == "PACS")
+    value = numbers["cells"]["CLAP"]["FGSM / C"][f"PACS/{entry.column}"]
+    plant(entry.run, {"FGSM / C": value})
+    assert door.main(["table", "clap-attacks", "--check"]) == 0
+    assert capsys.readouterr().err == f"1 of {printed - wrong} published cells checked, 0 outside their tolerance\n"
 
 
 def test_check_of_what_has_no_published_numbers_is_refused(place, capsys):
