@@ -216,6 +216,11 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
                 for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())
             },
             "seconds": {**self.seconds, "total": time.monotonic() - self.started},
+            "determinism": {
+                "seed": self.cfg.SEED,
+                "algorithms": torch.are_deterministic_algorithms_enabled(),
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            },
             "precision": self.precision.name,
             "device": str(self.device),
             "data_fingerprint": dataset.fingerprint if hasattr(dataset, "fingerprint") else "",

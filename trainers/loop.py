@@ -28,7 +28,7 @@ class LoopMixin:
 
     first_batch = 0  # number of the first batch of this pass; the embedded toolbox counts from it
     steps_done = 0  # finished steps of this epoch, also those before a resume
-    resumed: dict | None = None  # what a checkpoint inside an epoch says: step, terms, random
+    resumed: dict | None = None  # what a checkpoint inside an epoch says: step, terms, lr, random states
 
     def fit(self) -> None:
         """The epoch loop; methods without one override this."""
@@ -45,8 +45,12 @@ class LoopMixin:
     def before_epoch(self) -> None:
         """Fix all randomness of the epoch by (seed, epoch), so that a resumed run equals an undisturbed one.
 
-        Without a seed the views of an epoch follow from torch's generator, whose state stands in the checkpoints.
+        Without a seed the order and the views of an epoch follow from the random states before it, which stand in the
+        checkpoints.
         """
+        if self.resumed is not None:
+            randomness.restore(self.resumed["random_before"])
+        self.random_before = randomness.capture()
         if self.cfg.SEED >= 0:
             seed = mix_seed(self.cfg.SEED, self.epoch)
             randomness.seed_all(seed)
@@ -58,11 +62,11 @@ class LoopMixin:
 
     def run_epoch(self) -> None:
         """Dassl's epoch, or what is left of it, under a progress bar where stderr is a terminal."""
-        loader, resumed = self.train_loader_x, self.resumed or {"step": 0, "terms": {}, "random": None}
-        self.resumed = None
+        fresh = {"step": 0, "terms": {}, "lr": self.get_current_lr(), "random": None}
+        loader, resumed, self.resumed = self.train_loader_x, self.resumed or fresh, None
         self.first_batch = self.steps_done = resumed["step"]
         self.epoch_terms: dict[str, list[float]] = {name: list(values) for name, values in resumed["terms"].items()}
-        self.epoch_lr = self.get_current_lr()
+        self.epoch_lr = resumed["lr"]
         try:
             rest = RestOfEpoch(loader, self.first_batch, resumed["random"])
             self.train_loader_x = self._bar(rest, f"epoch {self.epoch + 1}/{self.max_epoch}")

@@ -31,7 +31,8 @@ class CheckpointMixin:
 
     def save_step(self) -> None:
         """Write what is needed to go on after the step that was just done; the two newest such files are kept."""
-        inside = {"step": self.steps_done, "terms": self.epoch_terms}
+        inside = {"step": self.steps_done, "terms": self.epoch_terms, "lr": self.epoch_lr}
+        inside["random_before"] = self.random_before
         self._save(self.output_dir, checkpoint.step_name(self.epoch, self.steps_done), self.epoch, inside)
         for name in self.get_model_names():
             checkpoint.remove_steps(Path(self.output_dir) / name, keep=2)
@@ -83,7 +84,7 @@ class CheckpointMixin:
             self.seconds |= state.get("seconds", {})
             self.started -= sum(self.seconds.values())
             if state.get("step"):
-                self.resumed = {key: state[key] for key in ("step", "terms", "random")}
+                self.resumed = {key: state[key] for key in ("step", "terms", "lr", "random", "random_before")}
             elif "random" in state:
                 randomness.restore(state["random"])
             steps = f" and {state['step']} steps" if state.get("step") else ""

@@ -1,0 +1,240 @@
+"""Runs that stop anywhere go on as if they had not: the disturbed run's files equal the undisturbed one's bit for bit.
+
+Covers `trainers/loop.py` (step checkpoints, SIGTERM, what is read after a resume, dumps), `trainers/saving.py` (which
+checkpoint is taken), `trainers/randomness.py`, and the folder's lock and exit codes in `commands/train.py`.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
+from dassl_clip.commands import locks
+from dassl_clip.trainers import checkpoint, randomness
+
+# Trainers as a user's plugin registers them: one signal to their own process in the middle of a step, once.
+PLUGIN = """
+import os, signal
+from pathlib import Path
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
+
+class Struck:
+    def forward_backward(self, batch):
+        mark = Path(self.output_dir) / "struck"
+        epoch, step, number = map(int, os.environ["STRIKE"].split())
+        if (self.epoch, self.batch_idx) == (epoch, step) and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), number)
+        Path(self.output_dir, "read.txt").open("a").write("".join(f"{self.epoch} {p}\\n" for p in batch["impath"]))
+        return super().forward_backward(batch)
+
+@TRAINER_REGISTRY.register(force=True)
+class CoOp(Struck, trainers.CoOp):
+    pass
+
+@TRAINER_REGISTRY.register(force=True)
+class GOPro(Struck, trainers.GOPro):
+    pass
+"""
+KEYS = ("OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 0.05, "DATALOADER.TRAIN_X.BATCH_SIZE", 3)
+VIEWS = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+NOBODY = "-1 -1 0"
+
+
+@pytest.fixture
+def strike(run, tmp_path, monkeypatch):
+    """`strike(trainer, when, *pairs, name=...)` runs a struck trainer; `when` is "epoch step signal", counted from 0."""
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN)
+
+    def go(trainer, when, *pairs, flags=(), **options):
+        monkeypatch.setenv("STRIKE", when)
+        return run(trainer, *KEYS, *pairs, flags=("--import", str(plugin), *flags), **options)
+
+    yield go
+    for kind in (trainers.CoOp, trainers.GOPro):
+        TRAINER_REGISTRY.register(kind, force=True)
+
+
+def states(folder):
+    """The last checkpoint of each model of a run."""
+    models = sorted(path.parent for path in folder.glob("*/checkpoint"))
+    found = {m.name: checkpoint.load_checkpoint(m / (m / "checkpoint").read_text().strip()) for m in models}
+    assert found
+    return found
+
+
+def assert_same(one, other):
+    """Parameters, optimiser, schedule, random states and history are equal bit for bit."""
+    one, other = states(one), states(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        for key in ("state_dict", "optimizer", "scheduler", "scaler", "random", "history", "best_result", "epoch"):
+            assert equal(one[name][key], other[name][key]), (name, key)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def epochs_read(folder, epoch):
+    """Names of the images that were trained on in an epoch, in order, over all starts."""
+    return [line.split(" ", 1)[1] for line in (folder / "read.txt").read_text().splitlines() if line[0] == str(epoch)]
+
+
+@pytest.mark.parametrize("trainer, seed, step", [("CoOp", 1, 1), ("CoOp", 1, 3), ("CoOp", -1, 1), ("GOPro", 1, 1)])
+def test_sigterm_saves_after_the_step_and_the_next_start_goes_on_from_there(strike, trainer, seed, step):
+    pairs = ("SEED", seed) + (VIEWS if trainer == "CoOp" else ())
+    if seed < 0:  # unseeded runs repeat only from the same states
+        pairs += ("DATASET.SPLIT_SEED", "1")
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+    flags = ("--seed", str(seed))
+    whole, record, _ = strike(trainer, NOBODY, *pairs, name="whole", flags=flags)
+    if seed < 0:
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+    folder, none, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", code=143, flags=flags)
+    assert none is None and f"saved after epoch 2, step {step + 1}: the same command goes on" in output.err
+    torch.manual_seed(77)  # what the second process starts from must not matter
+    _, again, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", flags=flags)
+    assert f"1 epochs and {step + 1} steps done" in output.out
+    assert_same(whole, folder)
+    assert record["metrics"] == again["metrics"] and record["losses"] == again["losses"]
+    assert record["history"] == again["history"]
+    assert epochs_read(folder, 1) == epochs_read(whole, 1)  # no image twice, none left out
+    assert not list(folder.glob("*/step.pth.tar-*")), "an ended run keeps no step checkpoints"
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_step_checkpoints_bound_what_is_lost_by_a_crash(strike, step):
+    """Steps 0 to 3 of two epochs are struck by a signal that nobody handles, which ends the process in that step."""
+    keys = ("TRAIN.CHECKPOINT_STEPS", 2, *VIEWS)
+    whole, record, _ = strike("GOPro", NOBODY, name="whole", *keys)
+    folder, again = crash_and_go_on(strike, f"1 {step} {signal.SIGINT}", keys)
+    assert_same(whole, folder)
+    assert record["metrics"] == again["metrics"] and record["history"] == again["history"]
+    repeated = len(epochs_read(folder, 0)) + len(epochs_read(folder, 1)) - 2 * len(epochs_read(whole, 1))
+    assert repeated <= 2 * 3  # at most CHECKPOINT_STEPS steps of three images
+
+
+def crash_and_go_on(strike, when, keys):
+    folder, none, _ = strike("GOPro", when, name="crashed", code=130, *keys)
+    assert none is None
+    _, record, _ = strike("GOPro", when, name="crashed", *keys)
+    return folder, record
+
+
+def test_only_the_two_newest_step_checkpoints_are_kept_and_a_torn_one_gives_way(strike):
+    keys = ("TRAIN.CHECKPOINT_STEPS", 1)
+    whole, _, _ = strike("CoOp", NOBODY, name="whole", *keys)
+    folder, _, _ = strike("CoOp", f"1 2 {signal.SIGTERM}", name="torn", code=143, *keys)
+    model = folder / "prompt_learner"
+    assert sorted(path.name for path in model.glob("step*")) == ["step.pth.tar-1-2", "step.pth.tar-1-3"]
+    newest = model / "step.pth.tar-1-3"
+    newest.write_bytes(newest.read_bytes()[:-700])
+    _, _, output = strike("CoOp", NOBODY, name="torn", *keys)
+    assert "set aside as step.pth.tar-1-3.torn" in output.out and "1 epochs and 2 steps done" in output.out
+    assert_same(whole, folder)
+
+
+def test_resume_auto_and_the_folder_of_another_run(strike):
+    folder, _, _ = strike("CoOp", f"1 0 {signal.SIGTERM}", name="first", code=143)
+    _, _, output = strike("CoOp", NOBODY, name="second", flags=("--resume", str(folder)))
+    assert "1 epochs and 1 steps done" in output.out
+    _, _, output = strike("CoOp", NOBODY, name="first", flags=("--resume", "auto"))
+    assert "1 epochs and 1 steps done" in output.out
+    _, _, output = strike("CoOp", NOBODY, name="third", flags=("--resume", "auto"))
+    assert "training from the start" in output.out
+    assert_same(folder, folder.parent / "third")
+    assert_same(folder, folder.parent / "second")
+
+
+def test_validation_results_survive_a_resume(strike):
+    keys = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
+    whole, record, _ = strike("CoOp", NOBODY, name="whole", *keys)
+    strike("CoOp", f"2 1 {signal.SIGTERM}", name="ended", code=143, *keys)
+    folder, again, _ = strike("CoOp", NOBODY, name="ended", *keys)
+    best = [checkpoint.load_checkpoint(f / "prompt_learner" / checkpoint.BEST_NAME) for f in (whole, folder)]
+    assert equal(best[0]["state_dict"], best[1]["state_dict"]) and best[0]["val_result"] == best[1]["val_result"]
+    assert record["metrics"] == again["metrics"]
+
+
+def test_random_states_go_through_a_checkpoint(tmp_path):
+    randomness.seed_all(3)
+    torch.save(randomness.capture(), tmp_path / "states")
+    first = random.random(), np.random.rand(), torch.rand(()).item()
+    randomness.seed_all(4)
+    randomness.restore(torch.load(tmp_path / "states", weights_only=True))
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == first
+
+
+def test_a_dump_holds_what_led_to_a_loss_that_is_not_finite(run):
+    folder, _, output = run("CoOp", "OPTIM.LR", 1e30, "OPTIM.MAX_EPOCH", 3, code=2)
+    dump = torch.load(folder / "not-finite.pt", weights_only=True)
+    assert f"all of it is in {folder / 'not-finite.pt'}" in output.err
+    assert f"epoch {dump['epoch']}, step {dump['step']}" in output.err and dump["first_bad"] in output.err
+    bad = dump["first_bad"].split(" (")[0]
+    assert not dump["tensors"][bad].isfinite().all()
+    assert len(dump["paths"]) == 6 and all(Path(path).is_file() for path in dump["paths"])
+
+
+def test_the_second_of_two_processes_is_told_who_holds_the_folder(run, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from dassl_clip.commands import locks\n"
+        "with locks.lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        _, none, output = run("ZeroshotCLIP", code=locks.BUSY_EXIT)
+        assert none is None and re.search(rf"process {other.pid} on \S+, since 20\S+ \(", output.err)
+        other.stdin.close()
+    _, record, _ = run("ZeroshotCLIP")
+    assert record["method"] == "ZeroshotCLIP"
+    assert (tmp_path / "run" / locks.LOCK_NAME).read_text() == ""
+
+
+def test_what_a_killed_writer_left_is_removed_and_of_others_kept(run, tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    host = os.uname().nodename
+    model = tmp_path / "run" / "prompt_learner"
+    model.mkdir(parents=True)
+    left = model / f".model.pth.tar-1.{host}.{dead.stdout.strip()}.tmp"
+    others = [model / f".model.pth.tar-1.elsewhere.{dead.stdout.strip()}.tmp", model / f".x.{host}.{os.getppid()}.tmp"]
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    run("CoOp")
+    assert not left.exists() and all(path.exists() for path in others)
+
+
+def test_the_record_says_what_held_of_determinism(run):
+    try:
+        _, record, _ = run("CoOp", flags=("--deterministic",), name="strict")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert record["determinism"] == {"seed": 1, "algorithms": True, "cudnn_benchmark": False}
+    _, plain, _ = run("CoOp", name="plain")
+    assert plain["determinism"]["algorithms"] is False
+    assert plain["config_hash"] == record["config_hash"], "it asks for the same computation"
+    assert json.dumps(plain["metrics"]) == json.dumps(record["metrics"])
