@@ -1,0 +1,315 @@
+"""Arrays of the bank that are made row after row: what was made is kept, what was killed goes on, nothing is stale.
+
+Covers `trainers/extraction.py` alone (interruptions after each batch, kills of a process, torn leftovers, full disks,
+folders without room, files that change meanwhile, two makers at once, memory), and runs of the command line that are
+interrupted while they encode.
+"""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dassl_clip.trainers import bank, extraction
+from dassl_clip.trainers.extraction import cached_rows, partial_path
+from dassl_clip.trainers.features import FeatureMixin
+
+FACTS = {"kind": "image features", "images": 23}
+COUNT, BATCH = 23, 4
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+class Maker:
+    """Gives the rows of an array in batches, remembers from where, and stops with an error before row `until`."""
+
+    def __init__(self, shape=(COUNT, 5), until=COUNT, error=KeyboardInterrupt):
+        self.values = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        self.until, self.error, self.starts = until, error, []
+
+    def __call__(self, start):
+        self.starts.append(start)
+        for first in range(start, len(self.values), BATCH):
+            if first >= self.until:
+                raise self.error
+            yield self.values[first : first + BATCH]
+
+
+def rows_of(make, facts=FACTS, unchanged=lambda: True):
+    return cached_rows(facts, len(make.values), make, unchanged)
+
+
+def path_of(cache, facts=FACTS):
+    return cache / f"{bank.entry_name(facts)}.npy"
+
+
+@pytest.mark.parametrize("shape", [(COUNT, 5), (COUNT, 2, 7), (1, 3), (COUNT,)])
+def test_what_was_made_is_read_again(cache, shape):
+    make = Maker(shape, until=shape[0])
+    assert torch.equal(rows_of(make), make.values) and torch.equal(rows_of(make), make.values)
+    assert make.starts == [0]
+    path = path_of(cache)
+    assert np.array_equal(np.load(path, allow_pickle=False), make.values.numpy())
+    said = json.loads(path.with_suffix(".json").read_text())
+    assert said == {"schema": bank.SCHEMA, **FACTS}
+    assert sorted(entry.name for entry in cache.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
+
+
+def test_rows_and_whole_arrays_share_their_entries(cache):
+    make = Maker()
+    rows_of(make)
+    assert torch.equal(bank.cached(FACTS, lambda: pytest.fail("made again")), make.values)
+
+
+def test_changes_of_the_tensor_stay_out_of_the_file(cache):
+    make = Maker()
+    rows_of(make).zero_()
+    assert torch.equal(rows_of(make), make.values)
+
+
+def test_it_goes_on_after_every_interruption(cache):
+    """Interrupted after each batch: each start is where the last one ended, no batch is made twice."""
+    starts = []
+    for until in (*range(BATCH, COUNT, BATCH), COUNT):
+        make = Maker(until=until)
+        if until < COUNT:
+            with pytest.raises(KeyboardInterrupt):
+                rows_of(make)
+            assert not path_of(cache).exists()
+        else:
+            assert torch.equal(rows_of(make), make.values)
+        starts += make.starts
+    assert starts == list(range(0, COUNT, BATCH))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_all_rows_made_but_not_in_place(cache, monkeypatch):
+    """Interrupted between the last row and the rename: nothing is made again."""
+    monkeypatch.setattr(extraction.bank, "write_facts", lambda path, facts: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(Maker())
+    monkeypatch.undo()
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(cache.parent))
+    again = Maker()
+    assert torch.equal(rows_of(again), again.values) and again.starts == []
+
+
+def test_other_facts_start_over(cache):
+    """What an interrupted extraction left is not taken for other images."""
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(Maker(until=9))
+    changed = Maker()
+    changed.values += 1
+    assert torch.equal(rows_of(changed, FACTS | {"files": "others"}), changed.values) and changed.starts == [0]
+
+
+@pytest.mark.parametrize(
+    "harm", ["torn", "empty", "text", "float64", "fewer rows", "no progress", "progress text", "beyond", "negative"]
+)
+def test_leftovers_that_are_not_whole_start_over(cache, harm):
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(Maker(until=12))
+    part = partial_path(path_of(cache))
+    progress = part.with_name(f"{part.name}.json")
+    assert json.loads(progress.read_text()) == {"rows": 12}
+    data = part.read_bytes()
+    if harm == "float64":
+        with open(part, "wb") as file:
+            np.save(file, np.zeros((COUNT, 5)))
+    elif harm == "fewer rows":
+        with open(part, "wb") as file:
+            np.save(file, np.zeros((COUNT - 1, 5), dtype=np.float32))
+    elif harm == "no progress":
+        progress.unlink()
+    elif harm in ("progress text", "beyond", "negative"):
+        progress.write_text({"progress text": "{", "beyond": '{"rows": 24}', "negative": '{"rows": -4}'}[harm])
+    else:
+        part.write_bytes({"torn": data[:-9], "empty": b"", "text": b"no array"}[harm])
+    make = Maker()
+    assert torch.equal(rows_of(make), make.values) and make.starts == [0]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_files_that_changed_meanwhile_are_not_kept(cache, caplog):
+    make = Maker()
+    with caplog.at_level("WARNING", logger="dassl_clip"):
+        assert torch.equal(rows_of(make, unchanged=lambda: False), make.values)
+    assert "files have changed" in caplog.text and list(cache.iterdir()) == []
+
+
+def test_a_full_disk_goes_on_in_memory(cache, monkeypatch, caplog):
+    """The disk is full at the fourth sync: rows that were made are not made again, nothing is left behind."""
+    calls = []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) >= 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(extraction, "SYNC_SECONDS", -1)
+    make = Maker()
+    with caplog.at_level("WARNING", logger="dassl_clip"):
+        assert torch.equal(rows_of(make), make.values)
+    assert make.starts == [0] and "features are not kept" in caplog.text and "No space left" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+def test_where_nothing_can_be_kept_rows_are_made_in_memory(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    for place in (str(tmp_path / "file" / "cache"), "off"):
+        monkeypatch.setenv("DASSL_CLIP_CACHE", place)
+        make = Maker()
+        assert torch.equal(rows_of(make), make.values)
+    assert caplog.text.count("features are not kept") == 1
+
+
+def test_rows_that_do_not_fit_are_refused(cache):
+    def too_many(start):
+        yield torch.zeros(COUNT + 1, 5)
+
+    def too_few(start):
+        yield torch.zeros(COUNT - 1, 5)
+
+    def other_width(start):
+        yield torch.zeros(4, 5)
+        yield torch.zeros(4, 6)
+
+    for make in (too_many, too_few, other_width):
+        with pytest.raises(ValueError, match="rows"):
+            cached_rows({"kind": make.__name__}, COUNT, make, lambda: True)
+        assert not path_of(cache, {"kind": make.__name__}).exists()
+
+
+SCRIPT = """
+import sys, time, torch
+from dassl_clip.trainers import extraction
+extraction.SYNC_SECONDS = 0.0
+values = torch.randn(400, 3, generator=torch.Generator().manual_seed(3))
+def make(start):
+    print("from", start, flush=True)
+    for first in range(start, 400, 4):
+        print(first, flush=True)
+        time.sleep(float(sys.argv[1]))
+        yield values[first : first + 4]
+found = extraction.cached_rows({"kind": "image features"}, 400, make, lambda: True)
+print("equal", torch.equal(found, values), flush=True)
+"""
+
+
+def process(pause):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(pause)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_processes_lose_next_to_nothing(cache):
+    """SIGKILL three times in the middle: the next process starts at the end of a batch, later than the one before."""
+    starts = []
+    for _ in range(3):
+        with process(0.002) as child:
+            starts.append(int(child.stdout.readline().split()[1]))
+            for _ in range(8):
+                child.stdout.readline()
+            child.send_signal(signal.SIGKILL)
+    with process(0) as child:
+        said = child.stdout.read()
+    starts.append(int(re.search(r"from (\d+)", said)[1]))
+    assert "equal True" in said and all(start % 4 == 0 for start in starts)
+    assert starts[0] == 0 and starts == sorted(set(starts)) and len(list(cache.iterdir())) == 2
+
+
+def test_two_makers_take_turns(cache):
+    """The second of two processes makes nothing: it waits for the first one's rows."""
+    with process(0.01) as first, process(0.01) as second:
+        said = sorted([first.stdout.read(), second.stdout.read()])
+    assert [text.count("from") for text in said] == [0, 1] or [text.count("from") for text in said] == [1, 0]
+    assert all("equal True" in text for text in said) and len(list(cache.iterdir())) == 2
+
+
+def test_memory_stays_flat(cache):
+    """40 MB of rows are written with less than 12 MB of memory beyond what the first batches took."""
+
+    def resident():
+        with open("/proc/self/status") as file:
+            return int(re.search(r"RssAnon:\s+(\d+) kB", file.read())[1])
+
+    seen = []
+
+    def make(start):
+        for _ in range(start, 20000, 100):
+            seen.append(resident())
+            yield torch.ones(100, 512)
+
+    found = cached_rows({"kind": "much"}, 20000, make, lambda: True)
+    assert found.shape == (20000, 512) and max(seen) - seen[5] < 12_000
+
+
+# ------------------------------------------------------------------------------------------------------ runs
+
+
+def test_an_interrupted_run_goes_on_with_the_images_that_are_left(run, cache, monkeypatch):
+    """The run dies while it encodes the third batch; the next one encodes the rest and equals an undisturbed one."""
+    size = ("DATALOADER.TEST.BATCH_SIZE", 7)
+    whole, record, _ = run("ZeroshotCLIP", *size, name="whole")
+    (kept,) = cache.glob("*.npy")
+    expected = kept.read_bytes()
+    for path in cache.iterdir():
+        path.unlink()
+    encode, counts = FeatureMixin.encode, []
+
+    def dies(self, images):
+        counts.append(len(images))
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(FeatureMixin, "encode", dies)
+    run("ZeroshotCLIP", *size, name="torn", code=130)
+    again, other, output = run("ZeroshotCLIP", *size, name="again")
+    assert counts == [7, 7, 7, 7, 7, 2] and "14 of 30 are there already" in output.out
+    assert kept.read_bytes() == expected and record["metrics"] == other["metrics"]
+
+
+def test_a_picture_that_changes_between_two_starts_is_read_again(run, cache, monkeypatch, tmp_path, domain_tree):
+    """What the interrupted run made is not used once one of its pictures has another time."""
+    size = ("DATALOADER.TEST.BATCH_SIZE", 7)
+    encode, counts = FeatureMixin.encode, []
+
+    def dies(self, images):
+        counts.append(len(images))
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(FeatureMixin, "encode", dies)
+    run("ZeroshotCLIP", *size, name="torn", code=130)
+    victim = domain_tree / "sketch" / "dog" / "000.png"
+    before = victim.stat()
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
+    try:
+        run("ZeroshotCLIP", *size, name="again")
+    finally:
+        os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert counts == [7, 7, 7, 7, 7, 7, 7, 2]
+
+
+def test_files_are_looked_at_once_in_a_run(run, cache, monkeypatch):
+    """InMaP asks for the features of its images several times."""
+    seen = []
+    facts = bank.image_facts
+    monkeypatch.setattr(bank, "image_facts", lambda paths: seen.append(len(paths)) or facts(paths))
+    run("InMaP")
+    first, seen[:] = list(seen), []
+    run("InMaP", name="second")
+    assert first == [30, 30] and seen == [30]  # at first also once after the images were read

@@ -1,0 +1,155 @@
+"""The frozen features that tests, and methods without an epoch loop, work on: encoded once, kept in the bank.
+
+Shapes: `B` images of a batch, `N` of a list, `C` classes, `E` joint embedding, `K` texts.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import bank
+from .extraction import cached_rows
+from .images import RAISE
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 65536  # of a memory-mapped array
+
+
+class FeatureMixin:
+    """Features of trainers that have a frozen `backbone`, a `precision`, a `device` and a `test_loader`."""
+
+    def note_unreadable(self, batch: dict) -> list[bool]:
+        """Remember the paths of a batch that could not be decoded; returns which of its items can be used."""
+        named = batch.get("unreadable", [""] * len(batch["label"]))
+        for path in (line for text in named for line in text.splitlines()):
+            if path not in self.skipped:
+                logger.warning("skipped, cannot be decoded: %s", path)
+                self.skipped[path] = None
+        return [not text for text in named]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features `[B, E]` of images `[B, 3, H, W]`, as the tower gives them: float32, not normalised."""
+        with torch.no_grad(), self.precision.autocast():
+            return self.backbone.encode_image(images, normalize=False)
+
+    @property
+    def tower_facts(self) -> dict:
+        """What names the towers in the bank."""
+        return bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+
+    def banked_rows(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """Features of a list of Datum under the test preprocessing, and the row of each item among them.
+
+        Encoded once and kept on disk, by path, so that all seeds that test the same images share them; float32, not
+        normalised, on the CPU, memory-mapped. Images that cannot be decoded have NaN where `DATALOADER.ON_BAD_IMAGE`
+        is `skip`, and end the run otherwise. The files are looked at once in a run.
+
+        Returns:
+            The features `[N, E]`, and rows `[N]`: item `i` has `features[rows[i]]`.
+        """
+        order = sorted(range(len(items)), key=lambda place: items[place].impath)
+        ordered = [items[place] for place in order]
+        paths = tuple(item.impath for item in ordered)
+        facts = {"kind": "image features"} | self.files_of(paths) | self.tower_facts
+        facts |= {"bad images": self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE), "batch": self.test_loader.batch_size}
+        features = cached_rows(
+            facts, len(items), lambda start: self._extract(ordered[start:]), lambda: self._unchanged(paths)
+        )
+        self.banked[paths] = bank.entry_name(facts)
+        return features, torch.tensor(order).argsort()
+
+    def files_of(self, paths: tuple[str, ...]) -> dict[str, object]:
+        """What names a list of image files (`bank.image_facts`), looked at once in a run."""
+        if paths not in self._known_files:
+            self._known_files[paths] = bank.image_facts(paths)
+        return self._known_files[paths]
+
+    @cached_property
+    def _known_files(self) -> dict[tuple[str, ...], dict[str, object]]:
+        return {}
+
+    def _unchanged(self, paths: tuple[str, ...]) -> bool:
+        """Whether the files are still those that were looked at first."""
+        try:
+            return bank.image_facts(paths) == self._known_files[paths]
+        except OSError:
+            return False
+
+    def readable_places(self, items: Sequence, features: Tensor, rows: Tensor) -> Tensor:
+        """Places of the items whose features are finite, in their order; the others are noted as skipped."""
+        finite = torch.cat([part.isfinite().flatten(1).all(dim=1) for part in features.split(ROWS_AT_ONCE)])[rows]
+        bad = [items[place].impath for place in (~finite).nonzero().flatten().tolist()]
+        self.note_unreadable({"unreadable": bad, "label": bad})
+        return finite.nonzero().flatten()
+
+    def raw_features(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """The readable ones of a list of Datum: features `[N, E]` in its order, as in the bank, and labels `[N]`."""
+        features, rows = self.banked_rows(items)
+        places = self.readable_places(items, features, rows)
+        labels = torch.tensor([items[place].label for place in places.tolist()])
+        in_order = torch.equal(rows[places], torch.arange(len(features)))
+        return features if in_order else features[rows[places]], labels
+
+    def features(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """The same as `raw_features`, normalised and on the device."""
+        features, labels = self.raw_features(items)
+        return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
+
+    @torch.no_grad()
+    def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:
+        """What a method that refines this one on unlabeled images needs.
+
+        Returns:
+            Normalised features of the images `[N, E]`, their scores without the logit scale `[N, C]`, and normalised
+            class proxies to start from `[C, E]`.
+        """
+        features, _ = self.raw_features(items)
+        batches = [batch.to(self.device) for batch in features.split(self.test_loader.batch_size)]
+        scores = torch.cat([self.feature_scores(batch).float() for batch in batches]) / self.logit_scale
+        content = torch.cat([self.content(batch) for batch in batches])
+        return F.normalize(content, dim=-1), scores, F.normalize(self.class_proxies().float(), dim=-1)
+
+    def content(self, features: Tensor) -> Tensor:
+        """What is compared of features `[..., E]` of either tower: the features, unless a trainer changes them."""
+        return features
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Features `[K, E]` of texts, encoded once and kept on disk; float32, not normalised, on the device."""
+
+        def encode() -> Tensor:
+            with self.precision.autocast():
+                return self.backbone.text.encode(list(texts)).float()
+
+        facts = {"kind": "text features"} | bank.text_facts(texts) | self.tower_facts
+        return bank.cached(facts, encode).to(self.device)
+
+    def plain_loader(self, items: Sequence) -> DataLoader:
+        """A loader of a list of Datum in its order, under the test preprocessing."""
+        like = self.test_loader
+        images = type(like.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
+        return DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers, pin_memory=like.pin_memory)
+
+    def _extract(self, items: Sequence) -> Iterator[Tensor]:
+        """Features `[B, E]` of each batch of images; of those that could not be decoded, NaN."""
+        for batch in self._bar(self.plain_loader(items), "features"):
+            images = batch["img"].to(self.device, non_blocking=True)
+            readable = torch.tensor(self.note_unreadable(batch), device=self.device)
+            found = self.encode(images)
+            if not found.isfinite().all():
+                raise FloatingPointError(f"image features are not finite, in the batch of {', '.join(batch['impath'])}")
+            yield found.masked_fill(~readable[:, None], float("nan"))
+
+    def cosine_scores(self, features: Tensor, text: Tensor) -> Tensor:
+        """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
+        return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+
+    def _bar(self, loader, text: str):
+        return tqdm(loader, desc=text, leave=False, disable=not sys.stderr.isatty())
