@@ -1,38 +1,41 @@
-"""The features kept on the disk: `dassl-clip cache ls` shows them, `dassl-clip cache rm` removes some or all.
+"""Features and listings kept on the disk: `dassl-clip cache ls` shows them, `dassl-clip cache rm` removes some or all.
 
 Everything in there can be made again. Only files that this project wrote are ever touched: arrays and their facts in
-the folder `features`, named by a hash, and what an interrupted write left behind.
+the folder `features`, names of the files of large data sets in the folder `listings`, both named by a hash, and what an
+interrupted write left behind.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
-import sys
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import UserError, report
+from dassl_clip.commands.errors import UserError, guarded
 
 DAY = 86400.0
 SHORTEST_HASH = 4
 LEFTOVER = "interrupted write"
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary file is nobody's any more
 _ARRAY = re.compile(r"([0-9a-f]{64})\.npy")
-_TEMPORARY = re.compile(r"\.([0-9a-f]{64})\.(npy|json)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.([0-9a-f]{64})\.(npy|json|json\.gz)\.[0-9a-f.]+\.tmp")
+_LISTING = re.compile(r"([0-9a-f]{64})\.json\.gz")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One array of the cache, or what an interrupted write left behind.
+    """One array or listing of the cache, or what an interrupted write left behind.
 
     Attributes:
         name: its hash.
-        kind: `image features`, `text features`, `content head`, ...
+        kind: `image features`, `text features`, `content head`, ..., `folder listing`.
         holds: what of, in a few words.
         size: bytes of all its files.
         used: when it was written or read last, seconds since the epoch.
@@ -51,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of both actions."""
     parser = Parser(
         prog="dassl-clip cache",
-        description="List or remove the features that are kept on the disk. They can all be made again.",
+        description="List or remove the features and listings that are kept on the disk. They can all be made again.",
         epilog="example: dassl-clip cache rm --older-than 30",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
@@ -70,12 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """List or remove; 2 with one sentence for a user's error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = build_parser().parse_args(argv)
-        return run_list() if args.action == "ls" else run_remove(args)
-    except Exception as error:
-        return report(error, "--debug" in argv)
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    return run_list() if args.action == "ls" else run_remove(args)
 
 
 def features_folder() -> Path:
@@ -93,9 +96,11 @@ def features_folder() -> Path:
 
 
 def read_entries(folder: Path) -> list[Entry]:
-    """What the folder holds, the last used first."""
+    """What the folder of the features and that of the listings beside it hold, the last used first."""
+    from dassl_clip.datasets.listings import FOLDER as LISTINGS
+
     entries = []
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in (path for place in (folder, folder.parent / LISTINGS) if place.is_dir() for path in place.iterdir()):
         try:
             match, status = _ARRAY.fullmatch(path.name), path.stat()
             temporary = _TEMPORARY.fullmatch(path.name)
@@ -104,6 +109,9 @@ def read_entries(folder: Path) -> list[Entry]:
                 kind, holds = describe(path)
                 size = sum(file.stat().st_size for file in files)
                 entries.append(Entry(match[1], kind, holds, size, status.st_mtime, files))
+            elif listing := _LISTING.fullmatch(path.name):
+                holds = describe_listing(path)
+                entries.append(Entry(listing[1], "folder listing", holds, status.st_size, status.st_mtime, (path,)))
             elif temporary is not None and time.time() - status.st_mtime > LEFTOVER_AGE:
                 entries.append(Entry(temporary[1], LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
             elif path.suffix == ".json" and not path.with_suffix(".npy").exists() and _ARRAY.match(f"{path.stem}.npy"):
@@ -125,6 +133,16 @@ def describe(path: Path) -> tuple[str, str]:
     return kind, ", ".join([*counts, *([f"weights {weights}"] if weights else [])])
 
 
+def describe_listing(path: Path) -> str:
+    """How many names a listing holds, and of which folder, from its first line."""
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            facts = json.loads(file.readline())
+        return f"{facts['names']:,} names in {facts['root']}"
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
+        return ""
+
+
 def run_list() -> int:
     """Print a line for each array, then the sum."""
     from tabulate import tabulate
@@ -137,7 +155,7 @@ def run_list() -> int:
         columns = ["hash", "kind", "holds", "size", "last used"]
         align = ("left", "left", "left", "right", "right")
         print(tabulate(lines, columns, disable_numparse=True, colalign=align))
-    print(f"{len(entries)} in {folder}, {size_text(sum(entry.size for entry in entries))} in all")
+    print(f"{len(entries)} in {folder.parent}, {size_text(sum(entry.size for entry in entries))} in all")
     return 0
 
 
@@ -165,7 +183,7 @@ def run_remove(args: argparse.Namespace) -> int:
         for path in () if args.dry_run else entry.files:
             path.unlink(missing_ok=True)
     total = size_text(sum(entry.size for entry in chosen))
-    print(f"{len(chosen)} of {len(entries)} in {folder}, {total}")
+    print(f"{len(chosen)} of {len(entries)} in {folder.parent}, {total}")
     return 0
 
 

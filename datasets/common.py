@@ -15,7 +15,6 @@ of each pool (the habit of DomainBed, Gulrajani and Lopez-Paz, arXiv 2007.01434)
 pool that trains too gives all its images to both. Class names and their number come from the data set's fixed list.
 """
 
-import hashlib
 import logging
 import random
 import warnings
@@ -23,7 +22,9 @@ from collections.abc import Mapping, Sequence
 
 from dassl.data.datasets import DatasetBase, Datum
 
+from .datums import collection_paused, fingerprint, make_datum
 from .folders import ImageFile
+from .listings import kept_listings
 from .protocols import ALL_IMAGES, DASSL, HOLDOUT, PARTS, PROTOCOLS, Layout, check_protocol, drawn_anew, every_image
 from .registration import split_seed
 from .selection import VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
@@ -53,7 +54,13 @@ class ListedDataset(DatasetBase):
     replaces = ""
 
     def __init__(self, cfg) -> None:
-        parts = self.open(cfg)
+        with collection_paused():
+            self._load(cfg)
+
+    def _load(self, cfg) -> None:
+        """Find, list and draw the images, and hand them to Dassl."""
+        with kept_listings(type(self).__name__, cfg.DATASET.ROOT):
+            parts = self.open(cfg)
         lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
         self._warn_of_untrained(lists["train"])
         self.fingerprint = fingerprint(lists)
@@ -326,19 +333,3 @@ def check_options(options, dataset: ListedDataset) -> None:
             f"DATASET.SELECTION is {dataset.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
             f"{options.NUM_SHOTS}: give the number of its shots"
         )
-
-
-def make_datum(path: str, label: int, domain: int, name: str) -> Datum:
-    """Dassl's record of an image that a listing has shown to exist, without asking the disk for each one again."""
-    datum = Datum.__new__(Datum)
-    datum._impath, datum._label, datum._domain, datum._classname = path, label, domain, name
-    return datum
-
-
-def fingerprint(lists: Mapping[str, Sequence[ImageFile]]) -> str:
-    """sha256 (hex) over the sorted lines "path, label, split"; paths start at the domain, in canonical names."""
-    lines = sorted(f"{image.key}\t{image.label}\t{part}\n" for part, images in lists.items() for image in images)
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

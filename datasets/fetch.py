@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -9,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from .file_checks import web_page
@@ -17,6 +18,8 @@ from .file_checks import web_page
 BLOCK = 1 << 20
 TIMEOUT = 60
 FILE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz", ".mat", ".json")
+SPECIAL = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz")
 Report = Callable[[int, int], None]  # bytes there, bytes in all (0: not known)
 
@@ -107,27 +110,35 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack an archive; its members are looked at before the first one is written.
 
     Raises:
-        ValueError: if a member would leave the folder, is a link or a device, or the archive cannot be read.
+        ValueError: if a member would leave the folder, is a link or a device, if two would be one file on some disks,
+            if there is no room for all, or if the archive cannot be read; of the first four nothing is written.
     """
     try:
-        for path, write in members(archive):
+        for path, write in members(archive, folder):
             if write is None:
                 (folder / path).mkdir(parents=True, exist_ok=True)
             else:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 with open(folder / path, "wb") as file:
                     write(file)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{archive} cannot be unpacked: {error}") from error
+    except RefusedArchive:
+        raise
+    except Exception as error:  # damaged archives make their readers raise almost anything
+        raise ValueError(f"{archive} cannot be unpacked: {error or type(error).__name__}") from error
 
 
-def members(archive: Path) -> Iterator[tuple[PurePosixPath, Callable | None]]:
+class RefusedArchive(ValueError):
+    """An archive that is not unpacked; the sentence names the member that is the reason."""
+
+
+def members(archive: Path, folder: Path) -> Iterator[tuple[PurePosixPath, Callable | None]]:
     """Paths of an archive's members, and what writes each of them; None for a folder."""
     if archive.name.endswith(".zip"):
         with zipfile.ZipFile(archive) as file:
             entries = file.infolist()
             for entry in entries:
-                check_member(archive, entry.filename, not stat.S_ISLNK(entry.external_attr >> 16))
+                check_member(archive, entry.filename, stat.S_IFMT(entry.external_attr >> 16) not in SPECIAL)
+            check_together(archive, folder, {entry.filename: entry.file_size for entry in entries})
             for entry in entries:
                 yield PurePosixPath(entry.filename), None if entry.is_dir() else zip_writer(file, entry)
     else:
@@ -135,6 +146,7 @@ def members(archive: Path) -> Iterator[tuple[PurePosixPath, Callable | None]]:
             entries = file.getmembers()
             for entry in entries:
                 check_member(archive, entry.name, entry.isfile() or entry.isdir())
+            check_together(archive, folder, {entry.name: entry.size for entry in entries})
             for entry in entries:
                 yield PurePosixPath(entry.name), None if entry.isdir() else tar_writer(file, entry)
 
@@ -146,9 +158,40 @@ def check_member(archive: Path, name: str, plain: bool) -> None:
         ValueError: naming it.
     """
     parts = name.replace("\\", "/").split("/")
-    if not plain or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-        what = "is no plain file or folder" if not plain else "would leave the folder"
-        raise ValueError(f'{archive} is refused: its member "{name}" {what}')
+    if not plain:
+        raise RefusedArchive(f"{archive} is refused: its member {name!r} is no plain file or folder")
+    if not name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        raise RefusedArchive(f"{archive} is refused: its member {name!r} would leave the folder")
+    if CONTROL.search(name):
+        raise RefusedArchive(f"{archive} is refused: the name of its member {name!r} holds control characters")
+
+
+def check_together(archive: Path, folder: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse members that do not go together, or for which there is no room.
+
+    Args:
+        archive: the archive.
+        folder: where it is to be unpacked.
+        sizes: bytes of each member, by name.
+
+    Raises:
+        ValueError: if names differ in letter case alone, or the members have more bytes than the disk has left.
+    """
+    seen: dict[str, str] = {}
+    for name in sizes:
+        other = seen.setdefault(name.rstrip("/").casefold(), name)
+        if other.rstrip("/") != name.rstrip("/"):
+            raise RefusedArchive(
+                f"{archive} is refused: its members {other!r} and {name!r} differ in letter case alone, so that one "
+                "would replace the other on some disks"
+            )
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    size, free = sum(sizes.values()), shutil.disk_usage(place).free
+    if size > free:
+        raise RefusedArchive(
+            f"{archive} is refused: it unpacks to {size:,} bytes, and {place} has {free:,} left; make room, or name "
+            "another folder"
+        )
 
 
 def zip_writer(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable:

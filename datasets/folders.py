@@ -1,7 +1,7 @@
 """Reading folders: sorted listings, finding domain and class folders under their many spellings.
 
 Listings use `os.scandir`, so that no file is asked for its status one by one, and are sorted, so that nothing depends
-on the order of a disk.
+on the order of a disk. Within a loader they are kept between runs, as `listings` says.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .listings import Listing, current
 from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
@@ -37,18 +38,30 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     Raises:
         FileNotFoundError: if an image in it is a link to nothing.
     """
-    folders, files = [], []
+    path, listings = os.fspath(folder), current()
+    found = scan_folder(path) if listings is None else listings.get(path, scan_folder)
+    return list(found.folders), list(found.files)
+
+
+def scan_folder(folder: str) -> Listing:
+    """`list_folder` as the disk has it now.
+
+    Raises:
+        FileNotFoundError: if an image in it is a link to nothing.
+    """
+    folders, files, links = [], [], False
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
                 continue
+            links = links or entry.is_symlink()
             if entry.is_dir():
                 folders.append(entry.name)
             elif entry.is_file():
                 files.append(entry.name)
             elif is_image(entry.name):
                 raise FileNotFoundError(f"{entry.path} is a link to a file that does not exist")
-    return sorted(folders), sorted(files)
+    return Listing(tuple(sorted(folders)), tuple(sorted(files)), links)
 
 
 def read_text(path: Path) -> str:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from .cache import cache_folder, write_text
 from .folders import is_image, list_folder, list_images, match_classes, open_root
 from .places import places
-from .selections import cache_folder, write_text
 from .spec import Spec, listed, name_key, read_entry
 from .split_file import SplitFileDataset, contents_hint, image_bases
 

@@ -1,33 +1,22 @@
 """The images of a few-shot draw, kept as JSON in the user's cache folder.
 
-Each draw is written to `selections/<data set>/` in $DASSL_CLIP_CACHE, or else in `dassl-clip/` of $XDG_CACHE_HOME or of
-`~/.cache`; never beside the data, and nowhere with DASSL_CLIP_CACHE=off. Paths are relative, so a file can be handed
-on: DATASET.SELECTION names one to train on instead of drawing. Nothing is ever read from the cache unasked, so that no
-stale file decides what a run trains on.
+Each draw is written to `selections/<data set>/` in the cache folder (see `cache`), never beside the data. Paths are
+relative, so a file can be handed on: DATASET.SELECTION names one to train on instead of drawing. No selection is ever
+read unasked, so that no stale file decides what a run trains on.
 """
 
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .cache import cache_folder, write_text
 from .folders import ImageFile
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-OFF = "off"
-
-
-def cache_folder() -> Path | None:
-    """The folder for files that can be made again; None if DASSL_CLIP_CACHE says `off`."""
-    own = os.environ.get("DASSL_CLIP_CACHE")
-    if own:
-        return None if own.lower() == OFF else Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dassl-clip"
 
 
 def write_selection(
@@ -63,21 +52,6 @@ def write_selection(
         logger.info("%s: the selection is not kept, since %s cannot be written: %s", dataset, path, error)
         return None
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(number, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_selection(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dassl_clip.datasets import PACS, EuroSAT
-from dassl_clip.datasets.selections import cache_folder
+from dassl_clip.datasets.cache import cache_folder
 
 
 def files(items):

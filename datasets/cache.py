@@ -1,0 +1,39 @@
+"""The user's cache folder: where it is, and how a file gets into it as a whole or not at all.
+
+It is $DASSL_CLIP_CACHE, or else `dassl-clip/` in $XDG_CACHE_HOME or in `~/.cache`; DASSL_CLIP_CACHE=off keeps nothing.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+VARIABLE = "DASSL_CLIP_CACHE"
+OFF = "off"
+
+
+def cache_folder() -> Path | None:
+    """The folder for files that can be made again; None if DASSL_CLIP_CACHE says `off`."""
+    own = os.environ.get(VARIABLE)
+    if own:
+        return None if own.lower() == OFF else Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dassl-clip"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text so that it is there as a whole or not at all."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
