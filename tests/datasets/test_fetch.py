@@ -128,7 +128,7 @@ def test_members_that_would_leave_the_folder(member, name, tmp_path):
 )
 def test_members_that_are_no_files(name, content, tmp_path):
     archive = make(tmp_path / name, [("a/1.jpg", b"one"), ("a/link", content)])
-    with pytest.raises(ValueError, match=r'its member 'a/link' is no plain file or folder'):
+    with pytest.raises(ValueError, match=r"its member 'a/link' is no plain file or folder"):
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
