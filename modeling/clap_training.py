@@ -32,9 +32,6 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class Pairs(Protocol):
     """What `fit_content_head` reads: the batch of a step, or the rows of it that a process has."""
 
-    batch_size: int
-    """`B`, of all processes together."""
-
     def batch(self, step: int) -> Batch:
         """Features of the originals, of their augmented forms, and of their class names, each `[B, E]`."""
 

@@ -155,9 +155,7 @@ class GOProLearner(nn.Module):
         peers: The processes that each have some images of a batch.
     """
 
-    def __init__(
-        self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False, peers: Peers = ALONE
-    ):
+    def __init__(self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False, peers: Peers = ALONE):
         super().__init__()
         self.generator, self.peers = generator, peers
         self.image_projector = Projector(embed_dim, peers)

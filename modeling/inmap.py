@@ -16,6 +16,8 @@ form the rows that are asked for, and stand wherever a tensor `[N, C]` does.
     potentials = sinkhorn_potentials(scores, temperature)
     labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
     proxy = learn_vision_proxy(features, text_proxy, labels, 4 * temperature)
+
+Several processes may each have some of the images (`peers`); potentials and proxies are then those of all images.
 """
 
 import math
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .peers import ALONE, Peers
 from .proxy_solver import ProxyObjective, Rows, Solution, authors_steps, fast_steps, row_blocks
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
@@ -127,6 +130,7 @@ def sinkhorn_potentials(
     gamma: float = 0.0,
     iterations: int = 20,
     block_rows: int | str | None = "auto",
+    peers: Peers = ALONE,
 ) -> Tensor:
     """The `C` numbers that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
 
@@ -136,6 +140,7 @@ def sinkhorn_potentials(
         gamma: As in `sinkhorn`.
         iterations: As in `sinkhorn`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
+        peers: The processes that each have some of the images, at least one.
 
     Returns:
         `[C]`, float64.
@@ -153,6 +158,7 @@ def sinkhorn_potentials(
     n, classes = scores.shape
     blocks = list(row_blocks(n, classes, scores.device, block_rows))
     _check_scores(scores, blocks, temperature)
+    images = int(peers.sum(torch.tensor(n)))
     potentials = torch.zeros(classes, dtype=torch.float64, device=scores.device)
     target = torch.full_like(potentials, -math.log(classes))
     for iteration in range(iterations):
@@ -162,9 +168,12 @@ def sinkhorn_potentials(
             logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
             top = logs.amax(dim=0)
             mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
+        if peers.size > 1:
+            largest = peers.largest(mass)
+            mass = largest + peers.sum((mass - largest).exp()).log()
         if iteration == 0 and gamma != 0:
             target = (gamma * mass).log_softmax(dim=0)
-        potentials = potentials + target - (mass - math.log(n))
+        potentials = potentials + target - (mass - math.log(images))
     return potentials
 
 
@@ -200,9 +209,11 @@ def learn_vision_proxy(
     tolerance: float = 1e-6,
     lr: float = 10.0,
     block_rows: int | str | None = "auto",
+    peers: Peers = ALONE,
 ) -> Tensor:
     """The vision proxy `[E, C]` that `solve_vision_proxy` finds; the arguments are the same."""
-    return solve_vision_proxy(features, text_proxy, labels, temperature, solver, steps, tolerance, lr, block_rows).proxy
+    options = (solver, steps, tolerance, lr, block_rows, peers)
+    return solve_vision_proxy(features, text_proxy, labels, temperature, *options).proxy
 
 
 @torch.no_grad()
@@ -216,6 +227,7 @@ def solve_vision_proxy(
     tolerance: float = 1e-6,
     lr: float = 10.0,
     block_rows: int | str | None = "auto",
+    peers: Peers = ALONE,
 ) -> Solution:
     """Minimise the cross-entropy between labels and `softmax(features @ W / temperature)` over columns of length 1.
 
@@ -229,6 +241,7 @@ def solve_vision_proxy(
         tolerance: Of the fast solver, relative to the objective.
         lr: Of the authors' solver.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
+        peers: The processes that each have some of the images, at least one; all get the same proxy.
 
     Returns:
         The proxy and the figures of the run.
@@ -242,7 +255,7 @@ def solve_vision_proxy(
         raise ValueError(f"steps is a number of steps, 0 or more, got {steps!r}")
     if not (tolerance >= 0 and 0 < lr < math.inf):
         raise ValueError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
-    objective, start = _problem(features, text_proxy, labels, temperature, block_rows)
+    objective, start = _problem(features, text_proxy, labels, temperature, block_rows, peers)
     options: dict[str, Any] = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
     return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
 
@@ -271,7 +284,12 @@ def proxy_objective(
 
 
 def _problem(
-    features: Tensor, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None
+    features: Tensor,
+    proxy: Tensor,
+    labels: Rows,
+    temperature: float,
+    block_rows: int | str | None,
+    peers: Peers = ALONE,
 ) -> tuple[ProxyObjective, Tensor]:
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
@@ -297,7 +315,7 @@ def _problem(
             f"the columns of a proxy have length 1; column {int(off.argmax())} has length {lengths[off.argmax()]:.4g}. "
             "Normalise it: torch.nn.functional.normalize(proxy, dim=0)"
         )
-    objective = ProxyObjective(features, labels, temperature, block_rows)
+    objective = ProxyObjective(features, labels, temperature, block_rows, peers)
     if isinstance(labels, Tensor):
         _check_labels(labels, objective.blocks)
     return objective, proxy / lengths

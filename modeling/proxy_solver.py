@@ -8,6 +8,9 @@ arXiv 2310.19752. For features `x_i` and label distributions `p_i`, find the col
 Shapes: `N` images, `E` joint embedding, `C` classes. Features and labels are read in row blocks, so no `N x C` matrix
 needs to exist; all state of a solver is a few `[E, C]` matrices. Solvers decide with tensors and read a number on the
 host only once in `CHECK_EVERY` steps.
+
+Several processes (`peers.py`) may each have some of the rows. Objective, gradient and curvature are sums over rows and
+so over processes; what is done with them is done by all alike.
 """
 
 import math
@@ -18,6 +21,8 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .peers import ALONE, Peers
 
 CHECK_EVERY = 5
 STALL = 10
@@ -86,16 +91,30 @@ class ProxyObjective:
         labels: `[N, C]`, rows that sum to 1.
         temperature: `tau`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
+        peers: The processes that each have some of the rows, at least one.
+
+    Attributes:
+        images: `N`, of all processes together.
+        first: Where the rows at hand begin among those of all.
     """
 
-    def __init__(self, features: Tensor, labels: Rows, temperature: float, block_rows: int | str | None = "auto"):
-        self.features, self.labels, self.temperature = features, labels, temperature
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Rows,
+        temperature: float,
+        block_rows: int | str | None = "auto",
+        peers: Peers = ALONE,
+    ):
+        self.features, self.labels, self.temperature, self.peers = features, labels, temperature, peers
+        self.images = int(peers.sum(torch.tensor(len(features))))
+        self.first = peers.first_row(len(features))
         n, columns = labels.shape
         self.blocks = list(row_blocks(n, columns, features.device, block_rows))
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""
-        n, scaled = len(self.features), proxy / self.temperature
+        n, scaled = self.images, proxy / self.temperature
         value = torch.zeros((), dtype=torch.float64, device=proxy.device)
         gradient = torch.zeros_like(proxy)
         for rows in self.blocks:
@@ -111,7 +130,11 @@ class ProxyObjective:
             q.mul_(total / (1 + rest)).sub_(p)
             q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
             gradient.addmm_(x.T, q)
-        return Point(value / n, gradient / (n * self.temperature))
+        return Point(self.peers.sum(value) / n, self.peers.sum(gradient) / (n * self.temperature))
+
+    def agreed(self, decision: Tensor) -> bool:
+        """Whether any process decides so, read on the host; thus all go the same way."""
+        return bool(self.peers.largest(decision.double()) > 0)
 
 
 class Curvature:
@@ -131,9 +154,11 @@ class Curvature:
 
     def __init__(self, objective: ProxyObjective, proxy: Tensor, point: Point):
         sample = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[1]))
-        self.rows = objective.features[:: max(1, len(objective.features) // sample)]
-        self.temperature = objective.temperature
-        values, self.feature_basis = _eigen(self.rows.T @ self.rows / len(self.rows))
+        every = max(1, objective.images // sample)
+        self.rows = objective.features[-objective.first % every :: every]
+        self.temperature, self.peers = objective.temperature, objective.peers
+        self.count = -(-objective.images // every)  # of the sampled rows of all processes
+        values, self.feature_basis = _eigen(self._mean(self.rows.T @ self.rows))
         self.feature_values = values[:, None] / self.temperature**2
         self.update(proxy, point)
 
@@ -144,10 +169,14 @@ class Curvature:
         self.class_basis: Tensor | None = None
         q = (self.rows @ (proxy / self.temperature)).softmax(dim=1)
         if len(lengths) > JOINT_CLASSES:
-            self.class_values = (q - q.square()).mean(dim=0) * self.scale.square()
+            self.class_values = self._mean((q - q.square()).sum(dim=0)) * self.scale.square()
             return
-        between = (q.mean(dim=0).diag() - q.T @ q / len(q)) * self.scale * self.scale[:, None]  # [C, C]
+        between = self._mean(q.sum(dim=0).diag() - q.T @ q) * self.scale * self.scale[:, None]  # [C, C]
         self.class_values, self.class_basis = _eigen(between)
+
+    def _mean(self, own: Tensor) -> Tensor:
+        """The mean over the sampled rows of all processes, from the sum over those at hand."""
+        return self.peers.sum(own) / self.count
 
     def solve(self, x: Tensor) -> Tensor:
         """The inverse times `x`, `[E, C]`."""
@@ -207,7 +236,8 @@ def fast_steps(objective: ProxyObjective, start: Tensor, steps: int = 500, toler
     after 300 only.
     """
     best = _descend(objective, start, steps, tolerance)
-    if not best.converged or best.objective - best.lower_bound <= RESTART * best.objective:
+    far = best.objective - best.lower_bound > RESTART * best.objective
+    if not objective.agreed(start.new_tensor(best.converged and far)):
         return best
     inward = (best.proxy * objective(best.proxy).gradient).sum(dim=0) > 0
     turned = torch.where(inward, -best.proxy, best.proxy)
@@ -227,7 +257,8 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
     pairs: deque[Pair] = deque(maxlen=PAIRS)
     length, scale = torch.ones_like(point.value), torch.ones_like(point.value)
     noise = torch.finfo(start.dtype).eps / 4
-    history, renew, converged, step = [point.value], CHECK_EVERY, _is_best(proxy, point, tolerance), 0
+    history, renew, step = [point.value], CHECK_EVERY, 0
+    converged = objective.agreed(_is_best(proxy, point, tolerance))
     while step < steps and not converged:
         step += 1
         direction, scale = _direction(proxy, slopes, curvature, pairs, scale)
@@ -245,8 +276,10 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
         point = Point(*(torch.where(lower, after, before) for after, before in zip(new, point)))
         history.append(point.value)
         if step % CHECK_EVERY == 0:
-            stalled = step >= STALL and bool(history[-1 - STALL] - point.value <= tolerance * point.value)
-            converged = stalled or _is_best(proxy, point, tolerance)
+            done = _is_best(proxy, point, tolerance)
+            if step >= STALL:
+                done = done | (history[-1 - STALL] - point.value <= tolerance * point.value)
+            converged = objective.agreed(done)
         if step == renew and not converged:
             curvature.update(proxy, point)
             renew *= 2
@@ -287,9 +320,9 @@ def _direction(
     return direction / direction.norm(dim=0).max().clamp_min(1.0), scale
 
 
-def _is_best(proxy: Tensor, point: Point, tolerance: float) -> bool:
-    """Whether nothing better than the point exists, to the tolerance; read on the host."""
-    return bool(point.value - lower_bound(proxy, point) <= tolerance * point.value)
+def _is_best(proxy: Tensor, point: Point, tolerance: float) -> Tensor:
+    """Whether nothing better than the point exists, to the tolerance."""
+    return point.value - lower_bound(proxy, point) <= tolerance * point.value
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
