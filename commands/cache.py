@@ -25,7 +25,7 @@ SHORTEST_HASH = 4
 LEFTOVER = "interrupted write"
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary file is nobody's any more
 _ARRAY = re.compile(r"([0-9a-f]{64})\.npy")
-_TEMPORARY = re.compile(r"\.([0-9a-f]{64})\.(npy|json|json\.gz)\.[0-9a-f.]+\.tmp")
+_TEMPORARY = re.compile(r"\.{1,2}([0-9a-f]{64})\.(part|part\.json|(npy|json|json\.gz|part\.json)\..+\.tmp)")
 _LISTING = re.compile(r"([0-9a-f]{64})\.json\.gz")
 
 

@@ -86,6 +86,17 @@ def test_leftovers_of_interrupted_writes(folder):
     assert names(folder) == FOREIGN | {fresh.name}  # perhaps a run is writing it
 
 
+def test_what_a_killed_extraction_left_is_listed_and_removed(folder):
+    name = "e" * 64
+    for path in (f".{name}.part", f".{name}.part.json", f"..{name}.part.json.node-1.77.tmp"):
+        (folder / path).write_bytes(b"rows")
+        os.utime(folder / path, (time.time() - 7200,) * 2)
+    (folder / f".{'f' * 64}.part").write_bytes(b"rows of a run that is at work")
+    assert [entry.name for entry in cache.read_entries(folder) if entry.kind == cache.LEFTOVER] == [name] * 3
+    assert cache.main(["rm", "--all"]) == 0
+    assert names(folder) == FOREIGN | {f".{'f' * 64}.part"}
+
+
 def test_entries_without_facts_are_listed_and_removed(folder, capsys):
     for path in folder.glob(f"{'?' * 64}.json"):
         path.write_text("{torn")

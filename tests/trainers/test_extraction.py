@@ -261,7 +261,7 @@ def test_memory_stays_flat(cache):
 def test_an_interrupted_run_goes_on_with_the_images_that_are_left(run, cache, monkeypatch):
     """The run dies while it encodes the third batch; the next one encodes the rest and equals an undisturbed one."""
     size = ("DATALOADER.TEST.BATCH_SIZE", 7)
-    whole, record, _ = run("ZeroshotCLIP", *size, name="whole")
+    _, record, _ = run("ZeroshotCLIP", *size, name="whole")
     (kept,) = cache.glob("*.npy")
     expected = kept.read_bytes()
     for path in cache.iterdir():
@@ -276,7 +276,7 @@ def test_an_interrupted_run_goes_on_with_the_images_that_are_left(run, cache, mo
 
     monkeypatch.setattr(FeatureMixin, "encode", dies)
     run("ZeroshotCLIP", *size, name="torn", code=130)
-    again, other, output = run("ZeroshotCLIP", *size, name="again")
+    _, other, output = run("ZeroshotCLIP", *size, name="again")
     assert counts == [7, 7, 7, 7, 7, 2] and "14 of 30 are there already" in output.out
     assert kept.read_bytes() == expected and record["metrics"] == other["metrics"]
 
