@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -57,6 +58,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise FileNotFoundError(_not_found(path))
     form = _form(path)
+    state: object
     if form == SAFETENSORS:
         state = _load_safetensors(path)
     elif form == ARCHIVE:
@@ -137,7 +139,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -271,16 +273,16 @@ def _sizes(state: dict[str, Tensor]) -> dict[str, object]:
         if vit:
             patch = state["visual.conv1.weight"].shape[-1]
             grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-            layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
-            return {**sizes, "layers": layers, "patch": patch, "image": patch * grid}
+            blocks = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+            return {**sizes, "layers": blocks, "patch": patch, "image": patch * grid}
         grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-        layers = tuple(_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        return {**sizes, "layers": layers, "patch": None, "image": 32 * grid}
+        stages = tuple(_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        return {**sizes, "layers": stages, "patch": None, "image": 32 * grid}
     except KeyError:
         return {}
 
 
-def _sizes_of_config(config: dict) -> dict[str, object]:
+def _sizes_of_config(config: dict[str, Any]) -> dict[str, object]:
     """The same sizes of one of open_clip's architectures; empty for towers from other packages."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or text.get("embed_cls") or "width" not in vision:
