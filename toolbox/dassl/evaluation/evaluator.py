@@ -11,6 +11,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.utils import mkdir_if_missing
+from dassl.utils.atomic import atomic_write
 from dassl.utils.errors import CheckError
 
 from .build import EVALUATOR_REGISTRY
@@ -130,7 +131,8 @@ class Classification(EvaluatorBase):
         rows = confusion.sum(1, keepdims=True)
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
         mkdir_if_missing(self.cfg.OUTPUT_DIR)
-        torch.save(torch.from_numpy(confusion / np.maximum(rows, 1)), path)
+        with atomic_write(path) as file:
+            torch.save(torch.from_numpy(confusion / np.maximum(rows, 1)), file)
         print(f"Confusion matrix of the labels {occurring.tolist()} is saved to {path}")
 
 

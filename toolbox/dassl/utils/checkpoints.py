@@ -74,10 +74,11 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
     if admits_path("DASSL_ALLOW_PICKLE", fpath):
         warnings.warn(f'DASSL_ALLOW_PICKLE: unpickling "{fpath}" in full, which can run any code in it', stacklevel=2)
         return torch.load(fpath, map_location="cpu", weights_only=False)
+    damaged = f'The checkpoint "{fpath}" is damaged; remove it and go on from an earlier one'
+    if not _saved_by_torch(fpath):
+        raise RuntimeError(damaged)
     try:
         return torch.load(fpath, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError) as error:
-        raise RuntimeError(f'The checkpoint "{fpath}" is damaged; remove it and go on from an earlier one') from error
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(
             f'The checkpoint "{fpath}" is damaged or holds Python objects, not only tensors and numbers (as the '
@@ -85,6 +86,18 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
             f"you trust it, set DASSL_ALLOW_PICKLE={fpath} (or 1 for every file) and run again. "
             f"The loader said: {_first_line(error)}"
         ) from error
+    except Exception as error:  # a damaged file makes its reader raise almost anything
+        raise RuntimeError(damaged) from error
+
+
+def _saved_by_torch(fpath: str) -> bool:
+    """Whether a file begins as `torch.save` writes it: a zip archive or a pickle.
+
+    Anything else is kept away from `torch.load`: before torch 2.6 an archive of torch's oldest format could run code
+    in spite of `weights_only`.
+    """
+    with open(fpath, "rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def find_checkpoint(directory: str) -> str | None:
@@ -222,8 +235,8 @@ def _read_pointer(directory: str) -> str | None:
     fpath = os.path.join(directory, POINTER)
     if not os.path.isfile(fpath):
         return None
-    with open(fpath, encoding="utf-8") as file:
-        return file.readline().strip() or None
+    with open(fpath, encoding="utf-8", errors="replace") as file:
+        return file.readline().replace("\0", "").strip() or None
 
 
 def _list_epochs(directory: str) -> set[int]:

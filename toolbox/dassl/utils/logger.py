@@ -23,7 +23,8 @@ class Logger:
         self.file = None
         if fpath is not None:
             mkdir_if_missing(os.path.dirname(fpath))
-            self.file = open(fpath, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed in close)
+            # Names of files need not be text: bytes that are none are written out.
+            self.file = open(fpath, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def __getattr__(self, name: str):
         if name in {"console", "file"}:

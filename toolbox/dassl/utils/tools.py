@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import random
@@ -17,6 +18,8 @@ import torch
 
 from .atomic import atomic_write
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
 __all__ = [
     "mkdir_if_missing",
     "check_isfile",
@@ -87,18 +90,35 @@ def download_url(url: str, dst: str) -> None:
 def read_image(path: str):
     """The image at `path` as an RGB PIL image.
 
+    Only the formats that data sets come in are decoded (an EPS file, for one, would be run as a program), and nothing
+    beyond `MAX_PIXELS` pixels; a larger file is refused from its header.
+
     Raises:
-        OSError: The file is missing or cannot be decoded; the message names it.
+        OSError: The file is missing, too large or cannot be decoded; the message names it.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is stricter
+            with Image.open(path, formats=_known_formats()) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise OSError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+                return image.convert("RGB")
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise OSError(f'Cannot read the image "{path}": {error}') from error
+    except Exception as error:  # damaged files make decoders raise almost anything
+        raise OSError(f'Cannot read the image "{path}": {str(error) or type(error).__name__}') from error
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `IMAGE_FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def collect_env_info() -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
-import zipfile
 
 from dassl.utils import mkdir_if_missing
+from dassl.utils.archives import unpack_archive
 from dassl.utils.errors import MissingFileError
 from dassl.utils.switches import is_on
 
@@ -38,7 +37,7 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
     Raises:
         NotImplementedError: Another source, or an ending other than .zip, .tar, .tar.gz.
         ModuleNotFoundError: gdown is not installed.
-        ValueError: The checksum differs, or a member of the archive would leave the folder.
+        ValueError: The checksum differs, or the archive is refused (see `unpack_archive`).
     """
     folder = os.path.dirname(dst) or "."
     mkdir_if_missing(folder)
@@ -57,22 +56,8 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
     if sha256:
         _check_sum(dst, sha256)
     print("Extracting file ...")
-    if dst.endswith(".zip"):
-        _unpack_zip(dst, folder)
-    else:
-        with tarfile.open(dst) as archive:
-            archive.extractall(folder, filter="data")
+    unpack_archive(dst, folder)
     print(f"File extracted to {folder}")
-
-
-def _unpack_zip(path: str, folder: str) -> None:
-    root = os.path.realpath(folder)
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            target = os.path.realpath(os.path.join(root, name))
-            if os.path.commonpath([root, target]) != root:
-                raise ValueError(f'The archive "{path}" is refused: its member "{name}" would leave {folder}')
-        archive.extractall(folder)
 
 
 def _check_sum(path: str, expected: str) -> None:
