@@ -1,13 +1,20 @@
 """Looking into the image files themselves: sizes, copies of each other, whether they can be decoded."""
 
+import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .folders import ImageFile
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
 
@@ -53,16 +60,45 @@ def broken_files(
         return bad + [(image, reason) for image, reason in zip(rest, reasons) if reason]
 
 
-def decoding_error(path: str) -> str:
-    """Why an image cannot be opened as RGB, or an empty text."""
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def read_image(path: str | os.PathLike[str]) -> "Image.Image":
+    """An image as RGB, decoded within bounds, whichever toolbox is installed.
+
+    Only `FORMATS` are decoded (Pillow runs a program on others, such as EPS), and nothing beyond `MAX_PIXELS`, of which
+    the header tells.
+
+    Raises:
+        OSError: it is missing, too large or cannot be decoded; the message does not name it.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image.convert("RGB")
-    except Image.DecompressionBombError:
-        return "is too large to be decoded safely"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on palettes, metadata, sizes
+            with Image.open(path, formats=known_formats()) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise OSError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+                return image.convert("RGB")
+    except OSError:
+        raise
     except Exception as error:  # damaged files make decoders raise almost anything
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def decoding_error(path: str) -> str:
+    """Why an image cannot be opened as RGB, or an empty text."""
+    try:
+        read_image(path)
+    except OSError as error:
         try:
             with open(path, "rb") as file:
                 start = file.read(64)
@@ -70,7 +106,7 @@ def decoding_error(path: str) -> str:
             return f"cannot be read: {trouble.strerror}"
         if web_page(start):
             return "is a web page, not an image: the download failed"
-        return f"cannot be decoded: {' '.join(str(error).replace(repr(path), 'it').split()) or type(error).__name__}"
+        return f"cannot be decoded: {' '.join(str(error).replace(repr(path), 'it').split())}"
     return ""
 
 

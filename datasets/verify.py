@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .common import ListedDataset
+from .datums import collection_paused
 from .file_checks import Progress, broken_files, copies, no_progress, web_page
 from .folders import ARCHIVES, ImageFile, find_candidates, list_folder, match_classes
 from .protocols import ALL_IMAGES, DASSL
@@ -153,7 +154,8 @@ class _Keeper(logging.Handler):
 def look_at(loader: type[ListedDataset], cfg, domain: str, report: Report) -> None:
     """Open one domain, or a data set without domains, and count."""
     dataset = loader.__new__(loader)
-    pools = dataset.open(cfg)
+    with collection_paused():
+        pools = dataset.open(cfg)
     spec, parts = dataset.spec, next(iter(pools.values()))
     report.classes = spec.classes
     text = f"{dataset.layout.text}{dataset.count_note}"

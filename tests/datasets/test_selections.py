@@ -94,3 +94,13 @@ def test_places(monkeypatch):
     assert cache_folder() == Path("/two/dassl-clip")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path("/three/.cache/dassl-clip")
+
+
+@pytest.mark.parametrize("setting", ["", "off", "OFF", "Off ", "~/kept", "relative", "/one"])
+@pytest.mark.parametrize("home", ["", "/two", "~/two"])
+def test_features_lie_in_the_same_folder(setting, home, monkeypatch):
+    from dassl_clip.trainers import bank
+
+    monkeypatch.setenv("DASSL_CLIP_CACHE", setting)
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    assert bank.cache_folder() == cache_folder()
