@@ -42,7 +42,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed of several numbers, independent of the platform."""
-    return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0]) >> 1
 
 
 class SeededImages(DatasetWrapper):
