@@ -33,7 +33,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "open_clip_torch>=2.29",
+        "open_clip_torch>=3.1",
         "yacs>=0.1.8",
         "tabulate>=0.9",
         "tqdm>=4.60",
