@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from dassl_clip.commands.data_names import open_config
 from dassl_clip.commands.errors import UserError
+from dassl_clip.results.files import write_bytes_atomically
 
 TILE, MARGIN, LINES, CHARACTERS = 168, 8, 4, 27
 
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     out = Path(args.out or f"{cfg.DATASET.NAME}.png").expanduser()
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}")
-    draw_sheet(rows, report.classes, templates[0]).save(out, "PNG")
+    picture = io.BytesIO()
+    draw_sheet(rows, report.classes, templates[0]).save(picture, "PNG")
+    write_bytes_atomically(out, picture.getvalue())
     print(f"Drew {sum(map(len, rows.values()))} images on {out}")
     return report.verdict
 
@@ -90,10 +94,11 @@ def thumbnail(path: str) -> Any:
     """The picture inside a square; a grey square with a cross if it cannot be read."""
     from PIL import Image, ImageDraw, ImageOps
 
+    from dassl_clip.datasets.file_checks import read_image
+
     try:
-        with Image.open(path) as image:
-            return ImageOps.pad(image.convert("RGB"), (TILE, TILE), color="lightgrey")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ImageOps.pad(read_image(path), (TILE, TILE), color="lightgrey")
+    except OSError:
         square = Image.new("RGB", (TILE, TILE), "lightgrey")
         ImageDraw.Draw(square).line((0, 0, TILE, TILE), fill="red", width=3)
         return square

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import UnidentifiedImageError
 from torch import Tensor, stack
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dassl_clip.commands.errors import UserError
+from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
 
 
@@ -59,13 +59,10 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[Path, Tensor | None, str]:
         path = self.paths[index]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on palettes, metadata, sizes
-                with Image.open(path) as image:
-                    return path, self.preprocess(image.convert("RGB")), ""
-        except Image.UnidentifiedImageError:
+            return path, self.preprocess(read_image(path)), ""
+        except UnidentifiedImageError:
             return path, None, "is empty" if not path.stat().st_size else "is no image that can be decoded"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except OSError as error:
             return path, None, " ".join(str(error).split()) or type(error).__name__
 
 

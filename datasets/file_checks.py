@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
+MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
 
@@ -87,6 +88,10 @@ def read_image(path: str | os.PathLike[str]) -> "Image.Image":
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+                if max(width, height) > MAX_RATIO * min(width, height):
+                    raise OSError(
+                        f"its {width} x {height} pixels are a strip, more than {MAX_RATIO} times as long as wide"
+                    )
                 return image.convert("RGB")
     except OSError:
         raise

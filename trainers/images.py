@@ -1,6 +1,7 @@
 """Images of a data source as the trainers see them: reproducible views, and errors that name the file."""
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,13 +87,16 @@ class SeededImages(DatasetWrapper):
 
     def _item(self, index: int) -> dict:
         try:
-            if not self.is_train:
-                return super().__getitem__(index)
-            with seeded(mix_seed(int(self.view_seed), index)):
-                return super().__getitem__(index)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                if not self.is_train:
+                    return super().__getitem__(index)
+                with seeded(mix_seed(int(self.view_seed), index)):
+                    return super().__getitem__(index)
+        except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             path = self.data_source[index].impath
+            reason = str(error).rpartition(f'"{path}": ')[2]  # the toolbox may have named the file already
             raise UnreadableImage(
-                f"cannot decode the image {path}: {error}. Replace the file, remove it from the data set, or set "
+                f"cannot decode the image {path}: {reason}. Replace the file, remove it from the data set, or set "
                 "DATALOADER.ON_BAD_IMAGE skip"
             ) from None

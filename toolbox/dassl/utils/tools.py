@@ -20,6 +20,7 @@ from .atomic import atomic_write
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
+MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
 __all__ = [
     "mkdir_if_missing",
     "check_isfile",
@@ -105,6 +106,10 @@ def read_image(path: str):
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+                if max(width, height) > MAX_RATIO * min(width, height):
+                    raise OSError(
+                        f"its {width} x {height} pixels are a strip, more than {MAX_RATIO} times as long as wide"
+                    )
                 return image.convert("RGB")
     except FileNotFoundError:
         raise
