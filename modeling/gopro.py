@@ -33,6 +33,18 @@ def block_statistics(block: Tensor) -> tuple[Tensor, Tensor]:
     return mu, ((squares + STYLE_EPSILON) / block.shape[1]).sqrt()
 
 
+def image_statistics(blocks: Sequence[Tensor]) -> Tensor:
+    """All that the generator reads of an image.
+
+    Args:
+        blocks: Block outputs, `L x [B, T, W]`.
+
+    Returns:
+        `mu_1, sigma_1, mu_2, ...` side by side, `[B, 2 (W_1 + ... + W_L)]`.
+    """
+    return torch.cat([part for block in blocks for part in block_statistics(block)], dim=1)
+
+
 class PromptGenerator(nn.Module):
     """The context of each image: shared context vectors plus one shift made of the image's content and style.
 
@@ -60,41 +72,49 @@ class PromptGenerator(nn.Module):
         self.ctx = nn.Parameter(context.clone())
         self.register_buffer("shift_scale", torch.tensor(float(shift_scale)))
 
-    def fused(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The fused vectors `g`, `[B, L, D]`, of block outputs `L x [B, T, W]`.
+    def fused(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """The fused vectors `g`, `[B, L, D]`.
+
+        Args:
+            images: Block outputs `L x [B, T, W]`, or their `image_statistics`.
 
         Raises:
-            ValueError: The number of blocks is not `L`.
+            ValueError: Of another number of blocks than `L`, or of other widths.
         """
-        if len(blocks) != len(self.style):
-            raise ValueError(f"the generator was built for {len(self.style)} vision blocks, got {len(blocks)}")
+        if not isinstance(images, Tensor):
+            if len(images) != len(self.style):
+                raise ValueError(f"the generator was built for {len(self.style)} vision blocks, got {len(images)}")
+            images = image_statistics([block.to(self.ctx.dtype) for block in images])
+        widths = [linear.in_features for linear in self.style for _ in ("mu", "sigma")]
+        if images.shape[1] != sum(widths):
+            raise ValueError(f"the generator reads statistics [B, {sum(widths)}], got {list(images.shape)}")
+        parts = images.to(self.ctx.dtype).split(widths, dim=1)
         g = []
-        for block, style, content in zip(blocks, self.style, self.content):
-            mu, sigma = block_statistics(block.to(self.ctx.dtype))
+        for mu, sigma, style, content in zip(parts[::2], parts[1::2], self.style, self.content):
             g.append((style((mu + sigma) / 2) + content(mu)) / 2)
         return torch.stack(g, dim=1)
 
-    def shift(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
+    def shift(self, images: Sequence[Tensor] | Tensor, view: int = 0) -> Tensor:
         """The shift `delta`, `[B, D]`, before `shift_scale`; `view` counts `VIEWS`, which one `rho` serves alike."""
         rho = self.rho[view if len(self.rho) > 1 else 0]
-        delta: Tensor = rho(self.fused(blocks).transpose(1, 2))  # [B, D, 1]
+        delta: Tensor = rho(self.fused(images).transpose(1, 2))  # [B, D, 1]
         return delta.squeeze(-1)
 
-    def forward(self, blocks: Sequence[Tensor], view: int = 0) -> Tensor:
-        """The contexts `v`, `[B, M, D]`, of block outputs `L x [B, T, W]`."""
-        delta = self.shift_scale * self.shift(blocks, view)
+    def forward(self, images: Sequence[Tensor] | Tensor, view: int = 0) -> Tensor:
+        """The contexts `v`, `[B, M, D]`, of block outputs `L x [B, T, W]` or their `image_statistics`."""
+        delta = self.shift_scale * self.shift(images, view)
         return self.ctx + delta[:, None]
 
     @torch.no_grad()
-    def fit_shift_scale(self, blocks: Sequence[Tensor], target_rms: float, peers: Peers = ALONE) -> None:
+    def fit_shift_scale(self, images: Sequence[Tensor] | Tensor, target_rms: float, peers: Peers = ALONE) -> None:
         """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width).
 
         Args:
-            blocks: `L x [B, T, W]`.
+            images: Block outputs `L x [B, T, W]`, or their `image_statistics`.
             target_rms: What the RMS shall be.
             peers: The processes that each have some of the images.
         """
-        squares = self.shift(blocks).square()
+        squares = self.shift(images).square()
         rms = squares.mean().sqrt()
         if peers.size > 1:
             rms = (peers.sum(squares.sum()) / peers.sum(squares.new_tensor(squares.numel()))).sqrt()
@@ -110,6 +130,11 @@ class BatchNorm(nn.BatchNorm1d):
         features: `E`.
         peers: The processes.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def __init__(self, features: int, peers: Peers = ALONE):
         super().__init__(features)
@@ -128,7 +153,8 @@ class BatchNorm(nn.BatchNorm1d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((squares / (rows - 1)).to(self.running_var), self.momentum)
-        return centred * (squares / rows + self.eps).rsqrt() * self.weight + self.bias
+        out: Tensor = centred * (squares / rows + self.eps).rsqrt() * self.weight + self.bias
+        return out
 
 
 class Projector(nn.Sequential):
@@ -209,7 +235,7 @@ class GOProLearner(nn.Module):
         if len(text) > 1:
             terms["consistency"] = torch.stack([prompt_consistency(text[0], view) for view in text[1:]]).sum()
         if contrastive:
-            terms["contrastive"] = nt_xent(*projected, temperature, self.peers)
+            terms["contrastive"] = nt_xent(projected[0], projected[1], temperature, self.peers)
         return terms, logits
 
 
