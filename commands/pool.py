@@ -34,6 +34,7 @@ LOG_NAME = "log.txt"
 TAIL_LINES = 15
 _MEMORY_A_RUN = 2 * 2**30
 _PR_SET_PDEATHSIG = 1
+_SECONDS_TO_SAVE = 20.0
 
 
 @dataclass
@@ -116,6 +117,7 @@ def run_all(
     children: dict[int, _Child] = {}
     outcomes: list[Outcome] = []
     selector = selectors.DefaultSelector()
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         while waiting or children:
             while waiting and slots:
@@ -142,9 +144,9 @@ def run_all(
                 outcomes.append(_outcome(child, os.waitstatus_to_exitcode(status)))
                 reporter.finish(child.run.name, done(outcomes[-1]))
     finally:
-        for child in children.values():
-            _stop(child)
+        _stop(list(children.values()))
         selector.close()
+        signal.signal(signal.SIGTERM, before)
     return outcomes
 
 
@@ -252,14 +254,28 @@ def _outcome(child: _Child, code: int) -> Outcome:
     return Outcome(child.run, code, time.monotonic() - child.started, tail if code else [])
 
 
-def _stop(child: _Child) -> None:
-    """End a child and everything it started, and wait for it."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, sign)
-        for _ in range(20):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(child.pid, os.WNOHANG)[0]:
-                    os.close(child.pipe)
-                    return
-            time.sleep(0.1)
+def _leave(number: int, frame: object) -> None:
+    """On SIGTERM: end the children, then this process, with the signal's own exit code."""
+    raise SystemExit(128 + number)
+
+
+def _stop(children: list[_Child]) -> None:
+    """End children and everything they started: they may save first; who does not end in time is killed."""
+    for sign, patience in ((signal.SIGTERM, _SECONDS_TO_SAVE), (signal.SIGKILL, 2.0)):
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, sign)
+        deadline = time.monotonic() + patience
+        while children and time.monotonic() < deadline:
+            children = [child for child in children if not _has_ended(child)]
+            time.sleep(0.05)
+
+
+def _has_ended(child: _Child) -> bool:
+    try:
+        ended = os.waitpid(child.pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        ended = True
+    if ended:
+        os.close(child.pipe)
+    return ended
