@@ -9,7 +9,7 @@ from typing import Any
 
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.errors import UserError, guarded
-from dassl_clip.results.records import RECORD_NAME
+from dassl_clip.results.records import RECORD_NAME, check_record
 
 ENDING = ".safetensors"
 
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run", metavar="RUN", help="folder of a finished run; or an exported file, to see what it holds"
     )
     parser.add_argument("--out", metavar="FILE", help="the file (default: named after method, data, target and seed)")
+    parser.add_argument("--half", action="store_true", help="learned parts in float16; what it changes is measured")
     parser.add_argument("--unpack", metavar="FOLDER", help="make a run folder of an exported file")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
                         help="load a module or .py file that registers the run's trainer; repeatable")  # fmt: skip
@@ -41,15 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments ask for."""
-    from dassl_clip.trainers.export import load_export, save_export, unpack_export
+    from dassl_clip.commands.released import save_export, unpack_export
+    from dassl_clip.modeling.released import load_export
 
     place = Path(args.run).expanduser()
     if place.is_file():
-        if args.out:
+        if args.out or args.half:
             raise UserError(
-                f"--out goes with a run's folder, and {place} is a file; --unpack FOLDER makes a folder of it"
+                f"{'--out' if args.out else '--half'} goes with a run's folder, and {place} is a file; --unpack FOLDER "
+                "makes a folder of it"
             )
         found = load_export(place)
+        check_record(found.record)
         if args.unpack:
             print(f"unpacked to {unpack_export(found, Path(args.unpack).expanduser())}")
         else:
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.unpack:
         raise UserError(f"--unpack takes an exported file, and {place} is none")
-    made = export_run(place, args.imports)
+    made = export_run(place, args.imports, args.half)
     path = Path(args.out or default_name(made.record)).expanduser()
     if path.suffix != ENDING:
         raise UserError(f"--out {path}: the file is a safetensors file, so its name ends in {ENDING}")
@@ -66,14 +70,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def export_run(place: Path, imports: Sequence[str] = ()) -> Any:
+def export_run(place: Path, imports: Sequence[str] = (), half: bool = False) -> Any:
     """The export of the finished run in a folder; its data need not be there."""
-    from dassl_clip.commands.predict_run import open_run, read_run
-    from dassl_clip.trainers.export import make_export
+    from dassl_clip.commands.predict_run import open_run, quiet, read_run
+    from dassl_clip.commands.released import make_export
 
     place, record, tree = read_run(place)
     trainer, _ = open_run(place, [place / RECORD_NAME], imports)
-    return make_export(trainer, tree, record)
+    with quiet():
+        return make_export(trainer, tree, record, half)
 
 
 def default_name(record: dict[str, Any]) -> str:
@@ -97,9 +102,17 @@ def describe(export: Any, path: Path) -> str:
         f"classes: {len(names)} ({', '.join(names[:4])}{', ...' * (len(names) > 4)})",
         f"backbone: {backbone['name']} (weights {backbone['weights_hash'][:12]})",
         f"learned parts: {', '.join(parts) or 'none'}",
+        *storage_lines(export.storage),
         f"plain classifier: {export.note}",
         f"accuracy in its record: {measured}",
     ]
     if export.base is not None:
         lines.append(f"refines: {export.base.record['method']} ({export.base.record['config']}), which it carries")
     return "\n".join(lines)
+
+
+def storage_lines(storage: Any) -> list[str]:
+    """What a file does not hold as it was learned, a line each."""
+    lines = [f"stored in {storage.precision}: {storage.note}"] if storage.note else []
+    names = [f"{model}.{key}" for model, keys in storage.left_out.items() for key in keys]
+    return lines + ([f"left out, since no score passes through: {', '.join(names)}"] if names else [])

@@ -119,7 +119,8 @@ def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] =
 
 def open_file(path: str | Path, items: Sequence[Path], imports: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """The same for an exported run."""
-    from dassl_clip.trainers.export import load_export, unpack_export
+    from dassl_clip.commands.released import unpack_export
+    from dassl_clip.modeling.released import load_export
 
     with tempfile.TemporaryDirectory() as place:
         return open_run(unpack_export(load_export(path), Path(place, Path(path).name)), items, imports)

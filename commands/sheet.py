@@ -2,7 +2,7 @@
 
 Keys: `title`; `published` (name of a published table); `task` or `tasks`; `datasets`; `seeds`; `shots`; `readings`
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
-`{dataset}` stands for the data set's name) and, if wanted, `label` (the row's name in tables and `--rows`; beside published
+`{dataset}` is the data set's name) and, if wanted, `label` (the row's name in tables and `--rows`; beside published
 numbers the one printed there), `datasets`, `task(s)`, `seeds`, `shots` and `set`, a mapping of config keys to values.
 """
 

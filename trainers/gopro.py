@@ -63,6 +63,11 @@ class GOPro(CLIPTrainer):
         start = repr(self.node.CTX_INIT) if self.node.CTX_INIT else f"{self.node.N_CTX} random tokens"
         return f"generated per image, context from {start}"
 
+    @property
+    def unread_parts(self) -> tuple[str, ...]:
+        """In the released variant the image projector serves the contrastive loss alone."""
+        return () if self.node.VARIANT == "paper" else ("image_projector.",)
+
     def train_transform(self) -> list:
         """The views that the loss terms with a weight need, each made of the PIL image."""
         size, normalize = tuple(self.backbone.image_size), self.backbone.normalize()

@@ -17,6 +17,11 @@ class CheckpointMixin:
 
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
 
+    @property
+    def unread_parts(self) -> tuple[str, ...]:
+        """Beginnings of the names of learned parts that no score passes through, so that an export needs none."""
+        return ()
+
     def published_state(self, state: dict) -> dict:
         """The state of the learned parts inside a foreign checkpoint's; the same unless a trainer knows better."""
         return state
@@ -150,5 +155,11 @@ class CheckpointMixin:
                 f"{len(self.classnames)} ({', '.join(self.classnames[:3])}, ...); class-specific parts fit no other "
                 f"classes"
             )
-        checkpoint.load_state(module, self.published_state(state["state_dict"]), str(path))
+        learned = self.published_state(state["state_dict"])
+        absent = [key for key in state.get("left_out", ()) if key not in learned]
+        if absent:
+            logger.info("%s is without %s, which no score needs: they stay as they are", path, ", ".join(absent))
+        own = module.state_dict()
+        learned = {**{key: own[key] for key in absent if key in own}, **learned}
+        checkpoint.load_state(module, learned, str(path))
         return state
