@@ -35,6 +35,7 @@ setup(
         "torchvision>=0.19",
         "open_clip_torch>=3.1",
         "yacs>=0.1.8",
+        "PyYAML>=6.0",
         "tabulate>=0.9",
         "tqdm>=4.60",
         "numpy>=1.24",
