@@ -48,6 +48,8 @@ setup(
         "test": [
             "pytest>=8.0",
             "ruff>=0.6",
+            "mypy>=1.11",
+            "hypothesis>=6.100",
             "setuptools>=70",
             "matplotlib>=3.8",
             "scikit-learn>=1.3",
