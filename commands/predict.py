@@ -172,12 +172,14 @@ def open_names(args: argparse.Namespace) -> Scorer:
     """The zero-shot classifier of class names."""
     import torch
 
+    from dassl_clip.commands.config import default_config
+    from dassl_clip.commands.predict_run import device_of
     from dassl_clip.modeling.backbone import load_backbone
     from dassl_clip.modeling.templates import resolve_templates
     from dassl_clip.modeling.zeroshot import zeroshot_weights
 
     names, templates = read_names(args.names), resolve_templates(args.templates or "single")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(default_config())
     backbone = load_backbone(args.backbone or DEFAULT_BACKBONE, args.weights or "", device=device)
     weights = zeroshot_weights(backbone.text, names, templates)
     facts = {"method": "zero-shot", "backbone": backbone.name, "weights_hash": backbone.weights_hash}

@@ -126,6 +126,13 @@ def open_file(path: str | Path, items: Sequence[Path], imports: Sequence[str]) -
         return open_run(unpack_export(load_export(path), Path(place, Path(path).name)), items, imports)
 
 
+def device_of(cfg: Any) -> Any:
+    """The device on which Dassl's trainers work under a configuration."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+
+
 def build(cfg: Any, method: str) -> Any:
     """The trainer of a configuration, without lines on the console.
 
