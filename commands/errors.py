@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import dis
+import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +18,19 @@ _OURS = ("dassl_clip", "dassl")
 _USER_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
 _USER_ERRORS += (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
+_ROOM, _ELSEWHERE = "make room, or name another folder", "name a folder that may be written to"
+_DISK = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.ENAMETOOLONG: "give shorter names",
+    errno.ELOOP: "a link leads back to itself",
+}
+# Control characters but for tab and line feed, marks that turn the direction of text, undecodable bytes.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -34,7 +49,7 @@ def is_user_error(error: BaseException) -> bool:
 
     An error that Python, torch or another library raised inside our code is a bug of ours and keeps its traceback.
     """
-    if isinstance(error, UserError) or getattr(error, "from_user", False):
+    if isinstance(error, UserError) or getattr(error, "from_user", False) or _is_of_the_disk(error):
         return True
     if not isinstance(error, _USER_ERRORS) or not str(error).strip() or error.__traceback__ is None:
         return False
@@ -45,10 +60,25 @@ def is_user_error(error: BaseException) -> bool:
     return module.split(".")[0] in _OURS and last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
 
 
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether it is the disk that refuses: no room, read-only, no right to write, a name that is too long."""
+    return isinstance(error, OSError) and error.errno in _DISK
+
+
 def sentence(error: BaseException) -> str:
     """The text of an error on one line."""
+    if _is_of_the_disk(error) and error.filename is not None:
+        return printable(f"{os.fsdecode(error.filename)}: {error.strerror}; {_DISK[error.errno]}")
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """A text in which control characters and bytes that are no text are written out as escapes.
+
+    Names of files and classes come from strangers: none of them shall steer a terminal or fail to be printed.
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def wants_traceback(flag: bool = False) -> bool:

@@ -16,6 +16,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     Args:
         path: The file to make or replace; its folder must exist.
         mode: "wb" or "w" (UTF-8).
+
+    Raises:
+        OSError: No room, no right to write, ...; it names `path`, which is as it was.
     """
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -25,7 +28,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except OSError as error:  # names the file that was asked for; a full disk names none
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+    finally:
+        with suppress(OSError):
             os.unlink(temporary)
-        raise

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -227,8 +228,10 @@ def to_plain(value: Any) -> Any:
 
 
 def _write(state: dict[str, Any], fpath: str) -> None:
+    content = io.BytesIO()  # torch hides why a file cannot be written to
+    torch.save(state, content)
     with atomic_write(fpath) as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
 
 
 def _read_pointer(directory: str) -> str | None:
