@@ -44,11 +44,16 @@ class Part:
 
     Attributes:
         run: Does it once, and returns results to compare.
-        times: How often the whole program does it.
+        times: How often the whole program does it; a function is asked when the part has been run.
     """
 
     run: Callable[[], Results]
-    times: float = 1.0
+    times: float | Callable[[], float] = 1.0
+
+    @property
+    def factor(self) -> float:
+        """`times` as a number."""
+        return self.times() if callable(self.times) else self.times
 
 
 class Work:
@@ -79,6 +84,10 @@ class Work:
     def difference(self, ours: Results, plain: Results) -> dict[str, float]:
         """The largest difference of each result that both sides have, relative to the plain one's largest number."""
         return {name: largest_difference(ours[name], plain[name]) for name in plain if name in ours}
+
+    def counted(self) -> dict[str, float]:
+        """Operations of the sides, of a work that is not run in processes of its own."""
+        return dict.fromkeys(SIDES, 0.0)
 
     def facts(self) -> dict[str, object]:
         """More that belongs into the result file, asked for after the measurement."""
@@ -214,7 +223,7 @@ def run_side(parts: Sequence[Part], device: str) -> tuple[Results, list[float]]:
 
 def weighted(parts: Sequence[Part], taken: Sequence[float]) -> float:
     """Seconds of the whole program."""
-    return sum(part.times * seconds for part, seconds in zip(parts, taken))
+    return sum(part.factor * seconds for part, seconds in zip(parts, taken))
 
 
 def timed(run: Callable[[], object], device: str) -> tuple[object, float]:
@@ -283,24 +292,29 @@ def measure_side(work: Work, side: str, device: str) -> dict[str, float]:
     before = start_peak(device)
     flops = 0.0
     for part in parts:
-        with FlopCounterMode(display=False) as counter:
-            part.run()
-        flops += part.times * counter.get_total_flops()
+        flops += operations(part.run) * part.factor
     return {"bytes": work.memory_times[side] * (peak(device) - before), "flops": flops}
+
+
+def operations(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products of a run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def memory_and_arithmetic(work: Work, alone: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
     """The part of an entry that comes from the processes of their own."""
-    if not work.alone:
-        return {}
-    size = {side: max(1.0, alone[side]["bytes"]) for side in SIDES}
-    flops = {side: alone[side]["flops"] for side in SIDES}
-    return {
-        "memory_mb": {side: rounded(size[side] / 2**20) for side in SIDES},
-        "memory_ratio": rounded(size["plain"] / size["ours"]),
-        "tera_operations": {side: rounded(flops[side] / 1e12) for side in SIDES},
-        "arithmetic_ratio": rounded(flops["plain"] / flops["ours"]) if flops["ours"] else None,
-    }
+    found = {}
+    flops = {side: alone[side]["flops"] for side in SIDES} if work.alone else work.counted()
+    if work.alone:
+        size = {side: max(1.0, alone[side]["bytes"]) for side in SIDES}
+        found["memory_mb"] = {side: rounded(size[side] / 2**20) for side in SIDES}
+        found["memory_ratio"] = rounded(size["plain"] / size["ours"])
+    if all(flops.values()):
+        found["tera_operations"] = {side: rounded(count / 1e12) for side, count in flops.items()}
+        found["arithmetic_ratio"] = rounded(flops["plain"] / flops["ours"])
+    return found
 
 
 def start_peak(device: str) -> int:
