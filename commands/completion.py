@@ -117,7 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dassl-clip completion",
         description="Print a script that completes sub-commands, flags, trainers, data sets, tasks and config keys.",
-        epilog='example: eval "$(dassl-clip completion bash)"; for every shell, write that line into ~/.bashrc',
+        epilog='example: eval "$(dassl-clip completion bash)"; it takes seconds to make, so for every shell keep it in '
+        "a file that your ~/.bashrc or ~/.zshrc sources",
     )
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
     parser.add_argument("--debug", action="store_true", help="tracebacks for every error")

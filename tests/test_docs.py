@@ -88,6 +88,7 @@ def environment(words):
 def as_cli(words):
     """A command as arguments of `dassl-clip`, or None for one of another program (which is checked here)."""
     settings, words = environment(words)
+    words = words[: words.index(">")] if ">" in words else words
     if words[0] == "dassl-clip":
         return words[1:]
     if words[0] == "python" and words[1] == "train.py":

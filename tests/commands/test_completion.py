@@ -1,15 +1,20 @@
 """`dassl-clip completion` and `--help`.
 
 Covers: the script sourced by a real bash, which completes sub-commands, actions, flags, trainers, data sets, tasks,
-configs, choices and config keys at the right places and leaves file names to the shell; every flag of every parser;
-valid syntax in bash, and in zsh where it is installed; `--help` of every sub-command: exit code 0 and an example that
-its own parser takes.
+configs, choices and config keys at the right places and leaves file names to the shell; every flag of every parser; the
+tab key itself in a terminal with bash, and with zsh where it is installed; `--help` of every sub-command: exit code 0
+and an example that its own parser takes.
 """
 
+import os
+import pty
 import re
+import select
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -96,15 +101,65 @@ def test_the_shell_is_told_and_completes_files_elsewhere(script):
     assert done.stdout.split() == ["complete", "-o", "default", "-F", "_dassl_clip", "dassl-clip"]
 
 
-def test_zsh(tmp_path, capsys):
+def test_zsh(capsys):
     assert main(["completion", "zsh"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("#compdef dassl-clip\n") and "bashcompinit && bashcompinit" in out
     assert out.count("_dassl_clip()") == 1 and out.rstrip().endswith("complete -o default -F _dassl_clip dassl-clip")
-    if shutil.which("zsh") is None:
-        pytest.skip("zsh is not installed")
-    (tmp_path / "_dassl-clip").write_text(out)
-    subprocess.run(["zsh", "-n", str(tmp_path / "_dassl-clip")], check=True)
+
+
+TYPED = {
+    "dassl-clip comp\t": "dassl-clip comp",  # compare, completion
+    "dassl-clip task GO\t": "dassl-clip task GOPro ",
+    "dassl-clip task GOPro icons 1 --tas\t": "dassl-clip task GOPro icons 1 --task ",
+    "dassl-clip task GOPro icons 1 --task few\t": "dassl-clip task GOPro icons 1 --task fewshot ",
+    "dassl-clip data verify pac\t": "dassl-clip data verify pacs ",
+    "dassl-clip train TRAINER.CLAP.ATTACK_E\t": "dassl-clip train TRAINER.CLAP.ATTACK_EPSILON ",
+    "dassl-clip predict --run my_r\t": "dassl-clip predict --run my_run.safetensors ",
+}
+
+
+@pytest.mark.parametrize(("shell", "words"), [("bash", ["--norc", "--noprofile", "-i"]), ("zsh", ["-f", "-i"])])
+def test_the_tab_key_in_a_terminal(tmp_path, shell, words):
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "completion").write_text(completion.script(shell))
+    (tmp_path / "my_run.safetensors").touch()
+    terminal = Terminal([program, *words], tmp_path)
+    try:
+        terminal.type("PS1='ready> '; source ./completion; echo sour''ced\n", "sourced\r\n")
+        for keys, line in TYPED.items():
+            terminal.type(keys, f"{line}\a" if line == keys.strip() else line)
+            terminal.type("\x15", "")  # empties the line
+    finally:
+        terminal.close()
+
+
+class Terminal:
+    """A shell in a terminal of its own."""
+
+    def __init__(self, command, folder):
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            keep = {"PATH": os.environ["PATH"], "HOME": str(folder), "TERM": "dumb", "COLUMNS": "400", "LINES": "99"}
+            os.execvpe(command[0], command, keep)
+
+    def type(self, keys, expected):
+        """Press keys, and wait until the expected text is shown."""
+        os.write(self.screen, keys.encode())
+        shown, end = "", time.monotonic() + 20
+        while expected not in shown:
+            ready, _, _ = select.select([self.screen], [], [], max(0, end - time.monotonic()))
+            assert ready, f"after {keys!r} the terminal shows {shown!r}, not {expected!r}"
+            shown += os.read(self.screen, 65536).decode("utf-8", "replace")
+
+    def close(self):
+        """End the shell."""
+        os.close(self.screen)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 def test_shells_that_are_not_known(capsys):
