@@ -23,6 +23,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from . import distributed
 from .checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -86,13 +87,27 @@ def read_entry(name: str) -> Tensor | None:
 def cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
     """The array that `facts` name: read from the cache, or made and put there.
 
+    Several processes call it together: the main one reads and writes, and all make.
+
     Args:
         facts: JSON-able; everything that decides the values.
-        make: Computes the tensor, float32.
+        make: Computes the tensor, float32, in every process.
 
     Returns:
         A float32 tensor on the CPU, memory-mapped where it was read from the cache (changes stay in memory).
     """
+    if distributed.world_size() == 1:
+        return _cached(facts, make)
+    if not distributed.is_main():
+        distributed.follow(make)
+        return distributed.main_array(read_entry(entry_name(facts)))
+    values = _cached(facts, distributed.announced(make))
+    distributed.announce_end()
+    return distributed.main_array(values)
+
+
+def _cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
+    """`cached`, in one process."""
     folder = cache_folder()
     if folder is None:
         return make().cpu()

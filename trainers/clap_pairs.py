@@ -5,7 +5,7 @@ The features of all texts, and of all views of the pictures, are made once and k
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from dassl_clip.modeling.clap import (
 )
 from dassl_clip.modeling.clap_training import ImagePairs, PromptNoise, TextPairs
 
-from . import bank
+from . import bank, distributed
 from .images import SeededImages, mix_seed
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def text_pairs(trainer) -> tuple[TextPairs, dict]:
     noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD) if node.NOISE_TOKENS else None
     keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "SWAP", "DROP_WORD", "NOISE_TOKENS", "NOISE_STD")
     facts = {key: node[key] for key in keys} | bank.text_facts(tables.texts) | trainer.tower_facts
-    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise), facts
+    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, distributed.peers()), facts
 
 
 def image_pairs(trainer) -> tuple[ImagePairs, dict]:
@@ -134,7 +134,7 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
     names = trainer.text_features([name.replace("_", " ") for name in trainer.classnames])
     labels = torch.tensor([item.label for item in items])
     facts |= bank.text_facts(trainer.classnames)
-    return ImagePairs(features, labels, names, node.BATCH_SIZE, seed), facts
+    return ImagePairs(features, labels, names, node.BATCH_SIZE, seed, distributed.peers()), facts
 
 
 def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
@@ -153,12 +153,16 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
     for number in range(trainer.node.IMAGE_VIEWS):
         images.view_seed.fill_(mix_seed(seed, number))
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        found = []
-        for batch in loader:
-            trainer.note_unreadable(batch)
-            found.append(trainer.encode(batch["img"].to(trainer.device)))
-        views.append(torch.cat(found))
+        own = ((rows,) for rows in _encoded(trainer, distributed.own_batches(loader)))
+        views.append(torch.cat([rows for (rows,) in distributed.dealt(own, loader)]))
     return torch.stack(views, dim=1)
+
+
+def _encoded(trainer, loader: DataLoader) -> Iterator[Tensor]:
+    """Features `[B, E]` of the batches of a loader."""
+    for batch in loader:
+        trainer.note_unreadable(batch)
+        yield trainer.encode(batch["img"].to(trainer.device))
 
 
 def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:

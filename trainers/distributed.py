@@ -7,10 +7,10 @@ started, and everything here is a process alone that costs nothing.
 The main process, rank 0, alone writes files. What the processes tell each other is tensors, and plain values as JSON.
 """
 
+import contextlib
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ TIMEOUT = "DASSL_CLIP_TIMEOUT"
 SECONDS = 1800.0  # that a process waits for the others: long enough for rank 0 to write a large file
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "timeout", "nccl", "gloo", "recvvalue failed")
+ROWS_AT_ONCE = 65536  # of a memory-mapped array
 HOW = "torchrun --nproc_per_node N train.py ..."
 
 
@@ -89,6 +90,14 @@ def stop() -> None:
     barrier()
     dist.destroy_process_group()
     _State.store, _State.peers = None, ALONE
+
+
+@contextlib.contextmanager
+def joined(use_cuda: bool) -> Iterator[None]:
+    """`start` before the block and `stop` after it; after an error in the block, nobody is waited for."""
+    start(use_cuda)
+    yield
+    stop()
 
 
 def _number(name: str, default: int = 0) -> int:
@@ -181,6 +190,42 @@ def from_main(make: Callable[[], T]) -> T:
     length = broadcast(torch.tensor([len(text)]))
     content = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(int(length)).byte()
     return json.loads(bytes(broadcast(content).tolist()))
+
+
+def announced(make: Callable[..., T]) -> Callable[..., T]:
+    """In the main process: `make`, which the others join by `follow` whenever it is called, with the same arguments."""
+
+    def together(*given: Any) -> T:
+        from_main(lambda: given)
+        return make(*given)
+
+    return make if world_size() == 1 else together
+
+
+def follow(make: Callable[..., Any]) -> None:
+    """In the other processes: call `make` whenever the main process does, until that calls `announce_end`."""
+    while (given := from_main(tuple)) is not None:
+        make(*given)
+
+
+def announce_end() -> None:
+    """In the main process: what `announced` gave is not called any more."""
+    from_main(lambda: None)
+
+
+def main_array(own: Tensor | None) -> Tensor:
+    """The main process's array `[N, ...]`, float32, on the CPU; no copies travel if every process has it.
+
+    Args:
+        own: The array, or in other processes None if they do not have the same one.
+    """
+    if all(gather_values(own is not None)):
+        return own
+    shape = from_main(lambda: list(own.shape))
+    values = own if is_main() else torch.empty(shape)
+    for part in values.split(ROWS_AT_ONCE):
+        dist.broadcast(part if not is_main() else part.contiguous(), 0)
+    return values
 
 
 def gather_values(value: Any) -> list[Any]:
@@ -359,6 +404,44 @@ def own_batches(loader: DataLoader) -> DataLoader:
     return _like(loader, batches[rank() :: world_size()])
 
 
+def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of rows, of all batches of a loader in their order, from those that each process made of its own.
+
+    Args:
+        own: What this process made of each batch of `own_batches(loader)`.
+        loader: The loader.
+
+    Yields:
+        What was made of as many batches as there are processes, rows in the order of the loader.
+
+    Raises:
+        ElsewhereError: Another process had an error; in that one, the error itself.
+    """
+    if not is_dealt(loader):
+        yield from own
+        return
+    last: tuple[Tensor, ...] = ()
+    for _ in range(-(-len(loader) // world_size())):
+        fault = None
+        try:
+            made = next(own, None)
+        except Exception as error:
+            fault = error
+        faults = gather_values("" if fault is None else f"{fault or type(fault).__name__}")
+        if fault is not None:
+            raise fault
+        if any(faults):
+            raise ElsewhereError(next(text for text in faults if text))
+        last = tuple(rows[:0] for rows in last) if made is None else made
+        yield tuple(gather_rows(rows) for rows in last)
+
+
+class ElsewhereError(RuntimeError):
+    """An error of another process; the message is its own."""
+
+    from_user = True
+
+
 def is_dealt(loader: DataLoader) -> bool:
     """Whether `own_batches` gives each process a part of the loader."""
     return 1 < world_size() <= len(loader)
@@ -382,7 +465,7 @@ def _like(loader: DataLoader, batches: Any) -> DataLoader:
     )
 
 
-def check_alike(module: nn.Module) -> None:
+def check_alike(modules: Iterable[nn.Module]) -> None:
     """Make sure that the learned parameters of all processes are still the same.
 
     Raises:
@@ -390,16 +473,10 @@ def check_alike(module: nn.Module) -> None:
     """
     if world_size() == 1:
         return
-    sums = torch.stack([p.detach().double().sum() for p in module.parameters()])
+    sums = torch.stack([p.detach().double().sum() for module in modules for p in module.parameters()])
     spread = peers().largest(sums) + peers().largest(-sums)
     if bool((spread.abs() > 1e-6 * (1 + sums.abs())).any()):
         raise RuntimeError(
             "the learned parameters differ between the processes: every step of a trainer that runs on several must "
             "pass through `optimise`"
         )
-
-
-def quiet_warnings() -> None:
-    """Leave python's warnings to the main process."""
-    if not is_main():
-        warnings.simplefilter("ignore")

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import bank
+from . import bank, distributed
 from .checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ Maker = Callable[[int], Iterator[Tensor]]
 def cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Callable[[], bool]) -> Tensor:
     """The array `[N, ...]` that `facts` name: read from the bank, or made batch after batch and put there.
 
+    Several processes call it together: the main one reads and writes, and all make.
+
     Args:
         facts: JSON-able; everything that decides the values.
         count: `N`, at least 1.
@@ -43,6 +46,18 @@ def cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Ca
     Returns:
         A float32 tensor on the CPU, memory-mapped where it could be kept (changes stay in memory).
     """
+    if distributed.world_size() == 1:
+        return _cached_rows(facts, count, make, unchanged)
+    if not distributed.is_main():
+        distributed.follow(lambda start: deque(make(start), maxlen=0))
+        return distributed.main_array(bank.read_entry(bank.entry_name(facts)))
+    values = _cached_rows(facts, count, distributed.announced(make), unchanged)
+    distributed.announce_end()
+    return distributed.main_array(values)
+
+
+def _cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Callable[[], bool]) -> Tensor:
+    """`cached_rows`, in one process."""
     folder = bank.cache_folder()
     if folder is None:
         return _filled(_Rows(count), make).values

@@ -24,6 +24,8 @@ from yacs.config import CfgNode
 
 from dassl_clip.results.records import identity, write_text_atomically
 
+from . import distributed
+
 logger = logging.getLogger(__name__)
 
 CSV_NAME, IDS_NAME = "metrics.csv", "loggers.json"
@@ -57,6 +59,8 @@ class MetricsTable:
         Args:
             history: Means of each epoch (with `epoch`, from 1) or of each check (with `step`).
         """
+        if not distributed.is_main():
+            return
         rows = [
             {"stage": "train", **entry, **self.evaluations.get(int(entry.get("epoch", 0)), {})} for entry in history
         ]
@@ -164,6 +168,11 @@ class LoggingMixin:
         self._services = self._open_services(folder)
         self._training = True
 
+    def init_writer(self, log_dir) -> None:
+        """Open tensorboard, in the main process."""
+        if distributed.is_main():
+            super().init_writer(log_dir)
+
     def after_epoch(self) -> None:
         """Dassl's end of an epoch (validate, save), then the table."""
         super().after_epoch()
@@ -191,7 +200,7 @@ class LoggingMixin:
 
     def _open_services(self, folder: Path) -> dict[str, Any]:
         names = services(self.cfg)
-        if not names:
+        if not names or not distributed.is_main():
             return {}
         path, opened = folder / IDS_NAME, {}
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.start_epoch else {}

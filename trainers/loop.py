@@ -1,16 +1,17 @@
 """The epoch loop of the trainers: reproducible epochs, one step, checks of every loss, and going on inside an epoch."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from dassl_clip.results.files import write_atomically
 
-from . import randomness, termination
+from . import distributed, randomness, termination
 from .images import mix_seed
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ class LoopMixin:
     A step ends in `optimise`. After it the run may be saved (`TRAIN.CHECKPOINT_STEPS`) and may stop (SIGTERM); a run
     that goes on from there draws the same order of images, reads only those that are left, and has the same random
     states.
+
+    Several processes (`distributed.py`) each have some rows of every batch. Loss terms are then those of the whole
+    batch, gradients are reduced by DistributedDataParallel, and all stop together.
     """
 
     first_batch = 0  # number of the first batch of this pass; the embedded toolbox counts from it
@@ -67,12 +71,14 @@ class LoopMixin:
         self.first_batch = self.steps_done = resumed["step"]
         self.epoch_terms: dict[str, list[float]] = {name: list(values) for name, values in resumed["terms"].items()}
         self.epoch_lr = resumed["lr"]
+        self.rows_of_batch = getattr(loader.batch_sampler, "rows", None)
         try:
             rest = RestOfEpoch(loader, self.first_batch, resumed["random"])
             self.train_loader_x = self._bar(rest, f"epoch {self.epoch + 1}/{self.max_epoch}")
             super().run_epoch()
         finally:
             self.train_loader_x = loader
+        distributed.check_alike(self._models.values())
         self.losses = {name: sum(values) / len(values) for name, values in self.epoch_terms.items()}
         self.history.append({"epoch": self.epoch + 1, "lr": self.epoch_lr, **self.losses})
 
@@ -82,7 +88,7 @@ class LoopMixin:
         """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
 
         Args:
-            terms: Unweighted scalar terms by name.
+            terms: Unweighted scalar terms by name, means over the images of `batch_paths`.
             weights: Weight of each term.
             tensors: Intermediate tensors in the order they were made, to name the first bad one.
 
@@ -93,31 +99,58 @@ class LoopMixin:
             FloatingPointError: The loss is not finite; the message names the first bad tensor, the step, the images and
                 the file that holds them all.
         """
+        share = self._share()
+        terms = {name: share * term for name, term in terms.items()}
         loss = sum(weights[name] * term for name, term in terms.items())
-        values = self.precision.to_host(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
+        own = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
+        told = own.new_tensor([termination.requested()])
+        peers = distributed.peers()
+        values = self.precision.to_host(peers.sum(torch.cat([own / peers.size, told])))
         self.optim.zero_grad(set_to_none=True)
-        self.precision.scaler.scale(loss).backward()
-        summary = dict(zip(["loss", *terms], values()))
-        if not all(value - value == 0 for value in summary.values()):
-            raise FloatingPointError(self._explain(tensors, summary))
+        self.precision.scaler.scale(self._joined(loss)).backward()
+        *numbers, told = values()
+        summary = dict(zip(["loss", *terms], numbers))
+        if not all(value - value == 0 for value in numbers):
+            raise FloatingPointError(self._explained(own, tensors, summary))
         self.precision.scaler.step(self.optim)
         self.precision.scaler.update()
         for name, value in summary.items():
             self.epoch_terms.setdefault(name, []).append(value)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        self.after_step()
+        self.after_step(told > 0 if peers.size > 1 else termination.requested())
         return summary
 
-    def after_step(self) -> None:
+    @cached_property
+    def _joined(self) -> Callable[[Tensor], Tensor]:
+        """What the loss passes through, so that gradients are those of the whole batch."""
+        learned = [self._models[name] for name in self.get_model_names() if self._optims[name] is not None]
+        return distributed.peers().joined(nn.ModuleList(learned))
+
+    def _share(self) -> float:
+        """The factor on means over this process's rows of the batch; 1 for full batches, which are shared equally."""
+        if distributed.world_size() == 1:
+            return 1.0
+        return distributed.peers().share(len(self.batch_paths), self.rows_of_batch(self.batch_idx))
+
+    def after_step(self, told_to_end: bool) -> None:
         """Save where `TRAIN.CHECKPOINT_STEPS` or a SIGTERM asks for it; the latter ends the run."""
         self.steps_done += 1
         every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
-        if termination.requested():
+        if told_to_end:
             self.save_step()
+            distributed.barrier()  # nobody leaves before the file is whole
             raise termination.Terminated(f"saved after epoch {self.epoch + 1}, step {self.steps_done}")
         if every > 0 and self.steps_done % every == 0 and self.batch_idx + 1 < self.num_batches:
             self.save_step()
+
+    def _explained(self, own: Tensor, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
+        """The explanation of the first process whose own loss is not finite."""
+        bad = distributed.gather_values(not bool(own.isfinite().all()))
+        teller = bad.index(True) if True in bad else 0
+        return distributed.gather_values(self._explain(tensors, summary) if distributed.rank() == teller else "")[
+            teller
+        ]
 
     def _explain(self, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
         learned = {
@@ -133,7 +166,9 @@ class LoopMixin:
         state = {name: tensor.detach().cpu() for name, tensor in {**learned, **tensors}.items()}
         path = Path(self.output_dir) / DUMP_NAME
         try:
-            write_atomically(path, lambda f: torch.save({**facts, "paths": list(self.batch_paths), "tensors": state}, f))
+            write_atomically(
+                path, lambda f: torch.save({**facts, "paths": list(self.batch_paths), "tensors": state}, f)
+            )
             dump = f"all of it is in {path}"
         except OSError as error:
             dump = f"{path} could not be written ({error})"

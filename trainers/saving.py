@@ -7,7 +7,7 @@ from torch import nn
 
 from dassl_clip.modeling.weights import hash_state
 
-from . import checkpoint, randomness
+from . import checkpoint, distributed, randomness
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class CheckpointMixin:
         """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
         file = model_name or checkpoint.epoch_name(epoch + 1)
         self._save(directory, file, epoch + 1, {"val_result": None if val_result is None else float(val_result)})
-        if file != checkpoint.BEST_NAME:
+        if file != checkpoint.BEST_NAME and distributed.is_main():
             for name in self.get_model_names():  # the last step's file serves if this one should be torn
                 checkpoint.remove_steps(Path(directory) / name, keep=int(epoch + 1 < self.max_epoch))
 
@@ -39,12 +39,12 @@ class CheckpointMixin:
         inside = {"step": self.steps_done, "terms": self.epoch_terms, "lr": self.epoch_lr}
         inside["random_before"] = self.random_before
         self._save(self.output_dir, checkpoint.step_name(self.epoch, self.steps_done), self.epoch, inside)
-        for name in self.get_model_names():
+        for name in self.get_model_names() if distributed.is_main() else ():
             checkpoint.remove_steps(Path(self.output_dir) / name, keep=2)
 
     def _save(self, directory, file: str, epochs: int, more: dict) -> None:
-        """Write one file of every registered model after `epochs` finished epochs."""
-        for name in self.get_model_names():
+        """Write one file of every registered model after `epochs` finished epochs, in the main process."""
+        for name in self.get_model_names() if distributed.is_main() else ():
             learned = self._models[name].state_dict()
             state = {
                 "state_dict": learned,
@@ -74,8 +74,10 @@ class CheckpointMixin:
         """
         names = self.get_model_names()
         folders = {name: Path(directory) / name for name in names}
-        for path in checkpoint.newest_checkpoint(folders[names[0]], steps=True) if names else ():
-            states = self._load_together({name: folder / path.name for name, folder in folders.items()})
+        paths = checkpoint.newest_checkpoint(folders[names[0]], steps=True) if names else iter(())
+        while file := distributed.from_main(lambda: getattr(next(paths, None), "name", None)):
+            path = folders[names[0]] / file
+            states = self._load_everywhere({name: folder / file for name, folder in folders.items()})
             if states is None:
                 continue
             for name, state in states.items():
@@ -98,6 +100,19 @@ class CheckpointMixin:
         if names:
             logger.info("no checkpoint under %s: training from the start", directory)
         return 0
+
+    def _load_everywhere(self, paths: dict[str, Path]) -> dict[str, dict] | None:
+        """As `_load_together`, in the main process first: what it finds whole, all load.
+
+        Raises:
+            FileNotFoundError: Another process cannot read the file.
+        """
+        states = self._load_together(paths) if distributed.is_main() else None
+        if not distributed.from_main(lambda: states is not None):
+            return None
+        if distributed.is_main():
+            return states
+        return {name: self._load(self._models[name], path) for name, path in paths.items()}
 
     def _load_together(self, paths: dict[str, Path]) -> dict[str, dict] | None:
         """Load a file for each model; None, with a warning, if one is missing or torn."""
@@ -124,6 +139,7 @@ class CheckpointMixin:
         if not directory:
             logger.info("no model folder given: the learned parts stay as they are")
             return
+        distributed.barrier()  # the main process has written what it was about to write
         for name in self.get_model_names():
             folder = Path(directory) / name
             path = folder / (checkpoint.BEST_NAME if epoch is None else checkpoint.epoch_name(epoch))
@@ -137,7 +153,9 @@ class CheckpointMixin:
         """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
         state = checkpoint.load_checkpoint(path)
         if state.get("sha256", "") and hash_state(state["state_dict"]) != state["sha256"]:
-            raise checkpoint.TornCheckpoint(f"{path}: the learned parts are not those that were saved (another sha256); get it again")
+            raise checkpoint.TornCheckpoint(
+                f"{path}: the learned parts are not those that were saved (another sha256); get it again"
+            )
         theirs, ours = state.get("backbone"), self.backbone.describe()
         if theirs is None:
             logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)
