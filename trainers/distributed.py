@@ -35,6 +35,7 @@ HOW = "torchrun --nproc_per_node N train.py ..."
 class _State:
     peers: Peers = ALONE
     store: dist.Store | None = None
+    started = 0
 
 
 # ------------------------------------------------------------------------------------------------ start and stop
@@ -76,11 +77,11 @@ def start(use_cuda: bool) -> None:
     limit = timedelta(seconds=_timeout())
     store, rank, size = next(dist.rendezvous("env://", timeout=limit))
     store.set_timeout(limit)
+    store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_State.started}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    _State.store = dist.PrefixStore(f"dassl_clip/{attempt}", store)
-    _State.peers = Group(rank, size)
+    _State.store, _State.peers = dist.PrefixStore("dassl_clip", store), Group(rank, size)
+    _State.started += 1
 
 
 def stop() -> None:
@@ -290,22 +291,52 @@ class Group(Peers):
     def joined(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """DistributedDataParallel over a module's learned parameters, as a function of the loss.
 
-        The module itself stays as it is (names, state dict, methods): the wrapper has the loss pass through, which is
-        where it sees the graph, and reduces each gradient as soon as `backward` has made it. Parameters that the loss
-        does not depend on keep no gradient. The parameters start as those of the main process.
+        The module itself stays as it is (names, state dict, methods): a wrapper of the parameters has the loss pass
+        through, which is where it sees the graph, and reduces each gradient as soon as `backward` has made it.
         """
-        return DistributedDataParallel(_Passage(module), broadcast_buffers=False, find_unused_parameters=True)
+        return _Joined([p for p in module.parameters() if p.requires_grad])
+
+
+class _Joined:
+    """Parameters whose gradients become means over the processes; those of the main process are the start.
+
+    Parameters that the first loss does not depend on may stay without gradient, as in a process alone; only then is
+    each graph searched for them.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self.wrapper: DistributedDataParallel | None = None
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        if self.wrapper is None:
+            some_unused = not {id(p) for p in self.parameters} <= _leaves(loss)
+            self.wrapper = DistributedDataParallel(_Passage(self.parameters), find_unused_parameters=some_unused)
+        return self.wrapper(loss)
 
 
 class _Passage(nn.Module):
-    """Holds a module, and gives the loss back that it is called with."""
+    """Holds parameters, and gives the loss back that it is called with."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, parameters: list[nn.Parameter]):
         super().__init__()
-        self.module = module
+        self.learned = nn.ParameterList(parameters)
 
     def forward(self, loss: Tensor) -> Tensor:
         return loss
+
+
+def _leaves(loss: Tensor) -> set[int]:
+    """The ids of the tensors that a loss has gradients for."""
+    found, seen, nodes = set(), set(), [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        nodes += [following for following, _ in node.next_functions]
+    return found
 
 
 class _Sum(torch.autograd.Function):
