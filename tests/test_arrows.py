@@ -85,11 +85,9 @@ def forbidden(room: str, source: str, package: list[str]) -> list[str]:
     for name, _ in imports(source, package):
         first, *rest = name.split(".")
         other = rest[0] if first == PLUGIN and rest else first
-        if first == PLUGIN and other != room and other not in MAY_IMPORT[room]:
-            found.append(name)
-        elif first == TOOLBOX and room != "toolbox" and TOOLBOX not in MAY_IMPORT[room]:
-            found.append(name)
-        elif first in ("tests", "benchmarks", "conftest", *MAY_IMPORT):
+        to_another_room = first == PLUGIN and other != room and other not in MAY_IMPORT[room]
+        to_the_toolbox = first == TOOLBOX and room != "toolbox" and TOOLBOX not in MAY_IMPORT[room]
+        if to_another_room or to_the_toolbox or first in ("tests", "benchmarks", "conftest", *MAY_IMPORT):
             found.append(name)
     return found
 

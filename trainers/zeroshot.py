@@ -12,6 +12,7 @@ from dassl_clip.modeling.zeroshot import zeroshot_weights
 
 from .base import CLIPTrainer, trainer_node
 from .readings import KEYS, ReadingsMixin, check_keys
+from .unused import EPOCH_LOOP
 
 
 @TRAINER_REGISTRY.register()
@@ -19,6 +20,8 @@ class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
     """Cosines of image features with the (averaged) text features of each class's prompts."""
 
     trains_on_labels = False
+    unused_keys = EPOCH_LOOP
+    used_instead = "nothing is trained"
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
