@@ -4,7 +4,6 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022.
 parameter `ctx` are those of the released checkpoints, which load through `MODEL.INIT_WEIGHTS` and `--model-dir`.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
@@ -13,12 +12,13 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.coop import ContextLearner
 
 from .base import CLIPTrainer, trainer_node
+from .frozen import FixedViewMixin
 
 POSITIONS = ("end", "middle", "front")
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(CLIPTrainer):
+class CoOp(FixedViewMixin, CLIPTrainer):
     """Cross-entropy on the scores of prompts with a learned context."""
 
     @staticmethod
@@ -64,15 +64,15 @@ class CoOp(CLIPTrainer):
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One step on a batch."""
-        (images, *_), labels = self.parse_batch_train(batch)
-        with torch.no_grad(), self.precision.autocast():
-            features = self.backbone.encode_image(images)
+        views, labels = self.parse_batch_train(batch)
+        rows = self.known_rows(batch)
+        features = F.normalize(self.encode(views[0]) if rows is None else rows, dim=-1)
         text = self.class_proxies()
         logits = self.logit_scale * features @ text.T
         terms = {"ce": F.cross_entropy(logits, labels)}
-        return self.optimise(
-            terms, {"ce": 1.0}, {"images": images, "image features": features, "text features": text, "logits": logits}
-        )
+        seen = {"images": views[0]} if views else {}
+        tensors = {**seen, "image features": features, "text features": text, "logits": logits}
+        return self.optimise(terms, {"ce": 1.0}, tensors)
 
     def before_test(self) -> None:
         """All images share the classifier."""

@@ -5,7 +5,7 @@ Shapes: `B` images of a batch, `N` of a list, `C` classes, `E` joint embedding, 
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import bank
+from . import bank, distributed
 from .extraction import cached_rows
 from .images import RAISE
 
 logger = logging.getLogger(__name__)
 
+FEATURES = "image features"
 ROWS_AT_ONCE = 65536  # of a memory-mapped array
 
 
@@ -35,6 +36,22 @@ class FeatureMixin:
                 self.skipped[path] = None
         return [not text for text in named]
 
+    def gather_skipped(self) -> None:
+        """Let every process know which images any of them could not decode."""
+        for paths in distributed.gather_values(list(self.skipped)):
+            self.skipped |= dict.fromkeys(paths)
+
+    row_kind = FEATURES
+
+    @property
+    def row_width(self) -> int:
+        """Numbers that `encode_rows` gives of an image."""
+        return self.backbone.embed_dim
+
+    def encode_rows(self, images: Tensor) -> Tensor:
+        """All that scores need of images `[B, 3, H, W]`: rows `[B, ...]`, in the bank under `row_kind`."""
+        return self.encode(images)
+
     def encode(self, images: Tensor) -> Tensor:
         """Features `[B, E]` of images `[B, 3, H, W]`, as the tower gives them: float32, not normalised."""
         with torch.no_grad(), self.precision.autocast():
@@ -45,25 +62,38 @@ class FeatureMixin:
         """What names the towers in the bank."""
         return bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
 
-    def banked_rows(self, items: Sequence) -> tuple[Tensor, Tensor]:
-        """Features of a list of Datum under the test preprocessing, and the row of each item among them.
+    def banked_rows(
+        self, items: Sequence, kind: str = FEATURES, transform: Callable | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the bank keeps of a list of Datum, and the row of each item in it.
 
         Encoded once and kept on disk, by path, so that all seeds that test the same images share them; float32, not
         normalised, on the CPU, memory-mapped. Images that cannot be decoded have NaN where `DATALOADER.ON_BAD_IMAGE`
         is `skip`, and end the run otherwise. The files are looked at once in a run.
 
+        Args:
+            items: The images.
+            kind: `FEATURES`, or `row_kind` for what `encode_rows` gives.
+            transform: How an image is read; None: the test preprocessing.
+
         Returns:
-            The features `[N, E]`, and rows `[N]`: item `i` has `features[rows[i]]`.
+            Features `[N, E]` (or rows `[N, ...]`), and rows `[N]`: item `i` has `features[rows[i]]`.
         """
         order = sorted(range(len(items)), key=lambda place: items[place].impath)
         ordered = [items[place] for place in order]
         paths = tuple(item.impath for item in ordered)
-        facts = {"kind": "image features"} | self.files_of(paths) | self.tower_facts
+        facts = {"kind": kind} | self.files_of(paths) | self.tower_facts
         facts |= {"bad images": self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE), "batch": self.test_loader.batch_size}
-        features = cached_rows(
-            facts, len(items), lambda start: self._extract(ordered[start:]), lambda: self._unchanged(paths)
-        )
-        self.banked[paths] = bank.entry_name(facts)
+        if transform is not None:
+            facts["transform"] = repr(transform)
+        encode = self.encode if kind == FEATURES else self.encode_rows
+
+        def make(start: int) -> Iterator[Tensor]:
+            return self._extract(self.plain_loader(ordered[start:], transform), encode)
+
+        features = cached_rows(facts, len(items), make, lambda: self._unchanged(paths))
+        if kind == FEATURES and transform is None:
+            self.banked[paths] = bank.entry_name(facts)
         return features, torch.tensor(order).argsort()
 
     def files_of(self, paths: tuple[str, ...]) -> dict[str, object]:
@@ -131,25 +161,35 @@ class FeatureMixin:
         facts = {"kind": "text features"} | bank.text_facts(texts) | self.tower_facts
         return bank.cached(facts, encode).to(self.device)
 
-    def plain_loader(self, items: Sequence) -> DataLoader:
-        """A loader of a list of Datum in its order, under the test preprocessing."""
-        like = self.test_loader
-        images = type(like.dataset)(self.cfg, items, transform=self.backbone.preprocess(), is_train=False)
+    def plain_loader(self, items: Sequence, transform: Callable | None = None) -> DataLoader:
+        """A loader of a list of Datum in its order, under the test preprocessing or another transform."""
+        like, transform = self.test_loader, transform or self.backbone.preprocess()
+        images = type(like.dataset)(self.cfg, items, transform=transform, is_train=False)
         return DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers, pin_memory=like.pin_memory)
 
-    def _extract(self, items: Sequence) -> Iterator[Tensor]:
-        """Features `[B, E]` of each batch of images; of those that could not be decoded, NaN."""
-        for batch in self._bar(self.plain_loader(items), "features"):
+    def _extract(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Rows `[B, ...]` of each batch of images; of those that could not be decoded, NaN."""
+        own = ((rows,) for rows in self._encoded_batches(distributed.own_batches(loader), encode))
+        yield from (rows for (rows,) in distributed.dealt(own, loader))
+
+    def _encoded_batches(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Rows `[B, ...]` of the batches of a loader."""
+        for batch in self._bar(loader, "features"):
             images = batch["img"].to(self.device, non_blocking=True)
             readable = torch.tensor(self.note_unreadable(batch), device=self.device)
-            found = self.encode(images)
+            found = encode(images)
             if not found.isfinite().all():
                 raise FloatingPointError(f"image features are not finite, in the batch of {', '.join(batch['impath'])}")
             yield found.masked_fill(~readable[:, None], float("nan"))
+
+    def row_batches(self, items: Sequence, features: Tensor, rows: Tensor) -> DataLoader:
+        """A loader of the places of readable items, `[B]`, in batches of the test's size."""
+        places = self.readable_places(items, features, rows)
+        return DataLoader(places, batch_size=self.test_loader.batch_size, generator=torch.Generator())
 
     def cosine_scores(self, features: Tensor, text: Tensor) -> Tensor:
         """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
 
     def _bar(self, loader, text: str):
-        return tqdm(loader, desc=text, leave=False, disable=not sys.stderr.isatty())
+        return tqdm(loader, desc=text, leave=False, disable=not (sys.stderr.isatty() and distributed.is_main()))

@@ -6,6 +6,8 @@ Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-
 the image projector, so its contrastive term cannot change a prediction; in the paper's variant it can.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,17 +16,27 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.coop import initial_context
-from dassl_clip.modeling.gopro import VIEWS, GOProLearner, PromptGenerator, image_conditioned_scores
+from dassl_clip.modeling.gopro import (
+    VIEWS,
+    GOProLearner,
+    PromptGenerator,
+    image_conditioned_scores,
+    image_statistics,
+)
 from dassl_clip.modeling.views import augmix_view, moco_view
 
+from . import distributed
 from .base import CLIPTrainer, trainer_node
+from .frozen import MOST_BYTES, FixedViewMixin
 
 VARIANTS = ("released", "paper")
 
 
 @TRAINER_REGISTRY.register()
-class GOPro(CLIPTrainer):
+class GOPro(FixedViewMixin, CLIPTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
+
+    row_kind = "image features and block statistics"
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -92,21 +104,22 @@ class GOPro(CLIPTrainer):
             shift_scale=1.0 if relative else factor,
         )
         self.classes = text.class_tokens(self.classnames, n_ctx=len(context))
-        self.model = self.register_learner("gopro", GOProLearner(generator, self.backbone.embed_dim, paper))
+        self.model = self.register_learner(
+            "gopro", GOProLearner(generator, self.backbone.embed_dim, paper, distributed.peers())
+        )
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One step on a batch."""
         views, labels = self.parse_batch_train(batch)
         size, generator, node = len(labels), self.model.generator, self.node
-        with torch.no_grad(), self.precision.autocast():
-            features, blocks = self.backbone.encode_image_with_blocks(torch.cat(views))
+        known = self.known_rows(batch)
+        rows = ([] if known is None else [known]) + ([self.encode_rows(torch.cat(views))] if views else [])
+        features, statistics = self._parts(torch.cat(rows))  # [V B, E] and [V B, ...]
         if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.batch_idx == 0:
-            self._fit_shift_scale([block[:size] for block in blocks])
+            self._fit_shift_scale(statistics[:size])
         # The text of a view counts in the consistency term alone.
-        prompts = len(views) if node.CONSISTENCY_WEIGHT else 1
-        contexts = torch.cat(
-            [generator([block[v * size : (v + 1) * size] for block in blocks], view=v) for v in range(prompts)]
-        )
+        prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]
+        contexts = torch.cat([generator(own, view=view) for view, own in enumerate(prompted.split(size))])
         with self.precision.autocast():
             text = self.backbone.text.encode_prompts(contexts, self.classes)  # [V B, C, E]
         terms, logits = self.model.losses(
@@ -122,25 +135,52 @@ class GOPro(CLIPTrainer):
             "consistency": node.CONSISTENCY_WEIGHT,
             "contrastive": node.CONTRASTIVE_WEIGHT,
         }
-        tensors = {"images": torch.cat(views), "image features": features, "contexts": contexts, "text features": text}
-        return self.optimise(terms, weights, {**tensors, "logits": logits})
+        tensors = {"images": torch.cat(views)} if views else {}
+        tensors |= {"image features": features, "image statistics": statistics}
+        tensors |= {"contexts": contexts, "text features": text, "logits": logits}
+        return self.optimise(terms, weights, tensors)
 
-    def _fit_shift_scale(self, blocks: list[Tensor]) -> None:
+    def _fit_shift_scale(self, statistics: Tensor) -> None:
         """Make the shifts of the first batch `R` times the token embeddings' RMS; the factor stays in the
         checkpoint."""
         table = self.backbone.text.embed(torch.arange(self.backbone.text.vocab_size, device=self.device))
         rms = float(table.float().square().mean().sqrt())
-        self.model.generator.fit_shift_scale(blocks, self.relative_shift * rms)
+        self.model.generator.fit_shift_scale(statistics, self.relative_shift * rms, distributed.peers())
+
+    @property
+    def row_width(self) -> int:
+        """Numbers of a row: `E`, and mean and deviation of every block."""
+        return self.backbone.embed_dim + 2 * sum(self.backbone.vision_widths)
+
+    @torch.no_grad()
+    def encode_rows(self, images: Tensor) -> Tensor:
+        """Normalised features and block statistics of images `[B, 3, H, W]`, side by side."""
+        with self.precision.autocast():
+            features, blocks = self.backbone.encode_image_with_blocks(images)
+        return torch.cat([features, image_statistics(blocks)], dim=1)
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[B, E]` and block statistics of rows."""
+        return rows[:, : self.backbone.embed_dim], rows[:, self.backbone.embed_dim :]
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Scores `[B, C]` of images `[B, 3, H, W]`: the original view alone."""
-        return image_conditioned_scores(*self._encoded(input), self.logit_scale)
+        return self.row_scores(self.encode_rows(input))
 
-    def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def kept_rows(self, items: Sequence) -> tuple[Tensor, Tensor] | None:
+        """As in the base, for what `encode_rows` gives, unless that is very much."""
+        reads_images = type(self).model_inference is not GOPro.model_inference
+        too_much = len(items) * self.row_width * torch.float32.itemsize > MOST_BYTES
+        return None if reads_images or too_much else self.banked_rows(items, self.row_kind)
+
+    def row_scores(self, rows: Tensor) -> Tensor:
+        """Scores `[B, C]` of rows."""
+        return image_conditioned_scores(*self._compared(rows), self.logit_scale)
+
+    def _compared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[B, E]` of images and `[B, C, E]` of their prompts, projected in the paper's variant."""
-        with self.precision.autocast():
-            features, blocks = self.backbone.encode_image_with_blocks(images)
-        contexts = self.model.generator(blocks)
+        features, statistics = self._parts(rows)
+        contexts = self.model.generator(statistics)
         with self.precision.autocast():
             text = self.backbone.text.encode_prompts(contexts, self.classes)
         return self.model.compared(features, text.float())
@@ -153,13 +193,25 @@ class GOPro(CLIPTrainer):
     @torch.no_grad()
     def refine_inputs(self, items: list) -> tuple[Tensor, Tensor, Tensor]:
         """As in the base; the proxies are the means, over the images, of the text features of their prompts."""
+        kept = self.kept_rows(items)
+        if kept is None:
+            loader = self.plain_loader(items)
+            own = (self.encode_rows(self.parse_batch_test(batch)[0]) for batch in distributed.own_batches(loader))
+        else:
+            loader = self.row_batches(items, *kept)
+            own = (kept[0][kept[1][places]].to(self.device) for places in distributed.own_batches(loader))
         features, scores, proxies = [], [], 0.0
-        for batch in self._bar(self.plain_loader(items), "scores"):
-            image, text = self._encoded(self.parse_batch_test(batch)[0])
-            features.append(F.normalize(image, dim=-1))
-            scores.append(image_conditioned_scores(image, text, torch.ones_like(self.logit_scale)))
-            proxies = proxies + F.normalize(text, dim=-1).sum(0)
+        for image, cosines, text in distributed.dealt(map(self._refined, own), loader):
+            features.append(image)
+            scores.append(cosines)
+            proxies = proxies + text.sum(0)
         return torch.cat(features), torch.cat(scores), F.normalize(proxies, dim=-1)
+
+    def _refined(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `[B, E]`, scores `[B, C]` and the sum over the images of their text features `[1, C, E]`."""
+        image, text = self._compared(rows)
+        scores = image_conditioned_scores(image, text, torch.ones_like(self.logit_scale))
+        return F.normalize(image, dim=-1), scores, F.normalize(text, dim=-1).sum(0, keepdim=True)
 
 
 def parse_shift_scale(value: str | float) -> tuple[float, bool]:

@@ -55,7 +55,13 @@ class SeededImages(DatasetWrapper):
     An image that cannot be decoded raises `UnreadableImage`. Under `DATALOADER.ON_BAD_IMAGE: skip` each item names in
     `unreadable` what could not be read (one path a line): in training the next readable image of the list stands in;
     in testing the item is a placeholder that the trainer leaves out.
+
+    Attributes:
+        readable: Where the trainer knows the images already, `[N]`: which of them can be decoded. No file is then
+            opened for an empty list of transforms.
     """
+
+    readable: torch.Tensor | None = None
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
@@ -86,6 +92,11 @@ class SeededImages(DatasetWrapper):
         return {f"img{k + 1}" if k else "img": make(picture) for k, make in enumerate(transforms)}
 
     def _item(self, index: int) -> dict:
+        if self.readable is not None and not self.readable[index]:
+            raise UnreadableImage(f"cannot decode the image {self.data_source[index].impath}")
+        if self.readable is not None and not self.transform:
+            item = self.data_source[index]
+            return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import bank, kept
+from . import bank, distributed, kept
 from .checkpoint import write_atomically
 from .features import FeatureMixin
 
@@ -53,13 +53,14 @@ class TestingMixin(FeatureMixin):
             if not len(labels):
                 continue
             paths += names
-            self.evaluator.process(scores, labels)
+            if distributed.is_main():
+                self.evaluator.process(scores, labels)
             hits.append(top_hits(scores, labels))
             best = scores.softmax(dim=1).topk(min(TOP, scores.shape[1]), dim=1)
             top.append(best.indices)
             shares.append(best.values)
             truth.append(labels)
-        metrics = self.evaluator.evaluate()
+        metrics = distributed.from_main(lambda: {k: float(v) for k, v in self.evaluator.evaluate().items()})
         for key, value in metrics.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         self.results[split] = {**{key: float(value) for key, value in metrics.items()}, **count_hits(torch.cat(hits))}
@@ -85,7 +86,8 @@ class TestingMixin(FeatureMixin):
             for key, value in self.predictions[split].items()
         }
         arrays["classnames"] = np.array(self.classnames)
-        write_atomically(Path(self.output_dir) / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
+        if distributed.is_main():
+            write_atomically(Path(self.output_dir) / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
         self.save_features(Path(self.output_dir), split)
 
     def save_features(self, folder: Path, split: str = "test") -> None:
@@ -109,24 +111,48 @@ class TestingMixin(FeatureMixin):
             for name, (paths, items) in there.items()
             if paths in self.banked
         }
-        kept.write_kept(folder, found)
+        if distributed.is_main():
+            kept.write_kept(folder, found)
 
     def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         """Scores `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images."""
-        if hasattr(self, "feature_scores"):
-            items = loader.dataset.data_source
-            features, rows = self.banked_rows(items)
-            places = self.readable_places(items, features, rows)
-            for own in places.split(loader.batch_size):  # rows of the bank, never all of them in memory
-                labels = torch.tensor([items[place].label for place in own.tolist()], device=self.device)
-                scores = self.feature_scores(features[rows[own]].to(self.device)).float()
-                yield scores, labels, [items[place].impath for place in own.tolist()]
-            return
+        items = loader.dataset.data_source
+        kept = self.kept_rows(items)
+        if kept is None:
+            own = self._scored_images(distributed.own_batches(loader), split)
+        else:
+            loader = self.row_batches(items, *kept)
+            own = self._scored_rows(distributed.own_batches(loader), items, *kept)
+        for scores, labels, places in distributed.dealt(own, loader):
+            yield scores, labels, [items[place].impath for place in places.tolist()]
+        self.gather_skipped()
+
+    def kept_rows(self, items: Sequence) -> tuple[Tensor, Tensor] | None:
+        """What the bank keeps of tested images (`banked_rows`), or None if `model_inference` shall see them."""
+        reads_images = type(self).model_inference is not TestingMixin.model_inference
+        return None if reads_images or not hasattr(self, "feature_scores") else self.banked_rows(items)
+
+    def row_scores(self, rows: Tensor) -> Tensor:
+        """Scores `[B, C]` of what `encode_rows` gives of images."""
+        return self.feature_scores(rows)
+
+    def _scored_rows(
+        self, batches: DataLoader, items: Sequence, features: Tensor, rows: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Scores `[B, C]`, labels `[B]` and places `[B]` of batches of places; rows are read batch by batch."""
+        for places in batches:
+            labels = torch.tensor([items[place].label for place in places.tolist()], device=self.device)
+            scores = self.row_scores(features[rows[places]].to(self.device)).float()
+            yield scores, labels, places.to(self.device)
+
+    def _scored_images(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Scores `[B, C]`, labels `[B]` and places in the data source `[B]` of the readable images of each batch."""
         for batch in self._bar(loader, split):
             images, labels = self.parse_batch_test(batch)
-            names = [name for name in batch["impath"] if name not in self.skipped]
-            if len(labels):
-                yield self.model_inference(images).float(), labels, names
+            readable = [name not in self.skipped for name in batch["impath"]]
+            places = batch["index"][torch.tensor(readable)].to(self.device)
+            scores = self.model_inference(images).float() if len(labels) else torch.zeros(0, self.num_classes)
+            yield scores.to(self.device), labels, places
 
     def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""

@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from dassl_clip.modeling.gopro import GOProLearner, PromptGenerator, block_statistics, image_conditioned_scores
+from dassl_clip.modeling.gopro import (
+    GOProLearner,
+    PromptGenerator,
+    block_statistics,
+    image_conditioned_scores,
+    image_statistics,
+)
 
 VIT_B16 = {"widths": [768] * 12, "positions": [197] * 12, "D": 512, "E": 512, "B": 2, "C": 3, "M": 4}
 SMALL = {"widths": [6, 6, 6], "positions": [5, 5, 5], "D": 4, "E": 7, "B": 3, "C": 4, "M": 2}
@@ -200,3 +206,23 @@ def test_wrong_number_of_blocks_is_refused():
         learner.generator(blocks[0][:2])
     with pytest.raises(ValueError, match="not 2"):
         PromptGenerator([4], torch.zeros(1, 4), views=2)
+
+
+@pytest.mark.parametrize("sizes", [SMALL, RESNET])
+def test_statistics_are_all_that_the_generator_reads(sizes):
+    """Contexts and shift scale from kept statistics are, to the bit, those from the blocks."""
+    learner, _, blocks, _, _ = make(sizes, paper=True)
+    kept = image_statistics(blocks[0])
+    assert kept.shape == (sizes["B"], 2 * sum(sizes["widths"]))
+    for view in range(3):
+        assert torch.equal(learner.generator(kept, view), learner.generator(blocks[0], view))
+    learner.generator.fit_shift_scale(blocks[0], 0.3)
+    fitted = learner.generator.shift_scale.clone()
+    learner.generator.fit_shift_scale(kept, 0.3)
+    assert torch.equal(learner.generator.shift_scale, fitted)
+
+
+def test_statistics_of_another_tower_are_refused():
+    learner, _, blocks, _, _ = make(SMALL, paper=False)
+    with pytest.raises(ValueError, match=r"reads statistics \[B, 36\], got \[3, 35\]"):
+        learner.generator(image_statistics(blocks[0])[:, 1:])
