@@ -20,13 +20,15 @@ from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records
 
+from . import distributed
 from .images import RAISE, SKIP, SeededImages
-from .loop import LoopMixin
 from .loggers import LoggingMixin, services
+from .loop import LoopMixin
 from .precision import PRECISIONS, Precision
 from .saving import CheckpointMixin
 from .schedule import EpochSchedule
 from .testing import TestingMixin
+from .unused import warn_of_input, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,9 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     """
 
     trains_on_labels = True  # False: no label decides anything that is learned
+    unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
+    used_keys: tuple[str, ...] = ()  # the exceptions among them
+    used_instead = ""  # what it reads in their place, for the warning to a user who changed one
 
     @property
     def node(self) -> CfgNode:
@@ -73,6 +78,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             ValueError: Unknown precision or selection rule, or a logger that is unknown or not installed.
         """
         services(cfg)
+        warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
         key = f"TRAINER.{type(self).__name__.upper()}"
         precision = cfg.TRAINER[type(self).__name__.upper()].PREC
         if precision not in PRECISIONS:
@@ -104,6 +110,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, device=self.device)
         self.logit_scale = self.backbone.logit_scale
         self.asked, self.cfg = cfg, self._with_model_input(cfg)
+        warn_of_input(self.asked, self.cfg)
         cfg = self.cfg
         self.dm = DataManager(
             cfg,
@@ -111,7 +118,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             custom_tfm_test=self.backbone.preprocess(),
             dataset_wrapper=SeededImages,
         )
-        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_x = distributed.own_rows(self.dm.train_loader_x)
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
         self.test_loader = self.dm.test_loader
@@ -184,7 +191,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
 
     def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
-        names = ["img"] + [f"img{k}" for k in range(2, len(batch)) if f"img{k}" in batch]
+        names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
         self.batch_paths = batch["impath"]
         self.note_unreadable(batch)
         views = [batch[name].to(self.device, non_blocking=True) for name in names]
@@ -216,6 +223,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
                 for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())
             },
             "seconds": {**self.seconds, "total": time.monotonic() - self.started},
+            "world_size": distributed.world_size(),
             "determinism": {
                 "seed": self.cfg.SEED,
                 "algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -233,6 +241,8 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
 
     def write_record(self) -> None:
         """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
+        self.gather_skipped()
         facts = records.facts_from_config(self.asked) | environment.environment_facts() | self.record_facts()
         self.save_predictions()
-        records.write_record(self.output_dir, facts)
+        if distributed.is_main():
+            records.write_record(self.output_dir, facts)
