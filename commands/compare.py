@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import yaml
-
 from dassl_clip.commands import catalogue, plan, reference, task
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import GOES_ON, guarded
+from dassl_clip.results.documents import read_yaml
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,5 +67,5 @@ def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method
 
 def _backbone(trainer: str, config: str) -> str:
     """The backbone that a shipped config names."""
-    tree = yaml.safe_load(catalogue.trainer_file(trainer, config, "").read_text(encoding="utf-8"))
+    tree = read_yaml(catalogue.trainer_file(trainer, config, ""))
     return tree["MODEL"]["BACKBONE"]["NAME"]

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.records import identity, task_of
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
@@ -204,10 +203,12 @@ def merge_file(cfg: Any, file: str) -> None:
         there = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         known = f" {path.parent} holds: {', '.join(there)}." if there else ""
         raise UserError(f"there is no config file {path}.{known}{suggestion(path.name, there)}")
+    if path.suffix == ".py":
+        raise UserError(f"{path}: a config file is yaml text; python files, which could do anything, are not read")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from error
+        tree = read_yaml(path) or {}
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} should hold KEY: VALUE lines, but holds a {type(tree).__name__}")
     _merge_tree(cfg, tree, "", str(path))
@@ -236,7 +237,7 @@ def set_key(cfg: Any, key: str, value: Any, origin: str) -> None:
     present = node[name]
     if isinstance(present, dict):
         raise UserError(f"{origin}: {key} is a group of keys ({', '.join(present)}), not one that takes a value")
-    node[name] = _coerce(value, present, key, origin)
+    node[name] = coerce(value, present, key, origin)
 
 
 def _find(cfg: Any, key: str, origin: str) -> tuple[Any, str]:
@@ -276,13 +277,13 @@ def _decode(text: Any) -> Any:
     """The Python value that a text stands for, as yacs reads it: `0.1`, `True`, `('a', 'b')`, otherwise the text."""
     try:
         return ast.literal_eval(text) if isinstance(text, str) else text
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
-def _coerce(value: Any, present: Any, key: str, origin: str) -> Any:
+def coerce(value: Any, present: Any, key: str, origin: str) -> Any:
     """A value as the type of the one it replaces, where no information is lost."""
-    if present is None or value is None or type(value) is type(present):
+    if present is None or type(value) is type(present) or (value is None and not isinstance(present, (int, float))):
         return value
     if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
         return list(value)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.commands.config import default_config, import_user_code
+from dassl_clip.commands.config import coerce, default_config, import_user_code
 from dassl_clip.commands.errors import UserError
 from dassl_clip.commands.train import read_config
 from dassl_clip.results import records
@@ -72,7 +72,7 @@ def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
     What the run found out itself is fixed: the weight of CLAP's head stands in the record.
     """
     cfg = default_config()
-    _overlay(cfg, tree)
+    _overlay(cfg, tree, "")
     node = cfg.TRAINER.get(record["method"].upper(), {})
     if "alpha" in record and "ALPHA" in node:
         node.ALPHA = str(record["alpha"])
@@ -208,14 +208,17 @@ def stand_in(name: str, items: Sequence[Path], names: Sequence[str]) -> Iterator
             DATASET_REGISTRY._obj_map[name] = before
 
 
-def _overlay(node: Any, tree: dict[str, Any]) -> None:
-    """Put a run's values over the defaults; lists become tuples where the default is one."""
+def _overlay(node: Any, tree: dict[str, Any], prefix: str) -> None:
+    """Put a run's values over the defaults, as values of their types; keys that are not known here are added."""
     from yacs.config import CfgNode
 
-    for key, value in tree.items():
+    for name, value in tree.items():
+        key, there = f"{prefix}{name}", name in node
+        if there and isinstance(node[name], CfgNode) != isinstance(value, dict):
+            is_group = "is a group of keys" if isinstance(node[name], CfgNode) else "takes a value"
+            raise UserError(f"the run's config.yaml: {key} {is_group}, but holds {value!r:.80}")
         if isinstance(value, dict):
-            if not isinstance(node.get(key), CfgNode):
-                node[key] = CfgNode()
-            _overlay(node[key], value)
+            node[name] = node[name] if there else CfgNode()
+            _overlay(node[name], value, f"{key}.")
         else:
-            node[key] = tuple(value) if isinstance(node.get(key), tuple) and isinstance(value, list) else value
+            node[name] = coerce(value, node[name], key, "the run's config.yaml") if there else value

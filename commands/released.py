@@ -21,6 +21,7 @@ from dassl_clip.commands.train import CONFIG_NAME
 from dassl_clip.modeling.released import FULL, HALF, Export, Storage, as_bytes, check_learned, stored
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import records
+from dassl_clip.results.documents import read_run_config
 from dassl_clip.trainers import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _export_base(trainer: Any, half: bool) -> Export | None:
     base = getattr(trainer, "base", None)
     if base is None:
         return None
-    tree = yaml.safe_load((Path(trainer.node.FROM).expanduser() / CONFIG_NAME).read_text(encoding="utf-8"))
+    tree = read_run_config(Path(trainer.node.FROM).expanduser() / CONFIG_NAME)
     return make_export(base, tree, trainer.base_record, half)
 
 

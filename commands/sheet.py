@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dassl_clip import configs
 from dassl_clip.commands import catalogue, plan, task
 from dassl_clip.commands.errors import UserError, suggestion
 from dassl_clip.results import records, sheets, tables
+from dassl_clip.results.documents import read_yaml
 
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
 ROW_KEYS = ("method", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
@@ -72,9 +71,9 @@ def read_sweep(name: str) -> Sweep:
         there = f"Known: {', '.join(known)}; or give a yaml file."
         raise UserError(f"there is no sweep '{name}'.{suggestion(name, known)} {there}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from error
+        tree = read_yaml(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not isinstance(tree, dict) or not isinstance(tree.get("rows"), list) or not tree["rows"]:
         raise UserError(f"{path} should be a mapping with a list `rows`; its keys may be {', '.join(KEYS)}")
     _check_keys(tree, KEYS, str(path))

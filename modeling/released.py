@@ -170,7 +170,10 @@ def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
         metadata = {key: json.loads(text) for key, text in texts.items()}
     except (ValueError, RecursionError):
         metadata = {}
-    export = _read(metadata, tensors, str(path))
+    try:
+        export = _read(metadata, tensors, str(path))
+    except RecursionError:
+        raise ValueError(f"{path} refines runs that refine runs without end; get it again") from None
     if backbone is not None:
         _check_backbone(export, backbone, str(path))
     return export
@@ -185,6 +188,8 @@ def _read(metadata: Any, tensors: Mapping[str, Tensor], path: str) -> Export:
     for name, value in tensors.items():
         if name.startswith(LEARNED):
             model, _, key = name.removeprefix(LEARNED).partition(".")
+            if not model.isidentifier():  # it will be the name of a folder
+                raise ValueError(f"{path}: {model!r} is no name of a learned part; get it again")
             learned.setdefault(model, {})[key] = value.float() if value.dtype == torch.float16 else value
     if storage.whole:
         check_learned(learned, metadata["record"], path)
@@ -232,7 +237,12 @@ def _check_metadata(metadata: Any, path: str) -> Storage:
 
 def check_learned(learned: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any], path: str) -> None:
     """Raise a ValueError unless the learned parts are those whose hashes a record names."""
-    for name, facts in record.get("learned", {}).items():
+    named = record.get("learned", {})
+    if not isinstance(named, dict) or not all(
+        isinstance(facts, dict) and "sha256" in facts for facts in named.values()
+    ):
+        raise ValueError(f"{path}: what its record says of the learned parts cannot be read")
+    for name, facts in named.items():
         if hash_state(learned.get(name, {})) != facts["sha256"]:
             raise ValueError(
                 f"{path}: the learned part '{name}' is not the one that the record was written of (another sha256); "

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Set
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl_clip.results import records
+from dassl_clip.results.documents import read_run_config
 
 from .base import CLIPTrainer
 
@@ -47,7 +47,7 @@ def open_run(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: s
         there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
         state = f"it holds {', '.join(there[:8]) or 'nothing'}" if place.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{key}: no finished run in {place} ({state}); {HOW}")
-    theirs = yaml.safe_load((place / CONFIG_NAME).read_text(encoding="utf-8"))
+    theirs = read_run_config(place / CONFIG_NAME)
     name = theirs["TRAINER"]["NAME"]
     if "alpha" in record:  # CLAP's, as the run was tested, whatever validation images are at hand now
         theirs["TRAINER"][name.upper()]["ALPHA"] = str(record["alpha"])
@@ -116,6 +116,8 @@ def _overlay(node: CfgNode, tree: dict, prefix: str) -> None:
     for name, value in tree.items():
         if f"{prefix}{name}" in _KEPT:
             continue
+        if name in node and isinstance(node[name], CfgNode) != isinstance(value, dict):
+            raise ValueError(f"the refined run's config.yaml: {prefix}{name} should not hold {value!r:.80}")
         if isinstance(value, dict):
             if name not in node:
                 node[name] = CfgNode()

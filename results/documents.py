@@ -1,0 +1,110 @@
+"""YAML and JSON documents of other people's making: plain values only, and no more of them than a document needs.
+
+YAML is read by the safe loader, which makes no objects. Aliases may share values, but a document whose aliases stand
+for a vast number of values ("a billion laughs") or that holds itself is refused, as is one that is nested without end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MOST_BYTES = 4 << 20  # of a YAML document, which is read slowly
+MOST_VALUES = 100_000  # of a YAML document, with every alias written out
+DEEPEST = 40
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML file.
+
+    Raises:
+        ValueError: It is no YAML text of plain values, or it is refused; the sentence names the file.
+        OSError: It cannot be read.
+    """
+    return _read(path, parse_yaml, "yaml file")
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        ValueError: It is no JSON text; the sentence names the file.
+        OSError: It cannot be read.
+    """
+    return _read(path, json.loads, "JSON file")
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The configuration that a run wrote into its folder.
+
+    Raises:
+        ValueError: It is no YAML text, or none of a run's configuration; the sentence names the file.
+        OSError: It cannot be read.
+    """
+    tree = read_yaml(path)
+    groups = {name: tree.get(name) if isinstance(tree, dict) else None for name in ("TRAINER", "DATASET", "MODEL")}
+    lacks = [name for name, group in groups.items() if not isinstance(group, dict) or not _named(name, group)]
+    if lacks:
+        raise ValueError(
+            f"{path} is not the configuration of a run: {lacks[0]} with a NAME is expected"
+            if lacks[0] != "MODEL"
+            else f"{path} is not the configuration of a run: MODEL with BACKBONE and its NAME is expected"
+        )
+    return dict(tree)
+
+
+def _named(name: str, group: dict[str, Any]) -> bool:
+    """Whether a group of a run's configuration names its trainer, its data set or its backbone."""
+    inner = group.get("BACKBONE") if name == "MODEL" else group
+    return isinstance(inner, dict) and isinstance(inner.get("NAME"), str)
+
+
+def parse_yaml(text: str) -> Any:
+    """The values of a YAML text.
+
+    Raises:
+        ValueError: It is no YAML text of plain values, too long, too deep, or its aliases stand for too much.
+    """
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} characters")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}, 0) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # PyYAML's too
+        raise ValueError(f"{path} is not a {kind}: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not a {kind} that can be read: it is nested too deeply") from error
+
+
+def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Number of values of a node with every alias written out."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep, or holds itself")
+    if isinstance(node, yaml.ScalarNode) and _HALF.search(node.value):
+        raise ValueError(f"{node.value!r} holds half a character")
+    if id(node) not in known:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in inner)
+    return known[id(node)]
