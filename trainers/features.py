@@ -17,6 +17,7 @@ from tqdm import tqdm
 from . import bank, distributed
 from .extraction import cached_rows
 from .images import RAISE
+from .waiting import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -191,5 +192,11 @@ class FeatureMixin:
         """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
 
-    def _bar(self, loader, text: str):
-        return tqdm(loader, desc=text, leave=False, disable=not (sys.stderr.isatty() and distributed.is_main()))
+    def _bar(self, loader, text: str) -> tqdm:
+        """A loader under a progress bar where stderr is a terminal, and timed (`waiting.py`)."""
+        watched = Watched(loader, text, getattr(loader, "num_workers", self.cfg.DATALOADER.NUM_WORKERS), self._told)
+        return tqdm(watched, desc=text, leave=False, disable=not (sys.stderr.isatty() and distributed.is_main()))
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return set()
