@@ -8,9 +8,11 @@ that old toolboxes pickled into them are read as inert placeholders.
 import contextlib
 import logging
 import pickle
+import pickletools
 import re
+import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +28,19 @@ CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_midfix")  # CoOp's copie
 INERT_MODULES = ("torch.optim.", "dassl.optim.", "numpy.", "collections.defaultdict")
 _EPOCH, _STEP = re.compile(r"model\.pth\.tar-\d+"), re.compile(r"step\.pth\.tar-\d+-\d+")
 _PLACE = re.compile(f"{_EPOCH.pattern}|{_STEP.pattern}")
-PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr")
+# What a checkpoint may say of itself, and whether it is of the kind that is read here.
+FACTS = {
+    "epoch": lambda value: isinstance(value, int),
+    "val_result": lambda value: isinstance(value, (int, float)),
+    "sha256": lambda value: isinstance(value, str),
+    "backbone": lambda value: (
+        isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "weights_hash"))
+    ),
+    "classnames": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "left_out": lambda value: isinstance(value, (list, tuple)),
+}
+# What leftovers are made with; these load as placeholders too.
+PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr", "__builtin__.dict", "__builtin__.getattr", "_codecs.encode")
 
 
 class _Inert:
@@ -37,11 +51,6 @@ class _Inert:
 
     def __setstate__(self, state):
         pass
-
-
-def _inert_mapping(*args) -> OrderedDict:
-    """Stands in for `collections.defaultdict`."""
-    return OrderedDict()
 
 
 class TornCheckpoint(ValueError):
@@ -79,6 +88,8 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no checkpoint at {path}; beside it: {', '.join(beside) or 'nothing'}")
+    if not _saved_by_torch(path):
+        raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)")
     try:
         with _inert_leftovers(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,32 +101,84 @@ def load_checkpoint(path: Path) -> dict:
             f"{path} was refused: it holds pickled objects besides tensors ({', '.join(names)}), which could run code "
             f"when loaded. Re-save its state dict alone, in the environment that made it"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged file makes its reader raise almost anything
         raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind): {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
-    return content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
+    content = content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
+    content = {name: value for name, value in content.items() if not isinstance(value, _Inert)}
+    _check_facts(content, path)
+    return content
+
+
+def _saved_by_torch(path: Path) -> bool:
+    """Whether a file begins as `torch.save` writes it: a zip archive or a pickle.
+
+    Anything else is kept away from `torch.load`: before torch 2.6 an archive of torch's oldest format could run code
+    in spite of `weights_only`.
+    """
+    with open(path, "rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _check_facts(content: dict, path: Path) -> None:
+    """Raise a ValueError if what a checkpoint says of itself is not of the kind that this program writes."""
+    wrong = [name for name, fits in FACTS.items() if content.get(name) is not None and not fits(content[name])]
+    if not all(isinstance(name, str) for name in content["state_dict"]):
+        wrong.append("state_dict")
+    if "sha256" in content and not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+        wrong.append("sha256")
+    if wrong:
+        raise ValueError(f"{path}: what it says of {', '.join(wrong)} cannot be read; get it again")
 
 
 def _pickled_names(path: Path) -> list[str]:
     """Names of the classes and functions that a file's pickle asks for beyond tensors and plain containers."""
-    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
-    if find is None:  # torch 2.4 cannot tell
-        return ["of unknown kinds"]
+    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", _unsafe_names)
     try:
         return sorted(find(path))
     except Exception:  # not a zip archive, or a torn one: nothing can be said of it
         return []
 
 
-def _inert_leftovers(path: Path):
+def _unsafe_names(path: Path) -> set[str]:
+    """The same for torch before 2.6, which does not tell by itself."""
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    names = {arg.replace(" ", ".") for code, arg, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
+    return names - _get_allowed_globals().keys()
+
+
+@contextlib.contextmanager
+def _inert_leftovers(path: Path) -> Iterator[None]:
     """A context in which the optimiser objects of old toolboxes' files load as placeholders; others stay refused."""
     names = [name for name in _pickled_names(path) if name not in PLAIN_BUILTINS]
     if not names or not all(name.startswith(INERT_MODULES) for name in names):
-        return contextlib.nullcontext()
+        yield
+        return
     logger.info("%s: read as placeholders, not needed: %s", path.name, ", ".join(names))
-    stands_in = {"collections.defaultdict": _inert_mapping}
-    return torch.serialization.safe_globals([(stands_in.get(name, _Inert), name) for name in [*names, *PLAIN_BUILTINS]])
+    admitted = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([_stand_in(name) for name in (*names, *PLAIN_BUILTINS)])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(admitted)
+
+
+def _stand_in(name: str) -> Callable:
+    """A placeholder that goes by a full name; torch looks it up by that."""
+    module, _, own = name.rpartition(".")
+    if name != "collections.defaultdict":
+        return type(own, (_Inert,), {"__module__": module})
+
+    def mapping(*args) -> OrderedDict:
+        return OrderedDict()  # torch fills this kind only
+
+    mapping.__module__, mapping.__name__, mapping.__qualname__ = module, own, own
+    return mapping
 
 
 def newest_checkpoint(folder: Path, steps: bool = False) -> Iterator[Path]:
@@ -162,10 +225,11 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [f"{name} is no tensor" for name, value in state.items() if not isinstance(value, Tensor)]
     problems += [
         f"{name} is {list(value.shape)}, expected {list(own[name].shape)}"
         for name, value in state.items()
-        if name in own and getattr(value, "shape", None) != own[name].shape
+        if name in own and isinstance(value, Tensor) and value.shape != own[name].shape
     ]
     if problems:
         raise ValueError(
