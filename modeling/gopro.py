@@ -66,8 +66,9 @@ class PromptGenerator(nn.Module):
         if views not in (1, len(VIEWS)):
             raise ValueError(f"GOPro has 1 shift layer or one for each of {VIEWS}, not {views}")
         width = context.shape[1]
-        self.style = nn.ModuleList(nn.Linear(w, width) for w in widths)
-        self.content = nn.ModuleList(nn.Linear(w, width) for w in widths)
+        self.widths = tuple(widths)
+        self.style = nn.ModuleList(nn.Linear(w, width) for w in self.widths)
+        self.content = nn.ModuleList(nn.Linear(w, width) for w in self.widths)
         self.rho = nn.ModuleList(nn.Linear(len(self.style), 1) for _ in range(views))
         self.ctx = nn.Parameter(context.clone())
         self.register_buffer("shift_scale", torch.tensor(float(shift_scale)))
@@ -85,7 +86,7 @@ class PromptGenerator(nn.Module):
             if len(images) != len(self.style):
                 raise ValueError(f"the generator was built for {len(self.style)} vision blocks, got {len(images)}")
             images = image_statistics([block.to(self.ctx.dtype) for block in images])
-        widths = [linear.in_features for linear in self.style for _ in ("mu", "sigma")]
+        widths = [width for width in self.widths for _ in ("mu", "sigma")]
         if images.shape[1] != sum(widths):
             raise ValueError(f"the generator reads statistics [B, {sum(widths)}], got {list(images.shape)}")
         parts = images.to(self.ctx.dtype).split(widths, dim=1)

@@ -15,11 +15,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None
-
 DISTRIBUTION = "dassl-clip"
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "yacs", DISTRIBUTION)
 _ROOT = Path(__file__).resolve().parents[1]
@@ -113,8 +108,10 @@ def peak_memory_mb() -> float:
     """Largest memory in use so far, in MiB: on the GPU if this process used one, otherwise of the process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    if resource is None:
+        return round(float(torch.cuda.max_memory_allocated()) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # on Windows
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -90,7 +90,7 @@ def confusion_plot(found: Sequence[tuple[Path, Mapping[str, Any]]], classes: Seq
         counts[label] = counts.get(label, 0) + confusion_counts(predictions)
     if len(counts) > PANELS_A_ROW:
         raise ValueError(f"{len(counts)} methods ({', '.join(counts)}): at most {PANELS_A_ROW} fit side by side")
-    chosen = _choose(names, sum(counts.values()), classes)
+    chosen = _choose(names, np.sum(list(counts.values()), axis=0), classes)
     merged = {label: _merge(count, chosen) for label, count in counts.items()}
     shown = [names[index] for index in chosen] + ([REST] if len(chosen) < len(names) else [])
     size = len(shown)

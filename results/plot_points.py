@@ -78,7 +78,7 @@ def project(features: np.ndarray, method: str, seed: int = 0, perplexity: float 
     start = _components(centred, 2)
     start = start / max(start[:, 0].std(), np.finfo(np.float64).tiny) * 1e-4
     fit = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), init=start, random_state=seed)
-    return fit.fit_transform(reduced)
+    return np.asarray(fit.fit_transform(reduced))
 
 
 def _components(centred: np.ndarray, number: int) -> np.ndarray:
@@ -125,12 +125,16 @@ def points_plot(
             rest = ~np.isin(names, coloured)
             size = float(np.clip(2500 / len(points), 4, 18))
             if rest.any():
-                drawn = axis.scatter(*points[rest].T, s=size * 0.6, color=GREY, marker=".", linewidths=0)
+                drawn = axis.scatter(
+                    points[rest, 0], points[rest, 1], s=size * 0.6, color=GREY, marker=".", linewidths=0
+                )
                 handles["other classes"] = drawn
             for index, name in enumerate(coloured):
                 style = look(index)
                 own = points[names == name]
-                drawn = axis.scatter(*own.T, s=size, color=style["color"], marker=style["marker"], linewidths=0)
+                drawn = axis.scatter(
+                    own[:, 0], own[:, 1], s=size, color=style["color"], marker=style["marker"], linewidths=0
+                )
                 handles.setdefault(shortened(name, 24), drawn)
             axis.set(title=shortened(panel.title, 52), xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")

@@ -28,7 +28,7 @@ FORMATS = ("png", "svg")
 NEEDED = "plots need the package matplotlib: pip install 'dassl-clip[plots]', or pip install matplotlib"
 PANELS_A_ROW = 4
 CHARACTERS_AN_INCH = 17
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {  # matplotlib types its keys one by one
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.grid": True,
@@ -134,8 +134,8 @@ def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, 
     if handles:
         longest = max(map(len, handles))
         columns = max(1, min(len(handles), int(width * 14 / (longest + 6))))
-        place = {"loc": "outside upper center", "ncols": columns, "fontsize": 8, "markerscale": markerscale}
-        figure.legend(handles.values(), handles.keys(), **place)
+        place: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "markerscale": markerscale}
+        figure.legend(list(handles.values()), list(handles), fontsize=8, **place)
         rows = -(-len(handles) // columns)
         figure.set_figheight(figure.get_figheight() + 0.18 * rows)
     figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))

@@ -96,7 +96,7 @@ def curves_plot(found: Iterable[Record]) -> Plot:
             for label, line in cells[term, counter].items():
                 handles[label] = _draw(panel, line, look(lines.index(label)), band=True)
             panel.set(xlabel=counter, title="learning rate" if term == RATE else shortened(term, 40))
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.locator_params(axis="x", integer=True)
             if term == RATE:
                 panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         text = "The loss (a weighted sum) and its unweighted terms: means over an epoch, or since the last check, on "
@@ -114,11 +114,12 @@ def shots_plot(found: Iterable[Record], split: str = "test") -> Plot:
         ValueError: nothing was measured with two or more numbers of shots.
     """
     records = [record for record in found if split in record["metrics"]]
-    panels: dict[tuple, dict[str, dict[str, _Cells]]] = {}  # group -> domain -> line -> shots -> seed -> accuracy
+    # group -> domain -> line -> shots -> seed -> accuracy
+    panels: dict[tuple[str, ...], dict[str, dict[str, _Cells]]] = {}
     for record in sorted(records, key=lambda record: record["finished_at"]):
-        panel = panels.setdefault(_measured(record), {}).setdefault(column_of(record), {})
-        for line, shots, accuracy in _shot_readings(record, split):
-            panel.setdefault(line, {}).setdefault(shots, {})[record["seed"]] = accuracy
+        measured = panels.setdefault(_measured(record), {}).setdefault(column_of(record), {})
+        for name, shots, accuracy in _shot_readings(record, split):
+            measured.setdefault(name, {}).setdefault(shots, {})[record["seed"]] = accuracy
     for domains in panels.values():
         if len(domains) > 1:
             domains[MEAN] = _mean_lines(list(domains.values()))
@@ -230,7 +231,7 @@ def caption(found: Sequence[Record], what: str, spread: str = "error bars") -> s
     seeds = sorted({record["seed"] for record in found})
     listed = ", ".join(map(str, seeds))
     lines.append(seeds_line(seeds, spread) if spread else f"seed{'s' * (len(seeds) > 1)}: {listed}")
-    own = {row_of(record).label: set() for record in found}
+    own: dict[str, set[int]] = {row_of(record).label: set() for record in found}
     for record in found:
         own[row_of(record).label].add(record["seed"])
     fewer = [f"{label}: n = {len(values)}" for label, values in own.items() if len(values) < len(seeds)]
@@ -315,7 +316,7 @@ def _most_shots(domains: Mapping[str, Mapping[str, _Cells]]) -> int:
     return max(len(line.keys() - {0}) for lines in domains.values() for line in lines.values())
 
 
-def _measured(record: Record) -> tuple:
+def _measured(record: Record) -> tuple[str, ...]:
     """What runs must share for their accuracies to stand in one panel."""
     backbone = record["backbone"]
     return record["dataset"], record["task"], record["class_subset"], backbone["name"], backbone["weights_hash"]

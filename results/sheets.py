@@ -49,7 +49,9 @@ def read_published(name: str) -> dict[str, Any]:
     """
     if name not in published_names():
         raise ValueError(f"there is no published table '{name}'; known: {', '.join(published_names())}")
-    return json.loads(files(__package__).joinpath("published", f"{name}.json").read_text(encoding="utf-8"))
+    path = files(__package__) / "published" / f"{name}.json"
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
 
 
 @dataclass
@@ -133,7 +135,7 @@ class Sheet:
             return ""
         align = ("left", *["right"] * len(columns))
         head = [group or "accuracy (%)", *columns]
-        return tabulate(lines, head, tablefmt=STYLES[style], colalign=align, disable_numparse=True)
+        return str(tabulate(lines, head, tablefmt=STYLES[style], colalign=align, disable_numparse=True))
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell that holds something, flat."""
@@ -248,8 +250,8 @@ def _add_measures(cells: dict[Key, dict[Place, Cell]], places: Mapping[str, Sequ
     group = OVERALL.get(summary, "Overall")
     for label in dict.fromkeys(label for label, _ in cells):
         for measure, (forms, combine) in MEASURES.items():
-            rows = [cells.get((label, form)) for form in forms]
-            if any(row is None for row in rows):
+            rows = [cells[label, form] for form in forms if (label, form) in cells]
+            if len(rows) < len(forms):
                 continue
             made: dict[Place, dict[int, float]] = {}
             for place in rows[0]:

@@ -125,7 +125,7 @@ def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> li
         found: complete records.
         split: the split whose metrics are wanted; records without it are left out.
     """
-    groups: dict[tuple, Group] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
     for record in sorted(found, key=lambda record: record["finished_at"]):
         if split not in record["metrics"]:
             continue
@@ -144,8 +144,8 @@ def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> li
 def column_of(record: Mapping[str, Any]) -> str:
     """The column of a run: its target domains, or its class subset where a data set has no domains."""
     if record["task"] in ("xd", "dg"):
-        return record["dataset"]
-    return "+".join(record["target_domains"]) or record["class_subset"]
+        return str(record["dataset"])
+    return "+".join(record["target_domains"]) or str(record["class_subset"])
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
