@@ -10,7 +10,8 @@ logarithms, so a class without mass gives no NaN; nothing is read on the host in
 Shapes: `N` images, `E` joint embedding, `C` classes. A score is a cosine, `features @ text_proxy`. Sinkhorn scales rows
 and columns of `softmax(scores / tau)`, so after its last row step the labels are `softmax(scores / tau + potentials)`
 with one number a class. That is why neither scores nor labels have to exist as a whole: `Cosines` and `PseudoLabels`
-form the rows that are asked for, and stand wherever a tensor `[N, C]` does.
+form the rows that are asked for, and stand wherever a tensor `[N, C]` does. Features are read in the same row blocks:
+they may be memory-mapped, in half precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
 
     scores = Cosines(features, text_proxy)
     potentials = sinkhorn_potentials(scores, temperature)
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .peers import ALONE, Peers
-from .proxy_solver import ProxyObjective, Rows, Solution, authors_steps, fast_steps, row_blocks
+from .proxy_solver import FeatureRows, ProxyObjective, Rows, Solution, authors_steps, fast_steps, row_blocks
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
 
@@ -36,21 +37,21 @@ class Cosines:
     """The scores `features @ text_proxy`, formed for the rows that are asked for.
 
     Args:
-        features: `[N, E]`.
+        features: `[N, E]`, a tensor or other `FeatureRows`.
         text_proxy: `[E, C]`.
 
     Raises:
         ValueError: The shapes do not fit.
     """
 
-    def __init__(self, features: Tensor, text_proxy: Tensor):
-        if features.dim() != 2 or text_proxy.dim() != 2 or features.shape[1] != text_proxy.shape[0]:
+    def __init__(self, features: FeatureRows, text_proxy: Tensor):
+        if len(features.shape) != 2 or text_proxy.dim() != 2 or features.shape[1] != text_proxy.shape[0]:
             raise ValueError(
                 "scores are formed from features [N, E] and a text proxy [E, C], "
                 f"got {tuple(features.shape)} and {tuple(text_proxy.shape)}"
             )
         self.features, self.text_proxy = features, text_proxy
-        self.shape = torch.Size((len(features), text_proxy.shape[1]))
+        self.shape = torch.Size((features.shape[0], text_proxy.shape[1]))
         self.device = features.device
 
     def __len__(self) -> int:
@@ -200,7 +201,7 @@ def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
 
 
 def learn_vision_proxy(
-    features: Tensor,
+    features: FeatureRows,
     text_proxy: Tensor,
     labels: Rows,
     temperature: float,
@@ -218,7 +219,7 @@ def learn_vision_proxy(
 
 @torch.no_grad()
 def solve_vision_proxy(
-    features: Tensor,
+    features: FeatureRows,
     text_proxy: Tensor,
     labels: Rows,
     temperature: float,
@@ -232,7 +233,7 @@ def solve_vision_proxy(
     """Minimise the cross-entropy between labels and `softmax(features @ W / temperature)` over columns of length 1.
 
     Args:
-        features: `[N, E]`.
+        features: `[N, E]`, a tensor or other `FeatureRows`.
         text_proxy: Where `W` starts, `[E, C]`, columns of length 1.
         labels: `[N, C]`, rows that sum to 1: a tensor or `PseudoLabels`.
         temperature: `tau_i`, positive.
@@ -262,7 +263,7 @@ def solve_vision_proxy(
 
 @torch.no_grad()
 def proxy_objective(
-    features: Tensor, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None = "auto"
+    features: FeatureRows, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None = "auto"
 ) -> Tensor:
     """The mean over images of the cross-entropy between labels and `softmax(features @ proxy / temperature)`.
 
@@ -284,7 +285,7 @@ def proxy_objective(
 
 
 def _problem(
-    features: Tensor,
+    features: FeatureRows,
     proxy: Tensor,
     labels: Rows,
     temperature: float,
@@ -293,29 +294,29 @@ def _problem(
 ) -> tuple[ProxyObjective, Tensor]:
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
-    if features.dim() != 2 or 0 in features.shape:
+    if len(features.shape) != 2 or 0 in features.shape:
         raise ValueError(f"features have one row an image, [N, E], got {tuple(features.shape)}")
     if proxy.dim() != 2 or proxy.shape[0] != features.shape[1] or proxy.shape[1] == 0:
         raise ValueError(
             f"a proxy has one column a class, [E, C] = [{features.shape[1]}, C] for these features, "
             f"got {tuple(proxy.shape)}"
         )
-    if tuple(labels.shape) != (len(features), proxy.shape[1]):
+    if tuple(labels.shape) != (features.shape[0], proxy.shape[1]):
         raise ValueError(
-            f"labels are [N, C] = {(len(features), proxy.shape[1])} for these features and proxies, "
+            f"labels are [N, C] = {(features.shape[0], proxy.shape[1])} for these features and proxies, "
             f"got {tuple(labels.shape)}"
         )
     dtype = torch.float64 if torch.float64 in (features.dtype, proxy.dtype) else torch.float32
-    features, proxy = features.to(dtype), proxy.to(features.device, dtype)
-    _check_finite(features, "features")
-    _check_finite(proxy, "proxies")
+    proxy = proxy.to(features.device, dtype)
+    objective = ProxyObjective(features, labels, temperature, block_rows, peers)
+    _check_finite(features, objective.blocks, "features")
+    _check_finite(proxy, [slice(None)], "proxies")
     lengths = proxy.norm(dim=0)
     if (off := (lengths - 1).abs()).max() > 1e-3:
         raise ValueError(
             f"the columns of a proxy have length 1; column {int(off.argmax())} has length {lengths[off.argmax()]:.4g}. "
             "Normalise it: torch.nn.functional.normalize(proxy, dim=0)"
         )
-    objective = ProxyObjective(features, labels, temperature, block_rows, peers)
     if isinstance(labels, Tensor):
         _check_labels(labels, objective.blocks)
     return objective, proxy / lengths
@@ -341,10 +342,11 @@ def _check_scores(scores: Tensor | Cosines, blocks: list[slice], temperature: fl
         raise ValueError(f"scores divided by the temperature must be finite; {temperature} is too small")
 
 
-def _check_finite(x: Tensor, what: str) -> None:
-    low, high = x.aminmax()
-    if not torch.isfinite(high - low):
-        bad = int((~x.isfinite()).any(dim=1).nonzero()[0])
+def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:
+    finite = torch.stack([x[rows].isfinite().all() for rows in blocks])
+    if not finite.all():
+        rows = blocks[int(finite.logical_not().nonzero()[0])]
+        bad = (rows.start or 0) + int((~x[rows].isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"{what} are finite numbers; row {bad} holds NaN or infinite ones")
 
 

@@ -44,6 +44,19 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
+class FeatureRows(Rows, Protocol):
+    """`[N, E]` numbers that need not be in memory as a whole: a tensor (also one that is memory-mapped, of any float
+    type), or a class that reads the rows it is asked for from a disk. Slices may have a step.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows that are read arrive."""
+
+
 class Solution(NamedTuple):
     """What a solver found."""
 
@@ -87,7 +100,7 @@ class ProxyObjective:
     gradients of images that are almost sure keep their relative accuracy in float32.
 
     Args:
-        features: `[N, E]`.
+        features: `[N, E]`; read block by block, each in the precision of the proxies.
         labels: `[N, C]`, rows that sum to 1.
         temperature: `tau`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
@@ -100,16 +113,16 @@ class ProxyObjective:
 
     def __init__(
         self,
-        features: Tensor,
+        features: FeatureRows,
         labels: Rows,
         temperature: float,
         block_rows: int | str | None = "auto",
         peers: Peers = ALONE,
     ):
         self.features, self.labels, self.temperature, self.peers = features, labels, temperature, peers
-        self.images = int(peers.sum(torch.tensor(len(features))))
-        self.first = peers.first_row(len(features))
         n, columns = labels.shape
+        self.images = int(peers.sum(torch.tensor(n)))
+        self.first = peers.first_row(n)
         self.blocks = list(row_blocks(n, columns, features.device, block_rows))
 
     def __call__(self, proxy: Tensor) -> Point:
@@ -118,7 +131,7 @@ class ProxyObjective:
         value = torch.zeros((), dtype=torch.float64, device=proxy.device)
         gradient = torch.zeros_like(proxy)
         for rows in self.blocks:
-            x, p = self.features[rows], self.labels[rows].to(proxy)  # [n, E], [n, C]
+            x, p = self.features[rows].to(proxy), self.labels[rows].to(proxy)  # [n, E], [n, C]
             z = x @ scaled
             top, likeliest = z.max(dim=1, keepdim=True)
             z.sub_(top)
@@ -155,7 +168,7 @@ class Curvature:
     def __init__(self, objective: ProxyObjective, proxy: Tensor, point: Point):
         sample = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[1]))
         every = max(1, objective.images // sample)
-        self.rows = objective.features[-objective.first % every :: every]
+        self.rows = objective.features[-objective.first % every :: every].to(proxy)
         self.temperature, self.peers = objective.temperature, objective.peers
         self.count = -(-objective.images // every)  # of the sampled rows of all processes
         values, self.feature_basis = _eigen(self._mean(self.rows.T @ self.rows))

@@ -1,0 +1,78 @@
+"""Images a second that the loader decodes and augments, against what the tower encodes: which of the two is waited for.
+
+Pictures are generated JPEG files of 500 x 375. Two loads: `test`, decode and the model's preprocessing; `gopro`, decode
+and GOPro's three views. Both are the trainer's own loaders, with 0, 1 and 2 workers (0 to 16 where there are as many
+cores). The tower's rate is that of `encode_image` on batches that are there.
+
+example: python benchmarks/datapath.py --threads 2
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from common import make_parser, prepare, timed
+from inputs import build_trainer, class_names, make_pictures
+from reporting import describe, rates_table, rounded, write
+from torch.utils.data import DataLoader
+
+WORKERS = (0, 1, 2, 4, 8, 16)
+BATCH = {"cpu": 16, "cuda": 64}
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Images a second of the loaders by load and workers, and of the tower."""
+    folder = tempfile.TemporaryDirectory()
+    names = class_names("office_home")
+    count = max(options.images, len(names))
+    listing = make_pictures(Path(folder.name), names, train_images=count, test_images=count)
+    batch = options.batch or BATCH[torch.device(options.device).type]
+    settings = [
+        "DATASET.NAME", "Manifest", "DATASET.MANIFEST", listing, "MODEL.BACKBONE.NAME", options.architecture,
+        "OUTPUT_DIR", folder.name, "DATALOADER.NUM_WORKERS", 0, "TRAINER.GOPRO.PREC", "fp32",
+        "DATALOADER.TRAIN_X.BATCH_SIZE", batch, "DATALOADER.TEST.BATCH_SIZE", batch,
+    ]  # fmt: skip
+    trainer = build_trainer("GOPro", settings, device=options.device)
+    rates = {}
+    for workers in options.workers:
+        for load, loader in (("test", trainer.test_loader), ("gopro", trainer.train_loader_x)):
+            rates[f"{load}, {workers} workers"] = loader_rate(loader.dataset, batch, workers, options.repeats)
+    images = trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
+    tower = [timed(lambda: trainer.backbone.encode_image(images), options.device)[1] for _ in range(options.repeats + 1)]
+    return {**rates, "tower": rounded(len(images) / statistics.median(tower[1:]), 3)}
+
+
+def loader_rate(dataset: torch.utils.data.Dataset, batch: int, workers: int, repeats: int) -> float:
+    """Images a second of passes over a data set, the median; workers persist and are started before the first pass."""
+    loader = DataLoader(dataset, batch, num_workers=workers, persistent_workers=workers > 0)
+    seconds = [timed(lambda: sum(1 for _ in loader), "cpu")[1] for _ in range(repeats + 1)]
+    return rounded(len(dataset) / statistics.median(seconds[1:]), 3)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser(__doc__, repeats=3)
+    parser.add_argument("--architecture", default="ViT-B/16:random", help="a ViT of CLIP with random weights")
+    parser.add_argument("--images", type=int, default=96, help="pictures of a pass (96)")
+    parser.add_argument("--batch", type=int, help="images of a batch (CPU 16, GPU 64)")
+    cores = os.cpu_count() or 1
+    own = [count for count in WORKERS if count <= max(cores, 2)]
+    parser.add_argument("--workers", type=int, nargs="+", default=own, help=f"of the loaders ({own})")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Measure and print; with `--write`, keep the figures."""
+    options = parse()
+    prepare(options)
+    entry = describe(options) | {"images a second": measure(options)}
+    print(rates_table(entry))
+    if options.write:
+        write(options, "datapath", options.architecture, entry)
+
+
+if __name__ == "__main__":
+    main()
