@@ -31,7 +31,6 @@ _PLACE = re.compile(f"{_EPOCH.pattern}|{_STEP.pattern}")
 # What a checkpoint may say of itself, and whether it is of the kind that is read here.
 FACTS = {
     "epoch": lambda value: isinstance(value, int),
-    "val_result": lambda value: isinstance(value, (int, float)),
     "sha256": lambda value: isinstance(value, str),
     "backbone": lambda value: (
         isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "weights_hash"))

@@ -80,12 +80,13 @@ class CheckpointMixin:
             states = self._load_everywhere({name: folder / file for name, folder in folders.items()})
             if states is None:
                 continue
-            for name, state in states.items():
-                if self._optims[name] is not None and state.get("optimizer"):
-                    self._optims[name].load_state_dict(state["optimizer"])
-                if self._scheds[name] is not None and state.get("scheduler"):
-                    self._scheds[name].load_state_dict(state["scheduler"])
-            self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
+            try:
+                state = self._go_on_from(states)
+            except Exception as error:  # states that fit no optimiser make it raise almost anything
+                raise ValueError(
+                    f"{path} holds learned parts, but nothing to go on from ({type(error).__name__}: {error}); take it "
+                    "with --eval-only --model-dir, or start in another folder"
+                ) from error
             self.best_result = state.get("best_result", self.best_result)
             self.history = state.get("history", [])
             self.seconds |= state.get("seconds", {})
@@ -100,6 +101,17 @@ class CheckpointMixin:
         if names:
             logger.info("no checkpoint under %s: training from the start", directory)
         return 0
+
+    def _go_on_from(self, states: dict[str, dict]) -> dict:
+        """Put the states of optimisers, schedules and scaler in place; returns the last model's checkpoint."""
+        for name, state in states.items():
+            if self._optims[name] is not None and state.get("optimizer"):
+                self._optims[name].load_state_dict(state["optimizer"])
+            if self._scheds[name] is not None and state.get("scheduler"):
+                self._scheds[name].load_state_dict(state["scheduler"])
+            int(state["epoch"])
+        self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
+        return state
 
     def _load_everywhere(self, paths: dict[str, Path]) -> dict[str, dict] | None:
         """As `_load_together`, in the main process first: what it finds whole, all load.
@@ -147,7 +159,8 @@ class CheckpointMixin:
                 path = next(checkpoint.newest_checkpoint(folder), path)
             state = self._load(self._models[name], path)
             value = state.get("val_result")
-            logger.info("loaded %s%s", path, "" if value is None else f", validation {value:.1f}")
+            told = f", validation {value:.1f}" if isinstance(value, (int, float)) else ""  # old files: any object
+            logger.info("loaded %s%s", path, told)
 
     def _load(self, module: nn.Module, path: Path) -> dict:
         """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
