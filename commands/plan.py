@@ -125,6 +125,7 @@ class Run:
         row: its row in a table.
         target: its column in a table.
         needs: folder of the run that it refines or evaluates and that has to be there first, or None.
+        twins: folders in which the same run lies if another task has made it.
     """
 
     folder: Path
@@ -135,6 +136,7 @@ class Run:
     target: str
     seed: int
     needs: Path | None = None
+    twins: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -203,7 +205,8 @@ def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed:
     """
     task, stem = TASKS[name], catalogue.dataset_file(request.dataset).stem
     shots, row = _shots(request.shots, asked), Row(method.trainer, asked.RUN.CONFIG)
-    above = Path(request.out, name, stem, method.trainer, asked.RUN.CONFIG, f"shots{shots}")
+    below = (stem, method.trainer, asked.RUN.CONFIG, f"shots{shots}")
+    above = Path(request.out, name, *below)
     pairs = [*_without(method.pairs, "DATASET.NUM_SHOTS"), "DATASET.NUM_SHOTS", str(shots)]
     _check_tested(request.targets, name, task.tested_on)
     trained = above / ("base" if task.new_classes else asked.DATASET.NAME) / f"seed{seed}"
@@ -211,6 +214,7 @@ def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed:
     places = [(own, "base"), (own, "new")] if task.new_classes else [(own, "")]
     places += [(other, "") for other in task.tested_on if not request.targets or other in request.targets]
     config = str(catalogue.trainer_file(method.trainer, method.config, stem))
+    others = [other for other in TASKS if task.tested_on and TASKS[other].tested_on and other != name]
     runs = []
     for dataset, subset in places:
         words = common_words(replace(request, dataset=dataset), replace(method, config=config))
@@ -220,7 +224,9 @@ def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed:
         words += ["--task", name, "--seed", str(seed), "--output-dir", str(folder)]
         words += ["--eval-only", "--model-dir", str(trained)] if runs else []
         words = [*words, *facts]
-        runs.append(Run(folder, tuple(words), resolve(words, ()), row, name, column, seed, trained if runs else None))
+        twins = () if runs else tuple(Path(request.out, other, *below, column, f"seed{seed}") for other in others)
+        needs = trained if runs else None
+        runs.append(Run(folder, tuple(words), resolve(words, ()), row, name, column, seed, needs, twins))
     return runs
 
 

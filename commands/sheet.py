@@ -4,6 +4,7 @@ Keys: `title`; `published` (name of a published table); `task` or `tasks`; `data
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
 `{dataset}` is the data set's name) and, if wanted, `label` (the row's name in tables and `--rows`; beside published
 numbers the one printed there), `datasets`, `task(s)`, `seeds`, `shots` and `set`, a mapping of config keys to values.
+A row with a single seed of its own is run once, whichever seeds are asked for.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def read_sweep(name: str) -> Sweep:
             raise UserError(f"{path}: row {number} needs a `method`, such as GOPro or CLAP:icons")
         _check_keys(row, ROW_KEYS, f"{path}, row {number}")
         given = {key: tree[key] for key in ROW_KEYS[2:] if key in tree} | row
-        rows.append(given | {"label": row.get("label", row["method"]), "named": "label" in row})
+        once = len(row.get("seeds", ())) == 1
+        rows.append(given | {"label": row.get("label", row["method"]), "named": "label" in row, "once": once})
         if not rows[-1].get("datasets"):
             raise UserError(f"{path}: row {number} has no data set; give `datasets` a list of names")
     labels = [row["label"] for row in rows]
@@ -149,7 +151,7 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
             asked = replace(
                 request,
                 dataset=dataset,
-                seeds=request.seeds or tuple(row.get("seeds", (1,))),
+                seeds=_seeds(row, request.seeds),
                 tasks=tuple(tasks),
                 shots=row.get("shots") if request.shots is None else request.shots,
             )
@@ -163,6 +165,12 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
     bases = {run.folder: run for run in refined if run.folder not in there}
     entries = [*(Entry("", run, run.cfg.DATASET.NAME, run.target) for run in bases.values()), *entries]
     return sorted(entries, key=lambda entry: entry.run.needs is not None)
+
+
+def _seeds(row: dict[str, Any], asked: Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a row: those that were asked for, else its own; of a row with a single one, the first."""
+    own = tuple(row.get("seeds", (1,)))
+    return tuple(asked)[:1] if asked and row["once"] else tuple(asked) or own
 
 
 def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
@@ -225,6 +233,11 @@ def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published:
     prompts = _several(record["prompt"] for record in found)
     prompts = prompts or _several(node.get("TEMPLATES") or node.get("CTX_INIT", "") for node in nodes)
     seeds = _several(sorted({run.seed for run in runs}))
+    by_row: dict[str, set[int]] = {}
+    for entry in entries:
+        by_row.setdefault(entry.label, set()).add(entry.run.seed)
+    once = [label for label, own in by_row.items() if len(own) == 1 < len({run.seed for run in runs})]
+    seeds += f" ({', '.join(once)}: one seed)" if once else ""
     lines = [
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
         f"ours: protocol: {_several(records.protocol_of([], [], run.task) for run in runs)}",

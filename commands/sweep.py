@@ -8,19 +8,19 @@ tried again with `--retry`.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from dassl_clip.commands import locks, plan, pool, sheet, task, train
+from dassl_clip.commands import locks, plan, pool, sheet, slurm, task, train
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import GOES_ON, UserError, guarded
-from dassl_clip.results import environment, records
+from dassl_clip.results import records
 
 LAUNCHERS = ("local", "gpus", "slurm")
-JOB_MINUTES = 24 * 60  # most time of a job, unless --slurm says otherwise
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,14 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
         default="local",
         help="local: as many runs as there are cores; gpus: one run a GPU; slurm: job arrays",
     )
-    parser.add_argument(
-        "--slurm",
-        nargs="+",
-        default=(),
-        metavar="KEY=VALUE",
-        help="submitit's parameters, such as slurm_partition=gpu timeout_min=600 (default: "
-        f"{JOB_MINUTES}); cluster=local for this machine",
-    )
+    parser.add_argument("--gpus", type=devices, default=[], metavar="0,1", help="with --launcher gpus: only these GPUs")
+    parser.add_argument("--slurm", nargs="+", default=(), metavar="KEY=VALUE",
+                        help="submitit's parameters, such as slurm_partition=gpu timeout_min=600 (default: "
+                        f"{slurm.JOB_MINUTES}); cluster=local for this machine")  # fmt: skip
     task.add_run_arguments(parser)
     return parser
 
@@ -62,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Expand, show states, run what is missing."""
     train.register()
+    if (args.gpus and args.launcher != "gpus") or (args.slurm and args.launcher != "slurm"):
+        name = "gpus" if args.gpus and args.launcher != "gpus" else "slurm"
+        raise UserError(f"--{name} goes with --launcher {name}, and this is --launcher {args.launcher}")
     sweep = sheet.read_sweep(args.name)
     entries = sheet.expand(sweep, sheet_request(args), pairs, args.rows)
     runs = list({run.folder: run for run in (entry.run for entry in entries)}.values())
@@ -82,9 +81,11 @@ def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
             print(run.command)
         return 0
     if args.launcher == "slurm":
-        launch_slurm(todo, slurm_parameters(args.slurm), Path(args.out), args.jobs)
+        with slurm.launcher(slurm.parameters(args.slurm), Path(args.out), args.jobs, len(todo)) as submit:
+            task.run_stages(todo, submit)
     elif todo:
-        task.run_stages(todo, _jobs(args))
+        jobs, gpus = _places(args)
+        task.run_stages(todo, lambda some: task.run_missing(some, jobs, gpus))
     after = {run.folder: state_of(run) for run in runs}
     print(f"{sweep.title}: {count_states(after)}; the table: {table_command(args, pairs)}")
     return 0 if all(state == "complete" for state, _ in after.values()) else 1
@@ -115,13 +116,27 @@ def table_command(args: argparse.Namespace, pairs: Sequence[str]) -> str:
     return shlex.join([*words, *pairs])
 
 
-def _jobs(args: argparse.Namespace) -> int | None:
+def _places(args: argparse.Namespace) -> tuple[int | None, int | None]:
+    """How many runs go on at a time, and on how many GPUs; None for what the machine suggests."""
     if args.launcher != "gpus":
-        return args.jobs
+        return args.jobs, None
+    if args.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(args.gpus)
     gpus = pool.count_gpus()
-    if not gpus:
+    if args.gpus and gpus != len(args.gpus):
+        names = ",".join(args.gpus)
+        print(f"caution: of --gpus {names} torch can use {gpus}; what has none works on the CPU", file=sys.stderr)
+    if not gpus and not args.gpus:
         raise UserError("--launcher gpus: this machine has no usable GPU; take --launcher local")
-    return args.jobs or gpus
+    return args.jobs or len(args.gpus) or gpus, len(args.gpus) or gpus
+
+
+def devices(text: str) -> list[str]:
+    """`0,1`, or identifiers of GPUs, as a list."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"'{text}' should be numbers or identifiers of GPUs, each once: 0,1,2")
+    return names
 
 
 def run_id(run: plan.Run) -> str:
@@ -147,77 +162,3 @@ def count_states(states: dict[Path, tuple[str, list[str]]]) -> str:
     counts = Counter(state for state, _ in states.values())
     order = ("complete", "running", "failed", "refused", "missing")
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])
-
-
-def slurm_parameters(words: Sequence[str]) -> dict[str, Any]:
-    """The KEY=VALUE words of `--slurm`, whole numbers as such."""
-    for word in words:
-        if not word.partition("=")[2]:
-            raise UserError(f"--slurm: '{word}' should be KEY=VALUE, such as slurm_partition=gpu")
-    pairs = (word.partition("=")[::2] for word in words)
-    return {key: int(value) if value.isdigit() else value for key, value in pairs}
-
-
-def launch_slurm(runs: Sequence[plan.Run], parameters: dict[str, Any], out: Path, jobs: int | None) -> None:
-    """Submit the runs as job arrays through submitit, and wait for them: first those that others need.
-
-    Args:
-        runs: what to run.
-        parameters: submitit's, and `cluster` (`slurm`, or `local` for this machine).
-        out: folder above all runs; submitit's files go to `.submitit` in it.
-        jobs: most jobs at a time; on this machine one a core, where it is not given.
-
-    Raises:
-        UserError: submitit is not installed, or does not know a parameter.
-    """
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise UserError("--launcher slurm needs submitit: pip install 'dassl-clip[slurm]'") from None
-    options = {"timeout_min": JOB_MINUTES} | ({"slurm_array_parallelism": jobs} if jobs else {}) | parameters
-    try:
-        executor = submitit.AutoExecutor(out / ".submitit", cluster=options.pop("cluster", None))
-        executor.update_parameters(**options)
-    except (ValueError, NameError, TypeError, RuntimeError) as error:
-        raise UserError(f"--slurm: {error}") from error
-    most = (jobs or environment.usable_cores()) if executor.cluster == "local" else max(len(runs), 1)
-    _submit_and_wait(executor, [run for run in runs if run.needs is None], most)
-    _submit_and_wait(executor, task.ready_runs(runs), most)
-
-
-def _submit_and_wait(executor: Any, runs: Sequence[plan.Run], most: int) -> None:
-    """Job arrays of at most `most` runs, one after the other."""
-    for start in range(0, len(runs), most):
-        part = runs[start : start + most]
-        with executor.batch():
-            submitted = [executor.submit(run_words, list(run.words), str(run.folder)) for run in part]
-        print(f"{len(submitted)} jobs submitted: {submitted[0].job_id} ...", flush=True)
-        for run, job in zip(part, submitted):
-            try:
-                code = job.result()
-            except Exception as error:  # a job that was killed, timed out or could not start
-                code = 1
-                task.note_failure(run.folder, code, str(error).splitlines()[-pool.TAIL_LINES :])
-            told = "done" if code == 0 else f"FAILED: {run.folder}"
-            told = "another process works on it" if code == locks.BUSY_EXIT else told
-            lines = state_of(run)[1] if code else []
-            print("\n    ".join([f"{run.name}: {told}", *lines]), flush=True)
-
-
-def run_words(words: list[str], folder: str) -> int:
-    """One run in a job of its own; returns its exit code, and leaves `failed.txt` if it is not 0."""
-    train.register()
-    place = Path(folder)
-    with locks.lock(place) as free:
-        if not free:
-            return locks.BUSY_EXIT
-        if records.is_complete(place):  # finished by another process in the meantime
-            return 0
-        code = task.execute_words(words, place, plan.resolve(words, ()))
-        if code:
-            log = place / pool.LOG_NAME
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-            task.note_failure(place, code, lines[-pool.TAIL_LINES :])
-    return code

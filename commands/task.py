@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dassl_clip.commands import catalogue, locks, plan, pool, reference, train
+from dassl_clip.commands import catalogue, locks, plan, pool, reference, reuse, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import GOES_ON, UserError, guarded
@@ -163,7 +163,7 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
         for run in todo:
             print(run.command)
         return 0
-    failed = run_stages(todo, jobs)
+    failed = run_stages(todo, lambda some: run_missing(some, jobs))
     print_tables(runs)
     for outcome in failed:
         print(f"failed: {outcome.run.name}, log: {log_file(outcome.run)}", file=sys.stderr)
@@ -173,12 +173,22 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
     return 1 if absent else 0
 
 
-def run_stages(todo: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]:
-    """Run what stands alone, then what needs a run of the first; returns the failures."""
-    first = [run for run in todo if run.needs is None]
-    failed = run_missing(first, jobs) if first else []
+def run_stages(todo: Sequence[plan.Run], work: Callable[[list[plan.Run]], list[pool.Outcome]]) -> list[pool.Outcome]:
+    """Run what stands alone, then what another task has made by now, then what needs a run of the first.
+
+    Args:
+        todo: the runs.
+        work: runs some of them, side by side; returns the failures.
+
+    Returns:
+        All failures.
+    """
+    first, twins = reuse.part_twins(reuse.take_over([run for run in todo if run.needs is None]))
+    failed = work(first) if first else []
+    left = reuse.take_over(twins)
+    failed += work(left) if left else []
     ready = ready_runs(todo)
-    return failed + (run_missing(ready, jobs) if ready else [])
+    return failed + (work(ready) if ready else [])
 
 
 def ready_runs(todo: Sequence[plan.Run]) -> list[plan.Run]:
@@ -240,11 +250,18 @@ def _free_name(path: Path, word: str) -> Path:
     return path.with_name(f"{path.name}.{word}-{number}")
 
 
-def run_missing(runs: Sequence[plan.Run], jobs: int | None) -> list[pool.Outcome]:
-    """Run all of `runs` in forked children; returns the failures."""
+def run_missing(runs: Sequence[plan.Run], jobs: int | None, gpus: int | None = None) -> list[pool.Outcome]:
+    """Run all of `runs` in forked children; returns the failures.
+
+    Args:
+        runs: what to run.
+        jobs: how many at a time; None for as many as the machine suggests.
+        gpus: number of GPUs that they take in turn; None for those that are there.
+    """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
-    gpus = pool.count_gpus() if any(run.cfg.USE_CUDA for run in runs) else 0
+    if gpus is None:
+        gpus = pool.count_gpus() if any(run.cfg.USE_CUDA for run in runs) else 0
     jobs = (
         min(jobs, len(runs))
         if jobs

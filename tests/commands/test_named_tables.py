@@ -139,7 +139,7 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
     ):
         assert part in out, part
     b2n = show(capsys, "gopro-b2n")
-    assert "training images a class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5" in b2n
+    assert "training images a class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed);" in b2n
     assert "base to new: trained on the base classes, tested on base and on new classes" in b2n
 
 

@@ -1,10 +1,9 @@
-"""Sweeps: what a file expands to, states on the disk, going on after kills and failures, launchers, shipped sweeps.
+"""Sweeps: what a file expands to, states on the disk, going on after kills and failures, shipped sweeps.
 
 Covers `commands/sweep.py`, the reading and expansion in `commands/sheet.py`, locks in `commands/pool.py`, and
 `configs/sweeps/`. Runs are real: two tiny Dassl trainers of a user's file, in children.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -367,67 +366,6 @@ def test_a_sweep_killed_twice_and_started_again_gives_the_undisturbed_table(worl
     assert tables[0] == tables[1] and "TinyNet" in tables[0] and "missing" not in tables[0]
 
 
-# ------------------------------------------------------------------------------------------------------- launchers
-
-
-def test_the_gpu_launcher_needs_a_gpu(world):
-    done = world.run(words(world, write(world), "--launcher", "gpus"))
-    assert done.returncode == 2
-    assert done.stderr == "error: --launcher gpus: this machine has no usable GPU; take --launcher local\n"
-    assert not list(world.out.rglob("log.txt"))
-
-
-SLURM = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
-
-
-@SLURM
-def test_job_arrays_run_a_sweep(world):
-    faults = {"TRAINER.TINYNET.FAULTS": ["lodo night bug"]}
-    rows = [{"method": f"TinyNet:{world.config}", "set": faults}, {"method": f"TinyNet:{world.config}", "label": "b"}]
-    path = write(world, rows=rows)
-    slurm = ["--launcher", "slurm", "--slurm", "cluster=local", "--targets", "night"]
-    done = world.run(words(world, path, *slurm))
-    assert done.returncode == 1, done.stderr
-    assert " jobs submitted: " in done.stdout and "Colours: 1 complete, 1 failed" in done.stdout
-    assert "RuntimeError: a bug in the method" in done.stdout
-    local = world.root / "local"
-    assert world.run(words(world, path, "--targets", "night", out=local)).returncode == 1
-    assert accuracies(world.out) == accuracies(local) and len(accuracies(local)) == 1
-    (record,) = [item.record for item in records.find_records(world.out)]
-    assert "train.py --trainer TinyNet" in record["command"]  # the line that makes the same run again
-    again = world.run(words(world, path, *slurm))
-    assert again.returncode == 1 and "submitted" not in again.stdout
-
-
-@SLURM
-def test_a_job_leaves_finished_and_busy_folders_alone(world):
-    run = expand(world, write(world))[0].run
-    with locks.lock(run.folder):
-        assert sweep.run_words(list(run.words), str(run.folder)) == locks.BUSY_EXIT
-    assert [path.name for path in run.folder.iterdir()] == [locks.LOCK_NAME]
-
-
-@SLURM
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        (["timeout_min"], "--slurm: 'timeout_min' should be KEY=VALUE, such as slurm_partition=gpu"),
-        (["cluster=moon"], "--slurm: AutoExecutor doesn't know any executor named moon"),
-        (["cluster=local", "timeout=5"], "--slurm: "),
-    ],
-)
-def test_mistakes_in_submitits_parameters_are_sentences(world, capsys, given, sentence):
-    assert door.main(words(world, write(world), "--launcher", "slurm", "--slurm", *given)) == 2
-    assert capsys.readouterr().err.startswith(f"error: {sentence}")
-    assert not list(world.out.rglob("log.txt"))
-
-
-def test_without_submitit_the_sentence_says_how_to_get_it(world, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    assert door.main(words(world, write(world), "--launcher", "slurm")) == 2
-    assert capsys.readouterr().err == "error: --launcher slurm needs submitit: pip install 'dassl-clip[slurm]'\n"
-
-
 # ---------------------------------------------------------------------------------------------------- what is shipped
 
 DOMAINS_OF = {"pacs": 4, "vlcs": 4, "office_home": 4, "domainnet": 6}
@@ -444,15 +382,26 @@ def wanted_runs():
             wanted["clap-zeroshot"][row, dataset, 1] = count
         for row in ("CLIP", "CLAP"):
             wanted["clap-fewshot"][row, dataset, 2024] = wanted["clap-attacks"][row, dataset, 2024] = count
-    three = ("CLIP", "CoOp", "GOPro")
-    wanted["gopro-b2n"] = {(row, name, seed): 2 for row in three for name in ELEVEN for seed in FIVE}
-    wanted["gopro-xd"] = {(row, "imagenet", seed): 11 for row in three for seed in FIVE}
-    wanted["gopro-dg"] = {(row, "imagenet", seed): 5 for row in three for seed in FIVE}
+    pairs = [("CLIP", 1), *((row, seed) for row in ("CoOp", "GOPro") for seed in FIVE)]
+    wanted["gopro-b2n"] = {(row, name, seed): 2 for row, seed in pairs for name in ELEVEN}
+    wanted["gopro-xd"] = {(row, "imagenet", seed): 11 for row, seed in pairs}
+    wanted["gopro-dg"] = {(row, "imagenet", seed): 5 for row, seed in pairs}
     wanted["inmap-imagenet"] = {("CLIP", "imagenet", 1): 1, ("InMaP", "imagenet", 1): 1}
     plain = ("ZeroshotCLIP", "CLAP", "CoOp", "GOPro", "LinearProbe", "InMaP")
     refined = tuple(f"{name}+InMaP" for name in ("CLAP", "CoOp", "GOPro", "LinearProbe"))
     wanted["icons"] = {(row, "icons", seed): 8 for row in (*plain, *refined) for seed in (1, 2, 3)}
     return wanted
+
+
+def test_a_row_with_a_single_seed_is_run_once(world):
+    rows = [
+        {"method": f"TinyGuess:{world.config}", "seeds": [1]},
+        {"method": f"TinyNet:{world.config}", "seeds": [1, 2]},
+    ]
+    asked = expand(world, write(world, rows=rows), seeds=(7, 8, 9))
+    assert Counter((entry.label.partition(":")[0], entry.run.seed) for entry in asked) == {
+        ("TinyGuess", 7): 2, **{("TinyNet", seed): 2 for seed in (7, 8, 9)},
+    }  # fmt: skip
 
 
 def test_the_sweeps_that_ship():

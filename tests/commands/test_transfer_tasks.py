@@ -8,6 +8,7 @@ with a small CLIP of random weights on small class folders, and a list of other 
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,38 @@ def test_cross_data_set_end_to_end(small):
     a, b = (item["metrics"]["test"]["accuracy"] for item in (source, target))
     assert [float(cell) for cell in shown["CoOp (small)"]] == pytest.approx([a, b, b], abs=0.0501)
     assert rows_of(done.stdout)["CoOp (small)"] == shown["CoOp (small)"]
+
+
+def test_two_tasks_that_train_the_same_run_share_it(small):
+    """`xd` and `dg` in one command, then `dg` alone after `xd` with other keys: trained once for each configuration."""
+    module = small.root / "my_tasks.py"
+    own = "\n".join(f"plan.TASKS[{name!r}] = plan.Task(tested_on=({str(small.other)!r},))" for name in ("xd", "dg"))
+    module.write_text(f"from dassl_clip.commands import plan\n{own}\n")
+    given = words(small, "CoOp", "--import", str(module))
+    position = given.index("b2n")
+
+    def place(name, column, config="small"):
+        return small.out / name / "plain" / "CoOp" / config / "shots2" / column / "seed1"
+
+    done = small.run([*given[:position], "xd", "dg", *given[position + 1 :]])
+    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+    xd, dg = place("xd", "FolderClasses"), place("dg", "FolderClasses")
+    assert f"taken over: CoOp (small) dg FolderClasses seed 1 from {xd}, which is the same run\n" in done.stdout
+    made, taken = record(xd), record(dg)
+    assert taken["taken_over_from"] == str(xd) and (made["task"], taken["task"]) == ("xd", "dg")
+    changed = {key for key in taken if taken[key] != made.get(key)}
+    assert {"task", "taken_over_from"} <= changed <= {"task", "taken_over_from", "protocol"}
+    assert record(place("dg", "Manifest"))["evaluated_from"] == str(dg)
+    assert record(place("dg", "Manifest"))["metrics"]["test"] == record(place("xd", "Manifest"))["metrics"]["test"]
+    again = small.run([*given[:position], "dg", *given[position + 1 :]])
+    assert again.stdout.count("skipped, complete: ") == 2
+
+    other = ["OPTIM.LR", "0.25"]
+    assert small.run([*given[:position], "xd", *given[position + 1 :], *other]).returncode == 0
+    shutil.rmtree(dg.parents[4])
+    more = small.run([*given[:position], "dg", *given[position + 1 :], *other])
+    assert more.returncode == 0 and f"from {place('xd', 'FolderClasses', 'small+OPTIM.LR=0.25')}" in more.stdout
+    assert record(xd) == made  # untouched by all of this
 
 
 def test_an_evaluation_of_another_backbones_run_is_refused(small, other_clip):
