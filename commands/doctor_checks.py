@@ -18,13 +18,14 @@ from pathlib import Path
 from dassl_clip.commands.doctor import FAIL, OK, WARN, Check, Finding, existing_parent
 from dassl_clip.results import environment
 
-LEAST = {"torch": "2.4", "torchvision": "0.19", "open_clip_torch": "2.29", "numpy": "1.24", "pillow": "10.0"}
+LEAST = {"torch": "2.4", "torchvision": "0.19", "open_clip_torch": "3.1", "numpy": "1.24", "pillow": "10.0"}
 OLDEST_PYTHON = (3, 10)
 MODULES = {"open_clip_torch": "open_clip", "pillow": "PIL"}
 EXTRAS = {
     "matplotlib": ("matplotlib", "plots", "figures (dassl-clip plot, report)"),
     "sklearn": ("scikit-learn", "plots", "t-SNE (dassl-clip plot tsne)"),
     "umap": ("umap-learn", "umap", "UMAP (dassl-clip plot tsne --method umap)"),
+    "submitit": ("submitit", "slurm", "job arrays (dassl-clip sweep --launcher slurm)"),
 }
 LOW_DISK = 2 * 2**30
 LITTLE_MEMORY = 2 * 2**30

@@ -72,7 +72,7 @@ def test_old_and_missing_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     levels = {item.what.split(" ")[0].rstrip(":"): item for item in found(doctor_checks.packages)}
     assert levels["torch"].level == "fail" and levels["torch"].fix == "pip install 'torch>=2.4'"
-    assert levels["open_clip_torch"].level == "fail" and "open_clip_torch>=2.29" in levels["open_clip_torch"].fix
+    assert levels["open_clip_torch"].level == "fail" and "open_clip_torch>=3.1" in levels["open_clip_torch"].fix
     assert levels["numpy"].level == "ok"
 
 
