@@ -77,7 +77,7 @@ def read_selection(
         data = json.loads(file.read_text(encoding="utf-8", errors="surrogateescape"))
         lists = {part: [str(key) for key, _ in data[part]] for part in ("train", "val")}
         stored = (data["dataset"], data["shots"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"DATASET.SELECTION: {file} is no selection as this program writes them: {error!r}") from error
     if stored != (dataset, shots):
         raise ValueError(

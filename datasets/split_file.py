@@ -159,7 +159,7 @@ def read_split_file(path: Path, spec: Spec) -> Entries:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = {part: [(str(p).replace("\\", "/"), int(label), str(name)) for p, label, name in data[part]]
                 for part in PARTS if part in data}  # fmt: skip
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path} is no split file with the lists train, val and test of [path, label, class name]: {error}"
         ) from error

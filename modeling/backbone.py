@@ -241,8 +241,12 @@ def load_backbone(
             model.load_state_dict(full.state_dict())
     _require_activation(model, source)
     size = getattr(model.get_submodule("visual"), "image_size")  # noqa: B009 - no attribute that nn.Module declares
-    preprocess = PreprocessCfg(**{"size": size, **source.preprocess})
-    frozen = FrozenCLIP(model, tokenizer, source, preprocess, weights_hash, precision).to(device)
+    try:
+        preprocess = PreprocessCfg(**{"size": size, **source.preprocess})
+        image_transform_v2(deepcopy(preprocess), is_train=False)
+        frozen = FrozenCLIP(model, tokenizer, source, preprocess, weights_hash, precision).to(device)
+    except (TypeError, AssertionError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{name}: its preprocessing {source.preprocess} cannot be built ({error!r})") from error
     logger.info("backbone %s (%s), weights %s, on %s", name, source.architecture, weights_hash[:12], device)
     return frozen
 

@@ -54,9 +54,24 @@ def read_predictions(folder: Path) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in ("paths", "labels", "top", "shares", "classnames")}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        _check(found)
+    except Exception as error:  # damaged archives make their readers raise almost anything
         raise ValueError(f"{path} is damaged ({error}); run it again") from error
     return Predictions(**{**found, "classnames": found["classnames"].tolist()})
+
+
+def _check(found: Mapping[str, np.ndarray]) -> None:
+    """Raise a ValueError unless the arrays of predictions go together."""
+    kinds = {"paths": "U", "classnames": "U", "labels": "iu", "top": "iu", "shares": "f"}
+    for key, kind in kinds.items():
+        if found[key].dtype.kind not in kind or found[key].ndim != (2 if key in ("top", "shares") else 1):
+            raise ValueError(f"{key} is {list(found[key].shape)} of {found[key].dtype}")
+    rows = {key: len(found[key]) for key in ("paths", "labels", "top", "shares")}
+    if len(set(rows.values())) > 1 or found["top"].shape != found["shares"].shape or not found["top"].shape[1]:
+        raise ValueError(f"its lists have different lengths: {rows}")
+    for key in ("labels", "top"):
+        if found[key].size and not 0 <= found[key].min() <= found[key].max() < len(found["classnames"]):
+            raise ValueError(f"{key} holds numbers of no class")
 
 
 def confusion_counts(predictions: Predictions) -> np.ndarray:

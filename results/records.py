@@ -230,7 +230,7 @@ def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
         return FoundRecord(folder, "missing")
     except NotADirectoryError:
         return FoundRecord(folder, "missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} cannot be read ({error})")
     if not isinstance(record, dict):
         return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} holds no JSON object")
