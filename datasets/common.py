@@ -246,9 +246,13 @@ class ListedDataset(DatasetBase):
         kept = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
         for part, pools in (("train", self._sources), ("test", self._targets)):
             if not kept[part]:
+                hint = (
+                    ". A class of one image has none to hold out" if part == "test" and not self.train_is_test else ""
+                )
+                subset = "" if self.subset == "all" else f' with DATASET.SUBSAMPLE_CLASSES "{self.subset}"'
                 raise ValueError(
-                    f"{self.spec.name} has no {part} images{self._named(pools, ' for')} with DATASET.SUBSAMPLE_CLASSES "
-                    f'"{self.subset}" in the layout found: {self.layout.text}'
+                    f"{self.spec.name} has no {part} images{self._named(pools, ' for')}{subset} in the layout found: "
+                    f"{self.layout.text}{hint}"
                 )
         return kept
 

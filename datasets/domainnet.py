@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from .base import DomainDataset, Layout, register
 from .folders import ImageFile
-from .layouts import lists_or_holdout
 from .spec import Spec, load_spec
+from .split_lists import lists_or_holdout
 
 FAMILIES = ({"train": "train", "val": "test"},)
 HINT = " The archives of clipart and painting must be those published under `groundtruth/`"
@@ -29,7 +29,7 @@ class DomainNet(DomainDataset):
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         parts = {"train": "train list", "val": "test list"}
-        return lists_or_holdout(cfg, self.spec, domains, FAMILIES, parts, heldout=("val",), hint=HINT)
+        return lists_or_holdout(cfg, self.spec, domains, FAMILIES, parts, heldout=("val",), hint=HINT, selective=True)
 
     def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
         """Name the release that each domain's number of images belongs to; warn where it is none."""

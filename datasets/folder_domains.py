@@ -7,6 +7,7 @@ warning.
 """
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,11 +70,16 @@ def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> 
     """Raise if two domains, or two classes of one domain, have names that differ in case, blanks, `_` and `-` only.
 
     Raises:
-        ValueError: naming both folders.
+        ValueError: naming both folders, or one whose name is no text.
     """
     for parent, names in [(root, list(domains)), *((root / domain, names) for domain, names in domains.items())]:
         seen: dict[str, str] = {}
         for name in names:
+            if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+                raise ValueError(
+                    f"{dataset}: the name of the folder {name!r} in {parent} is not in UTF-8 or holds control "
+                    "characters, so it can stand in no prompt; rename it"
+                )
             other = seen.setdefault(name_key(name), name)
             if other != name:
                 raise ValueError(

@@ -202,10 +202,10 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
             )
         else:
             found[label] = folder / name
-    if found and extra:
+    if extra:
         logger.warning("%s: %s holds folders that are no class and are not read: %s", spec.name, folder, listed(extra))
     loose = [name for name in files if is_image(name)]
-    if found and loose:
+    if loose:
         logger.warning("%s: %s holds images outside the class folders, not read: %s", spec.name, folder, listed(loose))
     return found
 

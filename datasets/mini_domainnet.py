@@ -13,8 +13,9 @@ from pathlib import Path
 from .base import DomainDataset, Layout, register
 from .domainnet import HINT
 from .folders import read_text
-from .layouts import candidates, lists_or_holdout
+from .layouts import candidates
 from .spec import Spec, listed, load_spec, read_entry
+from .split_lists import lists_or_holdout
 
 ENTRY = "mini_domainnet"
 LISTS_FOLDER = "splits_mini"
@@ -41,7 +42,11 @@ class miniDomainNet(DomainDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         parts = {"train": "train list", "val": "test list"}
         return lists_or_holdout(
-            cfg, self.spec, domains, FAMILIES, parts, heldout=("val",), hint=HINT, list_folders=(LISTS_FOLDER,)
+            *(cfg, self.spec, domains, FAMILIES, parts),
+            heldout=("val",),
+            hint=HINT,
+            list_folders=(LISTS_FOLDER,),
+            selective=True,
         )
 
 

@@ -8,8 +8,8 @@ Without lists: the seeded hold-out. One damaged image, `sketch/dog/n02103406_406
 from collections.abc import Sequence
 
 from .base import DomainDataset, Layout, register
-from .layouts import lists_or_holdout
 from .spec import Spec, load_spec
+from .split_lists import lists_or_holdout
 
 FAMILIES = (
     {"train": "train_kfold", "val": "crossval_kfold"},

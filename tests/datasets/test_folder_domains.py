@@ -1,11 +1,12 @@
 """FolderDomains: a user's own tree.
 
 Covers: class list from the union of all domains, never from the sources; several spellings of one class;
-classnames.txt (order, names that are missing, doubled or left over); trees of another shape; non-ASCII names; domains
-listed beforehand.
+classnames.txt (order, names that are missing, doubled or left over); trees of another shape; names that are not ASCII or
+no text; domains listed beforehand.
 """
 
 import logging
+import shutil
 import unicodedata
 from collections import Counter
 
@@ -119,3 +120,18 @@ def test_names_in_any_script(tmp_path, draw, config):
     assert len(data.fingerprint) == 64
     (tmp_path / "classnames.txt").write_text("犬と猫\nSTRASSE\n%7Bx}\n", encoding="utf-8")
     assert FolderDomains(config(tmp_path, ["été"], ["冬"])).classnames == ["犬と猫", "STRASSE", "%7Bx}"]
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\nb", "bell\x07"])
+def test_names_that_are_no_text(name, tmp_path, draw, config):
+    for domain in ("day", "night"):
+        for folder in ("cat", name):
+            draw(tmp_path / domain / folder / "1.jpg")
+    with pytest.raises(ValueError, match=r"the name of the folder '.*' in .*/day is not in UTF-8") as caught:
+        FolderDomains(config(tmp_path, ["day"], ["night"]))
+    str(caught.value).encode()
+    shutil.rmtree(tmp_path / "day" / name)
+    (tmp_path / "day").rename(tmp_path / name)
+    shutil.rmtree(tmp_path / "night" / name)
+    with pytest.raises(ValueError, match="is not in UTF-8"):
+        FolderDomains(config(tmp_path, ["night"], ["night"]))
