@@ -41,7 +41,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         for load, loader in (("test", trainer.test_loader), ("gopro", trainer.train_loader_x)):
             rates[f"{load}, {workers} workers"] = loader_rate(loader.dataset, batch, workers, options.repeats)
     images = trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
-    tower = [timed(lambda: trainer.backbone.encode_image(images), options.device)[1] for _ in range(options.repeats + 1)]
+    tower = [
+        timed(lambda: trainer.backbone.encode_image(images), options.device)[1] for _ in range(options.repeats + 1)
+    ]
     return {**rates, "tower": rounded(len(images) / statistics.median(tower[1:]), 3)}
 
 

@@ -122,9 +122,41 @@ def notes(entries: Sequence[Mapping]) -> list[str]:
     return [f"\\* {entry['title']}: {entry['reckoned']}" for entry in entries if entry["reckoned"]]
 
 
+def rates_table(entry: Mapping, form: str = "simple") -> str:
+    """The rates of `datapath.py` as a table: loaders by load and workers, with what they are of the tower's rate."""
+    rates = dict(entry["images a second"])
+    tower = rates.pop("tower")
+    rows = [[name, f"{rate:,.3g}", f"{rate / tower:.2g} x"] for name, rate in rates.items()]
+    rows.append([f"tower, {entry['setting']['architecture']}", f"{tower:,.3g}", ""])
+    return tabulate(rows, headers=["loader", "images a second", "of the tower"], tablefmt=form, disable_numparse=True)
+
+
+def scaling_table(entries: Mapping[str, Mapping], form: str = "simple") -> str:
+    """The sweeps of `scaling.py` as a table; the run on disk is a list of its figures."""
+    sweeps = [
+        [
+            name,
+            ", ".join(f"{size:,}" for size in entry["sizes"]),
+            ", ".join(map(shown_seconds, entry["seconds"])),
+            f"{entry['exponent']:.2f}",
+            f"{entry['residual']:.2f} x",
+        ]
+        for name, entry in entries.items()
+        if "sizes" in entry
+    ]
+    parts = []
+    if sweeps:
+        headers = ["cost", "sizes", "time", "exponent", "farthest"]
+        parts.append(tabulate(sweeps, headers=headers, tablefmt=form, disable_numparse=True))
+    for entry in (entry for entry in entries.values() if "passes" in entry):
+        shown = [(key, f"{entry[key]:,}") for key in entry if key not in ("setting", "machine")]
+        parts.append(tabulate(shown, headers=["rows on disk", ""], tablefmt=form, disable_numparse=True))
+    return "\n\n".join(parts)
+
+
 def shown_seconds(value: float) -> str:
     """Seconds with a unit and three digits."""
-    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if value >= 2 * size or (unit == "s" and value >= 1):
             return f"{value / size:.3g} {unit}"
     return f"{1000 * value:.3g} ms"

@@ -1,4 +1,4 @@
-"""Measured cost against the size of a problem, with the exponent of a fitted power law, and a problem larger than memory.
+"""Measured cost against size, with the exponent of a fitted power law, and a problem larger than memory.
 
 - `N`, `C`: a pass of InMaP's solver and an iteration of Sinkhorn against images and classes.
 - `classes`, `views`, `batch`: GOPro's training step against classes, views and images.

@@ -1,0 +1,138 @@
+"""The tables of docs/performance.md, made of all result files; and what one device would take, reckoned from them.
+
+example: python benchmarks/page.py
+"""
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from reporting import RESULTS, claims_table, notes, rates_table, scaling_table, shown_seconds, write_atomically
+from tabulate import tabulate
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+FORM = "github"
+CLAIMS = ("text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache")
+IMAGENET, BILLION = 1_281_167, 10**9
+SHOTS, BATCH, EPOCHS = 16, 4, 50  # GOPro's protocol
+SINKHORN_ITERATIONS = 20
+DISK_RATE = 2e9  # bytes a second that are read from one NVMe drive
+
+
+def tables(folder: Path = RESULTS) -> str:
+    """All tables, device after device."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if any(section in content for section in (*CLAIMS, "datapath", "scaling")):
+            parts += device_tables(content)
+    return "\n\n".join(parts)
+
+
+def device_tables(content: Mapping[str, Mapping]) -> list[str]:
+    """The parts of one device."""
+    claims = [entry for section in CLAIMS for entry in content.get(section, {}).values()]
+    rates = list(content.get("datapath", {}).values())
+    first = next(iter([*claims, *rates, *content.get("scaling", {}).values()]))
+    machine = first["machine"]
+    loads = [entry["machine"]["load"] for entry in claims]
+    parts = [f"### {machine['device']}"]
+    facts = f"{machine['processor']}, torch {machine['torch']}, open_clip {machine['open_clip']}"
+    parts.append(facts + (f"; load of the machine {min(loads):.1f} to {max(loads):.1f}." if loads else "."))
+    if claims:
+        parts.append(claims_table(claims, FORM))
+        parts.append("\n".join(f"- {line}" for line in notes(claims)))
+    parts += bounds(claims)
+    for entry in rates:
+        parts.append("Decode and augment, against the tower:")
+        parts.append(rates_table(entry, FORM))
+    if "scaling" in content:
+        parts.append("Cost against size:")
+        parts.append(scaling_table(content["scaling"], FORM))
+    reckoned = on_paper(content)
+    if reckoned:
+        parts.append("On paper, from the rates above:")
+        parts.append(tabulate(reckoned, headers=["work", "how", "time"], tablefmt=FORM, disable_numparse=True))
+    return [part for part in parts if part]
+
+
+def bounds(claims: list[Mapping]) -> list[str]:
+    """What ours spends its time in, where it was profiled."""
+    lines = [
+        f"- {entry['title']}: " + ", ".join(f"`{name}` {share:.0f} %" for name, share in entry["profile"][:5])
+        for entry in claims
+        if "profile" in entry
+    ]
+    return ["Operators that ours spends most of its time in:", "\n".join(lines)] if lines else []
+
+
+def on_paper(content: Mapping[str, Mapping]) -> list[list[str]]:
+    """ImageNet-1k, and a billion unlabeled images, on one such device."""
+    rows = []
+    for name, entry in content.get("datapath", {}).items():
+        rate = entry["images a second"]["tower"]
+        for what, count in (("ImageNet-1k's training images", IMAGENET), ("a billion images", BILLION)):
+            rows.append([f"encode {what}", f"{name}, {rate:,.0f} images a second", shown_seconds(count / rate)])
+    step = content.get("gopro_step", {}).get("1000 classes")
+    if step:
+        steps = 1000 * SHOTS // BATCH * EPOCHS
+        each = {side: statistics.median(step["seconds"][side]) for side in ("ours", "plain")}
+        how = f"{steps:,} steps of {shown_seconds(each['ours'])}"
+        rows.append([f"GOPro on ImageNet, {SHOTS} shots, {EPOCHS} epochs", how, shown_seconds(steps * each["ours"])])
+        how = f"{steps:,} steps of {shown_seconds(each['plain'])}, if it had the memory"
+        rows.append(["the same by the plain program", how, shown_seconds(steps * each["plain"])])
+    for entry in content.get("inmap", {}).values():
+        rows += inmap_on_paper(entry)
+    return rows
+
+
+def inmap_on_paper(entry: Mapping) -> list[list[str]]:
+    """Sinkhorn and the solver on more images: both cost in proportion to them."""
+    facts, setting = entry["facts"], entry["setting"]
+    passes = facts["fast"]["steps"]
+    whole = statistics.median(entry["seconds"]["ours"]) + facts["sinkhorn seconds"]
+    rows = []
+    for what, count in (("ImageNet-1k's training images", IMAGENET), ("a billion images", BILLION)):
+        factor = count / setting["images"]
+        how = f"{SINKHORN_ITERATIONS} iterations and {passes} passes at {setting['images']:,} images, x {factor:,.0f}"
+        size = 2 * count * setting["dimensions"]
+        reads = (SINKHORN_ITERATIONS + 1 + passes) * size / DISK_RATE
+        if count == BILLION:
+            how += f"; reading {size / 1e12:.1f} TB in each at {DISK_RATE / 1e9:g} GB/s takes {shown_seconds(reads)}"
+        name = f"InMaP, {what} x {setting['dimensions']} x {setting['classes']:,}"
+        rows.append([name, how, shown_seconds(whole * factor)])
+    return rows
+
+
+def with_tables(text: str, folder: Path = RESULTS) -> str:
+    """A page with the tables between its marks made anew.
+
+    Raises:
+        ValueError: The page lacks the marks.
+    """
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"the page has no tables to renew; it needs the lines {BEGIN} and {END}")
+    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{tables(folder)}\n\n{END}", text, flags=re.DOTALL)
+
+
+def update(page: Path = PAGE, folder: Path = RESULTS) -> None:
+    """Write the page with new tables."""
+    write_atomically(page, with_tables(page.read_text(encoding="utf-8"), folder))
+
+
+def main() -> None:
+    """Renew the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    update(options.page, options.results)
+    print(f"renewed the tables of {options.page}")
+
+
+if __name__ == "__main__":
+    main()
