@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dassl_clip.commands import catalogue, plan, reference, task
+from dassl_clip.commands import catalogue, plan, reference, task, tasks
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import GOES_ON, guarded
 from dassl_clip.results.documents import read_yaml
@@ -52,14 +52,14 @@ def all_methods(request: plan.Request, pairs: Sequence[str]) -> list[plan.Method
     dataset = catalogue.dataset_file(request.dataset)
     trainers = sorted(catalogue.trainer_names(), key=lambda name: (name != reference.REFERENCE, name == "GOPro", name))
     own = [name for name in trainers if catalogue.trainer_file(name, "", dataset.stem).stem == dataset.stem]
-    own = [name for name in (own if reference.REFERENCE in own else trainers) if plan.has_place(name, request.tasks)]
+    own = [name for name in (own if reference.REFERENCE in own else trainers) if tasks.has_place(name, request.tasks)]
     methods = []
     for trainer in own:
         default, *variants = catalogue.trainer_configs(trainer, dataset.stem)
         methods.append(plan.Method(trainer, default, tuple(pairs)))
-        if plan.REFINER in own and trainer not in (plan.REFINER, reference.REFERENCE):
-            refiner = catalogue.trainer_configs(plan.REFINER, dataset.stem)[0]
-            methods.append(plan.Method(plan.REFINER, refiner, tuple(pairs), base=methods[-1]))
+        if tasks.REFINER in own and trainer not in (tasks.REFINER, reference.REFERENCE):
+            refiner = catalogue.trainer_configs(tasks.REFINER, dataset.stem)[0]
+            methods.append(plan.Method(tasks.REFINER, refiner, tuple(pairs), base=methods[-1]))
         same = [name for name in variants if _backbone(trainer, name) == _backbone(trainer, default)]
         methods += [plan.Method(trainer, variant, tuple(pairs)) for variant in same]
     return methods

@@ -1,11 +1,4 @@
-"""A task as a list of runs, each with its folder, its command line and what its folder already holds.
-
-`lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
-stays inside a domain (or a data set without domains): trained on a few images a class, tested on the held-out part.
-`zeroshot` tests every image of each domain (of a data set without domains: the test images) and trains on no label;
-`probe` and `attacks` do the same with few-shot probes of the features, and with attacked images. `b2n` trains on the
-base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the papers': ImageNet)
-and evaluate on ten others, or on its variants.
+"""A task (`tasks.py`) as a list of runs, each with its folder and its command line.
 
 Run folder: `OUT/<task>/<dataset>/<trainer>/<config>/shots<n>/<target or class subset>/seed<s>`, where `<config>` is the
 stem of the config file, with `+KEY=VALUE` for each key that was changed on the command line. A method that refines the
@@ -23,50 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands import catalogue, config, train
-from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.commands.errors import UserError
+from dassl_clip.commands.tasks import (
+    TASKS,
+    Task,
+    check_task,
+    check_tested,
+    dataset_domains,
+    has_readings,
+    targets_of,
+    task_names,
+)
 from dassl_clip.results.tables import Row, refined_row
 
-
-@dataclass(frozen=True)
-class Task:
-    """What a task asks of every run.
-
-    Attributes:
-        across: the target's fellow domains are the sources; otherwise the target is its own source.
-        label_free: for methods that train on no labels; all images of a domain are tested.
-        evaluate: value of the trainer's key EVALUATE, where it has one.
-        tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
-        new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
-    """
-
-    across: bool = False
-    label_free: bool = False
-    evaluate: tuple[str, ...] = ()
-    tested_on: tuple[str, ...] = ()
-    new_classes: bool = False
-
-    @property
-    def transfers(self) -> bool:
-        """Whether one run is trained and others evaluate it."""
-        return bool(self.tested_on) or self.new_classes
-
-
-TASKS = {
-    "fewshot": Task(),
-    "lodo": Task(across=True),
-    "zeroshot": Task(label_free=True, evaluate=("forms",)),
-    "probe": Task(label_free=True, evaluate=("probe",)),
-    "attacks": Task(label_free=True, evaluate=("attacks",)),
-    "b2n": Task(new_classes=True),
-    "xd": Task(
-        tested_on=(
-            "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd",
-            "eurosat", "ucf101",
-        )
-    ),
-    "dg": Task(tested_on=("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")),
-}  # fmt: skip
-REFINER = "InMaP"  # refines the runs of another method
 DEFAULT_SHOTS = 16  # of the few-shot literature
 ALL_SHOTS = -1
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NAME", "DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")
@@ -179,14 +141,14 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
     domains = dataset_domains(asked)
     names = with_tasks(request, method).tasks
     for name in names:
-        _check_task(name, asked, domains)
+        check_task(name, asked, domains)
     bases = {(run.task, run.target, run.seed): run for run in plan_runs(request, method.base)} if method.base else {}
     runs = []
     for name in names:
         if TASKS[name].transfers:
             runs += [run for seed in request.seeds for run in transfer_runs(request, method, asked, name, seed)]
             continue
-        for target in _targets(request.targets, domains, asked.DATASET.NAME):
+        for target in targets_of(request.targets, domains, asked.DATASET.NAME):
             runs += [
                 _plan_run(request, method, common, asked, name, target, domains, seed, bases) for seed in request.seeds
             ]
@@ -208,7 +170,7 @@ def transfer_runs(request: Request, method: Method, asked: Any, name: str, seed:
     below = (stem, method.trainer, asked.RUN.CONFIG, f"shots{shots}")
     above = Path(request.out, name, *below)
     pairs = [*_without(method.pairs, "DATASET.NUM_SHOTS"), "DATASET.NUM_SHOTS", str(shots)]
-    _check_tested(request.targets, name, task.tested_on)
+    check_tested(request.targets, name, task.tested_on)
     trained = above / ("base" if task.new_classes else asked.DATASET.NAME) / f"seed{seed}"
     own = request.dataset
     places = [(own, "base"), (own, "new")] if task.new_classes else [(own, "")]
@@ -271,58 +233,9 @@ def _task_pairs(task: Task, target: str, asked: Any) -> list[str]:
     A data set without domains (`target` "") is tested on its test images, never on its training images.
     """
     pairs = ["DATASET.PROTOCOL", "all-images"] if task.label_free and target else []
-    if task.evaluate and _has_readings(asked):
+    if task.evaluate and has_readings(asked):
         pairs += [f"TRAINER.{asked.TRAINER.NAME.upper()}.EVALUATE", repr(task.evaluate)]
     return pairs
-
-
-def _has_readings(asked: Any) -> bool:
-    """Whether a method can take further readings of the tested images."""
-    return "EVALUATE" in asked.TRAINER.get(asked.TRAINER.NAME.upper(), {})
-
-
-def has_place(trainer: str, tasks: Sequence[str]) -> bool:
-    """Whether every one of the tasks is for this trainer, whatever the data set."""
-    from dassl.engine import TRAINER_REGISTRY
-
-    kind = TRAINER_REGISTRY.get(trainer)
-    free, specific = not getattr(kind, "trains_on_labels", True), getattr(kind, "class_specific", False) is True
-    fits = {
-        name: (free or not task.label_free)
-        and not (task.transfers and specific)
-        and not (trainer == REFINER and task.evaluate and task.evaluate != ("forms",))
-        for name, task in TASKS.items()
-    }
-    return all(fits[name] for name in tasks)
-
-
-def _check_task(name: str, asked: Any, domains: Sequence[str]) -> None:
-    """Refuse a task that the data set or the method has no use for."""
-    from dassl.engine import TRAINER_REGISTRY
-
-    trainer, dataset = asked.TRAINER.NAME, asked.DATASET.NAME
-    if TASKS[name].across and len(domains) < 2:
-        there = f"only {domains[0]}" if domains else "no domains"
-        raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
-    trainer_class = TRAINER_REGISTRY.get(trainer)
-    fixed = getattr(trainer_class, "class_specific", False) is True or asked.TRAINER.get(trainer.upper(), {}).get("CSC")
-    if TASKS[name].transfers and (domains or fixed):
-        why = "is a data set of domains" if domains else "learns parts for its own classes alone"
-        raise UserError(
-            f"{name} evaluates on other classes than were trained on; {dataset if domains else trainer} {why}. "
-            "Take a data set without domains, and a method such as CoOp, GOPro or ZeroshotCLIP"
-        )
-    if not TASKS[name].label_free:
-        return
-    if getattr(TRAINER_REGISTRY.get(trainer), "trains_on_labels", True):
-        free = [known for known in sorted(TRAINER_REGISTRY.registered_names())
-                if not getattr(TRAINER_REGISTRY.get(known), "trains_on_labels", True)]  # fmt: skip
-        raise UserError(
-            f"{name} is for methods that train on no labels, so {trainer}, which does, has no place in it. "
-            f"Methods for it: {', '.join(free)}; tasks for {trainer}: fewshot, lodo."
-        )
-    if name in ("probe", "attacks") and not _has_readings(asked):
-        raise UserError(f"{trainer} has no {name}: that is for ZeroshotCLIP and CLAP")
 
 
 def common_words(request: Request, method: Method) -> list[str]:
@@ -336,57 +249,12 @@ def common_words(request: Request, method: Method) -> list[str]:
     return words
 
 
-def dataset_domains(cfg: Any) -> list[str]:
-    """Every domain of the data set that a configuration names; none for a data set without domains."""
-    from dassl.data.datasets import DATASET_REGISTRY
-
-    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    return dataset.list_domains(cfg) if hasattr(dataset, "list_domains") else list(getattr(dataset, "domains", ()))
-
-
 def with_tasks(request: Request, method: Method) -> Request:
     """The request with its tasks spelled out, as `method` would have them; of a refining one, as its base would."""
     train.register()
     lead = method.base or method
     asked = resolve(common_words(request, lead), lead.pairs)
     return replace(request, tasks=tuple(task_names(request.tasks, asked)))
-
-
-def task_names(asked: Sequence[str], cfg: Any) -> list[str]:
-    """The tasks to run: those asked for, or the method's own, or the data set's, or lodo (fewshot without domains).
-
-    Raises:
-        UserError: an unknown task.
-    """
-    own = cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("TASKS", ())
-    usual = "lodo" if dataset_domains(cfg) else "fewshot"
-    tasks = list(asked) or list(own) or list(cfg.DATASET.get("TASKS", ())) or [usual]
-    for task in tasks:
-        if task not in TASKS:
-            raise UserError(f"there is no task '{task}'.{suggestion(task, TASKS)} Known: {', '.join(TASKS)}.")
-    return tasks
-
-
-def _targets(asked: Sequence[str], domains: Sequence[str], dataset: str) -> list[str]:
-    if not domains:
-        if asked:
-            raise UserError(f"{dataset} has no domains, so no target can be named: {', '.join(asked)}")
-        return [""]
-    for name in asked:
-        if name not in domains:
-            raise UserError(
-                f"{dataset} has no domain '{name}'.{suggestion(name, domains)} Its domains: {', '.join(domains)}."
-            )
-    return list(asked) or list(domains)
-
-
-def _check_tested(asked: Sequence[str], task: str, known: Sequence[str]) -> None:
-    """Refuse targets that a task with fixed ones does not have."""
-    for name in asked:
-        if not known:
-            raise UserError(f"{task} tests base and new classes of one data set, so no target can be named: {name}")
-        if name not in known:
-            raise UserError(f"{task} has no target '{name}'.{suggestion(name, known)} Its targets: {', '.join(known)}.")
 
 
 def _shots(asked: int | None, cfg: Any) -> int:

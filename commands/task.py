@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dassl_clip.commands import catalogue, locks, plan, pool, reference, reuse, train
+from dassl_clip.commands import catalogue, locks, plan, pool, reference, reuse, tasks, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import GOES_ON, UserError, guarded
@@ -111,7 +111,7 @@ def method_of(word: str, request: plan.Request, pairs: Sequence[str], config: st
         config: config of the method where the word names none.
     """
     base, plus, refiner = word.rpartition("+")
-    if not plus or not refiner.lower().startswith(plan.REFINER.lower()):
+    if not plus or not refiner.lower().startswith(tasks.REFINER.lower()):
         trainer, _, named = word.partition(":")
         named = named or config
         return plan.Method(known_trainer(trainer, request, named), named, tuple(pairs))
