@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .base import Layout, PlainDataset, register
 from .folder_domains import CLASS_FILE, check_spellings, class_folders, read_class_file, shape_hint, union
-from .folders import ImageFile, list_folder, open_root, read_classes
+from .folders import ImageFile, is_image, list_folder, open_root, read_classes
 from .protocols import drawn_anew
 from .registration import split_seed
 from .spec import Spec, listed, name_key
@@ -52,6 +52,9 @@ class FolderClasses(PlainDataset):
         other = [name for name in list_folder(root)[0] if name not in used]
         if other:
             logger.warning("%s: %s has folders that are not read: %s", NAME, root, listed(other))
+        loose = [name for name in list_folder(root)[1] if is_image(name)]
+        if parts and loose:
+            logger.warning("%s: %s holds images outside the parts, not read: %s", NAME, root, listed(loose))
 
         def read(pool: str) -> dict[str, list[ImageFile]]:
             folders = parts or {"train": root}

@@ -41,6 +41,9 @@ class FolderDomains(DomainDataset):
         other = [name for name in list_folder(root)[0] if name not in self.spec.domains]
         if other:
             logger.warning("FolderDomains: %s has folders without class folders, not read: %s", root, listed(other))
+        loose = [name for name in list_folder(root)[1] if is_image(name)]
+        if loose:
+            logger.warning("FolderDomains: %s holds images outside the domains, not read: %s", root, listed(loose))
         keys = self.spec.class_keys()
         for domain in domains:
             present = {keys[name_key(name)] for name in class_folders(root / domain)}

@@ -1,8 +1,8 @@
 """FolderDomains: a user's own tree.
 
 Covers: class list from the union of all domains, never from the sources; several spellings of one class;
-classnames.txt (order, names that are missing, doubled or left over); trees of another shape; names that are not ASCII or
-no text; domains listed beforehand.
+classnames.txt (order, names that are missing, doubled or left over); trees of another shape; names that are not
+ASCII or no text; domains listed beforehand.
 """
 
 import logging
@@ -135,3 +135,10 @@ def test_names_that_are_no_text(name, tmp_path, draw, config):
     shutil.rmtree(tmp_path / "night" / name)
     with pytest.raises(ValueError, match="is not in UTF-8"):
         FolderDomains(config(tmp_path, ["night"], ["night"]))
+
+
+def test_images_outside_the_domains(tree, draw, config, caplog):
+    draw(tree / "loose.jpg")
+    with caplog.at_level(logging.WARNING):
+        FolderDomains(config(tree, ["day"], ["night"]))
+    assert f"{tree} holds images outside the domains, not read: loose.jpg" in caplog.text
