@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.commands.ranges import check_ranges
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.records import identity, task_of
 
@@ -184,6 +185,7 @@ def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
     for key, text in zip(pairs[::2], pairs[1::2]):
         set_key(cfg, key, _decode(text), "the command line")
     _check_registered(cfg)
+    check_ranges(cfg)
     plain.TRAINER.NAME = cfg.TRAINER.NAME
     cfg.RUN.CONFIG = cfg.RUN.CONFIG or (Path(args.config_file).stem if args.config_file else "") + changes(plain, cfg)
     cfg.RUN.TASK = cfg.RUN.TASK or task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)

@@ -7,9 +7,11 @@ trainer in Dassl's registry runs, one of this project or one that `--import` loa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
+import random
 import re
 import sys
 import traceback
@@ -20,8 +22,10 @@ from typing import Any
 from dassl_clip.commands import locks
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.config import resolve_config
-from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, report
+from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, printable
+from dassl_clip.commands.ranges import open_folders
 from dassl_clip.results import environment, files, records
+from dassl_clip.results.documents import read_run_config
 
 CONFIG_NAME = "config.yaml"
 _EPOCH_FILE = re.compile(r"model\.pth\.tar-(\d+)")
@@ -80,35 +84,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        args, pairs = parse(argv)
+        with contextlib.ExitStack() as stack:
+            if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes tells what is wrong
+                stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+            args, pairs = parse(argv)
         return _run_until_told(args, pairs)
     except locks.BusyError as error:
         print(f"error: {error}", file=sys.stderr)
         return locks.BUSY_EXIT
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        from dassl_clip.commands import ranks
+
+        ranks.tell("interrupted: the same command goes on from the last checkpoint")
         return INTERRUPTED_EXIT
     except Exception as error:
-        return report(error, debug)
+        from dassl_clip.commands import ranks
+
+        return ranks.report_once(error, debug)
 
 
 def _run_until_told(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Run to the end, or until SIGTERM: then what was trained is saved, and the exit code is another."""
+    from dassl_clip.commands import ranks
     from dassl_clip.trainers import termination
 
     try:
         with termination.handled():
             run(args, pairs)
     except termination.Terminated as end:
-        print(f"{end}: the same command goes on from the last checkpoint", file=sys.stderr)
+        ranks.tell(f"{end}: the same command goes on from the last checkpoint")
         return termination.EXIT_CODE
     return 0
 
 
 def run(args: argparse.Namespace, pairs: Sequence[str]) -> None:
     """Resolve the configuration, open the log, and train or evaluate."""
+    from dassl_clip.commands import ranks
+    from dassl_clip.trainers import distributed
+
     register()
     cfg = resolve_config(args, pairs)
+    folder = Path(cfg.OUTPUT_DIR)
+    open_folders(cfg)
+    with distributed.joined(cfg.USE_CUDA):
+        if distributed.is_main():
+            _run_locked(cfg, args)
+        else:
+            with ranks.own_log(folder):
+                execute(cfg, args)
+
+
+def _run_locked(cfg: Any, args: argparse.Namespace) -> None:
+    """Train or evaluate as the one process that works in the run's folder and writes there."""
     folder = Path(cfg.OUTPUT_DIR)
     with locks.lock(folder) as free:
         if not free:
@@ -152,7 +179,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        print(f"{level}{record.getMessage()}", flush=True)
+        print(f"{level}{printable(record.getMessage())}", flush=True)
 
 
 def execute(cfg: Any, args: argparse.Namespace) -> None:
@@ -162,22 +189,28 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
     from dassl_clip.commands.recording import EvaluationRecorder
+    from dassl_clip.trainers import distributed
 
     print(describe_toolbox())
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
+    elif distributed.world_size() > 1:
+        set_random_seed(distributed.from_main(lambda: random.randrange(2**32)))
     if cfg.RUN.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
     torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
-    _announce_previous(cfg, Path(cfg.OUTPUT_DIR))
-    records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
+    if distributed.is_main():
+        _announce_previous(cfg, Path(cfg.OUTPUT_DIR))
+        records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
     print(f"Command: {environment.command_line()}")
     print(f"** Config **\n{cfg}")
     print(f"** Environment **\n{environment_report()}\n")
 
+    if distributed.world_size() > 1:
+        _check_knows_processes(cfg.TRAINER.NAME)
     trainer = build_trainer(cfg)
     recorder = EvaluationRecorder(trainer, cfg)
     if args.eval_only:
@@ -186,12 +219,31 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
         trained = records.read_record(Path(args.model_dir)) if args.model_dir else None
         recorder.note(evaluated_from=args.model_dir, num_train=trained["num_train"] if trained else 0)
         trainer.test()
-        if hasattr(trainer, "save_predictions") and not records.is_complete(Path(cfg.OUTPUT_DIR)):
+        complete = distributed.from_main(lambda: records.is_complete(Path(cfg.OUTPUT_DIR)))
+        if hasattr(trainer, "save_predictions") and not complete:
             trainer.save_predictions()
-        recorder.write(overwrite=False)
+        if distributed.is_main():
+            recorder.write(overwrite=False)
     elif not args.no_train:
         trainer.train()
-        recorder.write()
+        if distributed.is_main():
+            recorder.write()
+
+
+def _check_knows_processes(name: str) -> None:
+    """Refuse a trainer of which each process would train all by itself.
+
+    Raises:
+        UserError: The trainer is not one of this project's kind.
+    """
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl_clip.trainers.base import CLIPTrainer
+
+    if name in TRAINER_REGISTRY.registered_names() and not issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer):
+        raise UserError(
+            f"{name} is not a CLIPTrainer of this project and knows nothing of several processes; start it without "
+            "torchrun"
+        )
 
 
 def load_run(trainer: Any, model_dir: str, epoch: int | None) -> None:
@@ -250,13 +302,10 @@ def _announce_previous(cfg: Any, folder: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The resolved configuration that an earlier run wrote into its folder, or None."""
-    import yaml
-
     try:
-        tree = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        return read_run_config(folder / CONFIG_NAME)
+    except (OSError, ValueError):
         return None
-    return tree if isinstance(tree, dict) else None
 
 
 def _log_only(console: Any, text: str) -> None:

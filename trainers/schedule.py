@@ -22,7 +22,7 @@ class EpochSchedule:
         optim_cfg: Dassl's `OPTIM` node: `LR_SCHEDULER`, `STEPSIZE`, `GAMMA`, `MAX_EPOCH` and the `WARMUP_*` keys.
 
     Raises:
-        ValueError: Unknown `LR_SCHEDULER` or `WARMUP_TYPE`.
+        ValueError: Unknown `LR_SCHEDULER` or `WARMUP_TYPE`, or no epochs.
     """
 
     def __init__(self, optimizer: Optimizer, optim_cfg: CfgNode):
@@ -30,6 +30,8 @@ class EpochSchedule:
             raise ValueError(f"OPTIM.LR_SCHEDULER is {optim_cfg.LR_SCHEDULER!r}; expected one of {SCHEDULES}")
         if optim_cfg.WARMUP_EPOCH > 0 and optim_cfg.WARMUP_TYPE not in WARMUPS:
             raise ValueError(f"OPTIM.WARMUP_TYPE is {optim_cfg.WARMUP_TYPE!r}; expected one of {WARMUPS}")
+        if optim_cfg.MAX_EPOCH < 1:
+            raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; a method that trains needs 1 or more")
         self.optimizer = optimizer
         self.cfg = optim_cfg
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]

@@ -207,7 +207,11 @@ def test_configurations(tree, defaults):
 
 
 @fuzz(120)
-@given(content=st.one_of(damaged(yaml.safe_dump(CONFIG).encode()), st.text(alphabet="a1:-[]{}&*!#|>?\"' \n,.", max_size=40)))
+@given(
+    content=st.one_of(
+        damaged(yaml.safe_dump(CONFIG).encode()), st.text(alphabet="a1:-[]{}&*!#|>?\"' \n,.", max_size=40)
+    )
+)
 def test_configuration_bytes(content, defaults):
     with file_of(content, "a.yaml") as path:
         refuse_or_read(merge_file, defaults.clone(), str(path))
@@ -242,9 +246,12 @@ def test_model_configurations(content):
 # ------------------------------------------------------------------------------------------------------- lists of data
 
 TEXTILES = load_spec("dtd")
-MANIFEST = b"path,class,label,domain,split\na/1.jpg,dog,0,x,train\na/2.jpg,\"cat, big\",1,x,test\n"
+MANIFEST = b'path,class,label,domain,split\na/1.jpg,dog,0,x,train\na/2.jpg,"cat, big",1,x,test\n'
 SPLIT = {part: [[f"{name}/{name}_1{part}.jpg", label, name] for label, name in enumerate(TEXTILES.classes[:3])]
          for part in ("train", "val", "test")}  # fmt: skip
+
+
+SELECTION = {"version": 1, "dataset": "Icons", "shots": 1, "seed": 1, "train": [["a/1.png", 0]], "val": []}
 
 
 @fuzz(100)
@@ -266,7 +273,7 @@ def test_split_files(content):
 
 @fuzz(80)
 @given(st.one_of(
-    trees({"version": 1, "dataset": "Icons", "shots": 1, "seed": 1, "train": [["a/1.png", 0]], "val": []}).map(json.dumps),
+    trees(SELECTION).map(json.dumps),
     st.just("[" * 100_000), st.binary(max_size=30),
 ))  # fmt: skip
 def test_selections(content):
