@@ -193,7 +193,7 @@ def alpha_sweep(place: Path, alphas: Sequence[float], split: str, data: str = ""
     """
     import torch
 
-    _, record, _ = predict_run.read_run(place)
+    record = records.read_record(place) or predict_run.read_run(place)[1]
     if "alpha" not in record:
         raise UserError(f"{place} is a run of {record['method']}, which has no alpha; give runs of CLAP")
     images = read_images(place, split, data, trainer=True)
