@@ -47,13 +47,22 @@ class PromptNoise:
         tables: The texts.
         n_tokens: `M`.
         std: Standard deviation of the noise.
+        peers: The processes that share the work, by position: each encodes whole groups, so that the features do not
+            depend on their number.
 
     Raises:
         ValueError: A text does not fit beside the noise tokens.
     """
 
-    def __init__(self, text: TextTower, tables: TextTables, n_tokens: int = 4, std: float = NOISE_STD):
-        self.text, self.n_tokens, self.std = text, n_tokens, std
+    def __init__(
+        self,
+        text: TextTower,
+        tables: TextTables,
+        n_tokens: int = 4,
+        std: float = NOISE_STD,
+        peers: Peers = ALONE,
+    ):
+        self.text, self.n_tokens, self.std, self.peers = text, n_tokens, std, peers
         used = tables.augmented.unique()
         self._place = torch.zeros(len(tables.texts), dtype=torch.long)
         self._place[used] = torch.arange(len(used))
@@ -77,16 +86,16 @@ class PromptNoise:
             `[S, B, E]`, not normalised.
         """
         text = self.text
-        features = torch.empty(*index.shape, text.embed_dim, dtype=text.out_dtype, device=text.device)
+        features = torch.zeros(*index.shape, text.embed_dim, dtype=text.out_dtype, device=text.device)
         for number, position in enumerate(NOISE_POSITIONS):
             chosen = (positions == number).nonzero().flatten()
-            if not len(chosen):
+            if not len(chosen) or number % self.peers.size != self.peers.rank:
                 continue
             rows = self._place[index[chosen]].flatten()
             context = noise[chosen].repeat_interleave(index.shape[1], dim=0).to(text.device)
             read = text.encode_prompts(context, self._of(rows), position, class_specific=True)
             features[chosen.to(text.device)] = read.unflatten(0, (len(chosen), -1))
-        return features
+        return self.peers.sum(features)
 
     def _of(self, rows: Tensor) -> ClassTokens:
         """The tokens of some of the texts."""
@@ -160,11 +169,11 @@ class TextPairs:
     def _read(self, block: int) -> Batch:
         """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
         generator = _generator(self.seed, block)
-        index = self.index(block, generator)[:, :, self.peers.own(self.batch_size)]
-        prompts, augmented, names = self.features[index.to(self.features.device, non_blocking=True)]
+        index, own = self.index(block, generator), self.peers.own(self.batch_size)
+        prompts, augmented, names = self.features[index[:, :, own].to(self.features.device, non_blocking=True)]
         if self.noise is not None:
             noisy = self.noise.encode(index[1], *self.noise.draw(STEPS_AT_ONCE, generator))
-            augmented = noisy.to(augmented)
+            augmented = noisy[:, own].to(augmented)
         return prompts, augmented, names
 
 

@@ -18,7 +18,8 @@ they may be memory-mapped, in half precision, or come from a disk (`FeatureRows`
     labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
     proxy = learn_vision_proxy(features, text_proxy, labels, 4 * temperature)
 
-Several processes may each have some of the images (`peers`); potentials and proxies are then those of all images.
+Several processes may each have parts of the images (`peers`); potentials and proxies are then those of all images, with
+the same digits for any number of processes.
 """
 
 import math
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .peers import ALONE, Peers
-from .proxy_solver import FeatureRows, ProxyObjective, Rows, Solution, authors_steps, fast_steps, row_blocks
+from .proxy_solver import FeatureRows, ProxyObjective, Rows, Solution, authors_steps, fast_steps, parts_at_hand
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
 
@@ -141,7 +142,7 @@ def sinkhorn_potentials(
         gamma: As in `sinkhorn`.
         iterations: As in `sinkhorn`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
-        peers: The processes that each have some of the images, at least one.
+        peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one.
 
     Returns:
         `[C]`, float64.
@@ -156,22 +157,21 @@ def sinkhorn_potentials(
         raise ValueError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
     if len(scores.shape) != 2 or 0 in scores.shape:
         raise ValueError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
-    n, classes = scores.shape
-    blocks = list(row_blocks(n, classes, scores.device, block_rows))
-    _check_scores(scores, blocks, temperature)
-    images = int(peers.sum(torch.tensor(n)))
-    potentials = torch.zeros(classes, dtype=torch.float64, device=scores.device)
-    target = torch.full_like(potentials, -math.log(classes))
+    images, _, parts = parts_at_hand(scores.shape, scores.device, block_rows, peers)
+    _check_scores(scores, [rows for part in parts for rows in part], temperature)
+    potentials = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device)
+    target = torch.full_like(potentials, -math.log(scores.shape[1]))
     for iteration in range(iterations):
-        mass = torch.full_like(potentials, -math.inf)  # log of a column's sum over images
-        for rows in blocks:
-            logits = _logits(scores[rows], temperature)
-            logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
-            top = logs.amax(dim=0)
-            mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
-        if peers.size > 1:
-            largest = peers.largest(mass)
-            mass = largest + peers.sum((mass - largest).exp()).log()
+        masses = []  # of each part, logs of the columns' sums over its images
+        for part in parts:
+            mass = torch.full_like(potentials, -math.inf)
+            for rows in part:
+                logits = _logits(scores[rows], temperature)
+                logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
+                top = logs.amax(dim=0)
+                mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
+            masses.append(mass)
+        mass = peers.gather(torch.stack(masses)).logsumexp(dim=0)
         if iteration == 0 and gamma != 0:
             target = (gamma * mass).log_softmax(dim=0)
         potentials = potentials + target - (mass - math.log(images))
@@ -242,7 +242,8 @@ def solve_vision_proxy(
         tolerance: Of the fast solver, relative to the objective.
         lr: Of the authors' solver.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
-        peers: The processes that each have some of the images, at least one; all get the same proxy.
+        peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one; all get the
+            same proxy.
 
     Returns:
         The proxy and the figures of the run.

@@ -6,11 +6,18 @@ A loss is a mean over rows. Each process forms the mean over its own rows, times
 mean over the processes of these numbers, and the gradient of a parameter the mean over the processes of theirs (as
 DistributedDataParallel forms it). `sum` and `gather` carry gradients in that sense: what a process does with the rows
 of another is part of the gradient of those rows.
+
+A solver that takes many steps turns the last digits of a sum into other results. Where that matters, rows are summed in
+parts that depend on their number alone, and the parts in their order; each process has whole parts. Such sums have the
+same digits for any number of processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
+
+PART_ROWS = 512  # a part has at least so many rows, if there are as many
+MOST_PARTS = 16
 
 
 class Peers:
@@ -48,8 +55,34 @@ class Peers:
         """Where the rows of this process begin among those of all, if it has `rows` of them."""
         return 0
 
+    def parts(self, rows: int) -> list[slice]:
+        """The parts, one after the other, that `rows` rows of all processes are summed in."""
+        count = min(max(rows // PART_ROWS, 1), MOST_PARTS)
+        return [slice(rows * part // count, rows * (part + 1) // count) for part in range(count)]
+
+    def own_parts(self, rows: int) -> list[slice]:
+        """The parts that are this process's."""
+        parts = self.parts(rows)
+        return parts[self.own(len(parts))]
+
+    def total(self, own: Iterable[Tensor], count: int) -> Tensor:
+        """The sum of `count` parts in their order, each a tensor of one shape, without gradients.
+
+        Args:
+            own: Those of this process, from `own_parts`; at least one.
+            count: Parts of all processes together.
+        """
+        parts = iter(own)
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
     def joined(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What a loss passes through before `backward`, so that the gradients of a module are means over processes."""
+        """What a loss passes through before `backward`, so that the gradients of a module are means over processes.
+
+        Asked for before that loss is computed.
+        """
         return _unchanged
 
 

@@ -9,13 +9,14 @@ Shapes: `N` images, `E` joint embedding, `C` classes. Features and labels are re
 needs to exist; all state of a solver is a few `[E, C]` matrices. Solvers decide with tensors and read a number on the
 host only once in `CHECK_EVERY` steps.
 
-Several processes (`peers.py`) may each have some of the rows. Objective, gradient and curvature are sums over rows and
-so over processes; what is done with them is done by all alike.
+Several processes (`peers.py`) may each have some of the rows. Objective, gradient and curvature are sums over parts of
+the rows, in their order, and so have the same digits for any number of processes; what is done with them is done by
+all alike.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -92,6 +93,39 @@ def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str
     return (slice(start, min(start + block_rows, n)) for start in range(0, n, block_rows))
 
 
+def parts_at_hand(
+    shape: torch.Size, device: torch.device, block_rows: int | str | None, peers: Peers
+) -> tuple[int, int, list[list[slice]]]:
+    """How the rows that a process has are summed.
+
+    Args:
+        shape: Of the rows at hand, `[N, C]`.
+        device: Where they are.
+        block_rows: As in `row_blocks`, for each part.
+        peers: The processes that each have whole parts of the rows (`Peers.own_parts`), at least one.
+
+    Returns:
+        The number of rows of all processes, where those at hand begin among them, and the row blocks of each part at
+        hand.
+
+    Raises:
+        ValueError: The rows at hand are not those of this process's parts.
+    """
+    images = int(peers.sum(torch.tensor(shape[0])))
+    own = peers.own_parts(images)
+    if not own or own[-1].stop - own[0].start != shape[0]:
+        raise ValueError(
+            f"process {peers.rank} of {peers.size} has {shape[0]} of {images} rows, but its parts are {own}; with more "
+            "processes than parts, each works alone"
+        )
+    first, parts = own[0].start, []
+    for part in own:
+        blocks = row_blocks(part.stop - part.start, shape[1], device, block_rows)
+        offset = part.start - first
+        parts.append([slice(offset + rows.start, offset + rows.stop) for rows in blocks])
+    return images, first, parts
+
+
 class ProxyObjective:
     """The objective and its gradient, summed over row blocks.
 
@@ -104,11 +138,17 @@ class ProxyObjective:
         labels: `[N, C]`, rows that sum to 1.
         temperature: `tau`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
-        peers: The processes that each have some of the rows, at least one.
+        peers: The processes that each have whole parts of the rows (`own_parts`), at least one.
 
     Attributes:
         images: `N`, of all processes together.
         first: Where the rows at hand begin among those of all.
+        count: Parts of all processes together.
+        parts: The row blocks of each part at hand.
+        blocks: All of these.
+
+    Raises:
+        ValueError: The rows at hand are not those of this process's parts.
     """
 
     def __init__(
@@ -120,30 +160,37 @@ class ProxyObjective:
         peers: Peers = ALONE,
     ):
         self.features, self.labels, self.temperature, self.peers = features, labels, temperature, peers
-        n, columns = labels.shape
-        self.images = int(peers.sum(torch.tensor(n)))
-        self.first = peers.first_row(n)
-        self.blocks = list(row_blocks(n, columns, features.device, block_rows))
+        self.images, self.first, self.parts = parts_at_hand(labels.shape, features.device, block_rows, peers)
+        self.count = len(peers.parts(self.images))
+        self.blocks = [rows for part in self.parts for rows in part]
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""
         n, scaled = self.images, proxy / self.temperature
-        value = torch.zeros((), dtype=torch.float64, device=proxy.device)
-        gradient = torch.zeros_like(proxy)
-        for rows in self.blocks:
-            x, p = self.features[rows].to(proxy), self.labels[rows].to(proxy)  # [n, E], [n, C]
-            z = x @ scaled
-            top, likeliest = z.max(dim=1, keepdim=True)
-            z.sub_(top)
-            q = z.exp().scatter_(1, likeliest, 0.0)
-            rest = q.sum(dim=1, keepdim=True)  # of the other classes, relative to the likeliest
-            total = p.sum(dim=1, keepdim=True)
-            losses = (rest.log1p() * total).squeeze(1) - z.mul_(p).sum(dim=1)  # [n]
-            value += losses.sum(dtype=torch.float64)
-            q.mul_(total / (1 + rest)).sub_(p)
-            q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
-            gradient.addmm_(x.T, q)
-        return Point(self.peers.sum(value) / n, self.peers.sum(gradient) / (n * self.temperature))
+        values: list[Tensor] = []
+        gradient = self.peers.total(self._gradients(scaled, values), self.count)
+        return Point(self.peers.total(values, self.count) / n, gradient / (n * self.temperature))
+
+    def _gradients(self, scaled: Tensor, values: list[Tensor]) -> Iterator[Tensor]:
+        """The gradient of each part at hand, `[E, C]`, for proxies over the temperature; `values` gets its losses."""
+        for blocks in self.parts:
+            value = torch.zeros((), dtype=torch.float64, device=scaled.device)
+            gradient = torch.zeros_like(scaled)
+            for rows in blocks:
+                x, p = self.features[rows].to(scaled), self.labels[rows].to(scaled)  # [n, E], [n, C]
+                z = x @ scaled
+                top, likeliest = z.max(dim=1, keepdim=True)
+                z.sub_(top)
+                q = z.exp().scatter_(1, likeliest, 0.0)
+                rest = q.sum(dim=1, keepdim=True)  # of the other classes, relative to the likeliest
+                total = p.sum(dim=1, keepdim=True)
+                losses = (rest.log1p() * total).squeeze(1) - z.mul_(p).sum(dim=1)  # [n]
+                value += losses.sum(dtype=torch.float64)
+                q.mul_(total / (1 + rest)).sub_(p)
+                q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
+                gradient.addmm_(x.T, q)
+            values.append(value)
+            yield gradient
 
     def agreed(self, decision: Tensor) -> bool:
         """Whether any process decides so, read on the host; thus all go the same way."""
@@ -168,10 +215,10 @@ class Curvature:
     def __init__(self, objective: ProxyObjective, proxy: Tensor, point: Point):
         sample = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[1]))
         every = max(1, objective.images // sample)
-        self.rows = objective.features[-objective.first % every :: every].to(proxy)
-        self.temperature, self.peers = objective.temperature, objective.peers
+        self.objective, self.temperature = objective, objective.temperature
         self.count = -(-objective.images // every)  # of the sampled rows of all processes
-        values, self.feature_basis = _eigen(self._mean(self.rows.T @ self.rows))
+        self.rows = [self._sampled(part, every).to(proxy) for part in objective.parts]  # [n, E] of each part
+        values, self.feature_basis = _eigen(self._mean(x.T @ x for x in self.rows))
         self.feature_values = values[:, None] / self.temperature**2
         self.update(proxy, point)
 
@@ -180,16 +227,21 @@ class Curvature:
         lengths = point.gradient.norm(dim=0)
         self.scale: Tensor = torch.maximum(lengths, lengths.mean()).clamp_min(1e-20).rsqrt()  # [C]
         self.class_basis: Tensor | None = None
-        q = (self.rows @ (proxy / self.temperature)).softmax(dim=1)
+        shares = ((x @ (proxy / self.temperature)).softmax(dim=1) for x in self.rows)  # [n, C] of each part
         if len(lengths) > JOINT_CLASSES:
-            self.class_values = self._mean((q - q.square()).sum(dim=0)) * self.scale.square()
+            self.class_values = self._mean((q - q.square()).sum(dim=0) for q in shares) * self.scale.square()
             return
-        between = self._mean(q.sum(dim=0).diag() - q.T @ q) * self.scale * self.scale[:, None]  # [C, C]
-        self.class_values, self.class_basis = _eigen(between)
+        between = self._mean(q.sum(dim=0).diag() - q.T @ q for q in shares)  # [C, C]
+        self.class_values, self.class_basis = _eigen(between * self.scale * self.scale[:, None])
 
-    def _mean(self, own: Tensor) -> Tensor:
-        """The mean over the sampled rows of all processes, from the sum over those at hand."""
-        return self.peers.sum(own) / self.count
+    def _sampled(self, part: list[slice], every: int) -> Tensor:
+        """Rows of a part whose place among those of all is a multiple of `every`."""
+        first, stop = part[0].start, part[-1].stop
+        return self.objective.features[first + -(self.objective.first + first) % every : stop : every]
+
+    def _mean(self, own: Iterable[Tensor]) -> Tensor:
+        """The mean over the sampled rows of all processes, from the sums over those of each part at hand."""
+        return self.objective.peers.total(own, self.objective.count) / self.count
 
     def solve(self, x: Tensor) -> Tensor:
         """The inverse times `x`, `[E, C]`."""

@@ -23,10 +23,11 @@ from dassl_clip.modeling.clap import ContentHead, check_widths, is_published, pu
 from dassl_clip.modeling.clap_training import FitReport, Pairs, fit_content_head
 from dassl_clip.modeling.templates import resolve_templates
 
-from . import bank
+from . import bank, distributed
 from .base import CLIPTrainer, trainer_node
 from .clap_pairs import PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
 from .readings import KEYS, ReadingsMixin, check_keys
+from .unused import EPOCH_LOOP
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     """Contrasts prompts with their augmented forms, and these with class names."""
 
     trains_on_labels = False
+    unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR",)
+    used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
     kept_splits = ("val",)  # accuracy by alpha is drawn of them
 
     @staticmethod
@@ -77,6 +80,11 @@ class CLAP(ReadingsMixin, CLIPTrainer):
                 "TRAINER.CLAP: TAU must be positive, LAMBDA at least 0, LATENT_DIM at least 1, BATCH_SIZE at least 2 "
                 f"and MAX_STEPS at least 0 (0 trains nothing); got TAU {node.TAU}, LAMBDA {node.LAMBDA}, LATENT_DIM "
                 f"{node.LATENT_DIM}, BATCH_SIZE {node.BATCH_SIZE}, MAX_STEPS {node.MAX_STEPS}"
+            )
+        if node.BATCH_SIZE % distributed.world_size():
+            raise ValueError(
+                f"TRAINER.CLAP.BATCH_SIZE is {node.BATCH_SIZE}, the number of pairs of all {distributed.world_size()} "
+                "processes together; it must be a multiple of their number"
             )
         shared = set(cfg.DATASET.SOURCE_DOMAINS) & set(cfg.DATASET.TARGET_DOMAINS)
         tested = cfg.DATASET.get("PROTOCOL") == "all-images" and (shared or not cfg.DATASET.SOURCE_DOMAINS)
@@ -156,6 +164,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             patience=node.PATIENCE,
             min_drop=node.MIN_DROP,
             on_check=self._log_check,
+            peers=distributed.peers(),
         )
         why = "the loss no longer drops" if self.report.stopped_early else "MAX_STEPS"
         logger.info("content head trained: %d steps (%s)", self.report.steps, why)

@@ -114,10 +114,12 @@ def text_pairs(trainer) -> tuple[TextPairs, dict]:
     tables = text_tables(trainer.classnames, node, seed)
     logger.info("%d distinct texts of %d classes", len(tables.texts), len(tables.classnames))
     features = trainer.text_features(tables.texts)
-    noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD) if node.NOISE_TOKENS else None
+    peers, noise = distributed.peers(), None
+    if node.NOISE_TOKENS:
+        noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, peers)
     keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "SWAP", "DROP_WORD", "NOISE_TOKENS", "NOISE_STD")
     facts = {key: node[key] for key in keys} | bank.text_facts(tables.texts) | trainer.tower_facts
-    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, distributed.peers()), facts
+    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, peers), facts
 
 
 def image_pairs(trainer) -> tuple[ImagePairs, dict]:

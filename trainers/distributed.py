@@ -8,6 +8,7 @@ The main process, rank 0, alone writes files. What the processes tell each other
 """
 
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -288,20 +289,34 @@ class Group(Peers):
         counts = _gather(torch.tensor([rows]))
         return int(sum(count.item() for count in counts[: self.rank]))
 
+    def total(self, own: Iterable[Tensor], count: int) -> Tensor:
+        """The sum of parts in their order; each is sent by the process that has it."""
+        own = list(own)  # made by all processes at once, before any waits
+        mine, total = iter(own), own[0]
+        for number in range(count):
+            owner = next(rank for rank in range(self.size) if number < count * (rank + 1) // self.size)
+            part = next(mine).clone() if owner == self.rank else torch.empty_like(own[0])
+            dist.broadcast(part, owner)
+            total = total.add_(part) if number else part
+        return total
+
     def joined(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """DistributedDataParallel over a module's learned parameters, as a function of the loss.
 
         The module itself stays as it is (names, state dict, methods): a wrapper of the parameters has the loss pass
         through, which is where it sees the graph, and reduces each gradient as soon as `backward` has made it.
         """
-        return _Joined([p for p in module.parameters() if p.requires_grad])
+        learned = [p for p in module.parameters() if p.requires_grad]
+        if "init_sync" in inspect.signature(DistributedDataParallel).parameters:
+            return _Joined(learned)
+        return DistributedDataParallel(_Passage(learned), find_unused_parameters=True)  # torch 2.4
 
 
 class _Joined:
-    """Parameters whose gradients become means over the processes; those of the main process are the start.
+    """Parameters whose gradients become means over the processes.
 
-    Parameters that the first loss does not depend on may stay without gradient, as in a process alone; only then is
-    each graph searched for them.
+    The first loss builds the wrapper, so the parameters must be alike by then (`make_alike`). Parameters that it does
+    not depend on may stay without gradient, as in a process alone; only then is each graph searched for them.
     """
 
     def __init__(self, parameters: list[nn.Parameter]):
@@ -311,7 +326,9 @@ class _Joined:
     def __call__(self, loss: Tensor) -> Tensor:
         if self.wrapper is None:
             some_unused = not {id(p) for p in self.parameters} <= _leaves(loss)
-            self.wrapper = DistributedDataParallel(_Passage(self.parameters), find_unused_parameters=some_unused)
+            self.wrapper = DistributedDataParallel(
+                _Passage(self.parameters), init_sync=False, find_unused_parameters=some_unused
+            )
         return self.wrapper(loss)
 
 
@@ -494,6 +511,14 @@ def _like(loader: DataLoader, batches: Any) -> DataLoader:
         generator=loader.generator,
         **options,
     )
+
+
+@torch.no_grad()
+def make_alike(module: nn.Module) -> None:
+    """Give all processes the main one's parameters and buffers, in place."""
+    if world_size() > 1:
+        for value in module.state_dict().values():
+            value.copy_(broadcast(value))
 
 
 def check_alike(modules: Iterable[nn.Module]) -> None:

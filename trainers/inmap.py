@@ -19,12 +19,15 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.inmap import SOLVERS, Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
+from dassl_clip.modeling.peers import ALONE, Peers
 from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.modeling.zeroshot import zeroshot_weights
 
+from . import distributed
 from .base import CLIPTrainer, trainer_node
 from .refined import open_run
 from .testing import reading
+from .unused import EPOCH_LOOP
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,8 @@ class InMaP(CLIPTrainer):
 
     class_specific = True
     trains_on_labels = False
+    unused_keys = EPOCH_LOOP
+    used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -121,7 +126,8 @@ class InMaP(CLIPTrainer):
         )
         items = self._unlabeled()
         features, scores, start = self._inputs(items)
-        potentials = sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS)
+        features, scores, peers = _own(features, scores)
+        potentials = sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
         labels = {
             VISION: PseudoLabels(scores, tau_t, None, node.THRESHOLD),
             SINKHORN: PseudoLabels(scores, tau_t, potentials, node.THRESHOLD),
@@ -130,7 +136,7 @@ class InMaP(CLIPTrainer):
         self.learned = {TEXT if self.base is None else REFINED: start}
         for name, own in labels.items():
             begin = time.monotonic()
-            solution = solve_vision_proxy(features, start.T, own, tau_i, **options)
+            solution = solve_vision_proxy(features, start.T, own, tau_i, **options, peers=peers)
             seconds = time.monotonic() - begin
             self.learned[name] = solution.proxy.T.contiguous()
             self.solutions[name] = {
@@ -206,6 +212,19 @@ class InMaP(CLIPTrainer):
         else:
             facts["selection_rule"] = "last"
         return facts
+
+
+def _own(features: Tensor, scores: Tensor | Cosines) -> tuple[Tensor, Tensor | Cosines, Peers]:
+    """This process's rows of features `[N, E]` and scores `[N, C]`, and with whom it shares the rest.
+
+    With so few images that not every process gets a part, each has all of them and works alone.
+    """
+    parts = distributed.peers().parts(len(features))
+    peers = distributed.peers() if len(parts) >= distributed.world_size() else ALONE
+    mine = peers.own_parts(len(features))
+    rows = slice(mine[0].start, mine[-1].stop)
+    own = features[rows]
+    return own, Cosines(own, scores.text_proxy) if isinstance(scores, Cosines) else scores[rows], peers
 
 
 def parse_temperature(value: str | float, key: str, unit: float, default: float) -> float:

@@ -16,7 +16,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.modeling.zeroshot import zeroshot_weights
 
+from . import distributed
 from .base import CLIPTrainer, trainer_node
+from .unused import EPOCH_LOOP
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class LinearProbe(CLIPTrainer):
     """The pull is a value of `PULL`; of several, the one with the best accuracy on *source* validation images."""
 
     class_specific = True
+    unused_keys = EPOCH_LOOP
+    used_instead = "L-BFGS solves for the weights on all images at once, see TRAINER.LINEARPROBE"
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -109,7 +113,7 @@ class LinearProbe(CLIPTrainer):
             logger.warning("no validation images to choose TRAINER.LINEARPROBE.PULL on: taking %g", middle)
             pulls = [middle]
         scale = float(self.logit_scale)
-        weights = {pull: fit_probe(features, labels, self.start, scale, pull, self.node.STEPS) for pull in pulls}
+        weights = self._fitted(features, labels, pulls)
         self.pull = pulls[0]
         if len(pulls) > 1:
             held_out, held_out_labels = self.features(self.dm.dataset.val)
@@ -124,6 +128,18 @@ class LinearProbe(CLIPTrainer):
         logits = scale * self.model(features)
         self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
         self.save_model(0, self.output_dir)
+
+    def _fitted(self, features: Tensor, labels: Tensor, pulls: list[float]) -> dict[float, Tensor]:
+        """The weights `[C, E]` of each pull; several processes share the pulls, not the images.
+
+        A solver that walks far on sums in another order ends elsewhere in the last digits; thus it does not.
+        """
+        scale, steps, peers = float(self.logit_scale), self.node.STEPS, distributed.peers()
+        own = [fit_probe(features, labels, self.start, scale, pull, steps) for pull in pulls[peers.rank :: peers.size]]
+        stacked = torch.stack(own) if own else self.start.new_zeros(0, *self.start.shape)
+        counts = [len(pulls[rank :: peers.size]) for rank in range(peers.size)]
+        parts = distributed.gather_rows(stacked).split(counts)
+        return {pull: parts[place % peers.size][place // peers.size] for place, pull in enumerate(pulls)}
 
     def class_proxies(self) -> Tensor:
         """The class weights, `[C, E]`."""

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,6 +31,7 @@ class LoopMixin:
 
     first_batch = 0  # number of the first batch of this pass; the embedded toolbox counts from it
     steps_done = 0  # finished steps of this epoch, also those before a resume
+    joined: Callable[[Tensor], Tensor] | None = None  # what a loss passes through, for gradients of the whole batch
     resumed: dict | None = None  # what a checkpoint inside an epoch says: step, terms, lr, random states
 
     def fit(self) -> None:
@@ -71,6 +71,9 @@ class LoopMixin:
         self.first_batch = self.steps_done = resumed["step"]
         self.epoch_terms: dict[str, list[float]] = {name: list(values) for name, values in resumed["terms"].items()}
         self.epoch_lr = resumed["lr"]
+        if self.joined is None:
+            learned = [self._models[name] for name in self.get_model_names() if self._optims[name] is not None]
+            self.joined = distributed.peers().joined(nn.ModuleList(learned))
         self.rows_of_batch = getattr(loader.batch_sampler, "rows", None)
         try:
             rest = RestOfEpoch(loader, self.first_batch, resumed["random"])
@@ -107,7 +110,7 @@ class LoopMixin:
         peers = distributed.peers()
         values = self.precision.to_host(peers.sum(torch.cat([own / peers.size, told])))
         self.optim.zero_grad(set_to_none=True)
-        self.precision.scaler.scale(self._joined(loss)).backward()
+        self.precision.scaler.scale(self.joined(loss) if self.joined is not None else loss).backward()
         *numbers, told = values()
         summary = dict(zip(["loss", *terms], numbers))
         if not all(value - value == 0 for value in numbers):
@@ -120,12 +123,6 @@ class LoopMixin:
             self.update_lr()
         self.after_step(told > 0 if peers.size > 1 else termination.requested())
         return summary
-
-    @cached_property
-    def _joined(self) -> Callable[[Tensor], Tensor]:
-        """What the loss passes through, so that gradients are those of the whole batch."""
-        learned = [self._models[name] for name in self.get_model_names() if self._optims[name] is not None]
-        return distributed.peers().joined(nn.ModuleList(learned))
 
     def _share(self) -> float:
         """The factor on means over this process's rows of the batch; 1 for full batches, which are shared equally."""
