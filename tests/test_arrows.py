@@ -3,7 +3,7 @@
 Covers: imports between rooms (at any depth, inside functions too); no room that imports the tests or benchmarks; the
 toolbox knows nothing of the plugin; no circles between modules at import time; imports inside a room are relative;
 third-party packages are those that `setup.py` (or the toolbox's own file) states; the map in docs/contributing.md says
-the same; and the reader of imports itself, on forbidden ones.
+the same, and the files and names that it points to exist; and the reader of imports itself, on forbidden ones.
 """
 
 import ast
@@ -208,3 +208,19 @@ def test_the_map_of_the_code_shows_the_same_arrows():
     assert shown == {room: targets - {room} for room, targets in MAY_IMPORT.items() if room != "toolbox"} | {
         "toolbox": set()
     }
+
+
+def test_the_map_of_the_code_names_what_is_there():
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    table = text.partition("### Where does")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+/\w+\.py)`((?:(?: and)? `\w+`)*)", table)
+    assert len(named) > 40
+    wrong = []
+    for file, symbols in named:
+        path = ROOT / file
+        tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+        there = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        missing = [symbol for symbol in re.findall(r"`(\w+)`", symbols) if symbol not in there]
+        if not path.is_file() or missing:
+            wrong.append((file, missing))
+    assert wrong == []
