@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", default="", metavar="DIR", help="folder above the data sets, or the data set's own")
     shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
-    actions.add_parser("list", parents=[shared], help="the data sets that are known, and which are there")
+    actions.add_parser("list", parents=[shared], help="the data sets that are known, and which are there",
+                       epilog="example: dassl-clip data list --root ~/data")  # fmt: skip
 
     verify = actions.add_parser(
         "verify",
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="compare a folder with what is published",
         usage="%(prog)s NAME --root DIR [options] [KEY VALUE ...]",
         description="Exit code 0: the folder fits; 1: it can be used, with warnings; 2: it cannot be used as it is.",
+        epilog="example: dassl-clip data verify pacs --root ~/data --decode",
     )
     verify.add_argument("name", metavar="NAME", help="data set, such as pacs")
     verify.add_argument("--classes", action="store_true", help="the number of images of every class")
@@ -54,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[shared],
         help="a sheet of images with the prompts they will get, and the order of the classes",
         usage="%(prog)s NAME --root DIR [options] [KEY VALUE ...]",
+        epilog="example: dassl-clip data inspect icons --out icons.png",
     )
     inspect.add_argument("name", metavar="NAME", help="data set, such as pacs")
     inspect.add_argument("--out", default="", metavar="FILE", help="the sheet (default: NAME.png)")
@@ -63,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
                          help="set of templates, or one with {} (default: single; also coop, clip, ...)")  # fmt: skip
     inspect.set_defaults(run="data_inspect")
 
-    links = actions.add_parser("links", parents=[shared], help="where data sets are published, sizes, terms")
+    links = actions.add_parser("links", parents=[shared], help="where data sets are published, sizes, terms",
+                               epilog="example: dassl-clip data links pacs vlcs")  # fmt: skip
     links.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
     links.add_argument("--download", action="store_true",
                        help="fetch what lies at a plain address into --root, check its sum, and unpack it")  # fmt: skip
