@@ -28,7 +28,7 @@ from dassl_clip.modeling.clap import ContentHead, TextTables, template_tables
 from dassl_clip.modeling.clap_training import TextPairs, content_loss, fit_content_head
 
 TARGETS = {"office_home": 20.0, "domainnet": 50.0}
-CHECK_EVERY, PATIENCE = 480, 5
+MAX_STEPS, CHECK_EVERY, PATIENCE = 8000, 480, 5
 FEWEST_STEPS = CHECK_EVERY * (1 + PATIENCE)  # the first check sets the mark, the next five do not go below it
 RATE = 1e-4
 
@@ -105,7 +105,10 @@ class Training(Work):
         """The whole training, to its stopping rule."""
         pairs = self._pairs_of(torch.arange(len(self.tables.texts)))
         head, node = copy.deepcopy(self.head), self.node
-        self.report = fit_content_head(head, pairs, tau=node["TAU"], weight=node["LAMBDA"], learning_rate=RATE)
+        self.report = fit_content_head(
+            head, pairs, tau=node["TAU"], weight=node["LAMBDA"], learning_rate=RATE, max_steps=MAX_STEPS,
+            check_every=CHECK_EVERY, patience=PATIENCE,
+        )  # fmt: skip
         self.steps = self.report.steps
         return {}
 

@@ -297,9 +297,17 @@ def measure_side(work: Work, side: str, device: str) -> dict[str, float]:
 
 
 def operations(run: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products of a run."""
-    with FlopCounterMode(display=False) as counter:
-        run()
+    """Floating-point operations of the matrix products of a run.
+
+    torch's fused attention of towers without gradients is switched off meanwhile: the counter does not look into it.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 

@@ -1,0 +1,23 @@
+"""The scripts of `benchmarks/` as modules, and arguments for a small CLIP of random weights."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="session")
+def script():
+    """A function that imports a script by name."""
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def small(tiny_clip):
+    """Arguments that make a script small."""
+    return ["--architecture", f"local-dir:{tiny_clip}", "--threads", "1", "--repeats", "1", "--budget", "1"]

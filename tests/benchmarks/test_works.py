@@ -1,0 +1,166 @@
+"""Each claim of speed, at a small size: both sides give the same results.
+
+Covers: prompts of all classes and a zero-shot head; GOPro's step as a whole, and the single pass that stands for a
+plain program that is too large; GOPro's scores; CLAP's first losses, and a whole training to its stopping rule; InMaP
+to the authors' objective; a second evaluation from the cache; and that the check itself sees a wrong result.
+
+Tolerances, relative to the largest number of the plain result, in float32: 1e-5 for features, losses and scores, 1e-4
+for gradients.
+"""
+
+import pytest
+import torch
+
+VALUES, GRADIENTS = 1e-5, 1e-4
+
+
+def differences(work):
+    """The differences of a work's sides, each run once."""
+    results = []
+    for side in (work.ours(), work.plain()):
+        found = {}
+        for part in side:
+            found |= part.run()
+        results.append(found)
+    return work.difference(*results)
+
+
+def check(found):
+    assert found
+    for name, value in found.items():
+        assert value <= (GRADIENTS if name.startswith("gradient") else VALUES), (name, value)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip):
+    from dassl_clip.modeling.backbone import load_backbone
+
+    return load_backbone(f"local-dir:{tiny_clip}")
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_prompts(script, small, clip, images):
+    module = script("text_tower")
+    found = differences(module.Prompts(clip, module.parse([*small, "--classes", "9", "--images", str(images)])))
+    assert set(found) == {"features", "gradient"}
+    check(found)
+
+
+def test_prompts_in_chunks(script, small, clip):
+    module = script("text_tower")
+    check(differences(module.Prompts(clip, module.parse([*small, "--classes", "9", "--chunk", "2"]))))
+
+
+def test_zeroshot_head(script, small, clip):
+    module = script("text_tower")
+    work = module.ZeroshotHead(clip, module.parse([*small, "--head-classes", "12", "--plain-classes", "5"]))
+    check(differences(work))
+    assert work.plain()[0].factor == 12 / 5 and "5 of the 12" in work.reckoned
+
+
+def test_gopro_step(script, small):
+    module = script("gopro_step")
+    names = module.class_names("pacs")[:3]
+    found = differences(module.Step(names, None, module.parse([*small, "--batch", "4"])))
+    assert {"loss", "ce", "consistency", "contrastive", "gradient of generator.ctx"} <= set(found)
+    assert "gradient of generator.rho.0.weight" in found and "gradient of image_projector.0.weight" in found
+    assert "gradient of generator.rho.0.bias" not in found  # layer norms take what it adds off again
+    check(found)
+
+
+def test_gopro_step_that_is_too_large_for_the_plain_program(script, small):
+    module = script("gopro_step")
+    names = module.class_names("office_home")[:6]
+    work = module.Step(names, None, module.parse([*small, "--batch", "2", "--plain-texts", "4"]))
+    found = differences(work)
+    assert set(found) == {"text features", "gradient"}
+    check(found)
+    images, texts = work.plain()
+    assert images.factor == 1 and texts.factor == 2 * 3 * 6 / 4 == work.memory_times["plain"]
+
+
+def test_gopro_evaluation(script, small):
+    module = script("gopro_eval")
+    found = differences(module.Evaluation(["dog", "red house"], None, module.parse([*small, "--images", "3"])))
+    assert set(found) == {"scores"}
+    check(found)
+
+
+def test_first_losses_of_clap(script, small, clip):
+    module = script("clap_training")
+    options = module.parse([*small, "--classes", "5", "--batch", "4", "--plain-steps", "12", "--head-steps", "2"])
+    work = module.Training(clip, "office_home", options)
+    found = differences(work)
+    assert set(found) == {"losses"}
+    check(found)
+    assert [part.factor for part in work.ours()] == [5 / 2, module.FEWEST_STEPS / 2]
+
+
+def test_whole_training_of_clap_has_the_losses_of_encoding_at_every_step(script, small, clip, monkeypatch):
+    """To the stopping rule, with checks that come sooner; the plain program takes as many steps as ours."""
+    module = script("clap_training")
+    monkeypatch.setattr(module, "CHECK_EVERY", 20)
+    monkeypatch.setattr(module, "PATIENCE", 2)
+    options = module.parse([*small, "--classes", "2", "--batch", "2", "--full"])
+    work = module.Training(clip, "office_home", options)
+    work.ours()[0].run()
+    assert work.report.stopped_early and work.report.steps % 20 == 0
+    assert work.plain()[0].factor == work.report.steps
+    options.plain_steps = work.report.steps
+    again = module.Training(clip, "office_home", options)
+    losses = again.plain()[0].run()["losses"]
+    means = losses.view(-1, 20).mean(1).tolist()
+    assert means == pytest.approx([loss for _, loss in work.report.checks], rel=VALUES)
+
+
+def test_inmap(script):
+    module = script("inmap")
+    sizes = ["--images", "800", "--dimensions", "64", "--classes", "12", "--full", "--threads", "1"]
+    found = differences(module.Proxies(module.parse(sizes)))
+    assert found["above the lower bound"] < VALUES and found["above the authors' objective"] < VALUES
+
+
+@pytest.mark.parametrize("case", ["generated"])
+def test_second_evaluation(script, small, case):
+    module = script("cache")
+    found = differences(getattr(module, case)(module.parse([*small, "--images", "12"])))
+    assert set(found) == {"accuracy", "shares", "classes"} and max(found.values()) == 0
+
+
+def test_a_wrong_result_is_seen(script, small, clip):
+    module = script("text_tower")
+    work = module.Prompts(clip, module.parse([*small, "--classes", "9"]))
+    work.ids = work.ids.roll(1, 0)
+    assert differences(work)["features"] > 0.01
+
+
+def test_plain_statistics_are_those_of_the_definition(script, clip):
+    """`shifts` against mean, deviation and sums in float64."""
+    from dassl_clip.modeling.gopro import GOProLearner, PromptGenerator
+
+    torch.manual_seed(0)
+    generator = PromptGenerator(clip.vision_widths, torch.randn(2, clip.text_width), shift_scale=0.7)
+    learner = GOProLearner(generator, clip.embed_dim)
+    images = torch.randn(2, 3, *clip.image_size)
+    plain = script("plain")
+    features, blocks = plain.image_features(clip, images)
+    torch.testing.assert_close(features, clip.encode_image(images), rtol=1e-5, atol=1e-6)
+    found = plain.shifts(learner, blocks)
+    generator = generator.double()
+    for i in range(2):
+        fused = []
+        for h, style, content in zip((b[i].double() for b in blocks), generator.style, generator.content):
+            mu, variance = h.mean(0), h.var(0, unbiased=False)
+            fused.append((style((mu + (variance + 2.3e-8 / len(h)).sqrt()) / 2) + content(mu)) / 2)
+        rho = generator.rho[0]
+        expected = sum(w * g for w, g in zip(rho.weight[0], fused)) + rho.bias
+        torch.testing.assert_close(found[i].double(), 0.7 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_contrastive_loss_is_the_definition(script):
+    a, b = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).double()
+    z = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
+    scores = (z @ z.T / 0.1).exp().fill_diagonal_(0)
+    partner = torch.cat([torch.arange(5, 10), torch.arange(5)])
+    expected = -(scores[torch.arange(10), partner] / scores.sum(1)).log().mean()
+    torch.testing.assert_close(script("plain").contrastive(a, b, 0.1), expected)
