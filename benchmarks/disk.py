@@ -44,7 +44,8 @@ class RowsOnDisk:
 
     def __getitem__(self, rows: slice) -> Tensor:
         first, last, step = rows.indices(self.shape[0])
-        pieces = [(first, max(0, last - first))] if step == 1 else [(row, 1) for row in range(first, last, step)]
+        pieces = [(first, last - first)] if step == 1 else [(row, 1) for row in range(first, last, step)]
+        pieces = [(start, count) for start, count in pieces if count > 0]
         found = np.empty((sum(count for _, count in pieces), self.shape[1]), dtype=np.float16)
         filled = 0
         with self.path.open("rb") as file:
