@@ -8,6 +8,7 @@ embedding.
 """
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize
 
 from .sources import RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
+from .vision_attention import use_fused_attention
 from .vision_blocks import VisionBlocks
 from .weights import ARCHIVE, hash_weights, load_into, read_weights
 
@@ -82,6 +84,11 @@ class FrozenCLIP(nn.Module):
         self.interpolation = mode.value
         self._preprocess = preprocess
         self._blocks = VisionBlocks(self._visual, self.image_size)
+        self._layout = torch.channels_last if hasattr(self._visual, "layer4") else torch.contiguous_format
+        if self._layout is torch.channels_last:  # ResNets are faster so, ViTs are not
+            self._visual.to(memory_format=torch.channels_last)
+        use_fused_attention(self._visual)
+        self._compiled: Callable[[Tensor], Any] | None = None
         log_scale = model.get_parameter("logit_scale").detach()
         self.register_buffer("logit_scale", log_scale.float().exp().reshape(()), persistent=False)
         self.requires_grad_(False)
@@ -129,7 +136,27 @@ class FrozenCLIP(nn.Module):
         Raises:
             ValueError: The images have another shape or size than the model reads.
         """
-        return self.embed_image(images, normalize)
+        return self._features((self._compiled or self._visual)(self._images(images)), normalize)
+
+    @torch.no_grad()
+    def compile_images(self) -> bool:
+        """Let `encode_image` run a version of the image tower that `torch.compile` made, for any number of images.
+
+        Returns:
+            Whether it does; if the tower cannot be compiled here, a warning says why, and all stays as it was.
+        """
+        compiled = torch.compile(self._visual.forward)
+        trial = torch.zeros(2, 3, *self.image_size, device=self.logit_scale.device)
+        trial = self._images(trial)
+        torch._dynamo.mark_dynamic(trial, 0)
+        try:
+            compiled(trial)
+        except Exception as error:  # of whatever kind: compilers, their tools and the tower's code all may fail
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning("the image tower is not compiled: %s (%s)", type(error).__name__, reason)
+            return False
+        self._compiled = compiled
+        return True
 
     def embed_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """The same as `encode_image`, with gradients to the images, for attacks on them."""
@@ -163,6 +190,7 @@ class FrozenCLIP(nn.Module):
             "tag": self.tag,
             "weights_hash": self.weights_hash,
             "precision": self.precision,
+            "compiled": self._compiled is not None,
             "activation": "quickgelu" if self.quick_gelu else "gelu",
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "embed_dim": self.embed_dim,
@@ -185,7 +213,7 @@ class FrozenCLIP(nn.Module):
             raise ValueError(f"{self.name} reads images [B, 3, {height}, {width}], got {list(images.shape)}")
         parameters = self._visual.parameters
         weight = next((parameter for parameter in parameters() if parameter.dim() == 4), next(parameters()))
-        return images.to(weight.dtype)
+        return images.to(weight.dtype).contiguous(memory_format=self._layout)
 
     def _features(self, out: Tensor | tuple[Tensor, ...], normalize: bool = True) -> Tensor:
         """Features, in float32 or wider, of what the image tower gives."""
@@ -195,7 +223,11 @@ class FrozenCLIP(nn.Module):
 
 
 def load_backbone(
-    name: str, weights: str = "", device: str | torch.device = "cpu", precision: str = "fp32"
+    name: str,
+    weights: str = "",
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
 ) -> FrozenCLIP:
     """Load a frozen CLIP.
 
@@ -206,6 +238,7 @@ def load_backbone(
         device: Where the model goes.
         precision: "fp32", "amp" (weights in float32; the trainer switches autocast on), "bf16" or "fp16" (weights of
             linear layers and convolutions in half precision, norms in float32; "fp16" on a GPU only).
+        compiled: Whether to compile the image tower (`FrozenCLIP.compile_images`).
 
     Returns:
         The model. Neither loading nor random weights touch the global random state.
@@ -247,6 +280,8 @@ def load_backbone(
         frozen = FrozenCLIP(model, tokenizer, source, preprocess, weights_hash, precision).to(device)
     except (TypeError, AssertionError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{name}: its preprocessing {source.preprocess} cannot be built ({error!r})") from error
+    if compiled:
+        frozen.compile_images()
     logger.info("backbone %s (%s), weights %s, on %s", name, source.architecture, weights_hash[:12], device)
     return frozen
 

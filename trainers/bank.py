@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "DASSL_CLIP_CACHE"
 OFF = "off"
 FOLDER = "features"
-SCHEMA = 1  # part of every name: raised when the same facts would give other features
+SCHEMA = 2  # part of every name: raised when the same facts would give other features
 
 
 def cache_folder() -> Path | None:
@@ -67,7 +67,7 @@ def tower_facts(backbone: dict, precision: str, device: torch.device) -> dict[st
         precision: Name of the trainer's precision.
         device: Where the tower runs; its kind counts, its number does not.
     """
-    read = ("architecture", "activation", "weights_hash", "precision", "context_length", "open_clip")
+    read = ("architecture", "activation", "weights_hash", "precision", "compiled", "context_length", "open_clip")
     read += ("image_size", "pixel_mean", "pixel_std", "interpolation", "resize_mode")
     arithmetic = {"amp": precision, "device": device.type, "torch": torch.__version__.split("+")[0]}
     return {key: backbone[key] for key in read} | arithmetic | {"torchvision": torchvision.__version__.split("+")[0]}

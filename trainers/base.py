@@ -107,7 +107,8 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.before_fit: tuple[dict[str, float], float] | None = None  # seconds and clock when training began
         cfg = self.cfg
         self.precision = Precision(self.node.PREC, self.device)
-        self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, device=self.device)
+        node = cfg.MODEL.BACKBONE
+        self.backbone = load_backbone(node.NAME, node.WEIGHTS, self.device, compiled=node.get("COMPILE", False))
         self.logit_scale = self.backbone.logit_scale
         self.asked, self.cfg = cfg, self._with_model_input(cfg)
         warn_of_input(self.asked, self.cfg)
@@ -160,6 +161,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
             self._load(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
+        distributed.make_alike(module)
         self.optim = build_optimizer(module, self.cfg.OPTIM) if looped else None
         self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if looped else None
         self.register_model(name, module, self.optim, self.sched)
