@@ -61,24 +61,27 @@ def torture(place: Path, kills: int, draw: random.Random) -> int:
         print("the undisturbed sweep failed", file=sys.stderr)
         return 1
     whole = time.monotonic() - began
-    print(f"undisturbed: {whole:.0f} s")
+    print(f"undisturbed: {whole:.0f} s", flush=True)
     done = 0
     while done < kills:
+        if records(place / "killed") == len(SWEEP["rows"]):
+            forget(place / "killed", draw)
         process = start(file, place / "killed")
-        # Most of a start is imports; the moments are drawn over the time that is left to do, and a little more.
-        moment = draw.uniform(0, max(1.2 * whole * (1 - finished(place / "killed")), 6))
+        moment = draw.uniform(0, 0.3 * whole + 5)  # a start begins with some seconds of imports
         try:
             code = process.wait(timeout=moment)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             done += 1
-            print(f"kill {done} after {moment:.1f} s: {records(place / 'killed')} of {records(place / 'calm')} runs")
+            print(
+                f"kill {done} after {moment:.1f} s: {records(place / 'killed')} of {len(SWEEP['rows'])} runs",
+                flush=True,
+            )
             continue
         if code:
             print(f"a start failed with exit code {code}", file=sys.stderr)
             return 1
-        forget_one(place / "killed", draw)  # all runs are there: one of them has to be made again
     code = start(file, place / "killed").wait()
     faults = [f"the last start failed with exit code {code}"] if code else compare(place / "calm", place / "killed")
     for fault in faults:
@@ -89,7 +92,18 @@ def torture(place: Path, kills: int, draw: random.Random) -> int:
 
 def start(file: Path, out: Path) -> subprocess.Popen:
     """The sweep in a process group of its own; what it prints goes to a file."""
-    command = [sys.executable, "-m", "dassl_clip.commands", "sweep", str(file), "--targets", "line", "--out", str(out), "--retry"]
+    command = [
+        sys.executable,
+        "-m",
+        "dassl_clip.commands",
+        "sweep",
+        str(file),
+        "--targets",
+        "line",
+        "--out",
+        str(out),
+        "--retry",
+    ]
     environment = os.environ | {"DASSL_CLIP_CACHE": f"{out}-cache"}
     with open(f"{out}.txt", "a", encoding="utf-8") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -100,14 +114,13 @@ def records(out: Path) -> int:
     return len(list(out.rglob("record.json")))
 
 
-def finished(out: Path) -> float:
-    """Share of the sweep that is done."""
-    return min(records(out) / len(SWEEP["rows"]), 1.0)
-
-
-def forget_one(out: Path, draw: random.Random) -> None:
-    """Remove a finished run, so that there is something left to do."""
-    shutil.rmtree(draw.choice(sorted(out.rglob("record.json"))).parent)
+def forget(out: Path, draw: random.Random) -> None:
+    """Remove two finished runs and half of the kept features, so that there is something left to do."""
+    for record in draw.sample(sorted(out.rglob("record.json")), 2):
+        shutil.rmtree(record.parent)
+    entries = sorted(Path(f"{out}-cache").rglob("*.npy"))
+    for entry in draw.sample(entries, len(entries) // 2):
+        entry.unlink()
 
 
 def compare(calm: Path, killed: Path) -> list[str]:
