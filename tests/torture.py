@@ -3,8 +3,8 @@
 Usage: python tests/torture.py [--kills 40] [--seed 0] [--folder DIR]
 
 A small sweep on the embedded world runs undisturbed; then, into another folder with a cache of its own, it is started
-and killed (SIGKILL to the command and all that it started) at random moments, and at last left alone. The exit code is 0
-if both tables and all learned parts are equal, every run is there once, and no half-written file is left.
+and killed (SIGKILL to the command and all that it started) at random moments, and at last left alone. The exit code is
+0 if both tables and all learned parts are equal, every run is there once, and no half-written file is left.
 """
 
 import argparse
