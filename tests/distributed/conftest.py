@@ -46,7 +46,7 @@ def words(tiny_clip, domain_tree, tmp_path_factory):
         argv += ["--source-domains", *source.split(), "--target-domains", *target.split()]
         argv += ["--output-dir", str(folder), *flags, "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
         argv += ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATALOADER.TEST.BATCH_SIZE", "4"]
-        argv += ["DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "2", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.01"]
+        argv += ["DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "2", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.002"]
         argv += ["OPTIM.LR_SCHEDULER", "cosine", "TRAIN.CHECKPOINT_FREQ", "1", "USE_CUDA", "False"]
         return [*argv, *map(str, pairs)]
 

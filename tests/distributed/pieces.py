@@ -41,7 +41,10 @@ weights = draw(7, 5, seed=4)
 y = norm(x)
 (y * weights[rows]).sum().mul(peers.size).backward()
 found["norm"] = gather_rows(y.detach())
-found["norm gradients"] = [gather_rows(x.grad) / peers.size, *(peers.sum(p.grad) / peers.size for p in norm.parameters())]
+found["norm gradients"] = [
+    gather_rows(x.grad) / peers.size,
+    *(peers.sum(p.grad) / peers.size for p in norm.parameters()),
+]
 found["norm state"] = dict(norm.state_dict())
 
 # Gradients through DistributedDataParallel: means over processes; none for a parameter that is not used.

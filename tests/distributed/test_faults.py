@@ -1,0 +1,158 @@
+"""What goes wrong with several processes: told once, in a sentence, and nobody is left behind.
+
+Covers: a batch that cannot be shared; a setting that all refuse; an image that one process cannot decode; a trainer
+that knows nothing of processes; more processes than GPUs; a process that is killed; SIGTERM to torchrun, after which
+the same command goes on; a busy run folder; a loss that is not finite in one process.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dassl_clip.results.records import read_record
+from dassl_clip.trainers import distributed
+
+from .conftest import HERE, finish, start
+
+TRAIN = str(HERE.parents[1] / "train.py")
+
+
+def run(argv, cache, processes=2):
+    code, out, err = finish(start([TRAIN, *argv], processes, cache))
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    return code, told, out + err
+
+
+def children(pid):
+    """Processes that a process started, and those that they started, as far as they are alive."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [int(child) for child in listed] + [own for child in listed for own in children(int(child))]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "pairs, sentence",
+    [
+        (("DATALOADER.TRAIN_X.BATCH_SIZE", 5), "must be a multiple of 2, such as 6"),
+        (("TRAINER.COOP.PREC", "fp7"), "TRAINER.COOP.PREC is 'fp7'"),
+    ],
+)
+def test_what_all_refuse_is_told_once(words, tmp_path, pairs, sentence):
+    code, told, everything = run(words("CoOp", tmp_path / "run", *pairs), tmp_path / "cache")
+    assert code == 1 and len(told) == 1 and sentence in told[0], everything
+
+
+def test_an_image_that_one_process_reads(words, tmp_path):
+    tree = tmp_path / "tree"
+    for domain in ("art", "sketch"):
+        for name in ("dog", "house"):
+            for number in range(6):
+                path = tree / domain / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 40), (number * 40, 90, 20)).save(path)
+    broken = tree / "sketch" / "house" / "0.png"  # in the second batch of four, which the second process reads
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    argv = words("ZeroshotCLIP", tmp_path / "run", source="art")
+    argv[argv.index("--root") + 1] = str(tree)
+    code, told, everything = run(argv, tmp_path / "cache")
+    assert code == 1 and len(told) == 1 and str(broken) in told[0], everything
+    assert not (tmp_path / "run" / "record.json").exists()
+    code, told, everything = run([*argv, "DATALOADER.ON_BAD_IMAGE", "skip"], tmp_path / "cache")
+    record = read_record(tmp_path / "run")
+    assert code == 0 and record["skipped_images"] == [str(broken)] and record["metrics"]["test"]["total"] == 11
+
+
+def test_a_trainer_that_knows_nothing_of_processes(words, tmp_path):
+    module = tmp_path / "mine.py"
+    module.write_text(
+        "from dassl.engine import TRAINER_REGISTRY, TrainerX\n\n\n"
+        "@TRAINER_REGISTRY.register()\nclass Mine(TrainerX):\n    pass\n"
+    )
+    argv = words("Mine", tmp_path / "run", flags=("--import", str(module)))
+    code, told, everything = run(argv, tmp_path / "cache")
+    assert code == 1 and len(told) == 1 and "Mine is not a CLIPTrainer" in told[0], everything
+
+
+def test_a_busy_folder(words, tmp_path):
+    from dassl_clip.commands import locks
+
+    with locks.lock(tmp_path / "run") as free:
+        assert free
+        code, told, everything = run(words("CoOp", tmp_path / "run"), tmp_path / "cache")
+    assert code == 1 and len(told) == 1 and "works in" in told[0], everything
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals(words, tmp_path, number):
+    """SIGTERM to torchrun saves and leaves no orphan; a killed process ends the other, with a sentence."""
+    argv = words("GOPro", tmp_path / "run", "OPTIM.MAX_EPOCH", 200, "TRAIN.CHECKPOINT_FREQ", 1)
+    process = start([TRAIN, *argv], 2, tmp_path / "cache")
+    limit = time.monotonic() + 180
+    while not list((tmp_path / "run").glob("gopro/model.pth.tar-*")) and time.monotonic() < limit:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    if number == signal.SIGTERM:
+        os.kill(process.pid, number)
+    else:
+        ranks = [pid for pid in workers if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+        os.kill(ranks[0], number)
+    code, _, err = finish(process, 100)
+    assert code != 0
+    assert not any(alive(pid) for pid in workers)
+    if number == signal.SIGTERM:
+        assert err.count("the same command goes on from the last checkpoint") == 1, err
+        assert "saved after epoch" in err
+    else:
+        assert err.count("lost contact with another one") <= 1
+        return
+    done = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "run" / "gopro").glob("model.pth.tar-*"))
+    again = words("GOPro", tmp_path / "run", "OPTIM.MAX_EPOCH", done + 1)
+    code, _, everything = run(again, tmp_path / "cache")
+    assert code == 0 and f"{done} epochs" in everything, everything
+    assert len(read_record(tmp_path / "run")["history"]) == done + 1
+
+
+def test_a_loss_that_is_not_finite(words, tmp_path):
+    argv = words("CoOp", tmp_path / "run", "OPTIM.LR", 1e38, "OPTIM.MAX_EPOCH", 4)
+    code, told, everything = run(argv, tmp_path / "cache")
+    assert code == 1 and len(told) == 1 and "the loss is not finite at epoch" in told[0], everything
+    dump = torch.load(tmp_path / "run" / "not-finite.pt", weights_only=True)
+    assert len(dump["paths"]) == 3  # the rows of the process that tells
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    facts = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "a", "MASTER_PORT": 1}
+    for key, value in facts.items():
+        monkeypatch.setenv(key, str(value))
+    with pytest.raises(ValueError, match="2 processes on this machine, which shows 1 GPU; give --nproc_per_node 1"):
+        distributed.start(use_cuda=True)
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(ValueError, match="process 1 of 2, but the environment lacks MASTER_PORT"):
+        distributed.start(use_cuda=True)
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match="RANK is 'first'"):
+        distributed.start(use_cuda=True)
+
+
+def test_without_torchrun_nothing_is_started(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    distributed.start(use_cuda=False)
+    assert distributed.world_size() == 1 and distributed.is_main() and not torch.distributed.is_initialized()
+    assert distributed.from_main(lambda: (1, 2)) == (1, 2) and distributed.gather_values("x") == ["x"]
+    distributed.stop()
