@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
+from dassl_clip.commands.console import safe_stdout
 from dassl_clip.commands.errors import USAGE_EXIT, suggestion
 
 COMMANDS = {
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE_EXIT
-    return importlib.import_module(f"dassl_clip.commands.{name}").main(rest)
+    with safe_stdout():
+        return importlib.import_module(f"dassl_clip.commands.{name}").main(rest)
 
 
 if __name__ == "__main__":

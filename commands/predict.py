@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.arguments import Parser
-from dassl_clip.commands.errors import UserError, guarded
+from dassl_clip.commands.errors import UserError, guarded, printable
 from dassl_clip.results.records import write_text_atomically
 
 COLUMNS = ("path", "rank", "class", "share")
@@ -255,7 +255,7 @@ def table(answers: Answers) -> str:
 def tell_skipped(answers: Answers) -> int:
     """List the files that were left out on stderr; returns the exit code."""
     for path, reason in answers.skipped:
-        print(f"skipped: {path}: {reason}", file=sys.stderr)
+        print(printable(f"skipped: {path}: {reason}"), file=sys.stderr)
     if answers.skipped:
         print(f"{len(answers.skipped)} files could not be read and are not among the answers", file=sys.stderr)
     return SKIPPED_EXIT if answers.skipped else 0

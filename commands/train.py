@@ -22,6 +22,7 @@ from typing import Any
 from dassl_clip.commands import locks
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.config import resolve_config
+from dassl_clip.commands.console import safe_stdout
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, printable
 from dassl_clip.commands.ranges import open_folders
 from dassl_clip.results import environment, files, records
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes tells what is wrong
                 stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
             args, pairs = parse(argv)
-        return _run_until_told(args, pairs)
+        with safe_stdout():
+            return _run_until_told(args, pairs)
     except locks.BusyError as error:
         print(f"error: {error}", file=sys.stderr)
         return locks.BUSY_EXIT

@@ -55,7 +55,7 @@ NAMED = [
     ("config of itself", "CoOp", "--config-file {tmp}/itself.yaml", r"nested more than 40 levels deep, or holds itself"),
     ("config folder", "CoOp", "--config-file {tmp}", r"there is no config file"),
     ("root", "CoOp", "--root {tmp}/none", r"DATASET\.ROOT .*none is not a folder; the part of it that exists"),
-    ("file as root", "CoOp", "--root {tmp}/text", r"DATASET\.ROOT .*text is not a folder"),
+    ("file as root", "CoOp", "--root {tmp}/text", r"DATASET\.ROOT .*text is (not a folder|a file)"),
     ("empty root", "CoOp", "--root {tmp}/hollow", r"hollow"),
     ("file as output", "CoOp", "--output-dir {tmp}/text", r"--output-dir: the folder {tmp}/text cannot be made \(File exists\)"),
     ("output below a file", "CoOp", "--output-dir {tmp}/text/run", r"the folder {tmp}/text/run cannot be made \(Not a directory\)"),
