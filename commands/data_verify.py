@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
         print(f"Wrote {path}, to be used by DATASET.SPLIT_FILE {path}; results on it are not comparable")
         cfg.DATASET.SPLIT_FILE = str(path)
     report = verify(loader, cfg, args.decode, args.duplicates, max(1, args.jobs), progress)
-    print(f"{report.dataset} in {report.root or 'the package'}")
+    print(f"{report.dataset} in {report.root or ('the package' if report.images else 'no folder')}")
     for text in report.layouts:
         print(f"layout: {text}")
     if report.counts:

@@ -38,7 +38,10 @@ class FolderClasses(PlainDataset):
         found = {folder.name if parts else ".": class_folders(folder) for folder in parts.values() or [root]}
         folders = sorted({name for names in found.values() for name in names})
         if not folders:
-            raise FileNotFoundError(f"{NAME}: no class folder with images found in {root}.{shape_hint(root, SHAPE)}")
+            hint = shape_hint(root, SHAPE)
+            if any(class_folders(root / name) for name in list_folder(root)[0]):
+                hint += " A tree domain/class/image is read by DATASET.NAME FolderDomains."
+            raise FileNotFoundError(f"{NAME}: no class folder with images found in {root}.{hint}")
         check_spellings(root, found, NAME)
         classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)
         return Spec(name=NAME, classes=tuple(classes), domains={})

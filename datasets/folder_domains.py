@@ -30,7 +30,10 @@ class FolderDomains(DomainDataset):
         root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
         domains = {name: found for name in list_folder(root)[0] if (found := class_folders(root / name))}
         if not domains:
-            raise FileNotFoundError(f"FolderDomains: no domain found in {root}.{shape_hint(root)}")
+            hint = shape_hint(root)
+            if class_folders(root):
+                hint += " A tree class/image, without domains, is read by DATASET.NAME FolderClasses."
+            raise FileNotFoundError(f"FolderDomains: no domain found in {root}.{hint}")
         check_spellings(root, domains, "FolderDomains")
         folders = sorted({name for names in domains.values() for name in names})
         classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)

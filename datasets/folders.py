@@ -109,6 +109,9 @@ def open_root(root: str, name: str) -> Path:
     if not root:
         raise ValueError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
     path = Path(root).expanduser().absolute()
+    if path.is_file():
+        kind = "an archive: unpack it, and" if path.name.lower().endswith(ARCHIVES) else "a file:"
+        raise FileNotFoundError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
     if not path.is_dir():
         parent = next(folder for folder in path.parents if folder.is_dir())
         raise FileNotFoundError(

@@ -14,7 +14,7 @@ from .common import ListedDataset
 from .datums import collection_paused
 from .file_checks import Progress, broken_files, copies, no_progress, web_page
 from .folders import ARCHIVES, ImageFile, find_candidates, list_folder, match_classes
-from .protocols import ALL_IMAGES, DASSL
+from .protocols import ALL_IMAGES, DASSL, check_protocol
 from .spec import LISTS, Spec, listed, load_spec, name_key, read_entry
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -103,6 +103,8 @@ def verify(
         progress: wraps the images as they are decoded or compared.
     """
     report = Report(loader.__name__, cfg.DATASET.ROOT)
+    with told(report):
+        check_protocol(cfg.DATASET.PROTOCOL, loader.__name__, loader.protocols)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASET.PROTOCOL = ALL_IMAGES if ALL_IMAGES in loader.protocols else DASSL

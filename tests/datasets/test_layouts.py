@@ -262,3 +262,31 @@ def test_odd_folders_and_loose_images_are_named(tmp_path, pacs_tree, draw, confi
     assert "__MACOSX" not in text
     assert len([record for record in caplog.records if "published number" in record.message]) == 1
     assert "photo 70 (1670)" in text and "sketch 70 (3929)" in text
+
+
+def test_images_that_no_list_names(tmp_path, pacs_tree, domainnet_tree, draw, config, caplog):
+    caplog.set_level(logging.INFO)
+    root = pacs_tree(tmp_path, "pacs/images")
+    draw(root / "pacs/images/sketch/dog/n02103406_4068-1.png")  # known to be damaged: left out without a word
+    PACS(config(root, ["photo"], ["sketch"]))
+    assert "stand in no split list" not in caplog.text
+    draw(root / "pacs/images/sketch/dog/more.png")
+    draw(root / "pacs/images/sketch/loose.png")
+    data = PACS(config(root, ["photo"], ["sketch"]))
+    (record,) = (record for record in caplog.records if "stand in no split list" in record.getMessage())
+    told = f"2 images in {root}/pacs/images/sketch stand in no split list and are not used: loose.png, dog/more.png"
+    assert record.levelno == logging.WARNING and told in record.getMessage() and len(data.test) == 70
+    caplog.clear()
+    root = domainnet_tree(tmp_path / "b", "domainnet", ["clipart", "sketch"], "splits")
+    draw(root / "domainnet/clipart/zebra/duplicate.jpg")
+    DomainNet(config(root, ["clipart"], ["sketch"]))
+    (record,) = (record for record in caplog.records if "stand in no split list" in record.getMessage())
+    assert record.levelno == logging.INFO and "1 images in" in record.getMessage()
+
+
+def test_more_than_folders_of_parts(tmp_path, vlcs_tree, draw, config, caplog):
+    root = vlcs_tree(tmp_path, "dassl")
+    draw(root / "VLCS/SUN/bird/1.jpg")
+    draw(root / "VLCS/SUN/loose.jpg")
+    VLCS(config(root, ["caltech"], ["sun"]))
+    assert f"{root}/VLCS/SUN holds more than the folders of its parts, not read: bird, loose.jpg" in caplog.text

@@ -1,8 +1,8 @@
 """A user's own data without domains, and lists of images.
 
 Covers: FolderClasses (parts under their names, without test, without parts, a test alone, class list by file and by
-folders, what is not read), Manifest (with and without domains, parts and labels; paths from several places; each line
-that cannot be used).
+folders, what is not read, trees with domains), Manifest (with and without domains, parts and labels; paths from several
+places; each line that cannot be used).
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.datasets import FolderClasses, Manifest
+from dassl_clip.datasets import FolderClasses, FolderDomains, Manifest
 
 
 def tree(root: Path, *folders: str, size: int = 5) -> Path:
@@ -149,3 +149,17 @@ def test_manifest_files_missing(tmp_path, config):
     (root / "manifest.csv").write_text("path,class\na/0.jpg,a\nb/9.jpg,b\nb/8.jpg,b\n")
     with pytest.raises(FileNotFoundError, match=r"2 of 3 images are missing, first: b/9.jpg \(line 3\)"):
         Manifest(config(root, [], []))
+
+
+def test_trees_of_the_other_shape_and_images_outside(tmp_path, config, caplog):
+    domains = tree(tmp_path / "a", "day/cat", "day/dog", "night/cat", "night/dog")
+    with pytest.raises(FileNotFoundError, match=r"A tree domain/class/image is read by DATASET\.NAME FolderDomains"):
+        FolderClasses(config(domains, [], []))
+    with pytest.raises(
+        FileNotFoundError, match=r"class/image, without domains, is read by DATASET\.NAME FolderClasses"
+    ):
+        FolderDomains(config(domains / "day", ["cat"], ["dog"]))
+    parts = tree(tmp_path / "b", "train/cat", "test/cat")
+    (parts / "loose.jpg").touch()
+    FolderClasses(config(parts, [], []))
+    assert f"{parts} holds images outside the parts, not read: loose.jpg" in caplog.text

@@ -224,7 +224,7 @@ DAMAGE = [
     (empty_archive, UNUSABLE, "pacs.tar.gz is empty (0 bytes): get it again"),
     (nothing, UNUSABLE, "PACS not found in"),
     (no_root, UNUSABLE, "is not a folder; the part of it that exists is"),
-    (file_as_root, UNUSABLE, "is not a folder; the part of it that exists is"),
+    (file_as_root, UNUSABLE, "is a file: give the folder that holds PACS"),
     (one_domain_flat, UNUSABLE, "21 images lie in it directly, outside any class folder"),
     (list_of_one_missing, UNUSABLE, "has no split list for sketch (train), sketch (val); it has"),
     (listed_file_missing, UNUSABLE, "1 of 20 files listed in"),
@@ -240,6 +240,14 @@ def test_damaged_trees(damage, verdict, text, tmp_path, pacs_tree, config):
     said = texts(report, ERROR) if verdict == UNUSABLE and "not read" not in text else texts(report, WARNING)
     assert any(text in line for line in said), said
     assert report.verdict == verdict
+
+
+def test_an_archive_as_root_and_a_wrong_protocol(tmp_path, pacs_tree, config):
+    (tmp_path / "PACS.zip").touch()
+    said = texts(verify(PACS, config(tmp_path / "PACS.zip", [], [])), ERROR)
+    assert any("PACS.zip is an archive: unpack it, and give the folder that holds PACS" in text for text in said)
+    report = verify(PACS, config(pacs_tree(tmp_path, "PACS", size=1), [], [], PROTOCOL="holdot"))
+    assert any('Did you mean "holdout"?' in text for text in texts(report, ERROR)) and report.verdict == UNUSABLE
 
 
 def test_the_other_domains_are_counted_beside_a_broken_one(tmp_path, pacs_tree, config):
