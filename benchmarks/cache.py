@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import Part, Results, Work, make_parser, run_cases
+from common import ARCHITECTURE, Part, Results, Work, make_parser, run_cases
 from inputs import ROOT, build_trainer, class_names, make_pictures
 
 from dassl_clip.trainers.bank import VARIABLE
@@ -82,7 +82,9 @@ def icons(options: argparse.Namespace) -> SecondEvaluation:
     files = {"--config-file": "trainers/ZeroshotCLIP/icons.yaml", "--dataset-config-file": "datasets/icons.yaml"}
     flags = [word for flag, file in files.items() for word in (flag, str(ROOT / "configs" / file))]
     domains = ["--source-domains", "line", "--target-domains", "line"]
-    return SecondEvaluation("Icons, IconsCLIP", ["DATALOADER.NUM_WORKERS", 0], [*flags, *domains], options)
+    work = SecondEvaluation("Icons, IconsCLIP", ["DATALOADER.NUM_WORKERS", 0], [*flags, *domains], options)
+    work.uses_architecture = False
+    return work
 
 
 def generated(options: argparse.Namespace) -> SecondEvaluation:
@@ -95,7 +97,7 @@ def generated(options: argparse.Namespace) -> SecondEvaluation:
         "DATASET.NAME", "Manifest", "DATASET.MANIFEST", listing, "MODEL.BACKBONE.NAME", options.architecture,
         "DATALOADER.NUM_WORKERS", options.workers, "DATALOADER.TEST.BATCH_SIZE", 32,
     ]  # fmt: skip
-    work = SecondEvaluation(options.architecture, settings, [], options)
+    work = SecondEvaluation("JPEG files", settings, [], options)
     work.pictures = folder  # lives as long as the work
     return work
 
@@ -103,7 +105,7 @@ def generated(options: argparse.Namespace) -> SecondEvaluation:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--architecture", default="ViT-B/16:random", help="backbone of the case `generated`")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="backbone of the case `generated`")
     parser.add_argument("--images", type=int, help="generated JPEG files (CPU 64, GPU 1024)")
     parser.add_argument("--workers", type=int, default=0, help="of the loader (0)")
     return parser.parse_args(argv)

@@ -18,7 +18,7 @@ import copy
 import torch
 import torch.nn.functional as F
 import yaml
-from common import Part, Results, Work, make_parser, operations, run_cases
+from common import ARCHITECTURE, Part, Results, Work, make_parser, operations, run_cases
 from inputs import ROOT, class_names
 from plain import text_features
 from torch import Tensor
@@ -194,7 +194,7 @@ def nt_xent_rows(head: ContentHead, batch: tuple[Tensor, ...], tau: float, weigh
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, repeats=3)
-    parser.add_argument("--architecture", default="ViT-B/16:random", help="a causal CLIP backbone with random weights")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="a causal CLIP backbone with random weights")
     parser.add_argument("--classes", type=int, help="only the first classes of a list")
     parser.add_argument("--batch", type=int, help="pairs of a step, in the place of the configuration's")
     parser.add_argument("--steps", type=int, help=f"steps of the whole training (at least {FEWEST_STEPS})")

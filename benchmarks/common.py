@@ -14,6 +14,7 @@ are run whole and count once. A part that would take hours is measured on a shar
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+ARCHITECTURE = "ViT-B/16:random"
 LONG = 2.0  # seconds from which the first run of a side counts as a measurement, not as a warm-up
 TOP_OPERATORS = 8
 
@@ -63,6 +65,7 @@ class Work:
         title: What is done, for the table.
         target: The ratio of times that is aimed at on two CPU cores, or None.
         reckoned: What was measured on a share only, in words; empty if everything was run.
+        uses_architecture: Whether `--architecture` decides what is measured.
         alone: Whether the sides are run in processes of their own, for their memory and arithmetic.
         memory_times: The memory of a side over the measured memory, where only a share is run.
     """
@@ -70,6 +73,7 @@ class Work:
     title = ""
     target: float | None = None
     reckoned = ""
+    uses_architecture = True
     alone = True
     memory_times: Mapping[str, float] = {"ours": 1.0, "plain": 1.0}
 
@@ -157,18 +161,30 @@ def run_cases(options: argparse.Namespace, section: str, cases: Cases) -> dict[s
         raise ValueError(f"--only: there is no case {', '.join(unknown)}; there are {', '.join(map(repr, cases))}")
     entries = {}
     for case in options.only or cases:
-        alone = {}
-        work = cases[case](options)
+        work, alone = cases[case](options), {}
         if work.alone:
+            release()
             alone = {side: run_alone(case, side) for side in SIDES}
-        entries[case] = describe(options) | compare(work, options) | memory_and_arithmetic(work, alone)
+        entry = describe(options) | compare(work, options) | memory_and_arithmetic(work, alone)
+        model = getattr(options, "architecture", ARCHITECTURE)
+        other = f", {model.removesuffix(':random')}" if work.uses_architecture and model != ARCHITECTURE else ""
+        entries[case] = entry | {"title": work.title + other}
         if options.write:
-            write(options, section, case, entries[case])
+            write(options, section, case + other, entries[case])
+        del work
+        release()
     heading = ", ".join([getattr(options, "architecture", ""), options.device, f"{options.threads} threads"])
     print(f"{heading.removeprefix(', ')}; load {os.getloadavg()[0]:.1f}")
     print(claims_table(entries.values()))
     print("\n".join(notes(entries.values())))
     return entries
+
+
+def release() -> None:
+    """Give memory that is no longer used back to the device, for processes beside this one."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def compare(work: Work, options: argparse.Namespace) -> dict[str, object]:

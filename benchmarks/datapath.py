@@ -14,12 +14,15 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import make_parser, prepare, timed
+from common import ARCHITECTURE, make_parser, prepare, timed
 from inputs import build_trainer, class_names, make_pictures
 from reporting import describe, rates_table, rounded, write
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from dassl_clip.modeling.backbone import FrozenCLIP
 
 WORKERS = (0, 1, 2, 4, 8, 16)
+LOADED = 16  # images of a loader's batch
 BATCH = {"cpu": 16, "cuda": 64}
 
 
@@ -27,7 +30,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Images a second of the loaders by load and workers, and of the tower."""
     folder = tempfile.TemporaryDirectory()
     names = class_names("office_home")
-    count = max(options.images, len(names))
+    count = max(options.images * max(1, *options.workers), len(names))
     listing = make_pictures(Path(folder.name), names, train_images=count, test_images=count)
     batch = options.batch or BATCH[torch.device(options.device).type]
     settings = [
@@ -39,17 +42,24 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     rates = {}
     for workers in options.workers:
         for load, loader in (("test", trainer.test_loader), ("gopro", trainer.train_loader_x)):
-            rates[f"{load}, {workers} workers"] = loader_rate(loader.dataset, batch, workers, options.repeats)
+            images = Subset(loader.dataset, range(options.images * max(1, workers)))
+            rates[f"{load}, {workers} workers"] = loader_rate(images, workers, options.repeats)
     images = trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
-    tower = [
-        timed(lambda: trainer.backbone.encode_image(images), options.device)[1] for _ in range(options.repeats + 1)
-    ]
-    return {**rates, "tower": rounded(len(images) / statistics.median(tower[1:]), 3)}
+    for name, amp in {"tower": False, "tower, amp": True}.items():
+        with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=amp):
+            rates[name] = tower_rate(trainer.backbone, images, options)
+    return rates
 
 
-def loader_rate(dataset: torch.utils.data.Dataset, batch: int, workers: int, repeats: int) -> float:
+def tower_rate(clip: FrozenCLIP, images: torch.Tensor, options: argparse.Namespace) -> float:
+    """Images a second of the image tower, the median."""
+    seconds = [timed(lambda: clip.encode_image(images), options.device)[1] for _ in range(options.repeats + 1)]
+    return rounded(len(images) / statistics.median(seconds[1:]), 3)
+
+
+def loader_rate(dataset: Dataset, workers: int, repeats: int) -> float:
     """Images a second of passes over a data set, the median; workers persist and are started before the first pass."""
-    loader = DataLoader(dataset, batch, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(dataset, LOADED, num_workers=workers, persistent_workers=workers > 0)
     seconds = [timed(lambda: sum(1 for _ in loader), "cpu")[1] for _ in range(repeats + 1)]
     return rounded(len(dataset) / statistics.median(seconds[1:]), 3)
 
@@ -57,9 +67,9 @@ def loader_rate(dataset: torch.utils.data.Dataset, batch: int, workers: int, rep
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, repeats=3)
-    parser.add_argument("--architecture", default="ViT-B/16:random", help="a ViT of CLIP with random weights")
-    parser.add_argument("--images", type=int, default=96, help="pictures of a pass (96)")
-    parser.add_argument("--batch", type=int, help="images of a batch (CPU 16, GPU 64)")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="a ViT of CLIP with random weights")
+    parser.add_argument("--images", type=int, default=96, help="pictures of a pass for each worker (96)")
+    parser.add_argument("--batch", type=int, help="images of the tower's batch (CPU 16, GPU 64)")
     cores = os.cpu_count() or 1
     own = [count for count in WORKERS if count <= max(cores, 2)]
     parser.add_argument("--workers", type=int, nargs="+", default=own, help=f"of the loaders ({own})")

@@ -11,7 +11,7 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from common import Part, Results, Work, make_parser, run_cases
+from common import ARCHITECTURE, Part, Results, Work, make_parser, run_cases
 from gopro_step import gopro_trainer
 from inputs import class_names
 from plain import image_features, prompt_features, prompt_ids, shifts
@@ -65,7 +65,7 @@ class Evaluation(Work):
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--architecture", default="ViT-B/16:random", help="a ViT of CLIP with random weights")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="a ViT of CLIP with random weights")
     parser.add_argument("--images", type=int, help=f"images of a batch (CPU {IMAGES}, GPU {16 * IMAGES})")
     options = parser.parse_args(argv)
     options.images = options.images or (IMAGES if options.device == "cpu" else 16 * IMAGES)

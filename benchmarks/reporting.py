@@ -125,9 +125,9 @@ def notes(entries: Sequence[Mapping]) -> list[str]:
 def rates_table(entry: Mapping, form: str = "simple") -> str:
     """The rates of `datapath.py` as a table: loaders by load and workers, with what they are of the tower's rate."""
     rates = dict(entry["images a second"])
-    tower = rates.pop("tower")
-    rows = [[name, f"{rate:,.3g}", f"{rate / tower:.2g} x"] for name, rate in rates.items()]
-    rows.append([f"tower, {entry['setting']['architecture']}", f"{tower:,.3g}", ""])
+    towers = {name: rates.pop(name) for name in list(rates) if name.startswith("tower")}
+    rows = [[name, f"{rate:,.0f}", f"{rate / towers['tower']:.2g} x"] for name, rate in rates.items()]
+    rows += [[f"{name}, {entry['setting']['architecture']}", f"{rate:,.0f}", ""] for name, rate in towers.items()]
     return tabulate(rows, headers=["loader", "images a second", "of the tower"], tablefmt=form, disable_numparse=True)
 
 

@@ -37,13 +37,19 @@ def plan(options: argparse.Namespace) -> list[list[str]]:
     if gpu:
         scripts["clap_training.py"] += ["--encode-classes", "16", "--plain-steps", "4"]
         scripts["scaling.py"] += ["--disk-images", "1000000" if quick else "10000000"]
+        scripts["cache.py"] += ["--workers", "8"]
+    if quick:
+        scripts["gopro_step.py"] += [
+            "--only",
+            *(("65 classes", "1000 classes") if gpu else ("7 classes", "65 classes")),
+        ]
     if quick and not gpu:
-        scripts["gopro_step.py"] += ["--only", "7 classes", "65 classes"]
         scripts["inmap.py"] += ["--images", "5000"]
     chosen = {name: words for name, words in scripts.items() if not options.scripts or name in options.scripts}
     lines = [[name, *words] for name, words in chosen.items()]
-    if gpu and not options.scripts:
-        lines += [[name, *scripts[name], "--architecture", LARGE] for name in ("text_tower.py", "gopro_step.py")]
+    if gpu:
+        only = {"text_tower.py": ["--only", "prompts"], "gopro_step.py": ["--only", "1000 classes"], "datapath.py": []}
+        lines += [[name, *chosen[name], "--architecture", LARGE, *only[name]] for name in chosen if name in only]
     return lines
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import make_parser, prepare, timed
+from common import ARCHITECTURE, make_parser, prepare, timed
 from disk import rows_on_disk
 from gopro_step import gopro_trainer
 from inputs import class_names
@@ -156,7 +156,7 @@ def on_disk(options: argparse.Namespace) -> dict[str, object]:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, repeats=3)
-    parser.add_argument("--architecture", default="ViT-B/16:random", help="a ViT of CLIP with random weights")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="a ViT of CLIP with random weights")
     parser.add_argument("--dimensions", type=int, default=512, help="of the features (512)")
     parser.add_argument("--disk-images", type=int, help="rows on disk (1,000,000; 10,000,000 are 10 GB)")
     parser.add_argument("--folder", type=Path, help="where the rows are written (the folder for temporary files)")

@@ -11,7 +11,7 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from common import Part, Results, Work, make_parser, run_cases
+from common import ARCHITECTURE, Part, Results, Work, make_parser, run_cases
 from inputs import class_names
 from plain import prompt_features, prompt_ids, text_features
 from torch import Tensor
@@ -96,7 +96,7 @@ class ZeroshotHead(Work):
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--architecture", default="ViT-B/16:random", help="a causal CLIP backbone with random weights")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="a causal CLIP backbone with random weights")
     parser.add_argument("--classes", type=int, default=CLASSES, help=f"of the prompts ({CLASSES})")
     parser.add_argument("--images", type=int, default=1, help="contexts in a batch; 1 is a shared context")
     parser.add_argument("--chunk", type=lambda text: text if text == "auto" else int(text), default="auto")

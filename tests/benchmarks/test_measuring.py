@@ -85,7 +85,7 @@ def test_a_script_from_its_command_line(script, small, tmp_path):
     assert "prompts of 40 classes" in done.stdout
     content = json.loads((tmp_path / "cpu-1-thread.json").read_text())
     assert content["other"] == {"case": 1}
-    entry = content["text_tower"]["prompts"]
+    entry = content["text_tower"][f"prompts, {small[1]}"]
     assert entry["arithmetic_ratio"] > 3 and entry["memory_ratio"] > 2
     assert max(entry["difference"].values()) < 1e-4
     assert entry["setting"]["classes"] == 40 and entry["machine"]["device"] == "CPU, 1 thread"
