@@ -78,17 +78,17 @@ def test_differences_are_relative_and_shapes_have_to_fit(script):
 def test_a_script_from_its_command_line(script, small, tmp_path):
     """Memory and arithmetic of each side, and the file that keeps them beside what was there."""
     folder = script("common").Path(script("text_tower").__file__).parent
-    command = [sys.executable, str(folder / "text_tower.py"), *small, "--only", "prompts", "--classes", "40", "--write"]
+    command = [sys.executable, str(folder / "text_tower.py"), *small, "--only", "prompts", "--classes", "200", "--write"]
     (tmp_path / "cpu-1-thread.json").write_text(json.dumps({"other": {"case": 1}}))
     done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "prompts of 40 classes" in done.stdout
+    assert "prompts of 200 classes" in done.stdout
     content = json.loads((tmp_path / "cpu-1-thread.json").read_text())
     assert content["other"] == {"case": 1}
     entry = content["text_tower"][f"prompts, {small[1]}"]
     assert entry["arithmetic_ratio"] > 3 and entry["memory_ratio"] > 2
     assert max(entry["difference"].values()) < 1e-4
-    assert entry["setting"]["classes"] == 40 and entry["machine"]["device"] == "CPU, 1 thread"
+    assert entry["setting"]["classes"] == 200 and entry["machine"]["device"] == "CPU, 1 thread"
 
 
 @pytest.mark.parametrize(
