@@ -130,13 +130,12 @@ def halving_note(trainer: Any, export: Export) -> str:
 
 def sample_pictures(preprocess: Any) -> Tensor:
     """Some of the embedded pictures, evenly over all styles, `[B, 3, H, W]`."""
-    from PIL import Image
-
+    from dassl_clip.datasets.file_checks import read_image
     from dassl_clip.modeling.sources import embedded_folder
 
     paths = sorted((embedded_folder().parent / "icons").rglob("*.png"))
     chosen = paths[:: max(1, len(paths) // PICTURES)][:PICTURES]
-    return torch.stack([preprocess(Image.open(path).convert("RGB")) for path in chosen])
+    return torch.stack([preprocess(read_image(path)) for path in chosen])
 
 
 def save_export(export: Export, path: Path) -> None:

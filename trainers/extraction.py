@@ -228,7 +228,7 @@ class _Rows:
         """The rows so far, in memory."""
         values = torch.empty(self._shape)
         if self.done:
-            values[: self.done] = torch.from_numpy(np.load(self.path, mmap_mode="r")[: self.done].copy())
+            values[: self.done] = torch.from_numpy(np.load(self.path, mmap_mode="r", allow_pickle=False)[: self.done].copy())
         return values
 
     def discard(self) -> None:
