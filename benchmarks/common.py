@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ARCHITECTURE = "ViT-B/16:random"
 LONG = 2.0  # seconds from which the first run of a side counts as a measurement, not as a warm-up
 TOP_OPERATORS = 8
+QUICK_REPEATS, QUICK_BUDGET = 2, 10.0
 
 Results = dict[str, Tensor]
 
@@ -123,13 +124,15 @@ def make_parser(doc: str, repeats: int = 5, budget: float = 30.0) -> argparse.Ar
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Set the threads, and silence what the project logs.
+    """Set the threads, fewer repeats where it has to be quick, and silence what the project logs.
 
     Raises:
         ValueError: The device does not exist.
     """
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: torch finds no GPU here; take --device cpu")
+    if options.quick:
+        options.repeats, options.budget = min(options.repeats, QUICK_REPEATS), min(options.budget, QUICK_BUDGET)
     torch.set_num_threads(options.threads)
     logging.getLogger("dassl_clip").setLevel(logging.ERROR)
 

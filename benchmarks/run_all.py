@@ -25,24 +25,21 @@ def plan(options: argparse.Namespace) -> list[list[str]]:
     gpu = options.device.startswith("cuda")
     quick = options.quick
     scripts = {
-        "text_tower.py": ["--budget", "12" if quick else "25"],
-        "gopro_step.py": ["--budget", "15" if quick else "45"],
-        "gopro_eval.py": ["--budget", "12" if quick else "30"],
-        "clap_training.py": ["--repeats", "1" if quick else "2", "--budget", "60"],
+        "text_tower.py": ["--budget", "25"],
+        "gopro_step.py": ["--budget", "45"],
+        "gopro_eval.py": ["--budget", "30"],
+        "clap_training.py": ["--repeats", "2", "--budget", "60"],
         "inmap.py": ["--full"] if gpu else ["--authors-steps", "3" if quick else "10"],
-        "cache.py": ["--budget", "12" if quick else "40"],
-        "datapath.py": ["--repeats", "1" if quick else "2"],
-        "scaling.py": ["--repeats", "1" if quick else "3"],
+        "cache.py": ["--budget", "40"],
+        "datapath.py": ["--repeats", "2"],
+        "scaling.py": ["--repeats", "2"],
     }
     if gpu:
         scripts["clap_training.py"] += ["--encode-classes", "16", "--plain-steps", "4"]
         scripts["scaling.py"] += ["--disk-images", "1000000" if quick else "10000000"]
         scripts["cache.py"] += ["--workers", "8"]
     if quick:
-        scripts["gopro_step.py"] += [
-            "--only",
-            *(("65 classes", "1000 classes") if gpu else ("7 classes", "65 classes")),
-        ]
+        scripts["gopro_step.py"] += ["--only", "65 classes", "1000 classes" if gpu else "7 classes"]
     if quick and not gpu:
         scripts["inmap.py"] += ["--images", "5000"]
     chosen = {name: words for name, words in scripts.items() if not options.scripts or name in options.scripts}
