@@ -125,6 +125,11 @@ class FrozenCLIP(nn.Module):
         """The last step of `preprocess`: pixels in [0, 1] to the model's mean and standard deviation."""
         return Normalize(self.pixel_mean, self.pixel_std)
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` of bytes, as `preprocess` gives them: to the bit what its last two steps compute."""
+        mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
     @torch.no_grad()
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """Image features `[B, E]`, float32 and (unless told otherwise) L2-normalised, of images `[B, 3, H, W]`.

@@ -196,7 +196,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
         self.batch_paths = batch["impath"]
         self.note_unreadable(batch)
-        views = [batch[name].to(self.device, non_blocking=True) for name in names]
+        views = [self.on_device(batch[name]) for name in names]
         return views, batch["label"].to(self.device, non_blocking=True)
 
     def after_train(self) -> None:

@@ -2,12 +2,14 @@
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as tvf
 
 from dassl.data import DatasetWrapper
 
@@ -46,6 +48,19 @@ def mix_seed(*parts: int) -> int:
     return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0]) >> 1
 
 
+def before_normalisation(transform: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable:
+    """A transform without its last two steps, to floats and their normalisation: it gives bytes `[3, H, W]`.
+
+    A transform that does not end in these steps, or normalises by other numbers, is given back.
+    """
+    steps = getattr(transform, "transforms", ())
+    to_floats = len(steps) > 1 and (isinstance(steps[-2], transforms.ToTensor) or steps[-2] is tvf.to_tensor)
+    if not to_floats or not isinstance(steps[-1], transforms.Normalize):
+        return transform
+    same = (tuple(steps[-1].mean), tuple(steps[-1].std)) == (tuple(mean), tuple(std))
+    return transforms.Compose([*steps[:-2], transforms.PILToTensor()]) if same else transform
+
+
 class SeededImages(DatasetWrapper):
     """Dassl's wrapper with a generator of its own for each image and epoch.
 
@@ -59,9 +74,11 @@ class SeededImages(DatasetWrapper):
     Attributes:
         readable: Where the trainer knows the images already, `[N]`: which of them can be decoded. No file is then
             opened for an empty list of transforms.
+        as_bytes: Give views as bytes, and leave the normalisation to the device, where a transform ends in it.
     """
 
     readable: torch.Tensor | None = None
+    as_bytes = False
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
@@ -88,8 +105,13 @@ class SeededImages(DatasetWrapper):
 
     def _item_of(self, picture: Image.Image) -> dict:
         """The views of a picture, under the names that Dassl gives them."""
-        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
-        return {f"img{k + 1}" if k else "img": make(picture) for k, make in enumerate(transforms)}
+        makers = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
+        views = (self._transform_image(make, picture) for make in makers)
+        return {f"img{k + 1}" if k else "img": view for k, view in enumerate(views)}
+
+    def _transform_image(self, tfm, img0):
+        pixels = self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD
+        return super()._transform_image(before_normalisation(tfm, *pixels) if self.as_bytes else tfm, img0)
 
     def _item(self, index: int) -> dict:
         if self.readable is not None and not self.readable[index]:

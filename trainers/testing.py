@@ -156,7 +156,7 @@ class TestingMixin(FeatureMixin):
 
     def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""
-        images, labels = super().parse_batch_test(batch)
+        images, labels = self.on_device(batch["img"]), batch["label"].to(self.device, non_blocking=True)
         readable = self.note_unreadable(batch)
         return (images, labels) if all(readable) else (images[readable], labels[readable])
 
