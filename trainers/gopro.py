@@ -201,10 +201,11 @@ class GOPro(FixedViewMixin, CLIPTrainer):
             loader = self.row_batches(items, *kept)
             own = (kept[0][kept[1][places]].to(self.device) for places in distributed.own_batches(loader))
         features, scores, proxies = [], [], 0.0
-        for image, cosines, text in distributed.dealt(map(self._refined, own), loader):
+        for image, cosines, texts in distributed.dealt(map(self._refined, own), loader):
             features.append(image)
             scores.append(cosines)
-            proxies = proxies + text.sum(0)
+            for text in texts:  # of each batch; in their order, so that the digits do not depend on who made them
+                proxies = proxies + text
         return torch.cat(features), torch.cat(scores), F.normalize(proxies, dim=-1)
 
     def _refined(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

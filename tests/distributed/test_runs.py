@@ -2,9 +2,10 @@
 
 Covers, for every trainer: learned parameters, loss terms of every epoch and shares of the predictions agree to 1e-5,
 metrics are equal. Bitwise equal: what depends on features alone (ZeroshotCLIP, LinearProbe, InMaP), as whole test
-batches are dealt out. Uneven shards: a last test batch that is partial, a training batch of three images. The batch norm
-and the contrast of GOPro, CLAP's noise and pictures, InMaP on CLIP and on another run. Files are written once, with
-`world_size`; a run that one process began goes on with two, and the other way round; a run without a seed stays in step.
+batches are dealt out. Uneven shards: a last test batch that is partial, a training batch of three images. The batch
+norm and the contrast of GOPro, CLAP's noise and pictures, InMaP on CLIP and on another run. Files are written once,
+with `world_size`; a run that one process began goes on with two, and the other way round; a run without a seed stays
+in step.
 """
 
 import csv
