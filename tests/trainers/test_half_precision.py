@@ -1,0 +1,91 @@
+"""Frozen towers in half precision (`PREC amp`, bfloat16 on a CPU): what is learned and the losses stay in float32.
+
+Covers every trainer: dtypes of parameters, gradients, optimiser states, checkpoints, losses and scores; the towers do
+run in bfloat16; a gradient that overflows float16 skips a step and lowers the scale, while a loss that is not finite
+stops the run.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl_clip import datasets, trainers
+from dassl_clip.commands.config import resolve_config
+from dassl_clip.commands.train import parse
+from dassl_clip.trainers.base import CLIPTrainer
+
+assert datasets and trainers  # imported for their registrations
+NAMES = [name for name in trainers.__all__ if name != "add_config"]
+
+
+def build(name, tiny_clip, domain_tree, folder, *pairs):
+    (folder / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
+    words = ["--trainer", name, "--dataset-config-file", str(folder / "data.yaml"), "--root", str(domain_tree)]
+    words += ["--seed", "1", "--source-domains", "art", "--target-domains", "sketch", "--output-dir", str(folder)]
+    words += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "DATALOADER.NUM_WORKERS", "0", "USE_CUDA", "False"]
+    words += ["OPTIM.NAME", "sgd", "OPTIM.LR", "0.002", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "6"]
+    args, rest = parse([*words, f"TRAINER.{name.upper()}.PREC", "amp", *map(str, pairs)])
+    return build_trainer(resolve_config(args, rest))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learned_parts_and_losses_are_float32(name, tiny_clip, domain_tree, tmp_path, monkeypatch):
+    assert issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")  # the towers shall run
+    pairs = ("TRAINER.CLAP.MAX_STEPS", 20, "TRAINER.CLAP.BATCH_SIZE", 8) if name == "CLAP" else ()
+    trainer = build(name, tiny_clip, domain_tree, tmp_path, *pairs)
+    inside, seen, backward = set(), [], torch.Tensor.backward
+    for module in trainer.backbone.modules() if isinstance(trainer.backbone, nn.Module) else ():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, given, out: inside.add(out.dtype))
+
+    def noted(loss, *given, **named):
+        seen.append(loss.dtype)
+        return backward(loss, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "backward", noted)
+    trainer.train()
+    assert torch.bfloat16 in inside, inside
+    assert set(seen) == ({torch.float32} if name in ("CoOp", "GOPro", "LinearProbe", "CLAP") else set())
+    for model in trainer._models.values():
+        assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+        assert {p.grad.dtype for p in model.parameters() if p.grad is not None} <= {torch.float32}
+    for optimizer in filter(None, trainer._optims.values()):
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        assert {value.dtype for value in states if isinstance(value, torch.Tensor)} == {torch.float32}
+    for path in tmp_path.glob("*/model.pth.tar-*"):
+        saved = torch.load(path, weights_only=True)["state_dict"]
+        assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
+    assert trainer.predictions["test"]["shares"].dtype == torch.float32
+
+
+class Overflowing(torch.autograd.Function):
+    """The identity, whose gradient is infinite, as a float16 gradient under a large scale is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.full_like(gradient, float("inf"))
+
+
+def test_overflow_of_scaled_gradients_skips_the_step(tiny_clip, domain_tree, tmp_path):
+    trainer = build("CoOp", tiny_clip, domain_tree, tmp_path)
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=True)  # as on a GPU with float16
+    trainer.epoch, trainer.batch_idx, trainer.num_batches, trainer.epoch_terms = 0, 0, 9, {}
+    trainer.batch_paths, before = ["a.png"], trainer.model.ctx.detach().clone()
+
+    def step(factor):
+        loss = trainer.model.ctx.square().mean()
+        return trainer.optimise({"ce": factor(loss)}, {"ce": 1.0}, {"context": trainer.model.ctx})
+
+    summary = step(Overflowing.apply)
+    assert torch.equal(trainer.model.ctx, before) and trainer.precision.scaler.get_scale() == 512.0
+    assert summary["loss"] == pytest.approx(float(before.square().mean()))
+    step(lambda loss: loss)
+    assert not torch.equal(trainer.model.ctx, before) and trainer.precision.scaler.get_scale() == 512.0
+    with pytest.raises(FloatingPointError, match="the loss is not finite at epoch 1, step 1 of 9"):
+        step(lambda loss: loss * float("nan"))
