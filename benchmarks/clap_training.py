@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from common import ARCHITECTURE, Part, Results, Work, make_parser, operations, run_cases
-from inputs import ROOT, class_names
+from inputs import ROOT, backbone, class_names
 from plain import text_features
 from torch import Tensor
 
-from dassl_clip.modeling.backbone import FrozenCLIP, load_backbone
+from dassl_clip.modeling.backbone import FrozenCLIP
 from dassl_clip.modeling.clap import ContentHead, TextTables, template_tables
 from dassl_clip.modeling.clap_training import TextPairs, content_loss, fit_content_head
 
@@ -207,9 +207,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Measure and print; with `--write`, keep the figures."""
-    options = parse()
-    clip = load_backbone(options.architecture, device=options.device)
-    run_cases(options, "clap_training", {file: lambda o, f=file: Training(clip, f, o) for file in TARGETS})
+    cases = {file: lambda o, f=file: Training(backbone(o.architecture, o.device), f, o) for file in TARGETS}
+    run_cases(parse(), "clap_training", cases)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dassl_clip.commands import config, train
+from dassl_clip.modeling.backbone import FrozenCLIP, load_backbone
 
 ROOT = Path(train.__file__).resolve().parents[1]
 LISTS = ROOT / "datasets" / "lists"
@@ -28,6 +30,12 @@ def class_names(file: str) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         names.append(name.replace("_", " ") + (f" {seen[name]}" if seen[name] > 1 else ""))
     return names
+
+
+@functools.lru_cache(maxsize=1)
+def backbone(architecture: str, device: str) -> FrozenCLIP:
+    """The frozen CLIP that the cases of a script share, loaded when the first one is built."""
+    return load_backbone(architecture, device=device)
 
 
 def picture(seed: int, size: tuple[int, int] = PICTURE) -> Image.Image:

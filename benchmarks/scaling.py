@@ -29,10 +29,9 @@ import torch.nn.functional as F
 from common import ARCHITECTURE, make_parser, prepare, timed
 from disk import rows_on_disk
 from gopro_step import gopro_trainer
-from inputs import class_names
+from inputs import backbone, class_names
 from reporting import describe, rounded, scaling_table, write
 
-from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.clap import training_texts
 from dassl_clip.modeling.inmap import Cosines, sinkhorn_potentials, solve_vision_proxy
 from dassl_clip.trainers.linear_probe import fit_probe
@@ -111,7 +110,7 @@ def probe(shots: int, options: argparse.Namespace) -> Callable[[], object]:
 
 def texts(count: int, options: argparse.Namespace) -> Callable[[], object]:
     """CLAP's training texts through the text tower."""
-    clip = load_backbone(options.architecture, device=options.device)
+    clip = backbone(options.architecture, options.device)
     every = [text for name in class_names("office_home") for text in training_texts(name)][:count]
     return lambda: clip.text.encode(every)
 

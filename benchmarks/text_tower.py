@@ -12,11 +12,11 @@ import argparse
 import torch
 import torch.nn.functional as F
 from common import ARCHITECTURE, Part, Results, Work, make_parser, run_cases
-from inputs import class_names
+from inputs import backbone, class_names
 from plain import prompt_features, prompt_ids, text_features
 from torch import Tensor
 
-from dassl_clip.modeling.backbone import FrozenCLIP, load_backbone
+from dassl_clip.modeling.backbone import FrozenCLIP
 from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.modeling.zeroshot import zeroshot_weights
 
@@ -110,16 +110,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Measure and print; with `--write`, keep the figures."""
-    options = parse()
-    towers: dict[str, FrozenCLIP] = {}
-
-    def clip() -> FrozenCLIP:
-        if not towers:
-            towers["it"] = load_backbone(options.architecture, device=options.device)
-        return towers["it"]
-
     works = {"prompts": Prompts, "zeroshot": ZeroshotHead}
-    run_cases(options, "text_tower", {name: lambda o, kind=kind: kind(clip(), o) for name, kind in works.items()})
+    cases = {name: lambda o, w=work: w(backbone(o.architecture, o.device), o) for name, work in works.items()}
+    run_cases(parse(), "text_tower", cases)
 
 
 if __name__ == "__main__":

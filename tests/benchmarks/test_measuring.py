@@ -78,7 +78,16 @@ def test_differences_are_relative_and_shapes_have_to_fit(script):
 def test_a_script_from_its_command_line(script, small, tmp_path):
     """Memory and arithmetic of each side, and the file that keeps them beside what was there."""
     folder = script("common").Path(script("text_tower").__file__).parent
-    command = [sys.executable, str(folder / "text_tower.py"), *small, "--only", "prompts", "--classes", "200", "--write"]
+    command = [
+        sys.executable,
+        str(folder / "text_tower.py"),
+        *small,
+        "--only",
+        "prompts",
+        "--classes",
+        "200",
+        "--write",
+    ]
     (tmp_path / "cpu-1-thread.json").write_text(json.dumps({"other": {"case": 1}}))
     done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
