@@ -228,7 +228,8 @@ class _Rows:
         """The rows so far, in memory."""
         values = torch.empty(self._shape)
         if self.done:
-            values[: self.done] = torch.from_numpy(np.load(self.path, mmap_mode="r", allow_pickle=False)[: self.done].copy())
+            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            values[: self.done] = torch.from_numpy(rows[: self.done].copy())
         return values
 
     def discard(self) -> None:
