@@ -20,7 +20,7 @@ from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records
 
-from . import distributed
+from . import dealing, distributed
 from .images import RAISE, SKIP, SeededImages
 from .loggers import LoggingMixin, services
 from .loop import LoopMixin
@@ -119,7 +119,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             custom_tfm_test=self.backbone.preprocess(),
             dataset_wrapper=SeededImages,
         )
-        self.train_loader_x = distributed.own_rows(self.dm.train_loader_x)
+        self.train_loader_x = dealing.own_rows(self.dm.train_loader_x)
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
         self.test_loader = self.dm.test_loader

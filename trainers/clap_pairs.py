@@ -27,7 +27,7 @@ from dassl_clip.modeling.clap import (
 )
 from dassl_clip.modeling.clap_training import ImagePairs, PromptNoise, TextPairs
 
-from . import bank, distributed
+from . import bank, dealing, distributed
 from .images import SeededImages, mix_seed
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
     for number in range(trainer.node.IMAGE_VIEWS):
         images.view_seed.fill_(mix_seed(seed, number))
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        own = ((rows,) for rows in _encoded(trainer, distributed.own_batches(loader)))
-        views.append(torch.cat([rows for (rows,) in distributed.dealt(own, loader)]))
+        own = ((rows,) for rows in _encoded(trainer, dealing.own_batches(loader)))
+        views.append(torch.cat([rows for (rows,) in dealing.dealt(own, loader)]))
     return torch.stack(views, dim=1)
 
 

@@ -2,13 +2,13 @@
 
 `torchrun` starts the processes and names them in the environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, and
 where they meet). Each computes on a GPU of its own (nccl), or all on the CPU (gloo). Without torchrun nothing is
-started, and everything here is a process alone that costs nothing.
+started, and everything here is a process alone that costs nothing. `group.py` has the sums and gradients, `dealing.py`
+the images that each process reads.
 
 The main process, rank 0, alone writes files. What the processes tell each other is tensors, and plain values as JSON.
 """
 
 import contextlib
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler, DataLoader
 
 from dassl_clip.modeling.peers import ALONE, Peers
+
+from .group import Group, gathered
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ def gather_values(value: Any) -> list[Any]:
     """The plain values (of JSON) of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
-    parts = _gather(torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8))
+    parts = gathered(torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8))
     return [json.loads(bytes(part.tolist())) for part in parts]
 
 
@@ -242,275 +242,6 @@ def gather_values(value: Any) -> list[Any]:
 def gather_rows(x: Tensor) -> Tensor:
     """The rows `[N, ...]` of all processes in the order of their ranks, any number from each; without gradients."""
     return peers().gather(x)
-
-
-def _gather(x: Tensor) -> list[Tensor]:
-    """The tensors of all processes, which may differ in the number of rows."""
-    size = world_size()
-    if size == 1:
-        return [x]
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(size)]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    lengths = [int(count) for count in counts]
-    padded = x.new_zeros(max(lengths), *x.shape[1:])
-    padded[: len(x)] = x.detach()
-    parts = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(parts, padded)
-    return [part[:length] for part, length in zip(parts, lengths)]
-
-
-class Group(Peers):
-    """The processes of torch's default group.
-
-    Args:
-        rank: Number of this process.
-        size: Number of processes.
-    """
-
-    def __init__(self, rank: int, size: int):
-        self.rank, self.size = rank, size
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum over processes, with gradients."""
-        return _Sum.apply(x)
-
-    def largest(self, x: Tensor) -> Tensor:
-        """The largest over processes, entry by entry."""
-        x = x.detach().clone()
-        dist.all_reduce(x, dist.ReduceOp.MAX)
-        return x
-
-    def gather(self, x: Tensor) -> Tensor:
-        """The rows of all processes, with gradients."""
-        return _Gather.apply(x)
-
-    def first_row(self, rows: int) -> int:
-        """Where the rows of this process begin among those of all."""
-        counts = _gather(torch.tensor([rows]))
-        return int(sum(count.item() for count in counts[: self.rank]))
-
-    def total(self, own: Iterable[Tensor], count: int) -> Tensor:
-        """The sum of parts in their order; each is sent by the process that has it."""
-        own = list(own)  # made by all processes at once, before any waits
-        mine, total = iter(own), own[0]
-        for number in range(count):
-            owner = next(rank for rank in range(self.size) if number < count * (rank + 1) // self.size)
-            part = next(mine).clone() if owner == self.rank else torch.empty_like(own[0])
-            dist.broadcast(part, owner)
-            total = total.add_(part) if number else part
-        return total
-
-    def joined(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """DistributedDataParallel over a module's learned parameters, as a function of the loss.
-
-        The module itself stays as it is (names, state dict, methods): a wrapper of the parameters has the loss pass
-        through, which is where it sees the graph, and reduces each gradient as soon as `backward` has made it.
-        """
-        learned = [p for p in module.parameters() if p.requires_grad]
-        if "init_sync" in inspect.signature(DistributedDataParallel).parameters:
-            return _Joined(learned)
-        return DistributedDataParallel(_Passage(learned), find_unused_parameters=True)  # torch 2.4
-
-
-class _Joined:
-    """Parameters whose gradients become means over the processes.
-
-    The first loss builds the wrapper, so the parameters must be alike by then (`make_alike`). Parameters that it does
-    not depend on may stay without gradient, as in a process alone; only then is each graph searched for them.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]):
-        self.parameters = parameters
-        self.wrapper: DistributedDataParallel | None = None
-
-    def __call__(self, loss: Tensor) -> Tensor:
-        if self.wrapper is None:
-            some_unused = not {id(p) for p in self.parameters} <= _leaves(loss)
-            self.wrapper = DistributedDataParallel(
-                _Passage(self.parameters), init_sync=False, find_unused_parameters=some_unused
-            )
-        return self.wrapper(loss)
-
-
-class _Passage(nn.Module):
-    """Holds parameters, and gives the loss back that it is called with."""
-
-    def __init__(self, parameters: list[nn.Parameter]):
-        super().__init__()
-        self.learned = nn.ParameterList(parameters)
-
-    def forward(self, loss: Tensor) -> Tensor:
-        return loss
-
-
-def _leaves(loss: Tensor) -> set[int]:
-    """The ids of the tensors that a loss has gradients for."""
-    found, seen, nodes = set(), set(), [loss.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(id(getattr(node, "variable", None)))
-        nodes += [following for following, _ in node.next_functions]
-    return found
-
-
-class _Sum(torch.autograd.Function):
-    """All-reduce; what every process does with the sum is part of the gradient of each summand."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient
-
-
-class _Gather(torch.autograd.Function):
-    """All-gather of rows; the gradient of a row is the sum over the processes, which all have it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = _gather(x)
-        own = dist.get_rank()
-        ctx.first, ctx.rows = sum(map(len, parts[:own])), len(x)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[ctx.first : ctx.first + ctx.rows]
-
-
-# ------------------------------------------------------------------------------------------------------- loaders
-
-
-class OwnRows(BatchSampler):
-    """The rows of each global batch that belong to this process.
-
-    The order of images is the main process's, the same stream that a process alone draws; so the batches do not depend
-    on the number of processes.
-
-    Args:
-        batches: torch's batch sampler of the global batches.
-    """
-
-    def __init__(self, batches: BatchSampler):
-        super().__init__(batches.sampler, batches.batch_size, batches.drop_last)
-        self.images = len(batches.sampler)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = broadcast(torch.tensor(list(self.sampler), dtype=torch.int64))
-        for batch in order.split(self.batch_size):
-            if len(batch) == self.batch_size or (len(batch) and not self.drop_last):
-                yield batch[peers().own(len(batch))].tolist()
-
-    def rows(self, number: int) -> int:
-        """Images in the global batch of this number (of a whole epoch, from 0)."""
-        return min(self.batch_size, self.images - number * self.batch_size)
-
-
-def own_rows(loader: DataLoader) -> DataLoader:
-    """A training loader that reads this process's rows of each global batch; alone, the loader itself.
-
-    Raises:
-        ValueError: The batch size is not a multiple of the number of processes, or there are fewer images than those.
-    """
-    size = world_size()
-    if size == 1:
-        return loader
-    batches = loader.batch_sampler
-    if batches.batch_size % size:
-        raise ValueError(
-            f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}, the number of images of all {size} processes "
-            f"together; it must be a multiple of {size}, such as {batches.batch_size // size * size + size}"
-        )
-    if len(batches.sampler) < size:
-        raise ValueError(
-            f"there are {len(batches.sampler)} training images for {size} processes; start at most as many as images"
-        )
-    return _like(loader, OwnRows(batches))
-
-
-def own_batches(loader: DataLoader) -> DataLoader:
-    """A test loader of every `world_size()`-th batch, from number `rank()` on; alone, the loader itself.
-
-    Whole batches are dealt out, so that each image is computed in the same batch as by a process alone. A loader with
-    fewer batches than processes stays whole: then all of them compute all of it.
-    """
-    if not is_dealt(loader):
-        return loader
-    order = broadcast(torch.tensor(list(loader.batch_sampler.sampler), dtype=torch.int64))
-    batches = [part.tolist() for part in order.split(loader.batch_sampler.batch_size)]
-    return _like(loader, batches[rank() :: world_size()])
-
-
-def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of rows, of all batches of a loader in their order, from those that each process made of its own.
-
-    Args:
-        own: What this process made of each batch of `own_batches(loader)`.
-        loader: The loader.
-
-    Yields:
-        What was made of as many batches as there are processes, rows in the order of the loader.
-
-    Raises:
-        ElsewhereError: Another process had an error; in that one, the error itself.
-    """
-    if not is_dealt(loader):
-        yield from own
-        return
-    last: tuple[Tensor, ...] = ()
-    for _ in range(-(-len(loader) // world_size())):
-        fault = None
-        try:
-            made = next(own, None)
-        except Exception as error:
-            fault = error
-        faults = gather_values("" if fault is None else f"{fault or type(fault).__name__}")
-        if fault is not None:
-            raise fault
-        if any(faults):
-            raise ElsewhereError(next(text for text in faults if text))
-        last = tuple(rows[:0] for rows in last) if made is None else made
-        yield tuple(gather_rows(rows) for rows in last)
-
-
-class ElsewhereError(RuntimeError):
-    """An error of another process; the message is its own."""
-
-    from_user = True
-
-
-def is_dealt(loader: DataLoader) -> bool:
-    """Whether `own_batches` gives each process a part of the loader."""
-    return 1 < world_size() <= len(loader)
-
-
-def _like(loader: DataLoader, batches: Any) -> DataLoader:
-    """A loader of the same kind and images, with other batches."""
-    options: dict[str, Any] = {"seed": loader.seed} if hasattr(loader, "seed") else {}
-    if not hasattr(loader, "seed"):
-        options["worker_init_fn"] = loader.worker_init_fn
-    if loader.num_workers:
-        options |= {"prefetch_factor": loader.prefetch_factor, "persistent_workers": loader.persistent_workers}
-    return type(loader)(
-        loader.dataset,
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        generator=loader.generator,
-        **options,
-    )
 
 
 @torch.no_grad()

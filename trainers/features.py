@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import bank, distributed
+from . import bank, dealing, distributed
 from .extraction import cached_rows
 from .images import RAISE
 from .waiting import Watched
@@ -176,8 +176,8 @@ class FeatureMixin:
 
     def _extract(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Rows `[B, ...]` of each batch of images; of those that could not be decoded, NaN."""
-        own = ((rows,) for rows in self._encoded_batches(distributed.own_batches(loader), encode))
-        yield from (rows for (rows,) in distributed.dealt(own, loader))
+        own = ((rows,) for rows in self._encoded_batches(dealing.own_batches(loader), encode))
+        yield from (rows for (rows,) in dealing.dealt(own, loader))
 
     def _encoded_batches(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Rows `[B, ...]` of the batches of a loader."""

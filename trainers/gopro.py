@@ -25,7 +25,7 @@ from dassl_clip.modeling.gopro import (
 )
 from dassl_clip.modeling.views import augmix_view, moco_view
 
-from . import distributed
+from . import dealing, distributed
 from .base import CLIPTrainer, trainer_node
 from .frozen import MOST_BYTES, FixedViewMixin
 
@@ -196,12 +196,12 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         kept = self.kept_rows(items)
         if kept is None:
             loader = self.plain_loader(items)
-            own = (self.encode_rows(self.parse_batch_test(batch)[0]) for batch in distributed.own_batches(loader))
+            own = (self.encode_rows(self.parse_batch_test(batch)[0]) for batch in dealing.own_batches(loader))
         else:
             loader = self.row_batches(items, *kept)
-            own = (kept[0][kept[1][places]].to(self.device) for places in distributed.own_batches(loader))
+            own = (kept[0][kept[1][places]].to(self.device) for places in dealing.own_batches(loader))
         features, scores, proxies = [], [], 0.0
-        for image, cosines, texts in distributed.dealt(map(self._refined, own), loader):
+        for image, cosines, texts in dealing.dealt(map(self._refined, own), loader):
             features.append(image)
             scores.append(cosines)
             for text in texts:  # of each batch; in their order, so that the digits do not depend on who made them

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import bank, distributed, kept
+from . import bank, dealing, distributed, kept
 from .checkpoint import write_atomically
 from .features import FeatureMixin
 
@@ -119,11 +119,11 @@ class TestingMixin(FeatureMixin):
         items = loader.dataset.data_source
         kept = self.kept_rows(items)
         if kept is None:
-            own = self._scored_images(distributed.own_batches(loader), split)
+            own = self._scored_images(dealing.own_batches(loader), split)
         else:
             loader = self.row_batches(items, *kept)
-            own = self._scored_rows(distributed.own_batches(loader), items, *kept)
-        for scores, labels, places in distributed.dealt(own, loader):
+            own = self._scored_rows(dealing.own_batches(loader), items, *kept)
+        for scores, labels, places in dealing.dealt(own, loader):
             yield scores, labels, [items[place].impath for place in places.tolist()]
         self.gather_skipped()
 

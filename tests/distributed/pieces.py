@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from dassl_clip.modeling.gopro import BatchNorm
 from dassl_clip.modeling.inmap import Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 from dassl_clip.modeling.losses import nt_xent
-from dassl_clip.trainers import distributed
-from dassl_clip.trainers.distributed import ElsewhereError, gather_rows, gather_values
+from dassl_clip.trainers import dealing, distributed
+from dassl_clip.trainers.dealing import ElsewhereError
+from dassl_clip.trainers.distributed import gather_rows, gather_values
 
 distributed.start(use_cuda=False)
 peers, found = distributed.peers(), {}
@@ -74,14 +75,14 @@ for drop in (True, False):
     loader = DataLoader(
         images, batch_size=4, drop_last=drop, sampler=RandomSampler(images, generator=generator), generator=generator
     )
-    mine = [batch.tolist() for (batch,) in distributed.own_rows(loader)]
+    mine = [batch.tolist() for (batch,) in dealing.own_rows(loader)]
     found[f"own rows {drop}"] = list(zip(*gather_values(mine)))
-    found[f"own lengths {drop}"] = gather_values([len(distributed.own_rows(loader)), len(mine)])
+    found[f"own lengths {drop}"] = gather_values([len(dealing.own_rows(loader)), len(mine)])
 loader = DataLoader(images, batch_size=4)
-mine = ((batch, 2 * batch) for (batch,) in distributed.own_batches(loader))
-found["dealt"] = [torch.cat(part) for part in zip(*distributed.dealt(mine, loader))]
+mine = ((batch, 2 * batch) for (batch,) in dealing.own_batches(loader))
+found["dealt"] = [torch.cat(part) for part in zip(*dealing.dealt(mine, loader))]
 small = DataLoader(TensorDataset(torch.arange(3)), batch_size=4)
-found["few"] = [batch.tolist() for (batch,) in distributed.own_batches(small)]
+found["few"] = [batch.tolist() for (batch,) in dealing.own_batches(small)]
 
 
 def broken():
@@ -92,7 +93,7 @@ def broken():
 
 
 try:
-    list(distributed.dealt(broken(), loader))
+    list(dealing.dealt(broken(), loader))
 except (ValueError, ElsewhereError) as error:
     found["errors"] = gather_values([type(error).__name__, str(error)])
 try:
