@@ -4,10 +4,12 @@ Listings use `os.scandir`, so that no file is asked for its status one by one, a
 on the order of a disk. Within a loader they are kept between runs, as `listings` says.
 """
 
+import csv
 import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +76,19 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+@contextmanager
+def readable_csv(path: Path) -> Iterator[None]:
+    """A context in which what Python's reader of csv refuses is said of the file.
+
+    Raises:
+        ValueError: a cell is too long, or the file holds zero bytes (before Python 3.11).
+    """
+    try:
+        yield
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a csv file ({error}); save it as plain text in UTF-8") from error
 
 
 def is_image(name: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import Layout, PlainDataset, register
-from .folders import ImageFile, is_image, list_folder, read_classes
+from .folders import ImageFile, is_image, list_folder, read_classes, readable_csv
 from .places import find_place
 from .spec import Spec, listed, load_spec, name_key
 
@@ -113,7 +113,7 @@ def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
             "delete its preprocessed.pkl then"
         )
     keys, labels = spec.class_keys(), {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with readable_csv(path), path.open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             if len(row) != 2 or row[0] == "ImageId":
                 continue

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
 from .common import ListedDataset
-from .folders import ImageFile, read_text
+from .folders import ImageFile, read_text, readable_csv
 from .listed_files import FileFinder
 from .protocols import PARTS, drawn_anew
 from .registration import split_seed
@@ -109,6 +109,11 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ValueError: if a column is missing or unknown, or a line cannot be used; names file and line.
     """
+    with readable_csv(path):
+        return _read_rows(path)
+
+
+def _read_rows(path: Path) -> list[Row]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     names = {name: name.strip().casefold() for name in reader.fieldnames or () if name}
     missing = [name for name in ("path", "class") if name not in names.values()]

@@ -132,6 +132,7 @@ def test_manifest_that_is_a_test_alone(tmp_path, config):
             "path,class,label\na/0.jpg,a,1\na/1.jpg,b,2\n",
             r"of 2 classes must be 0 to 1, each once; they are 1, 2",
         ),
+        ("path,class\n" + "a" * 200_000 + ",a\n", r"manifest.csv cannot be read as a csv file \(field larger than"),
         ("path,class,domain\na/0.jpg,a,Day\na/1.jpg,a,day\n", r'the domains "Day" and "day" are spellings of one name'),
     ],
 )
