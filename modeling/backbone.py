@@ -59,6 +59,7 @@ class FrozenCLIP(nn.Module):
     """
 
     logit_scale: Tensor
+    _pixels: Tensor
 
     def __init__(
         self,
@@ -91,6 +92,8 @@ class FrozenCLIP(nn.Module):
         self._compiled: Callable[[Tensor], Any] | None = None
         log_scale = model.get_parameter("logit_scale").detach()
         self.register_buffer("logit_scale", log_scale.float().exp().reshape(()), persistent=False)
+        pixels = torch.tensor([self.pixel_mean, self.pixel_std], dtype=torch.float32).view(2, 3, 1, 1)
+        self.register_buffer("_pixels", pixels, persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
@@ -127,7 +130,7 @@ class FrozenCLIP(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` of bytes, as `preprocess` gives them: to the bit what its last two steps compute."""
-        mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
+        mean, std = self._pixels
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @torch.no_grad()

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from dassl.data import DatasetWrapper
 
+UNSEEDED = -1
 RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
 
 
@@ -46,6 +48,46 @@ def seeded(seed: int) -> Iterator[None]:
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed of several numbers, independent of the platform."""
     return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0]) >> 1
+
+
+class _AsWithNewWorkers(Sampler):
+    """The order of a sampler; draws the number that torch draws first for new workers, from the second epoch on."""
+
+    def __init__(self, sampler: Sampler, generator: torch.Generator | None):
+        self.sampler, self.generator, self.epochs = sampler, generator, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.epochs:
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        self.epochs += 1
+        yield from self.sampler
+
+
+@contextmanager
+def living_workers(loader: DataLoader) -> Iterator[DataLoader]:
+    """A loader of the same batches whose workers live on from epoch to epoch; without workers, the loader itself."""
+    if not loader.num_workers:
+        yield loader
+        return
+    own = {"seed": loader.seed} if hasattr(loader, "seed") else {"worker_init_fn": loader.worker_init_fn}
+    batches = loader.batch_sampler
+    plain, batches.sampler = batches.sampler, _AsWithNewWorkers(batches.sampler, loader.generator)
+    try:
+        yield type(loader)(
+            loader.dataset,
+            batch_sampler=batches,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            generator=loader.generator,
+            persistent_workers=True,
+            **own,
+        )
+    finally:
+        batches.sampler = plain
 
 
 def before_normalisation(transform: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable:
@@ -83,7 +125,18 @@ class SeededImages(DatasetWrapper):
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
         self.view_seed = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch_seed = torch.full((), UNSEEDED, dtype=torch.int64).share_memory_()
         self.skip = cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == SKIP
+
+    @property
+    def epoch_seed(self) -> int | None:
+        """The embedded toolbox's seed of the epoch; in shared memory, so that workers of earlier epochs see it too."""
+        seed = int(self._epoch_seed)
+        return None if seed == UNSEEDED else seed
+
+    @epoch_seed.setter
+    def epoch_seed(self, seed: int | None) -> None:
+        self._epoch_seed.fill_(UNSEEDED if seed is None else seed)
 
     def __getitem__(self, index: int) -> dict:
         if not self.skip:

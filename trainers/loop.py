@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from dassl_clip.results.files import write_atomically
 
 from . import distributed, randomness, termination
-from .images import mix_seed
+from .images import living_workers, mix_seed
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,17 @@ class LoopMixin:
 
     def fit(self) -> None:
         """The epoch loop; methods without one override this."""
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            with termination.deferred():
-                self.run_epoch()
-            self.after_epoch()
+        plain = self.train_loader_x
+        try:
+            with living_workers(plain) as self.train_loader_x:
+                for epoch in range(self.start_epoch, self.max_epoch):
+                    self.epoch = epoch
+                    self.before_epoch()
+                    with termination.deferred():
+                        self.run_epoch()
+                    self.after_epoch()
+        finally:
+            self.train_loader_x = plain
         if self.start_epoch >= self.max_epoch > 0:
             logger.info("nothing left to train: the checkpoint has all %d epochs", self.max_epoch)
             self.epoch = self.max_epoch - 1

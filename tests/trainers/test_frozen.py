@@ -5,6 +5,7 @@ scores of both loops; what is encoded how often; workers and the cache switched 
 pictures; transforms that are not fixed; the limit of what is kept; tests of GOPro from kept rows.
 """
 
+import os
 import shutil
 
 import numpy as np
@@ -229,3 +230,23 @@ def test_what_would_take_too_much_room_is_read(run, variant, counted, monkeypatc
     assert counted["decoded"] == 12 * 3 + 30 * (variant == "GOPro")
     assert "kept, it would take" in again[2].out
     assert_same(whole, again, 1e-5)
+
+
+@pytest.mark.parametrize("variant", ["CoOp", "GOPro"])
+def test_workers_live_on_and_make_other_views_in_every_epoch(run, variant, monkeypatch, tmp_path):
+    """Random views: two workers serve all epochs, and their views are those of the process itself."""
+    random = (*VARIANTS[variant], *EPOCHS, "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+    whole = run(*random, name="whole")
+    views, log = SeededImages._views, tmp_path / "seen"
+
+    def noted(self, picture):
+        found = views(self, picture)
+        if self.is_train:
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()} {float(found['img'].double().sum()):.9f}\n")
+        return found
+
+    monkeypatch.setattr(SeededImages, "_views", noted)
+    assert_same(whole, run(*random, "DATALOADER.NUM_WORKERS", 2, name="workers"), 0)
+    processes, sums = zip(*(line.split() for line in log.read_text().splitlines()))
+    assert len(set(processes)) == 2 and len(set(sums)) == len(sums) == 12 * 3
