@@ -1,4 +1,4 @@
-"""A disk that refuses, and writers that are killed: the old file stays whole, no half file is left, a sentence says why.
+"""A disk that refuses, and writers that are killed: the old file stays whole, and a sentence says why.
 
 Covered: a limit on the size of files (as a full disk: the writer stops in the middle) for every kind of file that
 matters, in the plugin and in the toolbox; a full device; folders that cannot be written to; a writer that is killed at
