@@ -111,12 +111,15 @@ class LoopMixin:
         terms = {name: share * term for name, term in terms.items()}
         loss = sum(weights[name] * term for name, term in terms.items())
         own = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
-        told = own.new_tensor([termination.requested()])
-        peers = distributed.peers()
-        values = self.precision.to_host(peers.sum(torch.cat([own / peers.size, told])))
+        peers, everywhere = distributed.peers(), own
+        if peers.size > 1:
+            told = own.new_full((1,), float(termination.requested()))
+            everywhere = peers.sum(torch.cat([own / peers.size, told]))
+        values = self.precision.to_host(everywhere)
         self.optim.zero_grad(set_to_none=True)
         self.precision.scaler.scale(self.joined(loss) if self.joined is not None else loss).backward()
-        *numbers, told = values()
+        numbers = values()
+        all_told = peers.size > 1 and numbers.pop() > 0
         summary = dict(zip(["loss", *terms], numbers))
         if not all(value - value == 0 for value in numbers):
             raise FloatingPointError(self._explained(own, tensors, summary))
@@ -126,7 +129,7 @@ class LoopMixin:
             self.epoch_terms.setdefault(name, []).append(value)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        self.after_step(told > 0 if peers.size > 1 else termination.requested())
+        self.after_step(all_told if peers.size > 1 else termination.requested())
         return summary
 
     def _share(self) -> float:
