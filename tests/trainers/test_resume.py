@@ -54,7 +54,7 @@ NOBODY = "-1 -1 0"
 
 @pytest.fixture
 def strike(run, tmp_path, monkeypatch):
-    """`strike(trainer, when, *pairs, name=...)` runs a struck trainer; `when` is "epoch step signal", counted from 0."""
+    """`strike(trainer, when, *pairs, name=...)` runs a struck trainer; `when` is "epoch step signal", from 0."""
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
 
@@ -140,7 +140,7 @@ def test_a_gpu_goes_on_within_the_spread_of_its_kernels(strike):
 def test_step_checkpoints_bound_what_is_lost_by_a_crash(strike, step):
     """Steps 0 to 3 of two epochs are struck by a signal that nobody handles, which ends the process in that step."""
     keys = ("TRAIN.CHECKPOINT_STEPS", 2, *VIEWS)
-    whole, record, _ = strike("GOPro", NOBODY, name="whole", *keys)
+    whole, record, _ = strike("GOPro", NOBODY, *keys, name="whole")
     folder, again = crash_and_go_on(strike, f"1 {step} {signal.SIGINT}", keys)
     assert_same(whole, folder)
     assert record["metrics"] == again["metrics"] and record["history"] == again["history"]
@@ -149,21 +149,21 @@ def test_step_checkpoints_bound_what_is_lost_by_a_crash(strike, step):
 
 
 def crash_and_go_on(strike, when, keys):
-    folder, none, _ = strike("GOPro", when, name="crashed", code=130, *keys)
+    folder, none, _ = strike("GOPro", when, *keys, name="crashed", code=130)
     assert none is None
-    _, record, _ = strike("GOPro", when, name="crashed", *keys)
+    _, record, _ = strike("GOPro", when, *keys, name="crashed")
     return folder, record
 
 
 def test_only_the_two_newest_step_checkpoints_are_kept_and_a_torn_one_gives_way(strike):
     keys = ("TRAIN.CHECKPOINT_STEPS", 1)
-    whole, _, _ = strike("CoOp", NOBODY, name="whole", *keys)
-    folder, _, _ = strike("CoOp", f"1 2 {signal.SIGTERM}", name="torn", code=143, *keys)
+    whole, _, _ = strike("CoOp", NOBODY, *keys, name="whole")
+    folder, _, _ = strike("CoOp", f"1 2 {signal.SIGTERM}", *keys, name="torn", code=143)
     model = folder / "prompt_learner"
     assert sorted(path.name for path in model.glob("step*")) == ["step.pth.tar-1-2", "step.pth.tar-1-3"]
     newest = model / "step.pth.tar-1-3"
     newest.write_bytes(newest.read_bytes()[:-700])
-    _, _, output = strike("CoOp", NOBODY, name="torn", *keys)
+    _, _, output = strike("CoOp", NOBODY, *keys, name="torn")
     assert "set aside as step.pth.tar-1-3.torn" in output.out and "1 epochs and 2 steps done" in output.out
     assert_same(whole, folder)
 
@@ -182,9 +182,9 @@ def test_resume_auto_and_the_folder_of_another_run(strike):
 
 def test_validation_results_survive_a_resume(strike):
     keys = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
-    whole, record, _ = strike("CoOp", NOBODY, name="whole", *keys)
-    strike("CoOp", f"2 1 {signal.SIGTERM}", name="ended", code=143, *keys)
-    folder, again, _ = strike("CoOp", NOBODY, name="ended", *keys)
+    whole, record, _ = strike("CoOp", NOBODY, *keys, name="whole")
+    strike("CoOp", f"2 1 {signal.SIGTERM}", *keys, name="ended", code=143)
+    folder, again, _ = strike("CoOp", NOBODY, *keys, name="ended")
     best = [checkpoint.load_checkpoint(f / "prompt_learner" / checkpoint.BEST_NAME) for f in (whole, folder)]
     assert equal(best[0]["state_dict"], best[1]["state_dict"]) and best[0]["val_result"] == best[1]["val_result"]
     assert record["metrics"] == again["metrics"]
