@@ -113,7 +113,12 @@ def part_folders_layout(
     """
 
     def read(domain: str) -> dict[str, list[ImageFile]]:
-        inside = {name.lower(): folders[domain] / name for name in list_folder(folders[domain])[0]}
+        inside: dict[str, Path] = {}
+        for name in list_folder(folders[domain])[0]:
+            if name.lower() in inside and name.lower() in parts.values():
+                twin = inside[name.lower()].name
+                raise ValueError(f"{folders[domain]} has two folders for the part {name.lower()}: {twin}, {name}")
+            inside[name.lower()] = folders[domain] / name
         missing = [name for name in parts.values() if name not in inside]
         if missing:
             raise FileNotFoundError(

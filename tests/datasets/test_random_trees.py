@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import example as given_also
 from hypothesis import strategies as st
 
 from dassl_clip.datasets import PACS, VLCS, DomainNet, EuroSAT, FolderClasses, FolderDomains, Manifest, OfficeHome
@@ -270,6 +271,7 @@ def domain_places(data, domains: list[str]) -> list[Path]:
 
 
 @examples(60)
+@given_also(name="VLCS by part", wrapper="", size=1, hurts=[("copy", 1, "cat", ("1.jpg", "image"))])
 @given(st.sampled_from([*NAMED]), st.sampled_from(["", "images", "kfold", "own"]), st.integers(1, 3), DAMAGE)
 def test_named_sets(config, name, wrapper, size, hurts):
     loader, file, domains, parts = NAMED[name]
