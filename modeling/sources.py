@@ -24,6 +24,8 @@ import open_clip
 from open_clip import pretrained as tags
 from torch import Tensor
 
+from .model_config import check_model_config
+
 logger = logging.getLogger(__name__)
 
 OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -218,10 +220,8 @@ def _source_of_config(name: str, folder: Path, path: Path, repository: str = "")
             raise ValueError(f"it has more than {MOST_CONFIG:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content["model_cfg"]
-        for part in ("vision_cfg", "text_cfg"):
-            if not isinstance(config[part], dict):
-                raise ValueError(f"its {part} is no group of settings")
         preprocess = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key in PREPROCESS_KEYS}
+        check_model_config(config, preprocess)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no open_clip configuration with 'model_cfg': {error!r}") from error
     quick_gelu = bool(config.get("quick_gelu"))

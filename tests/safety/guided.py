@@ -56,5 +56,5 @@ def read(content: bytes) -> None:
 if __name__ == "__main__":
     runs, *seeds = sys.argv[1:]
     os.chdir(FOLDER)  # libFuzzer writes what fails into the working directory
-    atheris.Setup([sys.argv[0], f"-runs={runs}", "-seed=1", "-max_len=400", "-rss_limit_mb=4096", *seeds], read)
+    atheris.Setup([sys.argv[0], f"-runs={runs}", "-seed=1", "-max_len=400", "-rss_limit_mb=0", *seeds], read)
     atheris.Fuzz()
