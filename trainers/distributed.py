@@ -179,7 +179,7 @@ def broadcast(x: Tensor) -> Tensor:
     """The main process's tensor, everywhere; shapes and types must agree."""
     if world_size() == 1:
         return x
-    x = x.clone()
+    x = x.clone(memory_format=torch.contiguous_format)
     dist.broadcast(x, 0)
     return x
 

@@ -25,6 +25,11 @@ def gathered(x: Tensor) -> list[Tensor]:
     return [part[:length] for part, length in zip(parts, lengths)]
 
 
+def _packed(x: Tensor) -> Tensor:
+    """A copy without gradients whose entries lie side by side, as nccl wants them."""
+    return x.detach().clone(memory_format=torch.contiguous_format)
+
+
 class Group(Peers):
     """The processes of torch's default group.
 
@@ -42,7 +47,7 @@ class Group(Peers):
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest over processes, entry by entry."""
-        x = x.detach().clone()
+        x = _packed(x)
         dist.all_reduce(x, dist.ReduceOp.MAX)
         return x
 
@@ -61,7 +66,7 @@ class Group(Peers):
         mine, total = iter(own), own[0]
         for number in range(count):
             owner = next(rank for rank in range(self.size) if number < count * (rank + 1) // self.size)
-            part = next(mine).clone() if owner == self.rank else torch.empty_like(own[0])
+            part = _packed(next(mine) if owner == self.rank else own[0])
             dist.broadcast(part, owner)
             total = total.add_(part) if number else part
         return total
@@ -127,13 +132,13 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.detach().clone(memory_format=torch.contiguous_format)
+        total = _packed(x)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        gradient = _packed(gradient)
         dist.all_reduce(gradient)
         return gradient
 
@@ -150,6 +155,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        gradient = _packed(gradient)
         dist.all_reduce(gradient)
         return gradient[ctx.first : ctx.first + ctx.rows]

@@ -191,7 +191,8 @@ class RestOfEpoch:
     Args:
         loader: A loader with torch's own batch sampler.
         skipped: Number of batches to leave out.
-        random: Random states to restore before the first batch is handed out; None leaves them.
+        random: Random states to restore before the first batch is handed out (or the end, if none is left); None
+            leaves them.
     """
 
     def __init__(self, loader: DataLoader, skipped: int, random: dict | None):
@@ -207,10 +208,12 @@ class RestOfEpoch:
             batches.sampler = _Rest(whole, self.skipped * batches.batch_size)
         try:
             iterator = iter(self.loader)
-            for number, batch in enumerate(iterator):
-                if number == 0 and self.random is not None:
-                    randomness.restore(self.random)
-                yield batch
+            first = next(iterator, None)  # what starting the loader and its first batch draw was drawn before
+            if self.random is not None:
+                randomness.restore(self.random)
+            if first is not None:
+                yield first
+                yield from iterator
         finally:
             batches.sampler = whole
 
