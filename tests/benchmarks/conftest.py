@@ -1,10 +1,12 @@
 """The scripts of `benchmarks/` as modules, and arguments for a small CLIP of random weights."""
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -15,6 +17,16 @@ def script():
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module
     sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_process():
+    """What a script sets for its own process is put back: the level of our log, the number of threads."""
+    log, threads = logging.getLogger("dassl_clip"), torch.get_num_threads()
+    level = log.level
+    yield
+    log.setLevel(level)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
