@@ -19,13 +19,13 @@ def script():
     sys.path.remove(str(FOLDER))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # before what a module shares is made
 def settings_of_the_process():
     """What a script sets for its own process is put back: the level of our log, the number of threads."""
     log, threads = logging.getLogger("dassl_clip"), torch.get_num_threads()
     level = log.level
     yield
-    log.setLevel(level)
+    log.setLevel(level or logging.INFO)  # a script may have been the first to set up the log
     torch.set_num_threads(threads)
 
 
