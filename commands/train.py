@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with safe_stdout():
             return _run_until_told(args, pairs)
     except locks.BusyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from dassl_clip.commands import ranks
+
+        ranks.report_once(error, debug)
         return locks.BUSY_EXIT
     except KeyboardInterrupt:
         from dassl_clip.commands import ranks

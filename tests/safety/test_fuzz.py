@@ -45,7 +45,15 @@ from dassl_clip.results.documents import read_run_config
 from dassl_clip.results.plot_matrix import read_predictions
 from dassl_clip.trainers import bank, checkpoint
 
-logging.getLogger("dassl_clip").setLevel(logging.CRITICAL)
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    """What readers warn of is not the matter here."""
+    log = logging.getLogger("dassl_clip")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
 
 
 def fuzz(examples):
