@@ -47,6 +47,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8.0",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "mypy>=1.11",
             "hypothesis>=6.100",

@@ -23,6 +23,14 @@ TINY_CLIP = {
 }
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """File names that are no text may stand in what a test has logged; reports travel between processes as text."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session", autouse=True)
 def feature_cache(tmp_path_factory) -> Path:
     """A folder of the session's own for cached features, for this process and those that tests start."""

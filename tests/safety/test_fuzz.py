@@ -482,7 +482,7 @@ def tar_bytes(mode):
 
 @pytest.mark.parametrize(("name", "whole"), [
     ("a.zip", zip_bytes()), ("a.tar", tar_bytes("w")), ("a.tar.gz", tar_bytes("w:gz")), ("a.tgz", tar_bytes("w:bz2")),
-])  # fmt: skip
+], ids=["zip", "tar", "gz", "bz2"])  # fmt: skip
 def test_archives(name, whole):
     @fuzz(60)
     @given(damaged(whole))
