@@ -17,7 +17,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tool
 
 def test_two_commands_set_up_and_run():
     commands = re.findall(r"^pip install .* && .*$", README, re.MULTILINE)
-    assert [command.split(" && ")[1] for command in commands] == ["bash scripts/gopro/main.sh icons 1", "pytest"]
+    done = [command.split(" && ")[1] for command in commands]
+    assert done == ["bash scripts/gopro/main.sh icons 1", "pytest -n 2 --dist loadfile"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
