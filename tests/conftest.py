@@ -86,3 +86,13 @@ def domain_tree(tmp_path_factory) -> Path:
                 pixels = (base + draw.integers(-50, 50, base.shape)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.png")
     return root
+
+
+@pytest.fixture
+def strangers() -> tuple[str, ...]:
+    """Beginnings of the config keys of trainers that other tests have registered."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    names = TRAINER_REGISTRY.registered_names()
+    modules = {name: TRAINER_REGISTRY.get(name).__module__.split(".")[0] for name in names}
+    return tuple(f"TRAINER.{name.upper()}." for name in names if modules[name] not in ("dassl", "dassl_clip"))
