@@ -4,6 +4,10 @@ Pictures are generated JPEG files of 500 x 375. Two loads: `test`, decode and th
 and GOPro's three views. Both are the trainer's own loaders, with 0, 1 and 2 workers (0 to 16 where there are as many
 cores). The tower's rate is that of `encode_image` on batches that are there.
 
+`views` is GOPro's two augmented views alone, of pictures that are decoded: `PIL`, as a worker makes them, and
+`tensors`, torchvision's tensor transforms of the same kinds on the device, on GOPro's batches of 4. The latter draw
+once for a whole batch, not for each image: an upper bound of what batched augmentation could reach.
+
 example: python benchmarks/datapath.py --threads 2
 """
 
@@ -15,14 +19,20 @@ from pathlib import Path
 
 import torch
 from common import ARCHITECTURE, make_parser, prepare, timed
-from inputs import build_trainer, class_names, make_pictures
+from inputs import build_trainer, class_names, make_pictures, picture
+from PIL import Image
 from reporting import describe, rates_table, rounded, write
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.functional import pil_to_tensor
 
 from dassl_clip.modeling.backbone import FrozenCLIP
+from dassl_clip.modeling.views import CROP_SCALE, GRAYSCALE_P, JITTER, JITTER_P, augmix_view, moco_view
 
 WORKERS = (0, 1, 2, 4, 8, 16)
 LOADED = 16  # images of a loader's batch
+TOGETHER = 4  # images of GOPro's batch
 BATCH = {"cpu": 16, "cuda": 64}
 
 
@@ -44,6 +54,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         for load, loader in (("test", trainer.test_loader), ("gopro", trainer.train_loader_x)):
             images = Subset(loader.dataset, range(options.images * max(1, workers)))
             rates[f"{load}, {workers} workers"] = loader_rate(images, workers, options.repeats)
+    pictures = [picture(number) for number in range(TOGETHER * options.repeats)]
+    rates["views, PIL"] = pil_views_rate(trainer.backbone, pictures)
+    rates[f"views, tensors, batches of {TOGETHER}"] = tensor_views_rate(trainer.backbone, pictures, options.device)
     images = trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
     for name, amp in {"tower": False, "tower, amp": True}.items():
         with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=amp):
@@ -55,6 +68,38 @@ def tower_rate(clip: FrozenCLIP, images: torch.Tensor, options: argparse.Namespa
     """Images a second of the image tower, the median."""
     seconds = [timed(lambda: clip.encode_image(images), options.device)[1] for _ in range(options.repeats + 1)]
     return rounded(len(images) / statistics.median(seconds[1:]), 3)
+
+
+def pil_views_rate(clip: FrozenCLIP, pictures: list[Image.Image]) -> float:
+    """Images a second of GOPro's two augmented views in one process, the median."""
+    like = (
+        clip.image_size,
+        InterpolationMode(clip.interpolation),
+        transforms.Normalize(clip.pixel_mean, clip.pixel_std),
+    )
+    views = (moco_view(*like), augmix_view(*like))
+    seconds = [timed(lambda image=image: [view(image) for view in views], "cpu")[1] for image in pictures]
+    return rounded(1 / statistics.median(seconds), 3)
+
+
+def tensor_views_rate(clip: FrozenCLIP, pictures: list[Image.Image], device: str) -> float:
+    """Images a second of torchvision's transforms of the same kinds, on batches of tensors `[4, 3, H, W]`; the median.
+
+    The copy to the device counts, the sharing of a batch's draws is as the module says.
+    """
+    size = clip.image_size
+    end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(clip.pixel_mean, clip.pixel_std)]
+    jitter = v2.RandomApply([v2.ColorJitter(*JITTER)], p=JITTER_P)
+    blur = v2.GaussianBlur(9, sigma=(0.1, 2.0))
+    crop = v2.RandomResizedCrop(size, scale=CROP_SCALE, antialias=True)
+    moco = v2.Compose([crop, jitter, v2.RandomGrayscale(GRAYSCALE_P), blur, v2.RandomHorizontalFlip(), *end])
+    plain = [v2.Resize(max(size), antialias=True), v2.CenterCrop(size)]
+    mixed = v2.Compose([*plain, v2.AugMix(severity=1, all_ops=False), *end])
+    tensors = torch.stack([pil_to_tensor(image) for image in pictures]).split(TOGETHER)
+    seconds = []
+    for batch in [tensors[0], *tensors]:  # the first one warms up
+        seconds.append(timed(lambda batch=batch: [view(batch.to(device)) for view in (moco, mixed)], device)[1])
+    return rounded(TOGETHER / statistics.median(seconds[1:]), 3)
 
 
 def loader_rate(dataset: Dataset, workers: int, repeats: int) -> float:

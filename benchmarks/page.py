@@ -10,13 +10,23 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from reporting import RESULTS, claims_table, notes, rates_table, scaling_table, shown_seconds, write_atomically
+from reporting import (
+    RESULTS,
+    claims_table,
+    notes,
+    precision_table,
+    rates_table,
+    scaling_table,
+    shown_seconds,
+    write_atomically,
+)  # fmt: skip
 from tabulate import tabulate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FORM = "github"
 CLAIMS = ("text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache")
+OTHERS = ("precision", "datapath", "scaling")
 IMAGENET, BILLION = 1_281_167, 10**9
 SHOTS, BATCH, EPOCHS = 16, 4, 50  # GOPro's protocol
 SINKHORN_ITERATIONS = 20
@@ -28,7 +38,7 @@ def tables(folder: Path = RESULTS) -> str:
     parts = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if any(section in content for section in (*CLAIMS, "datapath", "scaling")):
+        if any(section in content for section in (*CLAIMS, *OTHERS)):
             parts += device_tables(content)
     return "\n\n".join(parts)
 
@@ -37,7 +47,7 @@ def device_tables(content: Mapping[str, Mapping]) -> list[str]:
     """The parts of one device."""
     claims = [entry for section in CLAIMS for entry in content.get(section, {}).values()]
     rates = list(content.get("datapath", {}).values())
-    first = next(iter([*claims, *rates, *content.get("scaling", {}).values()]))
+    first = next(entry for section in (*CLAIMS, *OTHERS) for entry in content.get(section, {}).values())
     machine = first["machine"]
     loads = [entry["machine"]["load"] for entry in claims]
     parts = [f"### {machine['device']}"]
@@ -47,6 +57,9 @@ def device_tables(content: Mapping[str, Mapping]) -> list[str]:
         parts.append(claims_table(claims, FORM))
         parts.append("\n".join(f"- {line}" for line in notes(claims)))
     parts += bounds(claims)
+    if "precision" in content:
+        parts.append("Lower precision of the frozen towers, against `fp32`:")
+        parts.append(precision_table(list(content["precision"].values()), FORM))
     for entry in rates:
         parts.append("Decode and augment, against the tower:")
         parts.append(rates_table(entry, FORM))

@@ -154,6 +154,29 @@ def scaling_table(entries: Mapping[str, Mapping], form: str = "simple") -> str:
     return "\n\n".join(parts)
 
 
+def precision_table(entries: Sequence[Mapping], form: str = "simple") -> str:
+    """Entries of `precision.py` as a table."""
+    headers = [
+        "model",
+        "precision",
+        "images",
+        "1 - cosine, images",
+        "texts",
+        "change of a cosine",
+        "changed predictions",
+    ]
+    rows = []
+    for entry in entries:
+        for name, found in entry["precisions"].items():
+            row = [entry["model"], name, f"{found['images']:,}"]
+            row += [f"{found[key]:.1e}" for key in ("image distance", "text distance", "cosine")]
+            if "accuracy, %" in found:
+                row += [f"{found['changed predictions, %']:.2f} %"]
+                row += [f"{found['accuracy, %']:.2f} %", f"{found['accuracy of fp32, %']:.2f} %"]
+            rows.append(row + [""] * (9 - len(row)))
+    return tabulate(rows, headers=[*headers, "accuracy", "of fp32"], tablefmt=form, disable_numparse=True)
+
+
 def shown_seconds(value: float) -> str:
     """Seconds with a unit and three digits."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):

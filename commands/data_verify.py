@@ -11,6 +11,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl_clip.commands.data_names import open_config
+from dassl_clip.commands.errors import UserError
 
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
 
@@ -20,12 +21,14 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     from dassl_clip.datasets.make_split import make_split
     from dassl_clip.datasets.verify import verify
 
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: at least 1 thread must decode")
     loader, cfg = open_config(args.name, args.root, pairs)
     if args.make_split is not None:
         path = make_split(loader, cfg, args.seed, args.make_split)
         print(f"Wrote {path}, to be used by DATASET.SPLIT_FILE {path}; results on it are not comparable")
         cfg.DATASET.SPLIT_FILE = str(path)
-    report = verify(loader, cfg, args.decode, args.duplicates, max(1, args.jobs), progress)
+    report = verify(loader, cfg, args.decode, args.duplicates, args.jobs, progress)
     print(f"{report.dataset} in {report.root or ('the package' if report.images else 'no folder')}")
     for text in report.layouts:
         print(f"layout: {text}")

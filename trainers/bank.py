@@ -136,9 +136,14 @@ def warn_not_kept(error: OSError) -> None:
     logger.warning("features are not kept (%s): set %s to a folder with room, or to %s", error, VARIABLE, OFF)
 
 
-def read_array(path: Path) -> Tensor | None:
-    """The array at a path, or None; says so, and notes the time of its use, for clearing up."""
-    found = _read(path)
+def read_array(path: Path, count: int | None = None) -> Tensor | None:
+    """The array at a path, or None; says so, and notes the time of its use, for clearing up.
+
+    Args:
+        path: The file.
+        count: Its length, where that is known.
+    """
+    found = _read(path, count)
     if found is not None:
         logger.info("features %s read from %s", list(found.shape), path)
         with contextlib.suppress(OSError):  # a folder that can only be read
@@ -146,12 +151,14 @@ def read_array(path: Path) -> Tensor | None:
     return found
 
 
-def _read(path: Path) -> Tensor | None:
-    """The array of a file, or None if there is no whole one."""
+def _read(path: Path, count: int | None = None) -> Tensor | None:
+    """The array of a file, or None if there is no whole one of that length."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         if array.dtype != np.float32:
             raise ValueError(f"holds {array.dtype}")
+        if count is not None and (array.ndim < 2 or len(array) != count):
+            raise ValueError(f"holds {list(array.shape)}, not {count} rows")
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged header makes numpy raise almost anything

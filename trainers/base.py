@@ -82,9 +82,9 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         key = f"TRAINER.{type(self).__name__.upper()}"
         precision = cfg.TRAINER[type(self).__name__.upper()].PREC
         if precision not in PRECISIONS:
+            known = "; ".join(f"{name!r} ({meaning})" for name, meaning in PRECISIONS.items())
             raise ValueError(
-                f"{key}.PREC is {precision!r}; expected 'fp32', or 'amp' (bf16 where supported, else fp16 with a "
-                f"scaled loss; learned parts and losses stay in float32)"
+                f"{key}.PREC is {precision!r}; expected one of {known}. Learned parts and losses stay in float32"
             )
         if cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) not in (RAISE, SKIP):
             given = cfg.DATALOADER.ON_BAD_IMAGE

@@ -62,7 +62,7 @@ def _cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: C
     if folder is None:
         return _filled(_Rows(count), make).values
     path = folder / bank.FOLDER / f"{bank.entry_name(facts)}.npy"
-    found = bank.read_array(path)
+    found = bank.read_array(path, count)
     if found is not None:
         return found
     with contextlib.ExitStack() as stack:
@@ -71,7 +71,7 @@ def _cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: C
         except OSError as error:
             bank.warn_not_kept(error)
             return _filled(_Rows(count), make).values
-        found = bank.read_array(path)  # made by another process meanwhile
+        found = bank.read_array(path, count)  # made by another process meanwhile
         return _made(path, facts, count, make, unchanged) if found is None else found
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dassl_clip.modeling.memory import activation_budget
+
 from . import bank, dealing, distributed
 from .extraction import cached_rows
 from .images import RAISE
@@ -23,6 +25,34 @@ logger = logging.getLogger(__name__)
 
 FEATURES = "image features"
 ROWS_AT_ONCE = 65536  # of a memory-mapped array
+
+
+class NormalizedRows:
+    """Features `[N, E]` of length 1 on a device, formed of the bank's array when they are asked for.
+
+    Stands wherever `modeling.proxy_solver.FeatureRows` does.
+
+    Args:
+        features: The array, on the CPU; it may be memory-mapped.
+        rows: Places in it, `[N]`.
+        device: Where rows arrive.
+    """
+
+    def __init__(self, features: Tensor, rows: Tensor, device: torch.device):
+        self.features, self.rows, self.device = features, rows, device
+        self.dtype = features.dtype
+        self.shape = torch.Size((len(rows), features.shape[1]))
+        self.nbytes = self.shape.numel() * features.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return F.normalize(self.features[self.rows[rows]].to(self.device), dim=-1)
+
+    def narrowed(self, rows: slice) -> "NormalizedRows":
+        """Some of the rows, still unread."""
+        return NormalizedRows(self.features, self.rows[rows], self.device)
 
 
 class FeatureMixin:
@@ -138,6 +168,16 @@ class FeatureMixin:
         """The same as `raw_features`, normalised and on the device."""
         features, labels = self.raw_features(items)
         return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
+
+    def feature_rows(self, items: Sequence) -> tuple[Tensor | NormalizedRows, Tensor]:
+        """The same as `features`; where they would take more than a quarter of the device's memory, they stay on the
+        disk and are read when they are asked for.
+        """
+        features, rows = self.banked_rows(items)
+        places = self.readable_places(items, features, rows)
+        labels = torch.tensor([items[place].label for place in places.tolist()], device=self.device)
+        found = NormalizedRows(features, rows[places], self.device)
+        return found[:] if found.nbytes <= activation_budget(self.device) else found, labels
 
     @torch.no_grad()
     def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,11 +20,13 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.inmap import SOLVERS, Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 from dassl_clip.modeling.peers import ALONE, Peers
+from dassl_clip.modeling.proxy_solver import FeatureRows
 from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.modeling.zeroshot import zeroshot_weights
 
 from . import distributed
 from .base import CLIPTrainer, trainer_node
+from .features import NormalizedRows
 from .refined import open_run
 from .testing import reading
 from .unused import EPOCH_LOOP
@@ -163,12 +165,19 @@ class InMaP(CLIPTrainer):
         dataset = self.dm.dataset
         return {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[part] or []
 
-    def _inputs(self, items: list) -> tuple[Tensor, Tensor | Cosines, Tensor]:
+    def _inputs(self, items: list) -> tuple[FeatureRows, Tensor | Cosines, Tensor]:
         """Features `[N, E]`, scores `[N, C]` and proxies to start from `[C, E]`, of CLIP or of the refined run."""
         if self.base is not None:
             return self.base.refine_inputs(items)
-        features, _ = self.features(items)
+        features, _ = self.feature_rows(items)
         return features, Cosines(features, self.text_proxies.T), self.text_proxies
+
+    def _compared(self, items: list) -> tuple[FeatureRows, Tensor]:
+        """Normalised features `[N, E]` that proxies are compared with, and labels `[N]`, of the readable images."""
+        if self.base is None:
+            return self.feature_rows(items)
+        features, labels = self.raw_features(items)
+        return F.normalize(self.content(features.to(self.device)), dim=-1), labels.to(self.device)
 
     def content(self, features: Tensor) -> Tensor:
         """What the refined run compares of features."""
@@ -187,11 +196,9 @@ class InMaP(CLIPTrainer):
         """Evaluate on a split; where the proxies were learned in this run, take the three readings of test images."""
         value = super().test(split)
         if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
-            features, labels = self.raw_features(self.dm.dataset.test)
-            features = F.normalize(self.content(features.to(self.device)), dim=-1)
-            labels = labels.to(self.device)
+            features, labels = self._compared(self.dm.dataset.test)
             for name, proxies in self.learned.items():
-                self.results[name] = reading(features @ proxies.T, labels, self.num_classes)
+                self.results[name] = reading(Cosines(features, proxies.T), labels, self.num_classes)
                 logger.info("* %s: %.2f%%", name, self.results[name]["accuracy"])
         return value
 
@@ -214,7 +221,7 @@ class InMaP(CLIPTrainer):
         return facts
 
 
-def _own(features: Tensor, scores: Tensor | Cosines) -> tuple[Tensor, Tensor | Cosines, Peers]:
+def _own(features: FeatureRows, scores: Tensor | Cosines) -> tuple[FeatureRows, Tensor | Cosines, Peers]:
     """This process's rows of features `[N, E]` and scores `[N, C]`, and with whom it shares the rest.
 
     With so few images that not every process gets a part, each has all of them and works alone.
@@ -223,7 +230,7 @@ def _own(features: Tensor, scores: Tensor | Cosines) -> tuple[Tensor, Tensor | C
     peers = distributed.peers() if len(parts) >= distributed.world_size() else ALONE
     mine = peers.own_parts(len(features))
     rows = slice(mine[0].start, mine[-1].stop)
-    own = features[rows]
+    own = features.narrowed(rows) if isinstance(features, NormalizedRows) else features[rows]
     return own, Cosines(own, scores.text_proxy) if isinstance(scores, Cosines) else scores[rows], peers
 
 

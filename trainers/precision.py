@@ -1,15 +1,20 @@
 """The one precision policy of all trainers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
-PRECISIONS = ("fp32", "amp")
+PRECISIONS = {
+    "fp32": "float32 throughout",
+    "tf32": "on a GPU, products of frozen towers in TF32, 10 bits of mantissa; on a CPU as fp32",
+    "amp": "frozen towers in bf16 where supported, else in fp16 with a scaled loss",
+}
 
 
 class Precision:
-    """The one precision policy: `fp32`, or `amp` = bfloat16 where supported, else float16 with a scaled loss.
+    """The one precision policy; `PRECISIONS` says what the names stand for.
 
     Only frozen towers run under `autocast`; learned parts and losses stay in float32.
     """
@@ -21,8 +26,10 @@ class Precision:
         self.dtype = half if name == "amp" else torch.float32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         """The context in which a frozen tower runs."""
+        if self.name == "tf32" and self.device.type == "cuda":
+            return _tf32()
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name == "amp")
 
     def to_host(self, values: Tensor) -> Callable[[], list[float]]:
@@ -42,3 +49,14 @@ class Precision:
             return host.tolist()
 
         return wait
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Matrix products of float32 in TF32, on GPUs that have it; afterwards as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dassl_clip.modeling.inmap import Cosines
+
 from . import bank, dealing, distributed, kept
 from .checkpoint import write_atomically
 from .features import FeatureMixin
@@ -17,6 +19,7 @@ from .features import FeatureMixin
 logger = logging.getLogger(__name__)
 
 TOP = 5
+ROWS_AT_ONCE = 8192  # of scores
 PREDICTIONS = "predictions.npz"
 
 
@@ -173,11 +176,11 @@ def count_hits(hits: Tensor) -> dict[str, float]:
     return {"top5_accuracy": 100 * near / len(hits), "correct": correct, "total": len(hits)}
 
 
-def reading(scores: Tensor, labels: Tensor, classes: int) -> dict[str, object]:
+def reading(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str, object]:
     """Metrics of one way to score all images of a split, for a run's record.
 
     Args:
-        scores: `[N, C]`.
+        scores: `[N, C]`; read in row blocks.
         labels: `[N]`.
         classes: `C`.
 
@@ -185,7 +188,8 @@ def reading(scores: Tensor, labels: Tensor, classes: int) -> dict[str, object]:
         Accuracy, error, top-5 accuracy in percent, counts, and the accuracy of each class (None for one without
         images).
     """
-    hits = top_hits(scores, labels)
+    blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(labels), ROWS_AT_ONCE)]
+    hits = torch.cat([top_hits(scores[rows], labels[rows]) for rows in blocks])
     shown = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[hits[:, 0]], minlength=classes).tolist()
     counts = count_hits(hits)

@@ -102,8 +102,8 @@ def test_a_script_from_its_command_line(script, small, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache", "datapath", "scaling", "disk",
-     "page", "run_all"],
+    ["text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache", "precision", "datapath", "scaling",
+     "disk", "page", "run_all"],
 )  # fmt: skip
 def test_every_script_explains_itself(script, name, capsys, monkeypatch):
     module = script(name)
@@ -192,11 +192,16 @@ def test_tables_of_all_sections(script, tmp_path):
         "images a second": {"test, 0 workers": 50, "tower": 25},
     }
     sweep = {"machine": machine, "sizes": [1, 2], "seconds": [0.5, 1.0], "exponent": 1.0, "residual": 1.0}
+    found = {"images": 3, "image distance": 2e-4, "text distance": 1e-5, "cosine": 1e-3}
+    found |= {"changed predictions, %": 0.25, "accuracy, %": 74.5, "accuracy of fp32, %": 74.25}
+    lower = {"machine": machine, "model": "M", "precisions": {"amp": found}}
     content = {"gopro_step": {"1000 classes": claim}, "datapath": {"A": rates}, "scaling": {"cost of x": sweep}}
+    content["precision"] = {"M": lower}
     (tmp_path / "x.json").write_text(json.dumps(content))
     shown = page.tables(tmp_path)
     for text in ("2.1 s (2)", "30 s (1)", "14 x", "2,000", "5.0e-06", "a tenth was run", "`aten::mm` 61 %", "2 x",
-                 "cost of x", "a billion images", "463 days", "200,000 steps of 2.1 s", "4.86 days"):  # fmt: skip
+                 "cost of x", "a billion images", "463 days", "200,000 steps of 2.1 s", "4.86 days",
+                 "2.0e-04", "0.25 %", "74.50 %", "74.25 %"):  # fmt: skip
         assert text in shown, text
     with pytest.raises(ValueError, match="no tables to renew"):
         page.with_tables("no marks", tmp_path)

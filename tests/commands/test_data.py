@@ -95,6 +95,8 @@ def test_verify_looks_into_the_files(folders, capsys):
     assert code == 0
     code, out, _ = run(capsys, "verify", "FolderDomains", "--root", folders, "--duplicates")
     assert code == 1 and "warning: 18 files are copies of others, in 2 groups, 2 of which have more" in out
+    code, _, err = run(capsys, "verify", "FolderDomains", "--root", folders, "--decode", "--jobs", 0)
+    assert code == 2 and "--jobs 0: at least 1 thread must decode" in err
     (folders / "day/cat/3.png").write_bytes(b"no image")
     code, out, _ = run(capsys, "verify", "FolderDomains", "--root", folders, "--decode")
     assert code == 2 and f"error: {folders}/day/cat/3.png cannot be decoded" in out

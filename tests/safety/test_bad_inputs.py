@@ -33,7 +33,7 @@ NAMED = [
     ("other weights", "CoOp", "MODEL.BACKBONE.WEIGHTS {tmp}/other", r"does not fit local-dir:.*missing entries"),
     ("empty weights", "CoOp", "MODEL.BACKBONE.WEIGHTS {tmp}/empty", r"\(0 bytes\) is neither safetensors nor"),
     ("precision", "CoOp", "TRAINER.COOP.PREC fp8", r"PREC.*fp8"),
-    ("half precision", "CoOp", "TRAINER.COOP.PREC fp16", r"PREC is 'fp16'; expected 'fp32', or 'amp'"),
+    ("half precision", "CoOp", "TRAINER.COOP.PREC fp16", r"PREC is 'fp16'; expected one of 'fp32' .*'tf32' .*'amp'"),
     ("shots", "CoOp", "DATASET.NUM_SHOTS many", r"DATASET\.NUM_SHOTS takes a whole number .*'many'"),
     ("seed flag", "CoOp", "--seed one", r"argument --seed: invalid int value: 'one'"),
     ("seed key", "CoOp", "SEED 1.5", r"SEED takes a whole number .*1\.5"),

@@ -2,7 +2,7 @@
 
 Covers every trainer: dtypes of parameters, gradients, optimiser states, checkpoints, losses and scores; the towers do
 run in bfloat16; a gradient that overflows float16 skips a step and lowers the scale, while a loss that is not finite
-stops the run.
+stops the run. `PREC tf32` is `fp32` to the last digit on a CPU, and a setting of the towers' passes alone on a GPU.
 """
 
 import pytest
@@ -14,6 +14,7 @@ from dassl_clip import datasets, trainers
 from dassl_clip.commands.config import resolve_config
 from dassl_clip.commands.train import parse
 from dassl_clip.trainers.base import CLIPTrainer
+from dassl_clip.trainers.precision import Precision
 
 assert datasets and trainers  # imported for their registrations
 NAMES = [name for name in trainers.__all__ if name != "add_config"]
@@ -89,3 +90,35 @@ def test_overflow_of_scaled_gradients_skips_the_step(tiny_clip, domain_tree, tmp
     assert not torch.equal(trainer.model.ctx, before) and trainer.precision.scaler.get_scale() == 512.0
     with pytest.raises(FloatingPointError, match="the loss is not finite at epoch 1, step 1 of 9"):
         step(lambda loss: loss * float("nan"))
+
+
+def test_tf32_on_a_cpu_is_fp32(tiny_clip, domain_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    found = {}
+    for name in ("fp32", "tf32", "amp"):
+        (tmp_path / name).mkdir()
+        trainer = build("CoOp", tiny_clip, domain_tree, tmp_path / name, "TRAINER.COOP.PREC", name)
+        trainer.train()
+        found[name] = trainer.predictions["test"]["shares"]
+    assert torch.equal(found["tf32"], found["fp32"]) and not torch.equal(found["amp"], found["fp32"])
+
+
+def test_tf32_holds_within_the_towers_passes_alone():
+    precision = Precision("tf32", torch.device("cuda"))  # nothing is computed: the setting is the host's
+    assert torch.get_float32_matmul_precision() == "highest"
+    with precision.autocast():
+        assert torch.get_float32_matmul_precision() == "high" and not torch.is_autocast_enabled("cuda")
+    with pytest.raises(KeyError), precision.autocast():
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "highest" and precision.dtype == torch.float32
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="no GPU with TF32"
+)
+def test_tf32_rounds_products_on_a_gpu():
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).cuda()
+    with Precision("tf32", a.device).autocast():
+        rounded = a @ b
+    exact = a.double() @ b.double()
+    assert (a @ b - exact).abs().max() < 1e-3 < 8 * (rounded - exact).abs().max() < 1

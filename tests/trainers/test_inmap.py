@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 
 from dassl_clip.trainers import checkpoint
+from dassl_clip.trainers.features import NormalizedRows
 
 TEMPLATES = ("a photo of a {}.", "the {} here.")
 TEXT, VISION, SINKHORN = "text proxy", "vision proxy", "vision proxy, Sinkhorn"
@@ -268,6 +269,19 @@ def test_a_run_that_died_before_its_record_has_all_its_readings(run):
     (folder / "record.json").unlink()
     _, again, _ = run("InMaP", *inmap())
     assert again["metrics"] == record["metrics"] and again["losses"] == record["losses"]
+
+
+def test_features_that_stay_on_the_disk_give_the_same_run(run, monkeypatch):
+    """With a memory that holds none of them, every pass reads them from the bank: equal to the last digit."""
+    folder, record, _ = run("InMaP", *inmap(), name="held")
+    read = []
+    getter = NormalizedRows.__getitem__
+    monkeypatch.setattr(NormalizedRows, "__getitem__", lambda self, rows: read.append(rows) or getter(self, rows))
+    monkeypatch.setattr("dassl_clip.trainers.features.activation_budget", lambda device: 0)
+    streamed, again, _ = run("InMaP", *inmap(), name="streamed")
+    assert len(read) > sum(solution["steps"] for solution in again["solutions"].values())
+    assert again["metrics"] == record["metrics"] and again["losses"] == record["losses"]
+    assert torch.equal(proxies_of(streamed), proxies_of(folder))
 
 
 # -------------------------------------------------------------------------------------------------- other runs
