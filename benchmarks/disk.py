@@ -18,6 +18,7 @@ from reporting import rounded
 from torch import Tensor
 
 from dassl_clip.modeling.inmap import Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
+from dassl_clip.modeling.proxy_solver import BLOCK_ELEMENTS
 
 CLASSES, DIMENSIONS = 1000, 512
 TAU = 0.01
@@ -80,10 +81,12 @@ def measure(path: Path, images: int, device: str, columns: int = DIMENSIONS) -> 
     text = centres(columns) + 0.5 / columns**0.5 * torch.randn(CLASSES, columns, generator=generator)
     text = F.normalize(text, dim=1).T.contiguous().to(device)
     scores = Cosines(features, text)
+    block = BLOCK_ELEMENTS[features.device.type] // CLASSES  # a number, so that no scores or labels are kept
     start_peak(device)
-    potentials, iteration = timed(lambda: sinkhorn_potentials(scores, TAU, iterations=1), device)
+    potentials, iteration = timed(lambda: sinkhorn_potentials(scores, TAU, iterations=1, block_rows=block), device)
     labels = PseudoLabels(scores, TAU, potentials)
-    solution, solving = timed(lambda: solve_vision_proxy(features, text, labels, 4 * TAU, steps=1), device)
+    options = {"steps": 1, "block_rows": block}
+    solution, solving = timed(lambda: solve_vision_proxy(features, text, labels, 4 * TAU, **options), device)
     figures = {
         "Sinkhorn, its check and an iteration, s": iteration,
         "a pass of the solver, s": solving / (solution.steps + 0.5),  # the check for finite numbers reads half a pass

@@ -10,8 +10,9 @@ logarithms, so a class without mass gives no NaN; nothing is read on the host in
 Shapes: `N` images, `E` joint embedding, `C` classes. A score is a cosine, `features @ text_proxy`. Sinkhorn scales rows
 and columns of `softmax(scores / tau)`, so after its last row step the labels are `softmax(scores / tau + potentials)`
 with one number a class. That is why neither scores nor labels have to exist as a whole: `Cosines` and `PseudoLabels`
-form the rows that are asked for, and stand wherever a tensor `[N, C]` does. Features are read in the same row blocks:
-they may be memory-mapped, in half precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
+form the rows that are asked for, and stand wherever a tensor `[N, C]` does; where the device's memory allows, what is
+read in every step is formed once. Features are read in the same row blocks: they may be memory-mapped, in half
+precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
 
     scores = Cosines(features, text_proxy)
     potentials = sinkhorn_potentials(scores, temperature)
@@ -29,7 +30,16 @@ import torch
 from torch import Tensor
 
 from .peers import ALONE, Peers
-from .proxy_solver import FeatureRows, ProxyObjective, Rows, Solution, authors_steps, fast_steps, parts_at_hand
+from .proxy_solver import (
+    FeatureRows,
+    ProxyObjective,
+    Rows,
+    Solution,
+    authors_steps,
+    fast_steps,
+    formed_once,
+    parts_at_hand,
+)
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
 
@@ -137,11 +147,11 @@ def sinkhorn_potentials(
     """The `C` numbers that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
 
     Args:
-        scores: `[N, C]`, a tensor or `Cosines`; read once for each iteration.
+        scores: `[N, C]`, a tensor or `Cosines`; read once for each iteration, formed once (`formed_once`).
         temperature: As in `sinkhorn`.
         gamma: As in `sinkhorn`.
         iterations: As in `sinkhorn`.
-        block_rows: Rows at once; "auto" bounds the memory, None takes all.
+        block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
         peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one.
 
     Returns:
@@ -158,7 +168,9 @@ def sinkhorn_potentials(
     if len(scores.shape) != 2 or 0 in scores.shape:
         raise ValueError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
     images, _, parts = parts_at_hand(scores.shape, scores.device, block_rows, peers)
-    _check_scores(scores, [rows for part in parts for rows in part], temperature)
+    blocks = [rows for part in parts for rows in part]
+    formed = formed_once(scores, blocks, scores.device, block_rows)
+    _check_scores(formed, blocks, temperature)
     potentials = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device)
     target = torch.full_like(potentials, -math.log(scores.shape[1]))
     for iteration in range(iterations):
@@ -166,7 +178,7 @@ def sinkhorn_potentials(
         for part in parts:
             mass = torch.full_like(potentials, -math.inf)
             for rows in part:
-                logits = _logits(scores[rows], temperature)
+                logits = _logits(formed[rows], temperature)
                 logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
                 top = logs.amax(dim=0)
                 mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
@@ -241,7 +253,7 @@ def solve_vision_proxy(
         steps: The most steps of a descent (fast, default 500), or their number (authors, default 2000).
         tolerance: Of the fast solver, relative to the objective.
         lr: Of the authors' solver.
-        block_rows: Rows at once; "auto" bounds the memory, None takes all.
+        block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
         peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one; all get the
             same proxy.
 
@@ -334,7 +346,7 @@ def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
             raise ValueError(f"each row of labels sums to 1; row {rows.start + row} sums to {sums[row]:.6g}")
 
 
-def _check_scores(scores: Tensor | Cosines, blocks: list[slice], temperature: float) -> None:
+def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None:
     extremes = [_at_least_float32(scores[rows]).aminmax() for rows in blocks]
     low, high = torch.stack([each.min for each in extremes]).min(), torch.stack([each.max for each in extremes]).max()
     if not torch.isfinite(high - low):

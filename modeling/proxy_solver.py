@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .memory import activation_budget
 from .peers import ALONE, Peers
 
 CHECK_EVERY = 5
@@ -126,6 +127,29 @@ def parts_at_hand(
     return images, first, parts
 
 
+def formed_once(rows: Rows, blocks: list[slice], device: torch.device, block_rows: int | str | None) -> Rows:
+    """Rows `[N, C]` that are read in every step: a tensor of them where that may be kept, else as they are.
+
+    It may where the device decides what is taken at once (`block_rows` "auto") and holds them in a quarter of its
+    memory. They are formed in the blocks in which they are read, so that their digits do not depend on it.
+
+    Args:
+        rows: A tensor, or rows that are formed when they are read.
+        blocks: Slices that cover them.
+        device: Where they arrive.
+        block_rows: As in `row_blocks`.
+    """
+    size = rows.shape.numel() * torch.float64.itemsize
+    if isinstance(rows, Tensor) or block_rows != "auto" or size > activation_budget(device):
+        return rows
+    first = rows[blocks[0]]
+    kept = first.new_empty(rows.shape)
+    kept[blocks[0]] = first
+    for block in blocks[1:]:
+        kept[block] = rows[block]
+    return kept
+
+
 class ProxyObjective:
     """The objective and its gradient, summed over row blocks.
 
@@ -135,7 +159,7 @@ class ProxyObjective:
 
     Args:
         features: `[N, E]`; read block by block, each in the precision of the proxies.
-        labels: `[N, C]`, rows that sum to 1.
+        labels: `[N, C]`, rows that sum to 1; if they are formed when they are read, they are so once (`formed_once`).
         temperature: `tau`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
         peers: The processes that each have whole parts of the rows (`own_parts`), at least one.
@@ -159,10 +183,11 @@ class ProxyObjective:
         block_rows: int | str | None = "auto",
         peers: Peers = ALONE,
     ):
-        self.features, self.labels, self.temperature, self.peers = features, labels, temperature, peers
+        self.features, self.temperature, self.peers = features, temperature, peers
         self.images, self.first, self.parts = parts_at_hand(labels.shape, features.device, block_rows, peers)
         self.count = len(peers.parts(self.images))
         self.blocks = [rows for part in self.parts for rows in part]
+        self.labels = formed_once(labels, self.blocks, features.device, block_rows)
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""

@@ -375,6 +375,35 @@ def test_no_block_is_larger_than_asked():
     assert set(seen) == {30, 10}
 
 
+@pytest.mark.parametrize("room, times", [(10**9, 1), (100, None)])
+def test_what_is_read_in_every_step_is_formed_once_where_there_is_room(room, times, monkeypatch):
+    """With the same digits either way."""
+    features, text_proxy = clip_like(1300, 16, 6)
+    monkeypatch.setattr("dassl_clip.modeling.proxy_solver.BLOCK_ELEMENTS", dict.fromkeys(("cpu", "cuda"), 6 * 100))
+    own = {}
+    for name, budget in (("known", 0), ("asked", room)):
+        monkeypatch.setattr("dassl_clip.modeling.proxy_solver.activation_budget", lambda device, b=budget: b)
+        seen = []
+
+        class Counted(Cosines):
+            def __getitem__(self, rows, seen=seen):
+                seen.append(rows.start)
+                return super().__getitem__(rows)
+
+        scores = Counted(features, text_proxy)
+        potentials = sinkhorn_potentials(scores, 0.01, iterations=5)
+        formed = [len(seen)]
+        labels = PseudoLabels(scores, 0.01, potentials)
+        own[name] = potentials, solve_vision_proxy(features, text_proxy, labels, 0.04, steps=8).proxy
+        formed.append(len(seen) - formed[0])
+        blocks = len(set(seen))
+        if name == "asked" and times:
+            assert formed == [blocks, blocks]
+        else:
+            assert formed[0] == 6 * blocks and formed[1] >= 9 * blocks  # the check, five iterations; eight steps
+    assert torch.equal(own["known"][0], own["asked"][0]) and torch.equal(own["known"][1], own["asked"][1])
+
+
 @pytest.mark.parametrize("solver", ["fast", "authors"])
 def test_precision_and_device_of_the_results(solver):
     features, text_proxy, labels, temperature = problem(30, 8, 4)

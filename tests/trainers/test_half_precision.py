@@ -97,6 +97,7 @@ def test_tf32_on_a_cpu_is_fp32(tiny_clip, domain_tree, tmp_path, monkeypatch):
     found = {}
     for name in ("fp32", "tf32", "amp"):
         (tmp_path / name).mkdir()
+        torch.manual_seed(0)
         trainer = build("CoOp", tiny_clip, domain_tree, tmp_path / name, "TRAINER.COOP.PREC", name)
         trainer.train()
         found[name] = trainer.predictions["test"]["shares"]
