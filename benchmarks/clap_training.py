@@ -42,8 +42,6 @@ class Training(Work):
         options: The command line.
     """
 
-    alone = False
-
     def __init__(self, clip: FrozenCLIP, file: str, options: argparse.Namespace):
         self.clip, self.options, self.target = clip, options, TARGETS.get(file)
         self.names = class_names(file)[: options.classes]

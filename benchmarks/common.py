@@ -92,8 +92,8 @@ class Work:
         return {name: largest_difference(ours[name], plain[name]) for name in plain if name in ours}
 
     def counted(self) -> dict[str, float]:
-        """Operations of the sides, of a work that is not run in processes of its own."""
-        return dict.fromkeys(SIDES, 0.0)
+        """Operations of the sides, where they are not what the sides did in processes of their own."""
+        return {}
 
     def facts(self) -> dict[str, object]:
         """More that belongs into the result file, asked for after the measurement."""
@@ -353,12 +353,12 @@ class _Counter(TorchDispatchMode):
 def memory_and_arithmetic(work: Work, alone: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
     """The part of an entry that comes from the processes of their own."""
     found = {}
-    flops = {side: alone[side]["flops"] for side in SIDES} if work.alone else work.counted()
+    flops = work.counted() or {side: alone[side]["flops"] for side in alone}
     if work.alone:
         size = {side: max(1.0, alone[side]["bytes"]) for side in SIDES}
         found["memory_mb"] = {side: rounded(size[side] / 2**20) for side in SIDES}
         found["memory_ratio"] = rounded(size["plain"] / size["ours"])
-    if all(flops.values()):
+    if flops:
         found["tera_operations"] = {side: rounded(count / 1e12) for side, count in flops.items()}
         found["arithmetic_ratio"] = rounded(flops["plain"] / flops["ours"])
     return found

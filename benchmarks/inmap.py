@@ -29,7 +29,6 @@ class Proxies(Work):
     """
 
     target = 10.0
-    alone = False
 
     def __init__(self, options: argparse.Namespace):
         n, e, c = options.images, options.dimensions, options.classes

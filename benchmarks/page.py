@@ -7,7 +7,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from reporting import (
@@ -22,7 +22,8 @@ from reporting import (
 )  # fmt: skip
 from tabulate import tabulate
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FORM = "github"
 CLAIMS = ("text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache")
@@ -123,20 +124,37 @@ def inmap_on_paper(entry: Mapping) -> list[list[str]]:
     return rows
 
 
-def with_tables(text: str, folder: Path = RESULTS) -> str:
-    """A page with the tables between its marks made anew.
+def short_table(folder: Path = RESULTS) -> str:
+    """How much faster and smaller, one line a claim and a column a device: what the README shows."""
+    ratios: dict[str, dict[str, str]] = {}
+    devices = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for entry in (entry for section in CLAIMS for entry in content.get(section, {}).values()):
+            device, memory = entry["machine"]["device"], entry.get("memory_ratio", 0)
+            shown = times(entry["time_ratio"]) + (f", memory 1/{memory:.0f}" if memory >= 2 else "")
+            ratios.setdefault(entry["title"], {})[device] = shown
+            devices += [device] * (device not in devices)
+    rows = [[title, *(found.get(device, "") for device in devices)] for title, found in ratios.items()]
+    return tabulate(rows, headers=["faster than the plain program", *devices], tablefmt=FORM, disable_numparse=True)
+
+
+def with_tables(text: str, folder: Path = RESULTS, make: Callable[[Path], str] = tables) -> str:
+    """A page with what stands between its marks made anew.
 
     Raises:
         ValueError: The page lacks the marks.
     """
     if BEGIN not in text or END not in text:
         raise ValueError(f"the page has no tables to renew; it needs the lines {BEGIN} and {END}")
-    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{tables(folder)}\n\n{END}", text, flags=re.DOTALL)
+    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{make(folder)}\n\n{END}", text, flags=re.DOTALL)
 
 
-def update(page: Path = PAGE, folder: Path = RESULTS) -> None:
-    """Write the page with new tables."""
+def update(page: Path = PAGE, folder: Path = RESULTS, readme: Path | None = None) -> None:
+    """Write the page with new tables, and the README with its short one."""
     write_atomically(page, with_tables(page.read_text(encoding="utf-8"), folder))
+    if readme is not None:
+        write_atomically(readme, with_tables(readme.read_text(encoding="utf-8"), folder, short_table))
 
 
 def main() -> None:
@@ -144,9 +162,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, default=README)
     options = parser.parse_args()
-    update(options.page, options.results)
-    print(f"renewed the tables of {options.page}")
+    update(options.page, options.results, options.readme)
+    print(f"renewed the tables of {options.page} and {options.readme}")
 
 
 if __name__ == "__main__":

@@ -99,21 +99,22 @@ def _claim(entry: Mapping) -> list[str]:
     low, high = entry["spread"]
     memory = ["", "", ""]
     if "memory_mb" in entry:
-        memory = [f"{entry['memory_mb'][side]:,.0f}" for side in SIDES] + [_times(entry["memory_ratio"])]
+        memory = [f"{entry['memory_mb'][side]:,.0f}" for side in SIDES] + [times(entry["memory_ratio"])]
     limit = entry.get("arithmetic_ratio")
     return [
         entry["title"] + (" *" if entry["reckoned"] else ""),
         *sides,
-        _times(entry["time_ratio"]),
+        times(entry["time_ratio"]),
         f"{low:.2g} to {high:.2g}",
-        _times(limit) if limit else "",
+        times(limit) if limit else "",
         *memory,
         f"{max(entry['difference'].values()):.1e}" if entry["difference"] else "",
         f"{entry['target']:g} x" if entry["target"] else "",
     ]
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
+    """A ratio with two digits, or whole."""
     return f"{ratio:.2g} x" if ratio < 10 else f"{ratio:.0f} x"
 
 
