@@ -55,6 +55,7 @@ class Training(Work):
         torch.manual_seed(0)
         self.head = ContentHead(clip.embed_dim, self.node["LATENT_DIM"]).to(options.device)
         self.pairs = TextPairs(self.tables, placeholders(self.tables, clip), self.node["BATCH_SIZE"], seed=1)
+        self.kept = {"ours": self.pairs.features.nbytes, "plain": 0}  # of all texts
         self.first = first_texts(self.pairs, options.plain_steps)
         self.report = None
         self.reckoned = (

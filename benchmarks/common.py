@@ -70,6 +70,7 @@ class Work:
         uses_architecture: Whether `--architecture` decides what is measured.
         alone: Whether the sides are run in processes of their own, for their memory and arithmetic.
         memory_times: The memory of a side over the measured memory, where only a share is run.
+        kept: Bytes that a side keeps all the while, but that are there before it is measured.
     """
 
     title = ""
@@ -78,6 +79,7 @@ class Work:
     uses_architecture = True
     alone = True
     memory_times: Mapping[str, float] = {"ours": 1.0, "plain": 1.0}
+    kept: Mapping[str, int] = {"ours": 0, "plain": 0}
 
     def ours(self) -> list[Part]:
         """What this project does."""
@@ -331,6 +333,15 @@ def operations(run: Callable[[], object]) -> int:
     return counter.total
 
 
+_ATEN = torch.ops.aten
+FORMULAS = flop_registry | {  # torch has none for its fused attention on CPUs
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
 class _Counter(TorchDispatchMode):
     """Counts by torch's own formulas.
 
@@ -344,7 +355,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
@@ -355,7 +366,7 @@ def memory_and_arithmetic(work: Work, alone: Mapping[str, Mapping[str, float]]) 
     found = {}
     flops = work.counted() or {side: alone[side]["flops"] for side in alone}
     if work.alone:
-        size = {side: max(1.0, alone[side]["bytes"]) for side in SIDES}
+        size = {side: max(1.0, alone[side]["bytes"] + work.kept[side]) for side in SIDES}
         found["memory_mb"] = {side: rounded(size[side] / 2**20) for side in SIDES}
         found["memory_ratio"] = rounded(size["plain"] / size["ours"])
     if flops:

@@ -1,9 +1,10 @@
 """InMaP's solvers on a synthetic problem of ImageNet's size: 50,000 images, 768 dimensions, 1000 classes.
 
 Features have CLIP's traits: a gap between images and texts, classes in groups, a decaying spectrum, noise. Labels are
-Sinkhorn's, hardened, formed in row blocks. Both solvers start from the text proxies: ours runs until a lower bound
-certifies its objective to 1e-6, the authors' takes 2000 steps. These take an hour on a CPU: by default
-`--authors-steps` of them are timed and the rest is reckoned from it; `--full` takes them all and compares objectives.
+Sinkhorn's, hardened, and there before the clock starts (with `--lazy` they are formed in each step). Both solvers start
+from the text proxies: ours runs until a lower bound certifies its objective to 1e-6, the authors' takes 2000 steps.
+These take an hour on a CPU: by default `--authors-steps` of them are timed and the rest is reckoned from it; `--full`
+takes them all and compares objectives.
 
 example: python benchmarks/inmap.py --threads 2 --images 5000 --full
 """

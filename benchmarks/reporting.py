@@ -149,7 +149,7 @@ def scaling_table(entries: Mapping[str, Mapping], form: str = "simple") -> str:
     if sweeps:
         headers = ["cost", "sizes", "time", "exponent", "farthest"]
         parts.append(tabulate(sweeps, headers=headers, tablefmt=form, disable_numparse=True))
-    for entry in (entry for entry in entries.values() if "passes" in entry):
+    for entry in (entry for entry in entries.values() if "dimensions" in entry):
         shown = [(key, f"{entry[key]:,}") for key in entry if key not in ("setting", "machine")]
         parts.append(tabulate(shown, headers=["rows on disk", ""], tablefmt=form, disable_numparse=True))
     return "\n\n".join(parts)

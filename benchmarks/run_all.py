@@ -88,9 +88,9 @@ def main() -> int:
         done = subprocess.run([sys.executable, str(HERE / line[0]), *line[1:], *shared(options)])
         print(f"({time.monotonic() - begin:.0f} s)", flush=True)
         failed += [" ".join(line)] * (done.returncode != 0)
-    page.update(options.page, options.results, page.README if options.page == page.PAGE else None)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
+    page.update(options.page, options.results, page.README if options.page == page.PAGE else None)
     return len(failed)
 
 

@@ -18,6 +18,7 @@ LOCK_NAME = ".lock"
 BUSY_EXIT = 75
 _TRIES, _PAUSE = 80, 0.0125  # a second in all: who only looks holds a lock for far less, but may look often
 _HELD: set[tuple[int, Path]] = set()
+_HANDLES: set[int] = set()
 
 
 class BusyError(Exception):
@@ -46,13 +47,26 @@ def lock(folder: Path) -> Iterator[bool]:
             time.sleep(_PAUSE)
         if free:
             _HELD.add(key)
+            _HANDLES.add(handle)
             _write_holder(handle)
         yield free
     finally:
         _HELD.discard(key)
-        if free:
+        if free and handle in _HANDLES:
             os.truncate(handle, 0)
+        if not free or handle in _HANDLES:
+            os.close(handle)
+        _HANDLES.discard(handle)
+
+
+def _let_go() -> None:
+    """In a process that was forked off: a loader's worker that outlives a killed run must not hold its folder."""
+    for handle in _HANDLES:
         os.close(handle)
+    _HANDLES.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def is_locked(folder: Path) -> bool:

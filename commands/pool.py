@@ -260,11 +260,11 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _stop(children: list[_Child]) -> None:
-    """End children and everything they started: they may save first; who does not end in time is killed."""
+    """End children: they may save first; who does not end in time is killed, with everything that it started."""
     for sign, patience in ((signal.SIGTERM, _SECONDS_TO_SAVE), (signal.SIGKILL, 2.0)):
         for child in children:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, sign)
+                (os.kill if sign == signal.SIGTERM else os.killpg)(child.pid, sign)
         deadline = time.monotonic() + patience
         while children and time.monotonic() < deadline:
             children = [child for child in children if not _has_ended(child)]

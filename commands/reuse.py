@@ -57,6 +57,7 @@ def copy_run(source: Path, run: plan.Run) -> bool:
     with locks.lock(run.folder) as free:
         if not free or record is None:
             return False
+        set_aside(run.folder)
         shutil.copytree(source, run.folder, ignore=shutil.ignore_patterns(*LEFT_THERE), dirs_exist_ok=True)
         records.write_text_atomically(run.folder / CONFIG_NAME, run.cfg.dump())
         own = {"task": run.task, "taken_over_from": str(source)}
@@ -64,3 +65,24 @@ def copy_run(source: Path, run: plan.Run) -> bool:
             own["protocol"] = records.protocol_of([], [], run.task)
         records.write_record(run.folder, record | own)
     return True
+
+
+def set_aside(folder: Path) -> None:
+    """Move what a run's folder holds to one beside it, under the first free name; nothing is lost.
+
+    The configuration, which tells what the rest belongs to, goes last.
+    """
+    content = [path for path in folder.iterdir() if path.name != locks.LOCK_NAME]
+    if content:
+        aside = free_name(folder, "stale")
+        aside.mkdir()
+        for path in sorted(content, key=lambda path: path.name == CONFIG_NAME):
+            path.rename(aside / path.name)
+
+
+def free_name(path: Path, word: str) -> Path:
+    """The first name `<path>.<word>-<number>` that does not exist."""
+    number = 1
+    while path.with_name(f"{path.name}.{word}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.{word}-{number}")

@@ -229,25 +229,14 @@ def prepare_folder(folder: Path, cfg: Any) -> None:
     there = train.read_config(folder)
     record = folder / records.RECORD_NAME
     if there is not None and records.config_differences(there, cfg):
-        aside = _free_name(folder, "stale")
-        aside.mkdir()
-        for path in folder.iterdir():
-            if path.name != locks.LOCK_NAME:
-                path.rename(aside / path.name)
+        reuse.set_aside(folder)
     elif record.exists():
-        record.rename(_free_name(record, "broken"))
+        record.rename(reuse.free_name(record, "broken"))
 
 
 def note_failure(folder: Path, code: int, lines: Sequence[str]) -> None:
     """Leave a failed run's exit code and last lines in its folder; the next try removes them."""
     records.write_text_atomically(folder / FAILURE_NAME, "\n".join([f"exit code {code}", *lines]) + "\n")
-
-
-def _free_name(path: Path, word: str) -> Path:
-    number = 1
-    while path.with_name(f"{path.name}.{word}-{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}.{word}-{number}")
 
 
 def run_missing(runs: Sequence[plan.Run], jobs: int | None, gpus: int | None = None) -> list[pool.Outcome]:

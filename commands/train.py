@@ -206,8 +206,8 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
     torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
+    _check_previous(cfg, trains=not args.eval_only and not args.no_train)
     if distributed.is_main():
-        _announce_previous(cfg, Path(cfg.OUTPUT_DIR))
         records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
     print(f"Command: {environment.command_line()}")
     print(f"** Config **\n{cfg}")
@@ -296,12 +296,32 @@ def describe_toolbox() -> str:
     return f"dassl-clip {version} ({place}) on {served_by}"
 
 
-def _announce_previous(cfg: Any, folder: Path) -> None:
-    """Say in a line what an output folder that is already in use means for this run."""
-    previous = read_config(folder)
-    differences = records.config_differences(previous, cfg) if previous is not None else []
-    if differences:
-        logger.warning("%s was used with another configuration: %s", folder, "; ".join(differences[:8]))
+def _check_previous(cfg: Any, trains: bool) -> None:
+    """See what an output folder that is already in use means for this run.
+
+    Raises:
+        UserError: Its checkpoints are of another configuration, and this run would go on from them.
+    """
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl_clip.trainers import distributed
+    from dassl_clip.trainers.base import CLIPTrainer
+
+    folder = Path(cfg.OUTPUT_DIR)
+    previous = distributed.from_main(lambda: read_config(folder))
+    changed = records.config_differences(previous, cfg) if previous is not None else []
+    if not changed:
+        return
+    differences = "; ".join(changed[:8])
+    longer = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] < cfg.OPTIM.MAX_EPOCH  # Dassl's way to train on
+    name = cfg.TRAINER.NAME
+    kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else object
+    has_epochs = not issubclass(kind, CLIPTrainer) or kind.fit is CLIPTrainer.fit  # others solve anew
+    if trains and has_epochs and not longer and any(folder.glob("*/model*.pth.tar-*")):
+        raise UserError(
+            f"{folder} holds checkpoints of another configuration ({differences}), which are not mixed with this one: "
+            f"give another --output-dir, and --resume {folder} with it to start from these checkpoints"
+        )
+    logger.warning("%s was used with another configuration: %s", folder, differences)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ noise tokens, `D` text width.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ class PromptNoise:
         std: Standard deviation of the noise.
         peers: The processes that share the work, by position: each encodes whole groups, so that the features do not
             depend on their number.
+        autocast: Makes the context in which the frozen tower runs.
 
     Raises:
         ValueError: A text does not fit beside the noise tokens.
@@ -61,8 +63,9 @@ class PromptNoise:
         n_tokens: int = 4,
         std: float = NOISE_STD,
         peers: Peers = ALONE,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        self.text, self.n_tokens, self.std, self.peers = text, n_tokens, std, peers
+        self.text, self.n_tokens, self.std, self.peers, self.autocast = text, n_tokens, std, peers, autocast
         used = tables.augmented.unique()
         self._place = torch.zeros(len(tables.texts), dtype=torch.long)
         self._place[used] = torch.arange(len(used))
@@ -93,7 +96,8 @@ class PromptNoise:
                 continue
             rows = self._place[index[chosen]].flatten()
             context = noise[chosen].repeat_interleave(index.shape[1], dim=0).to(text.device)
-            read = text.encode_prompts(context, self._of(rows), position, class_specific=True)
+            with self.autocast():
+                read = text.encode_prompts(context, self._of(rows), position, class_specific=True)
             features[chosen.to(text.device)] = read.unflatten(0, (len(chosen), -1))
         return self.peers.sum(features)
 

@@ -23,21 +23,23 @@ def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
         `[M, D]`, float32: the words' token embeddings, or draws from N(0, 0.02) of torch's global generator.
 
     Raises:
-        ValueError: Neither words nor a positive number of tokens is given, or the words leave no room for a class name.
+        ValueError: Neither words nor a positive number of tokens is given, or the words are no tokens to the tower's
+            tokenizer or leave no room for a class name.
     """
     words = words.replace("_", " ").strip()
     if not words:
         if n_ctx < 1:
             raise ValueError(f"a random context needs N_CTX of at least 1, got {n_ctx}; or give words in CTX_INIT")
         return torch.randn(n_ctx, text.width) * CONTEXT_STD
-    ids = text.tokenize([words])[0]
-    length = int(ids.argmax()) - 1  # the end-of-text token has the largest id; the start token does not count
-    if length > text.context_length - 4:
+    ids = text.tokens.inner(words)
+    if not len(ids):
+        raise ValueError(f"the initial context {words!r} is no token of this model's tokenizer; give other CTX_INIT")
+    if len(ids) > text.context_length - 4:
         raise ValueError(
-            f"the initial context {words!r} has {length} tokens, but the text tower reads {text.context_length} "
+            f"the initial context {words!r} has {len(ids)} tokens, but the text tower reads {text.context_length} "
             f"in all, class name included; shorten CTX_INIT"
         )
-    return text.embed(ids[1 : 1 + length]).detach().float().cpu().clone()
+    return text.embed(ids).detach().float().cpu().clone()
 
 
 class ContextLearner(nn.Module):

@@ -347,8 +347,10 @@ def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
 
 
 def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None:
-    extremes = [_at_least_float32(scores[rows]).aminmax() for rows in blocks]
-    low, high = torch.stack([each.min for each in extremes]).min(), torch.stack([each.max for each in extremes]).max()
+    extremes = _at_least_float32(scores[slice(0, 1)]).new_empty(2, len(blocks))  # one tensor, as in `_check_finite`
+    for number, rows in enumerate(blocks):
+        extremes[0, number], extremes[1, number] = _at_least_float32(scores[rows]).aminmax()
+    low, high = extremes[0].min(), extremes[1].max()
     if not torch.isfinite(high - low):
         raise ValueError("scores are finite numbers; these hold NaN or infinite ones")
     if not torch.isfinite((high - low) / temperature * 8):
@@ -356,7 +358,9 @@ def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None
 
 
 def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:
-    finite = torch.stack([x[rows].isfinite().all() for rows in blocks])
+    finite = torch.ones(len(blocks), dtype=torch.bool, device=x.device)
+    for number, rows in enumerate(blocks):  # one vector: small results, kept between blocks, would split freed memory
+        finite[number] = x[rows].isfinite().all()
     if not finite.all():
         rows = blocks[int(finite.logical_not().nonzero()[0])]
         bad = (rows.start or 0) + int((~x[rows].isfinite()).any(dim=1).nonzero()[0])

@@ -130,7 +130,7 @@ class TextTower(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `[..., D]` of `ids` `[...]`, without positions."""
-        embeddings: Tensor = self.token_embedding(ids.to(self.device))
+        embeddings: Tensor = self.token_embedding(ids.to(self.device, non_blocking=True))
         return embeddings
 
     # ------------------------------------------------------------------------------------------------- texts
@@ -229,7 +229,8 @@ class TextTower(nn.Module):
         if first:
             prefix = torch.cat([head.expand(len(context), -1, -1), context[:, :first]], dim=1)
         is_context, number = (
-            t.to(self.device) for t in prompt_order(classes.lengths, classes.name_lengths, first, before, n_ctx)
+            t.to(self.device, non_blocking=True)
+            for t in prompt_order(classes.lengths, classes.name_lengths, first, before, n_ctx)
         )
 
         def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,11 @@ class TokenReader:
             return torch.zeros(0, self.context_length, dtype=torch.long)
         return torch.stack([self._texts[text] for text in texts]).long()
 
+    def inner(self, text: str) -> Tensor:
+        """The uncut token ids of a text `[M]`, without what the tokenizer puts before and after it."""
+        content = self._contents([text])[0]
+        return torch.tensor(content[len(self.head) : len(content) - len(self.tail)], dtype=torch.long)
+
     def classes(self, classnames: Sequence[str], suffix: str, n_ctx: int) -> ClassTokens:
         """Tokens of class names and what follows them, read inside the sentence "X name." as CoOp reads them.
 

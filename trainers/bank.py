@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "DASSL_CLIP_CACHE"
 OFF = "off"
 FOLDER = "features"
-SCHEMA = 2  # part of every name: raised when the same facts would give other features
+SCHEMA = 3  # part of every name: raised when the same facts would give other features
 
 
 def cache_folder() -> Path | None:

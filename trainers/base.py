@@ -127,11 +127,30 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.num_source_domains = self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
         self.classnames = list(self.dm.dataset.classnames)
-        if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+        if cfg.TEST.FINAL_MODEL == "best_val":
+            if self.val_loader is None:
+                raise ValueError(
+                    f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
+                    f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
+                )
+            self.selection_images("TEST.FINAL_MODEL best_val")
+
+    def selection_images(self, setting: str) -> list:
+        """The validation images, for a setting that is to be chosen on them.
+
+        Raises:
+            ValueError: Some of them are tested.
+        """
+        dataset = self.dm.dataset
+        tested = {item.impath for item in dataset.test}
+        shared = [item.impath for item in dataset.val or () if item.impath in tested]
+        if shared:
             raise ValueError(
-                f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
-                f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
+                f"{setting} chooses on validation images, but {len(shared)} of the {len(dataset.val)} that "
+                f"{self.cfg.DATASET.NAME} offers are test images too (such as {shared[0]}), and nothing is chosen on "
+                "test images; give the data set validation images of its own, or set it to one value"
             )
+        return dataset.val or []
 
     def _with_model_input(self, cfg: CfgNode) -> CfgNode:
         """The configuration with `INPUT` as the frozen model asks for it."""
@@ -201,6 +220,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
 
     def after_train(self) -> None:
         """Dassl's end of training (choose the model, test), then the record, which marks the run as done."""
+        distributed.barrier()  # the main process has written the best model that all look for
         super().after_train()
         self.write_record()
 

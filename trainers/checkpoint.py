@@ -197,9 +197,10 @@ def newest_checkpoint(folder: Path, steps: bool = False) -> Iterator[Path]:
             yield path
 
 
-def remove_steps(folder: Path, keep: int) -> None:
-    """Remove the files saved inside an epoch but for the newest `keep`."""
-    files = sorted(filter(lambda p: _STEP.fullmatch(p.name), folder.glob("*")), key=_progress, reverse=True)
+def remove_steps(folder: Path, keep: int, written: str = "") -> None:
+    """Remove the files saved inside an epoch but for the newest `keep`; `written` is the newest, whatever its step."""
+    files = filter(lambda p: _STEP.fullmatch(p.name), folder.glob("*"))
+    files = sorted(files, key=lambda path: (path.name == written, _progress(path)), reverse=True)
     for path in files[keep:]:
         path.unlink(missing_ok=True)
 

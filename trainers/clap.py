@@ -207,7 +207,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
                 f"TRAINER.CLAP.ALPHA is '{SOURCE_VAL}', but {self.cfg.DATASET.NAME} offers no validation images of "
                 "the source domains here, and nothing is chosen on test images: give ALPHA a number"
             )
-        features, labels = self.raw_features(self.dm.dataset.val)
+        features, labels = self.raw_features(self.selection_images(f"TRAINER.CLAP.ALPHA {SOURCE_VAL}"))
         features, labels, accuracy = features.to(self.device), labels.to(self.device), {}
         for candidate in sorted(self.node.ALPHA_CANDIDATES):
             self.model.alpha = candidate

@@ -28,7 +28,7 @@ from dassl_clip.modeling.clap import (
 from dassl_clip.modeling.clap_training import ImagePairs, PromptNoise, TextPairs
 
 from . import bank, dealing, distributed
-from .images import SeededImages, mix_seed
+from .images import RAISE, SeededImages, mix_seed
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def text_pairs(trainer) -> tuple[TextPairs, dict]:
     features = trainer.text_features(tables.texts)
     peers, noise = distributed.peers(), None
     if node.NOISE_TOKENS:
-        noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, peers)
+        noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, peers, trainer.precision.autocast)
     keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "SWAP", "DROP_WORD", "NOISE_TOKENS", "NOISE_STD")
     facts = {key: node[key] for key in keys} | bank.text_facts(tables.texts) | trainer.tower_facts
     return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, peers), facts
@@ -131,8 +131,15 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
     )
     facts = {"kind": "augmented views", "views": node.IMAGE_VIEWS, "seed": seed, "crop": CROP}
     facts |= {"jitter": list(node.IMAGE_JITTER)} | bank.image_facts([item.impath for item in items])
-    facts |= trainer.tower_facts
-    features = bank.cached(facts, lambda: _views(trainer, items, seed)).to(trainer.device)
+    facts |= trainer.tower_facts | {"bad images": trainer.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE)}
+    features = bank.cached(facts, lambda: _views(trainer, items, seed))
+    usable = features.isfinite().flatten(1).all(dim=1)
+    items, features = [item for item, good in zip(items, usable.tolist()) if good], features[usable].to(trainer.device)
+    if lost := sorted(set(range(len(trainer.classnames))) - {item.label for item in items}):
+        raise ValueError(
+            f"TRAINER.CLAP.IMAGE_FOLDER {node.IMAGE_FOLDER}: no picture of {trainer.classnames[lost[0]]!r} can be "
+            "decoded; each class needs one"
+        )
     names = trainer.text_features([name.replace("_", " ") for name in trainer.classnames])
     labels = torch.tensor([item.label for item in items])
     facts |= bank.text_facts(trainer.classnames)
@@ -140,7 +147,7 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
 
 
 def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
-    """Features of augmented views, `[N, V, E]`."""
+    """Features of augmented views, `[N, V, E]`; NaN for pictures that cannot be decoded."""
     backbone = trainer.backbone
     transform = Compose(
         [
@@ -161,10 +168,10 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
 
 
 def _encoded(trainer, loader: DataLoader) -> Iterator[Tensor]:
-    """Features `[B, E]` of the batches of a loader."""
+    """Features `[B, E]` of the batches of a loader; NaN where another picture stands in."""
     for batch in loader:
-        trainer.note_unreadable(batch)
-        yield trainer.encode(batch["img"].to(trainer.device))
+        readable = torch.tensor(trainer.note_unreadable(batch), device=trainer.device)
+        yield trainer.encode(batch["img"].to(trainer.device)).masked_fill(~readable[:, None], float("nan"))
 
 
 def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dassl_clip.modeling.memory import activation_budget
 
-from . import bank, dealing, distributed
+from . import bank, dealing, distributed, termination
 from .extraction import cached_rows
 from .images import RAISE
 from .waiting import Watched
@@ -53,6 +53,15 @@ class NormalizedRows:
     def narrowed(self, rows: slice) -> "NormalizedRows":
         """Some of the rows, still unread."""
         return NormalizedRows(self.features, self.rows[rows], self.device)
+
+    def held(self) -> "Tensor | NormalizedRows":
+        """All rows on the device, where they take at most a quarter of its memory; else still unread."""
+        if self.nbytes > activation_budget(self.device):
+            return self
+        found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            found[start : start + ROWS_AT_ONCE] = self[start : start + ROWS_AT_ONCE]
+        return found
 
 
 class FeatureMixin:
@@ -169,15 +178,12 @@ class FeatureMixin:
         features, labels = self.raw_features(items)
         return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
 
-    def feature_rows(self, items: Sequence) -> tuple[Tensor | NormalizedRows, Tensor]:
-        """The same as `features`; where they would take more than a quarter of the device's memory, they stay on the
-        disk and are read when they are asked for.
-        """
+    def feature_rows(self, items: Sequence) -> tuple[NormalizedRows, Tensor]:
+        """The same as `features`, read from the bank when they are asked for."""
         features, rows = self.banked_rows(items)
         places = self.readable_places(items, features, rows)
         labels = torch.tensor([items[place].label for place in places.tolist()], device=self.device)
-        found = NormalizedRows(features, rows[places], self.device)
-        return found[:] if found.nbytes <= activation_budget(self.device) else found, labels
+        return NormalizedRows(features, rows[places], self.device), labels
 
     @torch.no_grad()
     def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,6 +228,8 @@ class FeatureMixin:
     def _encoded_batches(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Rows `[B, ...]` of the batches of a loader."""
         for batch in self._bar(loader, "features"):
+            if distributed.world_size() == 1:  # the rows so far are on the disk
+                termination.leave_if_told()
             images = self.on_device(batch["img"])
             readable = torch.tensor(self.note_unreadable(batch), device=self.device)
             found = encode(images)

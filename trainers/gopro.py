@@ -115,7 +115,7 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         known = self.known_rows(batch)
         rows = ([] if known is None else [known]) + ([self.encode_rows(torch.cat(views))] if views else [])
         features, statistics = self._parts(torch.cat(rows))  # [V B, E] and [V B, ...]
-        if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.batch_idx == 0:
+        if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.steps_done == 0:
             self._fit_shift_scale(statistics[:size])
         # The text of a view counts in the consistency term alone.
         prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from dassl.data import DatasetWrapper
+
+from . import termination
 
 UNSEEDED = -1
 RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
@@ -139,6 +141,8 @@ class SeededImages(DatasetWrapper):
         self._epoch_seed.fill_(UNSEEDED if seed is None else seed)
 
     def __getitem__(self, index: int) -> dict:
+        if get_worker_info() is not None:
+            termination.shielded_worker()
         if not self.skip:
             return self._item(index)
         bad: list[str] = []

@@ -230,7 +230,7 @@ def _own(features: FeatureRows, scores: Tensor | Cosines) -> tuple[FeatureRows, 
     peers = distributed.peers() if len(parts) >= distributed.world_size() else ALONE
     mine = peers.own_parts(len(features))
     rows = slice(mine[0].start, mine[-1].stop)
-    own = features.narrowed(rows) if isinstance(features, NormalizedRows) else features[rows]
+    own = features.narrowed(rows).held() if isinstance(features, NormalizedRows) else features[rows]
     return own, Cosines(own, scores.text_proxy) if isinstance(scores, Cosines) else scores[rows], peers
 
 

@@ -116,7 +116,8 @@ class LinearProbe(CLIPTrainer):
         weights = self._fitted(features, labels, pulls)
         self.pull = pulls[0]
         if len(pulls) > 1:
-            held_out, held_out_labels = self.features(self.dm.dataset.val)
+            images = self.selection_images("TRAINER.LINEARPROBE.PULL, of several values,")
+            held_out, held_out_labels = self.features(images)
             accuracy = {
                 pull: (held_out @ weight.T).argmax(1).eq(held_out_labels).float().mean().item() * 100
                 for pull, weight in weights.items()

@@ -44,7 +44,7 @@ class LoopMixin:
                     self.before_epoch()
                     with termination.deferred():
                         self.run_epoch()
-                    self.after_epoch()
+                        self.after_epoch()
         finally:
             self.train_loader_x = plain
         if self.start_epoch >= self.max_epoch > 0:
@@ -89,6 +89,24 @@ class LoopMixin:
         distributed.check_alike(self._models.values())
         self.losses = {name: sum(values) / len(values) for name, values in self.epoch_terms.items()}
         self.history.append({"epoch": self.epoch + 1, "lr": self.epoch_lr, **self.losses})
+
+    def after_epoch(self) -> None:
+        """Dassl's end of an epoch; a run that is told to end in it saves all the same.
+
+        One that stops in the middle of a validation is saved as before it, so that the validation is done again.
+        """
+        random = randomness.capture()
+        try:
+            super().after_epoch()
+        except termination.Terminated:
+            self.history.pop()
+            self.save_step(random)
+            raise
+        if any(distributed.gather_values(termination.requested())):
+            if self.epoch + 1 < self.max_epoch:
+                self.save_model(self.epoch, self.output_dir)
+            distributed.barrier()
+            raise termination.Terminated(f"saved after epoch {self.epoch + 1}")
 
     def optimise(
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
@@ -136,7 +154,7 @@ class LoopMixin:
         """The factor on means over this process's rows of the batch; 1 for full batches, which are shared equally."""
         if distributed.world_size() == 1:
             return 1.0
-        return distributed.peers().share(len(self.batch_paths), self.rows_of_batch(self.batch_idx))
+        return distributed.peers().share(len(self.batch_paths), self.rows_of_batch(self.steps_done))
 
     def after_step(self, told_to_end: bool) -> None:
         """Save where `TRAIN.CHECKPOINT_STEPS` or a SIGTERM asks for it; the latter ends the run."""

@@ -20,7 +20,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device):
-        half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+        half = torch.bfloat16 if device.type != "cuda" or _has_bf16() else torch.float16
         self.name = name
         self.device = device
         self.dtype = half if name == "amp" else torch.float32
@@ -49,6 +49,11 @@ class Precision:
             return host.tolist()
 
         return wait
+
+
+def _has_bf16() -> bool:
+    """Whether the GPU itself computes in bf16; older ones emulate it, slower than float32."""
+    return bool(torch.version.hip) or (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0))
 
 
 @contextmanager

@@ -34,13 +34,19 @@ class CheckpointMixin:
             for name in self.get_model_names():  # the last step's file serves if this one should be torn
                 checkpoint.remove_steps(Path(directory) / name, keep=int(epoch + 1 < self.max_epoch))
 
-    def save_step(self) -> None:
-        """Write what is needed to go on after the step that was just done; the two newest such files are kept."""
+    def save_step(self, random: dict | None = None) -> None:
+        """Write what is needed to go on after the step that was just done; the two newest such files are kept.
+
+        Args:
+            random: The random states after that step, where they are no longer the present ones.
+        """
         inside = {"step": self.steps_done, "terms": self.epoch_terms, "lr": self.epoch_lr}
         inside["random_before"] = self.random_before
-        self._save(self.output_dir, checkpoint.step_name(self.epoch, self.steps_done), self.epoch, inside)
+        inside |= {} if random is None else {"random": random}
+        file = checkpoint.step_name(self.epoch, self.steps_done)
+        self._save(self.output_dir, file, self.epoch, inside)
         for name in self.get_model_names() if distributed.is_main() else ():
-            checkpoint.remove_steps(Path(self.output_dir) / name, keep=2)
+            checkpoint.remove_steps(Path(self.output_dir) / name, keep=2, written=file)
 
     def _save(self, directory, file: str, epochs: int, more: dict) -> None:
         """Write one file of every registered model after `epochs` finished epochs, in the main process."""
@@ -59,6 +65,7 @@ class CheckpointMixin:
                 "backbone": self.backbone.describe(),
                 "classnames": self.classnames,
                 "history": self.history,
+                "skipped": list(self.skipped),
                 "seconds": self.seconds_so_far(),
                 **more,
             }
@@ -69,10 +76,19 @@ class CheckpointMixin:
     def resume_model_if_exist(self, directory) -> int:
         """Go on from the newest whole checkpoint of all models under `directory`; torn files are set aside.
 
+        Where the run's own folder holds one already, that is taken in place of the one of `--resume DIR`: it is what an
+        earlier start of the same command has made of it.
+
         Returns:
             The number of finished epochs.
         """
         names = self.get_model_names()
+        own = [Path(self.output_dir) / name for name in names[:1]]
+        if directory != self.output_dir and any(next(checkpoint.newest_checkpoint(f, steps=True), None) for f in own):
+            logger.info(
+                "%s holds a checkpoint of its own: going on from there, not from %s", self.output_dir, directory
+            )
+            directory = self.output_dir
         folders = {name: Path(directory) / name for name in names}
         paths = checkpoint.newest_checkpoint(folders[names[0]], steps=True) if names else iter(())
         while file := distributed.from_main(lambda: getattr(next(paths, None), "name", None)):
@@ -89,6 +105,9 @@ class CheckpointMixin:
                 ) from error
             self.best_result = state.get("best_result", self.best_result)
             self.history = state.get("history", [])
+            done = self.history[-1] if self.history else {}
+            self.losses = {name: value for name, value in done.items() if name not in ("epoch", "lr")}
+            self.skipped |= dict.fromkeys(state.get("skipped", ()))
             self.seconds |= state.get("seconds", {})
             self.started -= sum(self.seconds.values())
             if state.get("step"):

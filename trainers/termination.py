@@ -1,16 +1,25 @@
 """What a run does when it is told to end (SIGTERM, as cluster schedulers send it before they kill).
 
 Inside `deferred()` the signal only sets a mark, and the training loop saves after the step it is in and leaves by
-`Terminated`; anywhere else `Terminated` is raised at once, as nothing would be lost. A second signal always ends at
-once.
+`Terminated`; anywhere else `Terminated` is raised at once, as nothing would be lost. A second signal ends at once, but
+not one that follows the first within `SAME_CALL` seconds: a scheduler signals all processes of a job, and launchers
+pass the signal on to the same processes again. SIGUSR2, which job arrays are sent before their time is up, is taken
+likewise.
+
+A scheduler signals the workers of a loader too; `shielded_worker` leaves their end to the process that they work for.
 """
 
+import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 128 + signal.SIGTERM
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+SAME_CALL = 5.0
 
 
 class Terminated(BaseException):
@@ -18,33 +27,48 @@ class Terminated(BaseException):
 
 
 class _Mark:
-    requested = False
+    requested = ""  # the signal's name
+    when = 0.0
     deferring = False
+    shielded = 0  # the worker process that is shielded
 
 
 def requested() -> bool:
     """Whether this process was told to end."""
-    return _Mark.requested
+    return bool(_Mark.requested)
+
+
+def leave_if_told() -> None:
+    """Stop here if this process was told to end: for loops whose work is done again, or is on the disk.
+
+    Raises:
+        Terminated: It was.
+    """
+    if _Mark.requested:
+        raise Terminated(f"told to end by {_Mark.requested}")
 
 
 def _on_signal(number: int, frame: object) -> None:
-    again, _Mark.requested = _Mark.requested, True
-    if again or not _Mark.deferring:
-        raise Terminated(f"told to end by {signal.Signals(number).name}")
+    now, first = time.monotonic(), not _Mark.requested
+    if first:
+        _Mark.requested, _Mark.when = signal.Signals(number).name, now
+    if now - _Mark.when > SAME_CALL or (first and not _Mark.deferring):
+        leave_if_told()
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle SIGTERM in this way within the block; outside of the main thread the block runs as it is."""
+    """Handle the signals in this way within the block; outside of the main thread the block runs as it is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _on_signal)
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        _Mark.requested = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _Mark.requested = ""
 
 
 @contextmanager
@@ -53,11 +77,29 @@ def deferred() -> Iterator[None]:
     _Mark.deferring = True
     try:
         yield
-    except RuntimeError as error:  # a scheduler signals the loader's workers too, and torch tells of their end
+    except RuntimeError as error:  # a scheduler signals what the run has started too, and torch tells of its end
         if _Mark.requested:
-            raise Terminated(f"told to end by SIGTERM ({error})") from error
+            raise Terminated(f"told to end by {_Mark.requested} ({error})") from error
         raise
     finally:
         _Mark.deferring = False
-    if _Mark.requested:
-        raise Terminated("told to end by SIGTERM")
+    leave_if_told()
+
+
+def shielded_worker() -> None:
+    """Let only the parent end this process by a signal of `SIGNALS`; called once in a loader's worker.
+
+    Systems without `sigwaitinfo` tell no sender: there the signals end a worker, as ever.
+    """
+    if _Mark.shielded == os.getpid() or not hasattr(signal, "sigwaitinfo"):
+        return
+    _Mark.shielded, parent = os.getpid(), os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def wait() -> None:
+        while True:
+            with contextlib.suppress(InterruptedError):
+                if signal.sigwaitinfo(SIGNALS).si_pid == parent:
+                    os._exit(0)  # as torch's own handler in a worker does
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -6,6 +6,7 @@ Dassl alone, as a third party's does.
 
 import json
 import logging
+import os
 import re
 import sys
 
@@ -77,13 +78,36 @@ def test_seed_zero_of_a_yaml_is_kept_and_runs_are_reproducible(world, call):
     assert states[0] == states[1]
 
 
-def test_an_interrupted_run_goes_on_and_a_changed_one_says_so(world, call):
-    assert call("TRAINER.TINYNET.FAULTS", "lodo night bug", "TRAIN.CHECKPOINT_FREQ", 1)[0] == 1
+def test_an_interrupted_run_goes_on(world, call):
+    faults = ("TRAINER.TINYNET.FAULTS", "lodo night killed_once", "TRAIN.CHECKPOINT_FREQ", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "kill", raise_interrupt)
+        assert call(*faults)[0] == 130
     assert not records.is_complete(world.out)
+    code, out, _ = call(*faults)
+    assert code == 0
+    assert "epoch [1/2]" not in out and "epoch [2/2]" in out and "WARNING" not in out
+
+
+def raise_interrupt(pid, number):
+    raise KeyboardInterrupt
+
+
+def test_more_epochs_go_on_and_another_configuration_is_refused(world, call):
+    assert call()[0] == 0
+    before = (world.out / "record.json").read_text()
+    for pairs in (("OPTIM.LR", 0.5), ("--seed", 7), ("OPTIM.MAX_EPOCH", 1), ("OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 0.5)):
+        code, _, err = call(*pairs)
+        assert code == 2 and "holds checkpoints of another configuration" in err
+        assert "--resume" in err and "there, " in err
+        assert (world.out / "record.json").read_text() == before
     code, out, _ = call("OPTIM.MAX_EPOCH", 3)
     assert code == 0
-    assert "epoch [1/3]" not in out and "epoch [2/3]" in out
+    assert "epoch [2/3]" not in out and "epoch [3/3]" in out
     assert "WARNING" in out and "OPTIM.MAX_EPOCH: 2 there, 3 now" in out
+    other = world.root / "other"
+    code, out, _ = call("OPTIM.LR", 0.5, "--resume", world.out, "--output-dir", other, "OPTIM.MAX_EPOCH", 4)
+    assert code == 0 and "epoch [4/4]" in out and "epoch [3/4]" not in out
 
 
 def test_evaluation_of_a_run_folder(world, call):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dassl_clip.modeling.coop import initial_context
 from dassl_clip.modeling.text_tower import TextTower
 
 NAMES = ["dog", "great_white shark", "Llama glama pacos fur coat", "U.S.", "it", "airplane"]
@@ -432,3 +433,30 @@ def test_a_cut_text_is_warned_about(towers, caplog):
     with caplog.at_level(logging.WARNING):
         tower.tokenize(["short", "far too long " * 40])
     assert "1 of 2 texts are longer than the text tower's 77 tokens" in caplog.text
+
+
+class Sentences:
+    """A tokenizer as SigLIP's: no start token, 1 for end-of-text and padding, ids of words by their rank."""
+
+    words = ("a", "cat", "dog", "of", "photo", "x", "zebra", ".")
+
+    def __call__(self, texts, context_length):
+        rows = torch.ones(len(texts), context_length, dtype=torch.long)
+        for row, text in zip(rows, texts):
+            ids = [100 + 7 * self.words.index(w) for w in text.lower().replace(".", " .").split()][: context_length - 1]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+
+@pytest.mark.parametrize("text", ["a photo of a", "zebra photo of a", "photo"])
+def test_the_first_context_of_a_tokenizer_without_a_start(text):
+    """All words, whichever has the largest id; against the embeddings of the words one by one."""
+    tower = TextTower(randomise(BUILDERS["siglip"]()), Sentences())
+    wanted = [tower.embed(torch.tensor(100 + 7 * Sentences.words.index(word))) for word in text.split()]
+    assert torch.equal(initial_context(tower, text, 4), torch.stack(wanted).float())
+
+
+def test_the_first_context_of_clip(towers):
+    _, tower = towers("gelu")
+    ids = open_clip.SimpleTokenizer().encode("a photo of a")
+    assert torch.equal(initial_context(tower, "a_photo of a", 9), tower.embed(torch.tensor(ids)).float())

@@ -92,6 +92,14 @@ def test_overflow_of_scaled_gradients_skips_the_step(tiny_clip, domain_tree, tmp
         step(lambda loss: loss * float("nan"))
 
 
+@pytest.mark.parametrize("capability, half", [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_gpus_that_only_emulate_bf16_take_fp16(capability, half, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+    assert Precision("amp", torch.device("cuda")).dtype == half
+    assert Precision("amp", torch.device("cpu")).dtype == torch.bfloat16
+
+
 def test_tf32_on_a_cpu_is_fp32(tiny_clip, domain_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
     found = {}

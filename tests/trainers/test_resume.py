@@ -125,6 +125,119 @@ def test_sigterm_saves_after_the_step_and_the_next_start_goes_on_from_there(stri
     assert not list(folder.glob("*/step.pth.tar-*")), "an ended run keeps no step checkpoints"
 
 
+PLUGIN_END = """
+class AtTheEnd(Struck):
+    def test(self, split=None):  # the signal comes in the middle of the validation after an epoch
+        mark, (epoch, _, number) = Path(self.output_dir) / "struck", map(int, os.environ["STRIKE"].split())
+        if split == "val" and self.epoch == epoch and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), number)
+        return super(Struck, self).test(split)
+
+    def forward_backward(self, batch):
+        return super(Struck, self).forward_backward(batch)
+
+@TRAINER_REGISTRY.register(force=True)
+class CoOp(AtTheEnd, trainers.CoOp):
+    pass
+
+class WhileSaving(Struck):
+    def save_model(self, epoch, directory, *given, **more):
+        mark, (at, _, number) = Path(self.output_dir) / "struck", map(int, os.environ["STRIKE"].split())
+        if epoch == at and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), number)
+        return super(Struck, self).save_model(epoch, directory, *given, **more)
+
+    def forward_backward(self, batch):
+        return super(Struck, self).forward_backward(batch)
+
+@TRAINER_REGISTRY.register(force=True)
+class GOPro(WhileSaving, trainers.GOPro):
+    pass
+"""
+
+
+@pytest.mark.parametrize("seed, cache", [(1, "on"), (-1, "off")])
+def test_sigterm_in_a_validation_loses_nothing(strike, seed, cache, tmp_path, monkeypatch):
+    """The validation stops, and is done again; random states of an unseeded run too are those of the undisturbed."""
+    if cache == "off":
+        monkeypatch.setenv("DASSL_CLIP_CACHE", cache)
+    (tmp_path / "plugin.py").write_text(PLUGIN + PLUGIN_END)
+    keys = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "SEED", seed, "DATASET.SPLIT_SEED", 1)
+    flags = ("--seed", str(seed))
+    randomness.seed_all(5)
+    whole, record, _ = strike("CoOp", NOBODY, *keys, name="whole", flags=flags)
+    randomness.seed_all(5)
+    folder, none, output = strike("CoOp", f"1 0 {signal.SIGTERM}", *keys, name="ended", code=143, flags=flags)
+    assert none is None and [path.name for path in folder.glob("*/step*")] == ["step.pth.tar-1-4"]
+    randomness.seed_all(77)
+    _, again, output = strike("CoOp", f"1 0 {signal.SIGTERM}", *keys, name="ended", flags=flags)
+    assert "1 epochs and 4 steps done" in output.out
+    assert_same(whole, folder)
+    assert record["metrics"] == again["metrics"] and record["history"] == again["history"]
+
+
+def test_sigterm_while_an_epoch_is_saved_lets_it_be_saved(strike, tmp_path):
+    (tmp_path / "plugin.py").write_text(PLUGIN + PLUGIN_END)
+    keys = ("TRAIN.CHECKPOINT_FREQ", 1)
+    whole, record, _ = strike("GOPro", NOBODY, *keys, name="whole")
+    folder, none, _ = strike("GOPro", f"0 0 {signal.SIGTERM}", *keys, name="ended", code=143)
+    assert none is None and [path.name for path in folder.glob("*/*.tar-*")] == ["model.pth.tar-1"]
+    _, again, output = strike("GOPro", NOBODY, *keys, name="ended")
+    assert "1 epochs done" in output.out and again["losses"] == record["losses"]
+    assert_same(whole, folder)
+
+
+def test_a_run_that_died_in_its_last_test_has_the_losses_of_its_training(strike):
+    _, record, _ = strike("CoOp", NOBODY, name="run")
+    folder = strike("CoOp", NOBODY, name="whole")[0]
+    (folder / "record.json").unlink()
+    _, again, output = strike("CoOp", NOBODY, name="whole")
+    assert "nothing left to train" in output.out
+    assert again["losses"] == record["losses"] != {} and again["history"] == record["history"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="who sent a signal is not known here")
+def test_a_signal_to_the_whole_group_saves_too(tmp_path, tiny_clip, domain_tree, number):
+    """As schedulers send it: to the run, to its loader's workers, and again by a launcher a moment later."""
+    (tmp_path / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
+    words = [sys.executable, str(Path(trainers.__file__).parents[1] / "train.py"), "--trainer", "CoOp", "--seed", "1"]
+    words += ["--dataset-config-file", str(tmp_path / "data.yaml"), "--root", str(domain_tree)]
+    words += ["--source-domains", "art", "--target-domains", "sketch", "--output-dir", str(tmp_path / "run")]
+    pairs = ("MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "OPTIM.MAX_EPOCH", 2000, "TRAIN.PRINT_FREQ", 1)
+    pairs += ("DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.NUM_WORKERS", 2, "USE_CUDA", False, *VIEWS)
+    with subprocess.Popen(
+        [*words, *map(str, pairs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            next(line for line in process.stdout if "epoch [2/" in line)
+            for _ in range(2):
+                os.killpg(process.pid, number)
+            rest = process.communicate(timeout=60)[0]
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143, rest
+    assert "the same command goes on" in rest
+    assert list((tmp_path / "run").glob("*/step.pth.tar-*")) or list((tmp_path / "run").glob("*/model.pth.tar-*"))
+
+
+def test_a_process_that_was_forked_off_does_not_hold_the_folder(tmp_path):
+    with locks.lock(tmp_path) as free:
+        assert free
+        child = os.fork()
+        if not child:
+            signal.pause()
+        assert locks.is_locked(tmp_path)
+    try:
+        assert not locks.is_locked(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_goes_on_within_the_spread_of_its_kernels(strike):
     """On a GPU sums may be taken in another order from call to call: relative 1e-3 after eight steps."""
@@ -172,12 +285,17 @@ def test_resume_auto_and_the_folder_of_another_run(strike):
     folder, _, _ = strike("CoOp", f"1 0 {signal.SIGTERM}", name="first", code=143)
     _, _, output = strike("CoOp", NOBODY, name="second", flags=("--resume", str(folder)))
     assert "1 epochs and 1 steps done" in output.out
+    flags = ("--resume", str(folder))  # a second start of the same command goes on from what the first has made of it
+    strike("CoOp", f"1 2 {signal.SIGTERM}", name="twice", flags=flags, code=143)
+    _, _, output = strike("CoOp", NOBODY, name="twice", flags=flags)
+    assert "1 epochs and 3 steps done" in output.out and "holds a checkpoint of its own" in output.out
     _, _, output = strike("CoOp", NOBODY, name="first", flags=("--resume", "auto"))
     assert "1 epochs and 1 steps done" in output.out
     _, _, output = strike("CoOp", NOBODY, name="third", flags=("--resume", "auto"))
     assert "training from the start" in output.out
     assert_same(folder, folder.parent / "third")
     assert_same(folder, folder.parent / "second")
+    assert_same(folder, folder.parent / "twice")
 
 
 def test_validation_results_survive_a_resume(strike):
