@@ -33,6 +33,7 @@ from dassl_clip.modeling.views import CROP_SCALE, GRAYSCALE_P, JITTER, JITTER_P,
 WORKERS = (0, 1, 2, 4, 8, 16)
 LOADED = 16  # images of a loader's batch
 TOGETHER = 4  # images of GOPro's batch
+VIEW_BATCHES, WARM_UP = 24, 8  # of views; the mean counts, since each batch draws other operations
 BATCH = {"cpu": 16, "cuda": 64}
 
 
@@ -54,7 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         for load, loader in (("test", trainer.test_loader), ("gopro", trainer.train_loader_x)):
             images = Subset(loader.dataset, range(options.images * max(1, workers)))
             rates[f"{load}, {workers} workers"] = loader_rate(images, workers, options.repeats)
-    pictures = [picture(number) for number in range(TOGETHER * options.repeats)]
+    pictures = [picture(number) for number in range(TOGETHER * VIEW_BATCHES)]
     rates["views, PIL"] = pil_views_rate(trainer.backbone, pictures)
     rates[f"views, tensors, batches of {TOGETHER}"] = tensor_views_rate(trainer.backbone, pictures, options.device)
     images = trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
@@ -71,7 +72,7 @@ def tower_rate(clip: FrozenCLIP, images: torch.Tensor, options: argparse.Namespa
 
 
 def pil_views_rate(clip: FrozenCLIP, pictures: list[Image.Image]) -> float:
-    """Images a second of GOPro's two augmented views in one process, the median."""
+    """Images a second of GOPro's two augmented views in one process, the mean."""
     like = (
         clip.image_size,
         InterpolationMode(clip.interpolation),
@@ -79,11 +80,11 @@ def pil_views_rate(clip: FrozenCLIP, pictures: list[Image.Image]) -> float:
     )
     views = (moco_view(*like), augmix_view(*like))
     seconds = [timed(lambda image=image: [view(image) for view in views], "cpu")[1] for image in pictures]
-    return rounded(1 / statistics.median(seconds), 3)
+    return rounded(1 / statistics.mean(seconds), 3)
 
 
 def tensor_views_rate(clip: FrozenCLIP, pictures: list[Image.Image], device: str) -> float:
-    """Images a second of torchvision's transforms of the same kinds, on batches of tensors `[4, 3, H, W]`; the median.
+    """Images a second of torchvision's transforms of the same kinds, on batches of tensors `[4, 3, H, W]`; the mean.
 
     The copy to the device counts, the sharing of a batch's draws is as the module says.
     """
@@ -96,10 +97,13 @@ def tensor_views_rate(clip: FrozenCLIP, pictures: list[Image.Image], device: str
     plain = [v2.Resize(max(size), antialias=True), v2.CenterCrop(size)]
     mixed = v2.Compose([*plain, v2.AugMix(severity=1, all_ops=False), *end])
     tensors = torch.stack([pil_to_tensor(image) for image in pictures]).split(TOGETHER)
-    seconds = []
-    for batch in [tensors[0], *tensors]:  # the first one warms up
-        seconds.append(timed(lambda batch=batch: [view(batch.to(device)) for view in (moco, mixed)], device)[1])
-    return rounded(TOGETHER / statistics.median(seconds[1:]), 3)
+
+    def both(batch: torch.Tensor) -> list[torch.Tensor]:
+        images = batch.to(device)
+        return [moco(images), mixed(images)]
+
+    seconds = [timed(lambda batch=batch: both(batch), device)[1] for batch in [*tensors[:WARM_UP], *tensors]]
+    return rounded(TOGETHER / statistics.mean(seconds[WARM_UP:]), 3)
 
 
 def loader_rate(dataset: Dataset, workers: int, repeats: int) -> float:

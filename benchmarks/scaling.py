@@ -123,8 +123,8 @@ def sweeps(options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     classes = [125 * k for k in ((1, 2, 4) if few else (1, 2, 4, 8))]
     own = [8, 16, 32] if few or not gpu else [64, 128, 256, 512]
     return {
-        "InMaP, a pass, against images": lambda: sweep(images, lambda n: solver_pass(n, 250, options), options),
-        "InMaP, a pass, against classes": lambda: sweep(classes, lambda c: solver_pass(8000, c, options), options),
+        "the solver, a pass, against images": lambda: sweep(images, lambda n: solver_pass(n, 250, options), options),
+        "the solver, a pass, against classes": lambda: sweep(classes, lambda c: solver_pass(8000, c, options), options),
         "Sinkhorn, 20 iterations, against images": lambda: sweep(
             images, lambda n: sinkhorn_labels(n, 250, options), options
         ),

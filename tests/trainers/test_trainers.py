@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.optimize import minimize
 
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl_clip.trainers import checkpoint
 from dassl_clip.trainers.linear_probe import fit_probe
 
@@ -247,6 +248,30 @@ def test_labels_of_test_images_are_not_trained_on(run):
     keys = ("DATASET.PROTOCOL", "all-images", "DATASET.NUM_SHOTS", 2)
     _, _, output = run(*VARIANTS["CoOp"], *keys, source="art", target="art", code=2)
     assert "CoOp trains on labels, but here the training images are test images too" in output.err
+
+
+@pytest.mark.parametrize(
+    ("trainer", "pairs"),
+    [
+        ("LinearProbe", ("TRAINER.LINEARPROBE.PULL", "(0.1, 1.0)")),
+        ("CLAP", ("TRAINER.CLAP.ALPHA", "source-val", "TRAINER.CLAP.MAX_STEPS", 5, "TRAINER.CLAP.BATCH_SIZE", 8)),
+        ("CoOp", ("TEST.FINAL_MODEL", "best_val")),
+    ],
+)
+def test_nothing_is_chosen_on_a_data_sets_test_images_under_another_name(run, trainer, pairs, tmp_path, monkeypatch):
+    """A loader that gives its test images as validation images, as CoOp's of ImageNet does."""
+    monkeypatch.setattr(DATASET_REGISTRY, "_obj_map", dict(DATASET_REGISTRY._obj_map))  # for this test alone
+    plugin = tmp_path / "val_is_test.py"
+    plugin.write_text(
+        "from dassl.data.datasets import DATASET_REGISTRY\n"
+        "from dassl_clip.datasets.folder_domains import FolderDomains\n"
+        "@DATASET_REGISTRY.register(force=True)\nclass ValIsTest(FolderDomains):\n"
+        "    def __init__(self, cfg):\n        super().__init__(cfg)\n        self._val = self.test\n"
+    )
+    words = ("DATASET.NAME", "ValIsTest")
+    _, none, output = run(trainer, *pairs, *words, flags=("--import", str(plugin)), code=2)
+    assert none is None and "30 of the 30 that ValIsTest offers are test images too" in output.err
+    run("CoOp", *words, flags=("--import", str(plugin)), name="chooses-nothing")
 
 
 @pytest.mark.parametrize(
