@@ -146,6 +146,7 @@ def on_disk(options: argparse.Namespace) -> dict[str, object]:
         written = timed(lambda: rows_on_disk(path, options.disk_images, DISK["dimensions"]), "cpu")[1]
         script = Path(__file__).with_name("disk.py")
         words = ["--images", options.disk_images, "--threads", options.threads, "--device", options.device]
+        words += ["--passes-alone"] * options.passes_alone
         command = [sys.executable, str(script), str(path), *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -159,6 +160,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--architecture", default=ARCHITECTURE, help="a ViT of CLIP with random weights")
     parser.add_argument("--dimensions", type=int, default=512, help="of the features (512)")
     parser.add_argument("--disk-images", type=int, help="rows on disk (1,000,000; 10,000,000 are 10 GB)")
+    parser.add_argument("--passes-alone", action="store_true", help="on disk: leave out the solver's first step")
     parser.add_argument("--folder", type=Path, help="where the rows are written (the folder for temporary files)")
     options = parser.parse_args(argv)
     options.disk_images = options.disk_images or (100_000 if options.quick else 1_000_000)
