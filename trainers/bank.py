@@ -157,7 +157,7 @@ def _read(path: Path, count: int | None = None) -> Tensor | None:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         if array.dtype != np.float32:
             raise ValueError(f"holds {array.dtype}")
-        if count is not None and (array.ndim < 2 or len(array) != count):
+        if count is not None and array.shape[:1] != (count,):
             raise ValueError(f"holds {list(array.shape)}, not {count} rows")
     except FileNotFoundError:
         return None

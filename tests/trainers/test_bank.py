@@ -231,7 +231,7 @@ def test_features_are_shared_by_methods_and_seeds(run, cache):
     assert len(arrays(cache)) == 1
 
 
-@pytest.mark.parametrize("damage", ["torn", "fewer rows", "flat"])
+@pytest.mark.parametrize("damage", ["torn", "fewer rows", "no rows"])
 def test_damaged_features_are_made_again_by_a_run(run, cache, damage):
     first, record, _ = run("ZeroshotCLIP", name="first")
     (path,) = arrays(cache)
@@ -239,7 +239,7 @@ def test_damaged_features_are_made_again_by_a_run(run, cache, damage):
     if damage == "torn":
         path.write_bytes(path.read_bytes()[:-100])
     else:
-        np.save(path, whole[1:] if damage == "fewer rows" else whole.ravel()[: len(whole)])
+        np.save(path, whole[1:] if damage == "fewer rows" else whole.sum())
     second, again, output = run("ZeroshotCLIP", name="second")
     assert "is no array of features and is made again" in output.out
     assert shares(first) == shares(second) and record["metrics"] == again["metrics"]
