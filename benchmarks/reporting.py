@@ -105,7 +105,7 @@ def _claim(entry: Mapping) -> list[str]:
         entry["title"] + (" *" if entry["reckoned"] else ""),
         *sides,
         times(entry["time_ratio"]),
-        f"{low:.2g} to {high:.2g}",
+        f"{digits(low)} to {digits(high)}",
         times(limit) if limit else "",
         *memory,
         f"{max(entry['difference'].values()):.1e}" if entry["difference"] else "",
@@ -115,7 +115,12 @@ def _claim(entry: Mapping) -> list[str]:
 
 def times(ratio: float) -> str:
     """A ratio with two digits, or whole."""
-    return f"{ratio:.2g} x" if ratio < 10 else f"{ratio:.0f} x"
+    return f"{digits(ratio)} x"
+
+
+def digits(ratio: float) -> str:
+    """A number with two digits, or whole."""
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
 
 
 def notes(entries: Sequence[Mapping]) -> list[str]:
@@ -127,7 +132,7 @@ def rates_table(entry: Mapping, form: str = "simple") -> str:
     """The rates of `datapath.py` as a table: loaders by load and workers, with what they are of the tower's rate."""
     rates = dict(entry["images a second"])
     towers = {name: rates.pop(name) for name in list(rates) if name.startswith("tower")}
-    rows = [[name, f"{rate:,.0f}", f"{rate / towers['tower']:.2g} x"] for name, rate in rates.items()]
+    rows = [[name, f"{rate:,.0f}", times(rate / towers["tower"])] for name, rate in rates.items()]
     rows += [[f"{name}, {entry['setting']['architecture']}", f"{rate:,.0f}", ""] for name, rate in towers.items()]
     return tabulate(rows, headers=["loader", "images a second", "of the tower"], tablefmt=form, disable_numparse=True)
 
@@ -182,5 +187,6 @@ def shown_seconds(value: float) -> str:
     """Seconds with a unit and three digits."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if value >= 2 * size or (unit == "s" and value >= 1):
-            return f"{value / size:.3g} {unit}"
+            count = value / size
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
     return f"{1000 * value:.3g} ms"

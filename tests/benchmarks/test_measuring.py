@@ -207,7 +207,7 @@ def test_tables_of_all_sections(script, tmp_path):
                  "cost of x", "a billion images", "463 days", "200,000 steps of 2.1 s", "4.86 days",
                  "2.0e-04", "0.25 %", "74.50 %", "74.25 %"):  # fmt: skip
         assert text in shown, text
-    assert page.short_table(tmp_path).splitlines()[2].split("|")[1:3] == [" a step".ljust(31), " 14 x *, memory 1/200 "]
+    assert page.short_table(tmp_path).splitlines()[2].split("|")[1:3] == [" a step".ljust(33), " 14 x *, memory 1/200 "]
     with pytest.raises(ValueError, match="no tables to renew"):
         page.with_tables("no marks", tmp_path)
 
