@@ -13,6 +13,7 @@ from pathlib import Path
 from reporting import (
     RESULTS,
     claims_table,
+    digits,
     notes,
     precision_table,
     rates_table,
@@ -120,7 +121,7 @@ def inmap_on_paper(disk: Mapping, passes: int) -> list[list[str]]:
         reads = (SINKHORN_ITERATIONS + 1 + SOLUTIONS * passes) * size / DISK_RATE
         how = (
             f"{SINKHORN_ITERATIONS} iterations and {SOLUTIONS} x {passes} passes at {disk['images']:,} images from disk"
-            f", x {factor:,.3g}; reading {size / 1e9:,.0f} GB in each at {DISK_RATE / 1e9:g} GB/s alone: "
+            f", x {digits(factor)}; reading {size / 1e9:,.0f} GB in each at {DISK_RATE / 1e9:g} GB/s alone: "
             f"{shown_seconds(reads)}"
         )
         name = f"InMaP, {what} x {disk['dimensions']} x {disk['classes']:,}"
