@@ -269,8 +269,13 @@ def test_two_tasks_that_train_the_same_run_share_it(small):
     other = ["OPTIM.LR", "0.25"]
     assert small.run([*given[:position], "xd", *given[position + 1 :], *other]).returncode == 0
     shutil.rmtree(dg.parents[4])
+    xd_changed, dg_changed = (place(task, "FolderClasses", "small+OPTIM.LR=0.25") for task in ("xd", "dg"))
+    dg_changed.mkdir(parents=True)
+    (dg_changed / "predictions.npz").write_bytes(b"of a run that died")
     more = small.run([*given[:position], "dg", *given[position + 1 :], *other])
-    assert more.returncode == 0 and f"from {place('xd', 'FolderClasses', 'small+OPTIM.LR=0.25')}" in more.stdout
+    assert more.returncode == 0 and f"from {xd_changed}" in more.stdout
+    assert (dg_changed / "predictions.npz").read_bytes() == (xd_changed / "predictions.npz").read_bytes()
+    assert (dg_changed.parent / "seed1.stale-1" / "predictions.npz").read_bytes() == b"of a run that died"
     assert record(xd) == made  # untouched by all of this
 
 

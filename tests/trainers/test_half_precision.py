@@ -14,6 +14,7 @@ from dassl_clip import datasets, trainers
 from dassl_clip.commands.config import resolve_config
 from dassl_clip.commands.train import parse
 from dassl_clip.trainers.base import CLIPTrainer
+from dassl_clip.trainers.clap_pairs import text_pairs
 from dassl_clip.trainers.precision import Precision
 
 assert datasets and trainers  # imported for their registrations
@@ -59,6 +60,18 @@ def test_learned_parts_and_losses_are_float32(name, tiny_clip, domain_tree, tmp_
         saved = torch.load(path, weights_only=True)["state_dict"]
         assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
     assert trainer.predictions["test"]["shares"].dtype == torch.float32
+
+
+def test_claps_noise_prompts_run_in_half_precision_too(tiny_clip, domain_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    noisy = {}
+    for precision in ("fp32", "amp"):
+        own = ("TRAINER.CLAP.NOISE_TOKENS", 2, "TRAINER.CLAP.MAX_STEPS", 1, "TRAINER.CLAP.PREC", precision)
+        trainer = build("CLAP", tiny_clip, domain_tree, tmp_path, *own)
+        noisy[precision] = text_pairs(trainer)[0].batch(0)[1]
+        assert noisy[precision].dtype == torch.float32
+    assert not torch.equal(noisy["amp"], noisy["fp32"])
+    assert torch.nn.functional.cosine_similarity(noisy["amp"], noisy["fp32"]).min() > 0.999
 
 
 class Overflowing(torch.autograd.Function):
