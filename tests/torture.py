@@ -62,12 +62,16 @@ def torture(place: Path, kills: int, draw: random.Random) -> int:
         return 1
     whole = time.monotonic() - began
     print(f"undisturbed: {whole:.0f} s", flush=True)
-    done = 0
+    done, latest, before = 0, 0.3 * whole, 0
     while done < kills:
-        if records(place / "killed") == len(SWEEP["rows"]):
+        finished = records(place / "killed")
+        if finished == len(SWEEP["rows"]):
             forget(place / "killed", draw)
+        # A start that finishes no run lets the next one live longer, so that the kills reach all runs of the sweep.
+        latest = 0.3 * whole if finished != before else 1.2 * latest
+        before = finished
         process = start(file, place / "killed")
-        moment = draw.uniform(0, 0.3 * whole + 5)  # a start begins with some seconds of imports
+        moment = draw.uniform(0, latest)
         try:
             code = process.wait(timeout=moment)
         except subprocess.TimeoutExpired:
