@@ -37,7 +37,7 @@ def dataset_file(name: str) -> Path:
         UserError: there is none; the sentence lists the known ones.
     """
     if name.endswith((".yaml", ".yml")):
-        return _existing(name)
+        return existing_file(name)
     return _pick(name, _ROOT / "datasets", "data set")
 
 
@@ -63,7 +63,7 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
         UserError: there is none; the sentence lists the known ones.
     """
     if name.endswith((".yaml", ".yml")):
-        return _existing(name)
+        return existing_file(name)
     folder = _ROOT / "trainers" / trainer
     if name:
         return _pick(name, folder, f"config of {trainer}")
@@ -95,8 +95,20 @@ def match_trainer(name: str, known: list[str]) -> str:
     raise UserError(f"there is no method '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
 
 
-def _existing(name: str) -> Path:
+def existing_file(name: str) -> Path:
+    """A configuration file by its path.
+
+    Raises:
+        UserError: there is none; the sentence lists those beside it, or those of the project that are called so.
+    """
     path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}")
-    return path
+    if path.is_file():
+        return path
+    beside = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    alike = [file for file in sorted(_ROOT.rglob("*.yaml")) if _plain(file.stem) == _plain(path.stem)]
+    own = f"; of that name: {', '.join(str(file.relative_to(_ROOT)) for file in alike)}" if alike else ""
+    known = f" {path.parent} holds: {', '.join(beside)}." if beside else ""
+    raise UserError(
+        f"there is no config file {path}.{known}{suggestion(path.name, beside)} Give the path of a yaml file; the "
+        f"project's own are under {_ROOT}{own}"
+    )

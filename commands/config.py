@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.commands.catalogue import existing_file
 from dassl_clip.commands.errors import UserError, suggestion
 from dassl_clip.commands.ranges import check_ranges
 from dassl_clip.results.documents import read_yaml
@@ -200,11 +201,7 @@ def merge_file(cfg: Any, file: str) -> None:
     Raises:
         UserError: the file is missing or is no yaml mapping, or a key or value does not fit.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        there = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        known = f" {path.parent} holds: {', '.join(there)}." if there else ""
-        raise UserError(f"there is no config file {path}.{known}{suggestion(path.name, there)}")
+    path = existing_file(file)
     if path.suffix == ".py":
         raise UserError(f"{path}: a config file is yaml text; python files, which could do anything, are not read")
     try:

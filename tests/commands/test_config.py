@@ -140,6 +140,14 @@ def test_an_absent_config_file_lists_what_is_there(world):
         resolve(*world.words()[:-2], "--config-file", world.root / "tinny.yaml")
 
 
+def test_a_name_in_place_of_a_path_is_told_which_files_are_called_so(world):
+    told = (
+        r"no config file pacs\. Give the path .*configs; of that name: datasets/pacs\.yaml, trainers/CLAP/pacs\.yaml$"
+    )
+    with pytest.raises(UserError, match=told):
+        resolve(*world.words()[:-2], "--dataset-config-file", "pacs")
+
+
 def test_unknown_flag(world, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse(["--sead", "1"])
