@@ -257,8 +257,9 @@ def _unknown_name(name: str, architecture: str) -> str:
     lower = {k.lower(): k for k in known}
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     near = near or [lower[k] for k in difflib.get_close_matches(architecture.lower(), lower, n=3, cutoff=0.4)]
+    missing = "no backbone is named: set MODEL.BACKBONE.NAME, or name a config file."
     return (
-        f"unknown backbone {name!r}."
+        (f"unknown backbone {name!r}." if name else missing)
         + (f" Did you mean {' or '.join(near)}?" if near else "")
         + f" Known are OpenAI's names ({', '.join(OPENAI_NAMES)}), {ICONS}, open_clip's pairs ARCH:TAG (such as "
         f"ViT-B-16:laion2b_s34b_b88k), {HUB}ORGANISATION/NAME and {FOLDER}FOLDER"

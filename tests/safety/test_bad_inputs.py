@@ -18,6 +18,7 @@ NAMED = [
     ("data set", "CoOp", "DATASET.NAME Icon", r"there is no data set 'Icon'\. Did you mean 'Icons'\?"),
     ("target domain", "CoOp", "--target-domains sketchy", r"sketchy.*sketch"),
     ("source domain", "CoOp", "--source-domains Phot", r"Phot.*photo"),
+    ("no backbone", "CoOp", "MODEL.BACKBONE.NAME ''", r"^error: no backbone is named: set MODEL\.BACKBONE\.NAME, or name a config"),
     ("backbone", "CoOp", "MODEL.BACKBONE.NAME ViT-B/17", r"unknown backbone 'ViT-B/17'\. Did you mean .*ViT-B/16"),
     ("tag", "CoOp", "MODEL.BACKBONE.NAME ViT-B-16:laionx", r"open_clip has no weights 'laionx' for ViT-B-16"),
     ("no tag", "CoOp", "MODEL.BACKBONE.NAME ViT-B-16", r"does not say which weights to take; choose ViT-B-16:"),
