@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     if not args.names or not args.root:
         raise UserError("--download needs the names of data sets, and --root DIR to put them in")
     left = [line for entry in chosen for line in fetch_all(entry, Path(args.root).expanduser())]
-    print("\n".join(["", "to be fetched by hand:", *left]) if left else "\nAll is there.")
+    print("\n".join(["", "still to be fetched:", *left]) if left else "\nAll is there.")
     return 1 if left else 0
 
 
@@ -67,8 +67,8 @@ def text_of(entry: dict) -> str:
 
 
 def fetch_all(entry: dict, root: Path) -> list[str]:
-    """Fetch and unpack what can be; a line for each thing that a person has to fetch."""
-    from dassl_clip.datasets.fetch import ARCHIVE_ENDINGS, fetch, is_file, unpack
+    """Fetch and unpack what can be; a line for each thing that is still to be fetched."""
+    from dassl_clip.datasets.fetch import ARCHIVE_ENDINGS, is_file, unpack
 
     folder, left = root / entry["folders"][0], []
     for link in entry["links"]:
@@ -76,14 +76,26 @@ def fetch_all(entry: dict, root: Path) -> list[str]:
         if not is_file(url):
             left.append(f"  {entry['name']}: {link['what']}{f' at {url}' if url else ''}, into {folder}")
             continue
-        with tqdm(desc=link["what"][:30], unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-
-            def advance(there: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total or None
-                bar.update(there - bar.n)
-
-            path = fetch(url, folder, link.get("md5", ""), advance)
-        if path.name.endswith(ARCHIVE_ENDINGS):
-            unpack(path, folder)
-        print(f"{path} is there" + (", unpacked" if path.name.endswith(ARCHIVE_ENDINGS) else ""))
+        try:
+            path = _fetch(link, folder)
+            archive = path.name.endswith(ARCHIVE_ENDINGS)
+            if archive:
+                unpack(path, folder)
+        except ValueError as error:  # the others may be had all the same
+            left.append(f"  {entry['name']}: {link['what']}, into {folder}: {error}")
+        else:
+            print(f"{path} is there" + (", unpacked" if archive else ""))
     return left
+
+
+def _fetch(link: dict, folder: Path) -> Path:
+    """Fetch the file of a link under a progress bar."""
+    from dassl_clip.datasets.fetch import fetch
+
+    with tqdm(desc=link["what"][:30], unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+        def advance(there: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(there - bar.n)
+
+        return fetch(link["url"], folder, link.get("md5", ""), advance)

@@ -3,16 +3,22 @@
 Covers: exit codes 0, 1 and 2, the table of domains against the published numbers, layouts, classes, findings in their
 words, options (--classes, --decode, --duplicates, --make-split, KEY VALUE pairs), names in any spelling and yaml files,
 the sheet of images (size, one row a domain, an unreadable image), the prompts by template, the list of data sets and
-what a root holds, links with checksums and terms, wrong names, flags and keys, nothing written beside the data.
+what a root holds, links with checksums and terms and what is fetched of them, wrong names, flags and keys, nothing
+written beside the data.
 """
 
+import functools
+import hashlib
 import json
 import re
+import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
 
-from dassl_clip.commands import data, data_inspect
+from dassl_clip.commands import data, data_inspect, data_links
 from dassl_clip.commands.__main__ import main
 from dassl_clip.commands.data_names import open_config
 from dassl_clip.datasets.spec import load_spec
@@ -202,6 +208,42 @@ def test_links(capsys):
     assert every.count("terms: ") == 21 and "http" in every
     code, _, err = run(capsys, "links", "food102")
     assert code == 2 and "no links are known for 'food102'. Did you mean 'Food101'?" in err
+
+
+def test_what_has_to_be_fetched_by_hand_is_named(capsys, tmp_path):
+    code, out, _ = run(capsys, "links", "pacs", "--root", tmp_path, "--download")
+    told = out.partition("still to be fetched:\n")[2].splitlines()
+    assert code == 1 and len(told) == 2 and not any(tmp_path.iterdir())
+    assert all(line.startswith("  PACS: ") and line.endswith(f", into {tmp_path}/pacs") for line in told)
+    for words in (["--download", "--root", tmp_path], ["pacs", "--download"], ["pacs", "A.B", "1"]):
+        code, _, err = run(capsys, "links", *words)
+        assert code == 2 and ("--download needs the names of data sets, and --root DIR" in err or "KEY VALUE" in err)
+
+
+def test_what_can_be_fetched_is_unpacked_although_something_fails(capsys, tmp_path):
+    """From a server on this machine: an archive, a file of another checksum, one that is not there, a plain file."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    Image.new("RGB", (4, 4)).save(shelf / "a.png")
+    with tarfile.open(shelf / "pictures.tar", "w") as archive:
+        archive.add(shelf / "a.png", "pictures/a.png")
+    (shelf / "labels.mat").write_bytes(b"labels")
+    (shelf / "torn.zip").write_bytes(b"torn")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(shelf))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        links = [{"what": name, "url": f"{address}/{name}"} for name in ("torn.zip", "none.tar", "pictures.tar")]
+        links += [{"what": "labels", "url": f"{address}/labels.mat", "md5": hashlib.md5(b"labels").hexdigest()}]
+        left = data_links.fetch_all({"name": "Own", "folders": ["own"], "links": links}, tmp_path / "root")
+        server.shutdown()
+    there = tmp_path / "root/own"
+    assert (there / "pictures/a.png").read_bytes() == (shelf / "a.png").read_bytes()
+    assert (there / "labels.mat").read_bytes() == b"labels"
+    out = capsys.readouterr().out
+    assert f"{there}/pictures.tar is there, unpacked\n{there}/labels.mat is there\n" in out
+    assert [line.partition(": ")[2].split(",")[0] for line in left] == ["torn.zip", "none.tar"]
+    assert "HTTP Error 404" in left[1]
 
 
 @pytest.mark.parametrize(
