@@ -346,8 +346,9 @@ def fit_content_head(
     check_every: int = 480,
     patience: int = 5,
     min_drop: float = 0.01,
+    on_check: Callable[[int, float], None] | None = None,
     state: dict[str, Any] | None = None,
-    on_check: Callable[[dict[str, Any]], None] | None = None,
+    after_step: Callable[[int, Callable[[], dict[str, Any]]], None] | None = None,
     peers: Peers = ALONE,
 ) -> FitReport:
     """Train the head in place with Adam, until the loss no longer drops.
@@ -367,9 +368,11 @@ def fit_content_head(
         check_every: Steps between checks.
         patience: Checks without a drop after which training stops.
         min_drop: What counts as a drop.
-        state: Goes on from a state that `on_check` was given; the head's weights come from it.
-        on_check: Called at each check, and after the last step, with all that is needed to go on: `step`, `checks`,
-            `best`, `waited`, `head`, `optimizer` (plain values and tensors, copies of the live ones).
+        on_check: Called at each check, and after the last step, with the step and the mean loss.
+        state: Goes on from a state that `after_step` had made; the head's weights come from it.
+        after_step: Called after each step with its number and a function that makes a state, all that is needed to go
+            on: `step`, `checks`, `losses` since the last check, `best`, `waited`, `head`, `optimizer` (plain values and
+            tensors, copies of the live ones). Several processes make it together.
         peers: The processes that each have some pairs of a batch, an equal number.
 
     Returns:
@@ -386,12 +389,20 @@ def fit_content_head(
     device = head.linear.weight.device
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate, fused=device.type == "cuda")
     step, best, waited, checks = 0, math.inf, 0, []
+    losses: list[Tensor] = []
     if state is not None:
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         step, best, waited = state["step"], state["best"], state["waited"]
         checks = [tuple(check) for check in state["checks"]]
-    losses: list[Tensor] = []
+        losses = list(state["losses"].to(device).unbind())
+
+    def make_state() -> dict[str, Any]:
+        live = {"head": head.state_dict(), "optimizer": optimizer.state_dict()}
+        everywhere = peers.sum(torch.stack(losses)) / peers.size if losses else torch.zeros(0)
+        numbers = {"step": step, "checks": list(checks), "best": best, "waited": waited}
+        return {**numbers, "losses": everywhere, **deepcopy(live)}
+
     joined = peers.joined(head)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         while step < max_steps and waited < patience:
@@ -399,27 +410,27 @@ def fit_content_head(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss.detach().double())
             step += 1
             whole = step % check_every == 0
-            if not whole and step < max_steps:
-                continue
-            mean = _mean_loss(losses, step, peers)
-            checks.append((step, mean))
-            losses.clear()
-            if mean <= best - min_drop:
-                best, waited = mean, 0
-            elif whole:
-                waited += 1
-            if on_check is not None:
-                live = {"head": head.state_dict(), "optimizer": optimizer.state_dict()}
-                on_check({"step": step, "checks": list(checks), "best": best, "waited": waited, **deepcopy(live)})
+            if whole or step == max_steps:
+                mean = _mean_loss(losses, step, peers)
+                checks.append((step, mean))
+                losses.clear()
+                if mean <= best - min_drop:
+                    best, waited = mean, 0
+                elif whole:
+                    waited += 1
+                if on_check is not None:
+                    on_check(step, mean)
+            if after_step is not None:
+                after_step(step, make_state)
     return FitReport(step, tuple(checks), waited >= patience and step < max_steps)
 
 
 def _mean_loss(losses: Sequence[Tensor], step: int, peers: Peers) -> float:
     """The mean of the losses of the steps up to `step`; one wait for the device."""
-    values = (peers.sum(torch.stack(list(losses)).double()) / peers.size).cpu()
+    values = (peers.sum(torch.stack(list(losses))) / peers.size).cpu()
     wrong = (~torch.isfinite(values)).nonzero().flatten()
     if len(wrong):
         first = step - len(values) + int(wrong[0])

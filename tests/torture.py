@@ -30,7 +30,7 @@ SWEEP = {
     "shots": 2,
     "rows": [
         {"method": "ZeroshotCLIP"},
-        {"method": "CLAP", "set": {"TRAINER.CLAP.MAX_STEPS": 200}},
+        {"method": "CLAP", "set": {"TRAINER.CLAP.MAX_STEPS": 200, "TRAIN.CHECKPOINT_STEPS": 10}},
         {"method": "CoOp", "set": FEW | {"OPTIM.MAX_EPOCH": 3}},
         {"method": "GOPro", "set": FEW | {"OPTIM.MAX_EPOCH": 2}},
         {"method": "LinearProbe"},

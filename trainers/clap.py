@@ -11,6 +11,7 @@ the best accuracy on *source* validation images. It is never chosen on test imag
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from dassl_clip.modeling.clap import ContentHead, check_widths, is_published, pu
 from dassl_clip.modeling.clap_training import FitReport, Pairs, fit_content_head
 from dassl_clip.modeling.templates import resolve_templates
 
-from . import bank, distributed
+from . import bank, distributed, termination
 from .base import CLIPTrainer, trainer_node
 from .clap_pairs import PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
 from .readings import KEYS, ReadingsMixin, check_keys
@@ -39,7 +40,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     """Contrasts prompts with their augmented forms, and these with class names."""
 
     trains_on_labels = False
-    unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR",)
+    unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
     kept_splits = ("val",)  # accuracy by alpha is drawn of them
 
@@ -114,6 +115,8 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             torch.manual_seed(max(self.cfg.SEED, 0))
             head = ContentHead(self.backbone.embed_dim, self.node.LATENT_DIM)
         self.model = self.register_learner("clap", head, looped=False)
+        start = parameters_to_vector(self.model.parameters()).detach()
+        self.start_hash = hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()
 
     def published_state(self, state: dict) -> dict:
         """The head of an authors' checkpoint, or the state as it is; other widths are refused by name."""
@@ -136,13 +139,13 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         pairs, facts = image_pairs(self) if node.MODALITY == "image" else text_pairs(self)
         keys = ("LATENT_DIM", "TAU", "LAMBDA", "BATCH_SIZE", "MAX_STEPS", "CHECK_EVERY", "PATIENCE", "MIN_DROP")
         facts |= {key: node[key] for key in keys} | {"seed": self.cfg.SEED, "rate": self.cfg.OPTIM.LR}
-        start = parameters_to_vector(self.model.parameters()).detach()
-        facts |= {"kind": "content head", "start": hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()}
+        facts |= {"kind": "content head", "start": self.start_hash}
         keep = bank.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
-        kept = keep(facts, lambda: self._train_head(pairs))
-        self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
-        vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
-        self.save_model(0, self.output_dir)
+        with termination.deferred():
+            kept = keep(facts, lambda: self._train_head(pairs))
+            self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
+            vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
+            self.save_model(0, self.output_dir)
 
     def _note_checks(self, checks: list[list[float]]) -> None:
         """Step and loss of each check of the training, for the record."""
@@ -164,6 +167,8 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             patience=node.PATIENCE,
             min_drop=node.MIN_DROP,
             on_check=self._log_check,
+            state=None if self.resumed is None else {**self.resumed["fit"], "head": self.model.state_dict()},
+            after_step=self._after_step,
             peers=distributed.peers(),
         )
         why = "the loss no longer drops" if self.report.stopped_early else "MAX_STEPS"
@@ -172,8 +177,22 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         checks = weights.new_tensor(self.report.checks)
         return torch.cat([weights.new_tensor([len(checks)]), checks.flatten(), weights])
 
-    def _log_check(self, state: dict) -> None:
-        step, loss = state["checks"][-1]
+    def _after_step(self, step: int, make_state: Callable[[], dict]) -> None:
+        """Save where `TRAIN.CHECKPOINT_STEPS` or a SIGTERM asks for it; the latter ends the run.
+
+        Several processes agree on a SIGTERM at checks, where they wait for each other anyway.
+        """
+        every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
+        agree = distributed.world_size() == 1 or step % self.node.CHECK_EVERY == 0
+        told = agree and any(distributed.gather_values(termination.requested()))
+        if told or (every > 0 and step % every == 0):
+            state = make_state()
+            self.save_inside(0, step, {"fit": {key: value for key, value in state.items() if key != "head"}})
+        if told:
+            distributed.barrier()  # nobody leaves before the file is whole
+            raise termination.Terminated(f"saved after step {step}")
+
+    def _log_check(self, step: int, loss: float) -> None:
         logger.info("step %d of at most %d: loss %.4f", step, self.node.MAX_STEPS, loss)
         self.write_scalar("train/contrastive", loss, step)
 

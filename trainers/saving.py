@@ -11,6 +11,9 @@ from . import checkpoint, distributed, randomness
 
 logger = logging.getLogger(__name__)
 
+# What checkpoints inside an epoch hold besides: `fit` where a method has a training of its own, else the epoch loop's.
+INSIDE = ("step", "terms", "lr", "random", "random_before", "fit")
+
 
 class CheckpointMixin:
     """Checkpoint methods of Dassl trainers that have a frozen `backbone`, `classnames` and `precision`."""
@@ -32,19 +35,29 @@ class CheckpointMixin:
         self._save(directory, file, epoch + 1, {"val_result": None if val_result is None else float(val_result)})
         if file != checkpoint.BEST_NAME and distributed.is_main():
             for name in self.get_model_names():  # the last step's file serves if this one should be torn
-                checkpoint.remove_steps(Path(directory) / name, keep=int(epoch + 1 < self.max_epoch))
+                goes_on = self._optims[name] is not None and epoch + 1 < self.max_epoch
+                checkpoint.remove_steps(Path(directory) / name, keep=int(goes_on))
 
     def save_step(self, random: dict | None = None) -> None:
-        """Write what is needed to go on after the step that was just done; the two newest such files are kept.
+        """Write what is needed to go on after the epoch loop's step that was just done.
 
         Args:
             random: The random states after that step, where they are no longer the present ones.
         """
-        inside = {"step": self.steps_done, "terms": self.epoch_terms, "lr": self.epoch_lr}
-        inside["random_before"] = self.random_before
+        inside = {"terms": self.epoch_terms, "lr": self.epoch_lr, "random_before": self.random_before}
         inside |= {} if random is None else {"random": random}
-        file = checkpoint.step_name(self.epoch, self.steps_done)
-        self._save(self.output_dir, file, self.epoch, inside)
+        self.save_inside(self.epoch, self.steps_done, inside)
+
+    def save_inside(self, epoch: int, step: int, inside: dict) -> None:
+        """Write a checkpoint inside an epoch; the two newest are kept.
+
+        Args:
+            epoch: Finished epochs.
+            step: Finished steps of the next one.
+            inside: What else is needed to go on, under names of `INSIDE`; the next start finds it in `resumed`.
+        """
+        file = checkpoint.step_name(epoch, step)
+        self._save(self.output_dir, file, epoch, {"step": step, **inside})
         for name in self.get_model_names() if distributed.is_main() else ():
             checkpoint.remove_steps(Path(self.output_dir) / name, keep=2, written=file)
 
@@ -111,7 +124,7 @@ class CheckpointMixin:
             self.seconds |= state.get("seconds", {})
             self.started -= sum(self.seconds.values())
             if state.get("step"):
-                self.resumed = {key: state[key] for key in ("step", "terms", "lr", "random", "random_before")}
+                self.resumed = {key: state[key] for key in INSIDE if key in state}
             elif "random" in state:
                 randomness.restore(state["random"])
             steps = f" and {state['step']} steps" if state.get("step") else ""

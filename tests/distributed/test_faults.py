@@ -2,7 +2,8 @@
 
 Covers: a batch that cannot be shared; a setting that all refuse; an image that one process cannot decode; a trainer
 that knows nothing of processes; more processes than GPUs; a process that is killed; SIGTERM to torchrun, after which
-the same command goes on; a busy run folder; a loss that is not finite in one process.
+the same command goes on, also where a head is trained without epochs; a busy run folder; a loss that is not finite in
+one process.
 """
 
 import os
@@ -124,6 +125,38 @@ def test_signals(words, tmp_path, number):
     code, _, everything = run(again, tmp_path / "cache")
     assert code == 0 and f"{done} epochs" in everything, everything
     assert len(read_record(tmp_path / "run")["history"]) == done + 1
+
+
+def test_sigterm_while_a_head_is_trained(words, tmp_path):
+    """CLAP in two processes, told to end between two checks; one process goes on, as one did that was left alone."""
+    keys = {"MAX_STEPS": 1500, "CHECK_EVERY": 50, "PATIENCE": 99, "LATENT_DIM": 8, "BATCH_SIZE": 8}
+    pairs = [word for key, value in keys.items() for word in (f"TRAINER.CLAP.{key}", value)]
+    pairs += ["TRAIN.CHECKPOINT_STEPS", 40, "OPTIM.LR", 1e-4]
+    argv, folder = words("CLAP", tmp_path / "run", *pairs), tmp_path / "run" / "clap"
+    process = start([TRAIN, *argv], 2, tmp_path / "cache")
+    limit = time.monotonic() + 180
+    while not list(folder.glob("step*")) and time.monotonic() < limit:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = finish(process, 100)
+    assert code != 0 and "saved after step" in err, err
+    done = max(int(path.name.rpartition("-")[2]) for path in folder.glob("step*"))
+    assert done % 50 == 0 and 50 <= done < 1500  # the processes agree at checks
+    code, _, everything = run(argv, tmp_path / "cache", 0)
+    assert code == 0 and f"0 epochs and {done} steps done" in everything, everything
+    code, _, everything = run(words("CLAP", tmp_path / "whole", *pairs), tmp_path / "other-cache", 0)
+    assert code == 0, everything
+    one, two = (read_record(tmp_path / name) for name in ("run", "whole"))
+    assert one["training"]["steps"] == two["training"]["steps"] == 1500 and not two["training"]["reused"]
+    for ours, theirs in zip(one["history"], two["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    a, b = (
+        torch.load(tmp_path / name / "clap/model.pth.tar-1", weights_only=True)["state_dict"]
+        for name in ("run", "whole")
+    )
+    for key, value in a.items():
+        torch.testing.assert_close(value, b[key], rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite(words, tmp_path):

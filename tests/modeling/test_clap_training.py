@@ -370,14 +370,17 @@ def test_a_fit_that_goes_on_equals_an_undisturbed_one():
     settings = {"tau": 0.3, "weight": 0.1, "learning_rate": 1e-2, "max_steps": 50, "check_every": 12, "min_drop": 0.3}
     saved = []
 
-    def save(state):
-        file = io.BytesIO()
-        torch.save(state, file)
-        saved.append(file)
+    def save(step, make_state):
+        if step in (1, 11, 12, 13, 47, 48, 50):  # at checks and between them
+            file = io.BytesIO()
+            torch.save(make_state(), file)
+            saved.append(file)
 
-    whole = a_head(dtype=torch.float32)
-    report = fit_content_head(whole, pairs, on_check=save, patience=9, **settings)
-    assert [step for step, _ in report.checks] == [12, 24, 36, 48, 50] and len(saved) == 5
+    whole, told = a_head(dtype=torch.float32), []
+    noted = {"on_check": lambda step, loss: told.append((step, loss)), "after_step": save}
+    report = fit_content_head(whole, pairs, patience=9, **noted, **settings)
+    assert [step for step, _ in report.checks] == [12, 24, 36, 48, 50] and len(saved) == 7
+    assert report.checks == tuple(told)
     for file in saved:
         file.seek(0)
         state, late = torch.load(file, weights_only=True), ContentHead(6, 4)
@@ -390,9 +393,15 @@ def test_states_are_copies_and_stopped_fits_stay_stopped():
     states, head = [], a_head(2, 2)
     losses = [1.0] * 30
     settings = {"tau": 1.0, "weight": 0.0, "learning_rate": 0.05, "check_every": 2, "patience": 2, "min_drop": 9.0}
-    report = fit_content_head(head, Scripted(losses), on_check=states.append, max_steps=30, **settings)
+
+    def save(step, make_state):
+        states.append(make_state())
+
+    report = fit_content_head(head, Scripted(losses), after_step=save, max_steps=30, **settings)
     assert report == FitReport(6, report.checks, True)  # the first check counts as a drop from infinity
-    assert [state["step"] for state in states] == [2, 4, 6] and [state["waited"] for state in states] == [0, 1, 2]
+    assert [state["step"] for state in states] == [1, 2, 3, 4, 5, 6]
+    assert [state["waited"] for state in states] == [0, 0, 0, 1, 1, 2]
+    assert [len(state["losses"]) for state in states] == [1, 0, 1, 0, 1, 0]
     weights = [state["head"]["projection.weight"] for state in states]
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
     assert fit_content_head(head, Scripted(losses), state=states[-1], max_steps=30, **settings) == report

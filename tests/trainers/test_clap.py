@@ -6,6 +6,7 @@ tested ones; runs that repeat, resume and take heads and features from the bank;
 """
 
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 
 from dassl.data.datasets import build_dataset
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
 from dassl_clip.commands import config, train
 from dassl_clip.modeling.clap import Augmentation, ContentHead, template_tables
 from dassl_clip.modeling.clap_training import TextPairs, fit_content_head
@@ -370,6 +373,77 @@ def test_a_run_that_died_before_its_record_goes_on(run):
     assert "the content head is not trained: it is already" in output.out
     for key in ("metrics", "history", "alpha", "losses"):
         assert again[key] == record[key], key
+
+
+# A trainer as a user's plugin registers it: one signal to its own process before a step of the head, once.
+STRUCK = """
+import os
+from pathlib import Path
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
+
+@TRAINER_REGISTRY.register(force=True)
+class CLAP(trainers.CLAP):
+    def _train_head(self, pairs):
+        mark, (at, number) = Path(self.output_dir) / "struck", map(int, os.environ["STRIKE"].split())
+        read = pairs.batch
+
+        def batch(step):
+            if step == at and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), number)
+            with Path(self.output_dir, "steps.txt").open("a") as file:
+                file.write(f"{step}\\n")
+            return read(step)
+
+        pairs.batch = batch
+        return super()._train_head(pairs)
+"""
+
+
+@pytest.fixture
+def strike(run, tmp_path, monkeypatch):
+    """`strike(step, signal, *pairs, name=...)` runs CLAP, which gets the signal before a step, from 0."""
+    (tmp_path / "struck.py").write_text(STRUCK)
+
+    def go(step, number, *pairs, **options):
+        monkeypatch.setenv("STRIKE", f"{step} {int(number)}")
+        return run("CLAP", *clap(NOISE_TOKENS=2), *pairs, flags=("--import", str(tmp_path / "struck.py")), **options)
+
+    yield go
+    TRAINER_REGISTRY.register(trainers.CLAP, force=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "every", "code", "repeated"),
+    [
+        (13, signal.SIGTERM, 0, 143, 0),  # between two checks
+        (29, signal.SIGTERM, 0, 143, 0),  # the last step
+        (13, signal.SIGINT, 4, 130, 1),  # as a crash: only what was saved is there
+        (27, signal.SIGINT, 10, 130, 7),
+        (13, signal.SIGINT, 0, 130, 13),
+    ],
+)
+def test_a_training_that_ends_anywhere_goes_on_to_the_bit(
+    strike, tmp_path, monkeypatch, step, number, every, code, repeated
+):
+    monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
+    folder, none, output = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, name="ended", code=code)
+    assert none is None
+    if number == signal.SIGTERM:
+        assert f"saved after step {step + 1}: the same command goes on" in output.err
+    ended = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, name="ended")
+    steps = [int(line) for line in (folder / "steps.txt").read_text().split()]
+    assert len(steps) == 30 + repeated and set(steps) == set(range(30))
+    assert not list(folder.glob("clap/step*"))
+    same = strike(-1, number, name="same-task")  # the head is in the bank under the name of an undisturbed one
+    assert same[1]["training"]["reused"]
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    whole = strike(-1, number, name="whole")
+    assert not whole[1]["training"]["reused"] and whole[1]["training"]["steps"] == 30
+    assert_same_run(whole, ended)
+    assert_same_run(whole, same)
+    assert ended[1]["losses"] == whole[1]["losses"] and ended[1]["training"]["checks"] == whole[1]["training"]["checks"]
 
 
 # ---------------------------------------------------------------------------------------------------- wrong settings
