@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from . import termination
 from .distributed import broadcast, gather_rows, gather_values, peers, rank, world_size
 
 
@@ -86,9 +87,13 @@ def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tup
 
     Raises:
         ElsewhereError: Another process had an error; in that one, the error itself.
+        Terminated: This process, or one of those that share the loader, was told to end.
     """
     if not is_dealt(loader):
-        yield from own
+        for made in own:
+            if world_size() == 1:
+                termination.leave_if_told()
+            yield made
         return
     last: tuple[Tensor, ...] = ()
     for _ in range(-(-len(loader) // world_size())):
@@ -97,11 +102,14 @@ def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tup
             made = next(own, None)
         except Exception as error:
             fault = error
-        faults = gather_values("" if fault is None else f"{fault or type(fault).__name__}")
+        own_state = "" if fault is None else f"{fault or type(fault).__name__}", termination.requested()
+        faults, told = zip(*gather_values(own_state))
         if fault is not None:
             raise fault
         if any(faults):
             raise ElsewhereError(next(text for text in faults if text))
+        if any(told):
+            raise termination.Terminated(f"process {told.index(True)} was told to end", agreed=True)
         last = tuple(rows[:0] for rows in last) if made is None else made
         yield tuple(gather_rows(rows) for rows in last)
 

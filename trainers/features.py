@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dassl_clip.modeling.memory import activation_budget
 
-from . import bank, dealing, distributed, termination
+from . import bank, dealing, distributed
 from .extraction import cached_rows
 from .images import RAISE
 from .waiting import Watched
@@ -228,8 +228,6 @@ class FeatureMixin:
     def _encoded_batches(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Rows `[B, ...]` of the batches of a loader."""
         for batch in self._bar(loader, "features"):
-            if distributed.world_size() == 1:  # the rows so far are on the disk
-                termination.leave_if_told()
             images = self.on_device(batch["img"])
             readable = torch.tensor(self.note_unreadable(batch), device=self.device)
             found = encode(images)

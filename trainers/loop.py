@@ -98,9 +98,11 @@ class LoopMixin:
         random = randomness.capture()
         try:
             super().after_epoch()
-        except termination.Terminated:
+        except termination.Terminated as end:
             self.history.pop()
             self.save_step(random)
+            if end.agreed:
+                distributed.barrier()  # nobody leaves before the file is whole
             raise
         if any(distributed.gather_values(termination.requested())):
             if self.epoch + 1 < self.max_epoch:

@@ -23,7 +23,15 @@ SAME_CALL = 5.0
 
 
 class Terminated(BaseException):
-    """The run was told to end; as with KeyboardInterrupt, no `except Exception` holds it up."""
+    """The run was told to end; as with KeyboardInterrupt, no `except Exception` holds it up.
+
+    Attributes:
+        agreed: Whether all processes of the run raise it in the same place.
+    """
+
+    def __init__(self, told: str, agreed: bool = False):
+        super().__init__(told)
+        self.agreed = agreed
 
 
 class _Mark:

@@ -2,8 +2,8 @@
 
 Covers: a batch that cannot be shared; a setting that all refuse; an image that one process cannot decode; a trainer
 that knows nothing of processes; more processes than GPUs; a process that is killed; SIGTERM to torchrun, after which
-the same command goes on, also where a head is trained without epochs; a busy run folder; a loss that is not finite in
-one process.
+the same command goes on, also where a head is trained without epochs, and in a validation; a busy run folder; a loss
+that is not finite in one process.
 """
 
 import os
@@ -157,6 +157,43 @@ def test_sigterm_while_a_head_is_trained(words, tmp_path):
     )
     for key, value in a.items():
         torch.testing.assert_close(value, b[key], rtol=1e-4, atol=1e-5)
+
+
+VALIDATED = """
+import os, signal
+from pathlib import Path
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
+
+@TRAINER_REGISTRY.register(force=True)
+class CoOp(trainers.CoOp):
+    def test(self, split=None):
+        mark = Path(self.output_dir) / "struck"
+        if split == "val" and self.epoch == 1 and os.environ.get("RANK") == "1" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().test(split)
+"""
+
+
+def test_sigterm_in_a_validation(words, tmp_path):
+    """One of two processes is told; both leave at the next batch, and the validation is done again."""
+    (tmp_path / "plugin.py").write_text(VALIDATED)
+    pairs = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 0)
+    argv = words("CoOp", tmp_path / "run", *pairs, flags=("--import", str(tmp_path / "plugin.py")))
+    code, _, everything = run(argv, tmp_path / "cache")
+    assert code != 0 and "process 1 was told to end: the same command goes on" in everything, everything
+    assert "lost contact" not in everything
+    files = sorted(path.name for path in (tmp_path / "run").glob("prompt_learner/*"))
+    assert files == ["checkpoint", "model-best.pth.tar", "step.pth.tar-1-2"]
+    code, _, everything = run(argv, tmp_path / "cache")
+    assert code == 0 and "1 epochs and 2 steps done" in everything, everything
+    code, _, everything = run(words("CoOp", tmp_path / "whole", *pairs), tmp_path / "cache", 0)
+    assert code == 0, everything
+    one, two = (read_record(tmp_path / name) for name in ("run", "whole"))
+    assert one["metrics"] == two["metrics"] and len(one["history"]) == 3
+    for ours, theirs in zip(one["history"], two["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite(words, tmp_path):
