@@ -146,14 +146,15 @@ def is_main() -> bool:
 def first_to(what: str) -> bool:
     """Whether this process is the first of all that comes to say so; a process alone always is.
 
-    An error that all processes have, or that ends them one after the other, is thus told once.
+    An error that all processes have, or that ends them one after the other, is thus told once. If the main process is
+    gone with the store that it kept, it, or torchrun for it, has told why on its machine; elsewhere the first one does.
     """
     if _State.store is None:
         return is_main()
     try:
         return _State.store.add(what, 1) == 1
-    except RuntimeError:  # the process that kept the store is gone
-        return True
+    except RuntimeError:
+        return _number("GROUP_RANK") > 0 and _number("LOCAL_RANK") == 0
 
 
 def lost_contact(error: BaseException) -> str:

@@ -2,13 +2,15 @@
 
 Covers: a batch that cannot be shared; a setting that all refuse; an image that one process cannot decode; a trainer
 that knows nothing of processes; more processes than GPUs; a process that is killed; SIGTERM to torchrun, after which
-the same command goes on, also where a head is trained without epochs, and in a validation; a busy run folder; a loss
-that is not finite in one process.
+the same command goes on, also where a head is trained without epochs, and in a validation; a busy run folder; a main
+process that is gone with its store; a loss that is not finite in one process.
 """
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +95,25 @@ def test_a_busy_folder(words, tmp_path):
         assert free
         code, told, everything = run(words("CoOp", tmp_path / "run"), tmp_path / "cache")
     assert code == 1 and len(told) == 1 and "works in" in told[0], everything
+
+
+def test_a_main_process_that_is_gone_with_its_store(words, tmp_path):
+    """Without torchrun the main process keeps the store: others on its machine add nothing to what it has told."""
+    from dassl_clip.commands import locks
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    environment = os.environ | place | {"DASSL_CLIP_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
+    argv, started = [sys.executable, TRAIN, *words("CoOp", tmp_path / "run")], []
+    with locks.lock(tmp_path / "run") as busy:
+        assert busy
+        for rank in ("0", "1"):
+            own = environment | {"RANK": rank, "LOCAL_RANK": rank}
+            started.append(subprocess.Popen(argv, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        (first, _, one), (second, _, two) = map(finish, started)
+    assert (first, second) == (75, 2) and one.count("error: ") == 1 and "works in" in one, one
+    assert "error: " not in two, two
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
