@@ -225,11 +225,14 @@ def test_a_signal_to_the_whole_group_saves_too(tmp_path, tiny_clip, domain_tree,
 
 
 def test_a_process_that_was_forked_off_does_not_hold_the_folder(tmp_path):
+    told, tell = os.pipe()
     with locks.lock(tmp_path) as free:
         assert free
         child = os.fork()
         if not child:
+            os.write(tell, b"1")  # what python does after a fork is done
             signal.pause()
+        assert os.read(told, 1) == b"1"
         assert locks.is_locked(tmp_path)
     try:
         assert not locks.is_locked(tmp_path)
