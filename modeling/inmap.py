@@ -24,6 +24,7 @@ the same digits for any number of processes.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 from .peers import ALONE, Peers
 from .proxy_solver import (
     FeatureRows,
+    Point,
     ProxyObjective,
     Rows,
     Solution,
@@ -241,6 +243,8 @@ def solve_vision_proxy(
     lr: float = 10.0,
     block_rows: int | str | None = "auto",
     peers: Peers = ALONE,
+    known: Sequence[Point] = (),
+    on_point: Callable[[Point], None] | None = None,
 ) -> Solution:
     """Minimise the cross-entropy between labels and `softmax(features @ W / temperature)` over columns of length 1.
 
@@ -256,6 +260,9 @@ def solve_vision_proxy(
         block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
         peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one; all get the
             same proxy.
+        known: Points that `on_point` was given in an interrupted run of the same problem, from its first on: the solver
+            goes on after the last one, and finds the same, bit for bit.
+        on_point: Called with the objective and its gradient after each pass over the features.
 
     Returns:
         The proxy and the figures of the run.
@@ -269,7 +276,7 @@ def solve_vision_proxy(
         raise ValueError(f"steps is a number of steps, 0 or more, got {steps!r}")
     if not (tolerance >= 0 and 0 < lr < math.inf):
         raise ValueError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
-    objective, start = _problem(features, text_proxy, labels, temperature, block_rows, peers)
+    objective, start = _problem(features, text_proxy, labels, temperature, block_rows, peers, known, on_point)
     options: dict[str, Any] = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
     return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
 
@@ -304,6 +311,8 @@ def _problem(
     temperature: float,
     block_rows: int | str | None,
     peers: Peers = ALONE,
+    known: Sequence[Point] = (),
+    on_point: Callable[[Point], None] | None = None,
 ) -> tuple[ProxyObjective, Tensor]:
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
@@ -321,7 +330,7 @@ def _problem(
         )
     dtype = torch.float64 if torch.float64 in (features.dtype, proxy.dtype) else torch.float32
     proxy = proxy.to(features.device, dtype)
-    objective = ProxyObjective(features, labels, temperature, block_rows, peers)
+    objective = ProxyObjective(features, labels, temperature, block_rows, peers, known, on_point)
     _check_finite(features, objective.blocks, "features")
     _check_finite(proxy, [slice(None)], "proxies")
     lengths = proxy.norm(dim=0)

@@ -16,7 +16,7 @@ all alike.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -163,6 +163,9 @@ class ProxyObjective:
         temperature: `tau`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
         peers: The processes that each have whole parts of the rows (`own_parts`), at least one.
+        known: What the first calls give in place of a pass over the features: the points of an interrupted run. Solvers
+            decide by points alone, and so go on from the last one.
+        on_point: Called with each point that is not known.
 
     Attributes:
         images: `N`, of all processes together.
@@ -182,8 +185,11 @@ class ProxyObjective:
         temperature: float,
         block_rows: int | str | None = "auto",
         peers: Peers = ALONE,
+        known: Sequence[Point] = (),
+        on_point: Callable[[Point], None] | None = None,
     ):
         self.features, self.temperature, self.peers = features, temperature, peers
+        self.known, self.on_point = iter(known), on_point
         self.images, self.first, self.parts = parts_at_hand(labels.shape, features.device, block_rows, peers)
         self.count = len(peers.parts(self.images))
         self.blocks = [rows for part in self.parts for rows in part]
@@ -191,10 +197,16 @@ class ProxyObjective:
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""
+        known = next(self.known, None)
+        if known is not None:
+            return Point(known.value.to(proxy.device), known.gradient.to(proxy))
         n, scaled = self.images, proxy / self.temperature
         values: list[Tensor] = []
         gradient = self.peers.total(self._gradients(scaled, values), self.count)
-        return Point(self.peers.total(values, self.count) / n, gradient / (n * self.temperature))
+        point = Point(self.peers.total(values, self.count) / n, gradient / (n * self.temperature))
+        if self.on_point is not None:
+            self.on_point(point)
+        return point
 
     def _gradients(self, scaled: Tensor, values: list[Tensor]) -> Iterator[Tensor]:
         """The gradient of each part at hand, `[E, C]`, for proxies over the temperature; `values` gets its losses."""

@@ -34,7 +34,7 @@ SWEEP = {
         {"method": "CoOp", "set": FEW | {"OPTIM.MAX_EPOCH": 3}},
         {"method": "GOPro", "set": FEW | {"OPTIM.MAX_EPOCH": 2}},
         {"method": "LinearProbe"},
-        {"method": "InMaP"},
+        {"method": "InMaP", "set": {"TRAIN.CHECKPOINT_STEPS": 2}},
         {"method": "CoOp+InMaP", "set": FEW | {"OPTIM.MAX_EPOCH": 3}},  # refines the run of CoOp above
     ],
 }

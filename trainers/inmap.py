@@ -11,6 +11,7 @@ labels, which is the trainer's classifier.
 
 import logging
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from dassl_clip.modeling.zeroshot import zeroshot_weights
 from . import distributed
 from .base import CLIPTrainer, trainer_node
 from .features import NormalizedRows
+from .passes import Passes
 from .refined import open_run
 from .testing import reading
 from .unused import EPOCH_LOOP
@@ -54,7 +56,7 @@ class InMaP(CLIPTrainer):
 
     class_specific = True
     trains_on_labels = False
-    unused_keys = EPOCH_LOOP
+    unused_keys, used_keys = EPOCH_LOOP, ("TRAIN.CHECKPOINT_STEPS",)
     used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
 
     @staticmethod
@@ -121,7 +123,7 @@ class InMaP(CLIPTrainer):
         self.model = self.register_learner("proxies", VisionProxies(start), looped=False)
 
     def fit(self) -> None:
-        """Learn the proxies from the unlabeled images; a run that goes on learns them again, which takes seconds."""
+        """Learn the proxies from the unlabeled images; a run that goes on after that learns them again."""
         node, unit = self.node, 1 / float(self.logit_scale)
         tau_t, tau_i = (
             parse_temperature(node[key], f"TRAINER.INMAP.{key}", unit, default) for key, default in TEMPERATURES.items()
@@ -129,7 +131,11 @@ class InMaP(CLIPTrainer):
         items = self._unlabeled()
         features, scores, start = self._inputs(items)
         features, scores, peers = _own(features, scores)
-        potentials = sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
+        every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0) if node.SOLVER == "fast" else 0
+        kept = Passes(every, partial(self.save_inside, 0), (self.resumed or {}).get("fit", {}))
+        potentials = kept.potentials(
+            lambda: sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
+        ).to(self.device)
         labels = {
             VISION: PseudoLabels(scores, tau_t, None, node.THRESHOLD),
             SINKHORN: PseudoLabels(scores, tau_t, potentials, node.THRESHOLD),
@@ -138,7 +144,7 @@ class InMaP(CLIPTrainer):
         self.learned = {TEXT if self.base is None else REFINED: start}
         for name, own in labels.items():
             begin = time.monotonic()
-            solution = solve_vision_proxy(features, start.T, own, tau_i, **options, peers=peers)
+            solution = solve_vision_proxy(features, start.T, own, tau_i, **options, peers=peers, **kept.of(name))
             seconds = time.monotonic() - begin
             self.learned[name] = solution.proxy.T.contiguous()
             self.solutions[name] = {

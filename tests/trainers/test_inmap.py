@@ -1,12 +1,14 @@
 """InMaP as a trainer, through the command line, against a plain program in float64.
 
 Covers: scores, labels and proxies of a run against loops and closed forms (softmax, Sinkhorn, one-hot rows, the
-objective and its bound); temperatures; what is transductive and what inductive; saved proxies as a classifier; other
-runs refined (their scores, features and start are those of the run) and refused; the sentences for wrong settings.
+objective and its bound); temperatures; what is transductive and what inductive; saved proxies as a classifier; solves
+that are interrupted; other runs refined (their scores, features and start are those of the run) and refused; the
+sentences for wrong settings.
 """
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
 from dassl_clip.trainers import checkpoint
 from dassl_clip.trainers.features import NormalizedRows
 
@@ -269,6 +273,51 @@ def test_a_run_that_died_before_its_record_has_all_its_readings(run):
     (folder / "record.json").unlink()
     _, again, _ = run("InMaP", *inmap())
     assert again["metrics"] == record["metrics"] and again["losses"] == record["losses"]
+
+
+# A trainer as a user's plugin registers it: a signal to its own process after so many passes of the solver, once.
+STRUCK = """
+import os
+from pathlib import Path
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip import trainers
+
+at, number = map(int, os.environ["STRIKE"].split())
+
+@TRAINER_REGISTRY.register(force=True)
+class InMaP(trainers.InMaP):
+    def save_inside(self, epoch, step, inside):
+        super().save_inside(epoch, step, inside)
+        mark = Path(self.output_dir) / "struck"
+        if step >= at and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), number)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [3, 8, 14])
+def test_an_interrupted_solve_goes_on_after_the_last_pass_that_was_kept(run, tmp_path, monkeypatch, at, number):
+    (tmp_path / "struck.py").write_text(STRUCK)
+    keys, flags = (*inmap(), "TRAIN.CHECKPOINT_STEPS", 2), ("--import", str(tmp_path / "struck.py"))
+    folder, record, _ = run("InMaP", *inmap(), name="whole")
+    passes = [solution["steps"] for solution in record["solutions"].values()]
+    assert passes[0] < at < sum(passes) or at < passes[0], passes
+    monkeypatch.setenv("STRIKE", f"{at} {int(number)}")
+    try:
+        ended, none, _ = run("InMaP", *keys, name="ended", flags=flags, code=128 + int(number))
+        assert none is None
+        (newest,) = (path for path in ended.glob("proxies/step*") if path.name.endswith(f"-{at + at % 2}"))
+        kept = checkpoint.load_checkpoint(newest)["fit"]
+        assert sum(map(len, kept["points"].values())) == at + at % 2 and len(kept["potentials"]) == 3
+        _, again, output = run("InMaP", *keys, name="ended", flags=flags)
+    finally:
+        TRAINER_REGISTRY.register(trainers.InMaP, force=True)
+    assert f"0 epochs and {at + at % 2} steps done" in output.out
+    assert not list(ended.glob("proxies/step*"))
+    assert torch.equal(proxies_of(ended), proxies_of(folder))
+    assert again["metrics"] == record["metrics"] and again["losses"] == record["losses"]
+    assert [solution["steps"] for solution in again["solutions"].values()] == passes
 
 
 def test_features_that_stay_on_the_disk_give_the_same_run(run, monkeypatch):
