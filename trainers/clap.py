@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -115,8 +116,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             torch.manual_seed(max(self.cfg.SEED, 0))
             head = ContentHead(self.backbone.embed_dim, self.node.LATENT_DIM)
         self.model = self.register_learner("clap", head, looped=False)
-        start = parameters_to_vector(self.model.parameters()).detach()
-        self.start_hash = hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()
+        self.start = parameters_to_vector(self.model.parameters()).detach()
 
     def published_state(self, state: dict) -> dict:
         """The head of an authors' checkpoint, or the state as it is; other widths are refused by name."""
@@ -139,10 +139,11 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         pairs, facts = image_pairs(self) if node.MODALITY == "image" else text_pairs(self)
         keys = ("LATENT_DIM", "TAU", "LAMBDA", "BATCH_SIZE", "MAX_STEPS", "CHECK_EVERY", "PATIENCE", "MIN_DROP")
         facts |= {key: node[key] for key in keys} | {"seed": self.cfg.SEED, "rate": self.cfg.OPTIM.LR}
-        facts |= {"kind": "content head", "start": self.start_hash}
+        start = hashlib.sha256(self.start.cpu().numpy().tobytes()).hexdigest()
+        facts |= {"kind": "content head", "start": start}
         keep = bank.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
         with termination.deferred():
-            kept = keep(facts, lambda: self._train_head(pairs))
+            kept = keep(facts, lambda: self._train_head(pairs, bank.entry_name(facts)))
             self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
             vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
             self.save_model(0, self.output_dir)
@@ -153,9 +154,13 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         self.history = [{"step": int(step), "contrastive": loss} for step, loss in checks]
         self.losses = {"contrastive": checks[-1][1]} if checks else {}
 
-    def _train_head(self, pairs: Pairs) -> Tensor:
+    def _train_head(self, pairs: Pairs, problem: str) -> Tensor:
         """One vector: the number of checks, step and loss of each, and the trained parameters."""
-        node = self.node
+        node, state = self.node, self.kept_fit(problem)
+        if state is not None:
+            state = {**state, "head": self.model.state_dict()}
+        elif self.resumed is not None:  # the head is that of a checkpoint that is not gone on from
+            vector_to_parameters(self.start.clone(), self.model.parameters())
         self.report = fit_content_head(
             self.model,
             pairs,
@@ -167,8 +172,8 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             patience=node.PATIENCE,
             min_drop=node.MIN_DROP,
             on_check=self._log_check,
-            state=None if self.resumed is None else {**self.resumed["fit"], "head": self.model.state_dict()},
-            after_step=self._after_step,
+            state=state,
+            after_step=partial(self._after_step, problem),
             peers=distributed.peers(),
         )
         why = "the loss no longer drops" if self.report.stopped_early else "MAX_STEPS"
@@ -177,7 +182,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         checks = weights.new_tensor(self.report.checks)
         return torch.cat([weights.new_tensor([len(checks)]), checks.flatten(), weights])
 
-    def _after_step(self, step: int, make_state: Callable[[], dict]) -> None:
+    def _after_step(self, problem: str, step: int, make_state: Callable[[], dict]) -> None:
         """Save where `TRAIN.CHECKPOINT_STEPS` or a SIGTERM asks for it; the latter ends the run.
 
         Several processes agree on a SIGTERM at checks, where they wait for each other anyway.
@@ -186,8 +191,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         agree = distributed.world_size() == 1 or step % self.node.CHECK_EVERY == 0
         told = agree and any(distributed.gather_values(termination.requested()))
         if told or (every > 0 and step % every == 0):
-            state = make_state()
-            self.save_inside(0, step, {"fit": {key: value for key, value in state.items() if key != "head"}})
+            self.save_fit(step, problem, {key: value for key, value in make_state().items() if key != "head"})
         if told:
             distributed.barrier()  # nobody leaves before the file is whole
             raise termination.Terminated(f"saved after step {step}")

@@ -11,7 +11,6 @@ labels, which is the trainer's classifier.
 
 import logging
 import time
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from dassl_clip.modeling.proxy_solver import FeatureRows
 from dassl_clip.modeling.templates import resolve_templates
 from dassl_clip.modeling.zeroshot import zeroshot_weights
 
-from . import distributed
+from . import bank, distributed
 from .base import CLIPTrainer, trainer_node
 from .features import NormalizedRows
 from .passes import Passes
@@ -132,7 +131,8 @@ class InMaP(CLIPTrainer):
         features, scores, start = self._inputs(items)
         features, scores, peers = _own(features, scores)
         every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0) if node.SOLVER == "fast" else 0
-        kept = Passes(every, partial(self.save_inside, 0), (self.resumed or {}).get("fit", {}))
+        problem = self._problem(items) if every or self.resumed else ""
+        kept = Passes(every, lambda count, found: self.save_fit(count, problem, found), self.kept_fit(problem))
         potentials = kept.potentials(
             lambda: sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
         ).to(self.device)
@@ -166,6 +166,11 @@ class InMaP(CLIPTrainer):
                 "images here; take test, or a data set and task with that part"
             )
         return items
+
+    def _problem(self, items: list) -> str:
+        """A name that changes with the images and with the run that is refined."""
+        files = self.files_of(tuple(sorted(item.impath for item in items)))
+        return bank.entry_name(files | {"learned": (self.base_record or {}).get("learned")})
 
     def _images_of(self, part: str) -> list:
         dataset = self.dm.dataset

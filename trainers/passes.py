@@ -18,11 +18,11 @@ class Passes:
     Args:
         every: Passes between two checkpoints; 0: nothing is kept.
         save: Writes a checkpoint, from the number of passes so far and what is needed to go on.
-        kept: What the newest checkpoint holds, or nothing.
+        kept: What the newest checkpoint holds, if anything.
     """
 
-    def __init__(self, every: int, save: Callable[[int, dict], None], kept: dict):
-        self.every, self.save = every, save
+    def __init__(self, every: int, save: Callable[[int, dict], None], kept: dict | None):
+        self.every, self.save, kept = every, save, kept or {}
         self.found: Tensor | None = kept.get("potentials")
         self.points: dict[str, list[Point]] = {
             name: [Point(*point) for point in points] for name, points in kept.get("points", {}).items()
@@ -45,6 +45,6 @@ class Passes:
             count = sum(map(len, self.points.values()))
             if count % self.every == 0:
                 plain = {name: [tuple(point) for point in points] for name, points in self.points.items()}
-                self.save(count, {"fit": {"points": plain, "potentials": self.found}})
+                self.save(count, {"points": plain, "potentials": self.found})
 
         return {"known": tuple(points), "on_point": note}

@@ -86,6 +86,18 @@ class CheckpointMixin:
             checkpoint.save_checkpoint(state, path, point=file != checkpoint.BEST_NAME)
             logger.info("checkpoint saved to %s", path)
 
+    def save_fit(self, step: int, problem: str, state: dict) -> None:
+        """`save_inside` for a method with a training of its own, whose data has the name `problem`."""
+        self.save_inside(0, step, {"fit": {"problem": problem, **state}})
+
+    def kept_fit(self, problem: str) -> dict | None:
+        """What `save_fit` kept of this problem before this start, or None; of other data nothing is taken."""
+        kept = (self.resumed or {}).get("fit")
+        if kept is not None and kept["problem"] != problem:
+            logger.warning("what is trained on has changed since the checkpoint: training from the start")
+            return None
+        return kept
+
     def resume_model_if_exist(self, directory) -> int:
         """Go on from the newest whole checkpoint of all models under `directory`; torn files are set aside.
 

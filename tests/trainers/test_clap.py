@@ -384,7 +384,7 @@ from dassl_clip import trainers
 
 @TRAINER_REGISTRY.register(force=True)
 class CLAP(trainers.CLAP):
-    def _train_head(self, pairs):
+    def _train_head(self, pairs, problem):
         mark, (at, number) = Path(self.output_dir) / "struck", map(int, os.environ["STRIKE"].split())
         read = pairs.batch
 
@@ -397,7 +397,7 @@ class CLAP(trainers.CLAP):
             return read(step)
 
         pairs.batch = batch
-        return super()._train_head(pairs)
+        return super()._train_head(pairs, problem)
 """
 
 
@@ -444,6 +444,19 @@ def test_a_training_that_ends_anywhere_goes_on_to_the_bit(
     assert_same_run(whole, ended)
     assert_same_run(whole, same)
     assert ended[1]["losses"] == whole[1]["losses"] and ended[1]["training"]["checks"] == whole[1]["training"]["checks"]
+
+
+def test_a_training_on_texts_that_changed_since_starts_anew(strike, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
+    texts = tmp_path / "texts.txt"
+    keys = ("TRAINER.CLAP.SOURCE", texts)
+    texts.write_text("a photo of a {}\na small {}\n")
+    _, none, _ = strike(13, signal.SIGTERM, *keys, name="ended", code=143)
+    assert none is None
+    texts.write_text("a photo of a {}\na large {}\n")
+    again = strike(13, signal.SIGTERM, *keys, name="ended")
+    assert "what is trained on has changed since the checkpoint" in again[2].out
+    assert_same_run(strike(-1, 0, *keys, name="whole"), again)
 
 
 # ---------------------------------------------------------------------------------------------------- wrong settings

@@ -320,6 +320,24 @@ def test_an_interrupted_solve_goes_on_after_the_last_pass_that_was_kept(run, tmp
     assert [solution["steps"] for solution in again["solutions"].values()] == passes
 
 
+def test_an_interrupted_solve_of_other_pictures_starts_anew(run, tmp_path, domain_tree, monkeypatch):
+    tree = tmp_path / "tree"
+    shutil.copytree(domain_tree, tree)
+    (tmp_path / "struck.py").write_text(STRUCK)
+    keys, flags = (*inmap(), "TRAIN.CHECKPOINT_STEPS", 2), ("--import", str(tmp_path / "struck.py"))
+    monkeypatch.setenv("STRIKE", f"14 {int(signal.SIGTERM)}")
+    try:
+        run("InMaP", *keys, root=tree, name="ended", flags=flags, code=143)
+        pictures = sorted((tree / "sketch").rglob("*.png"))
+        shutil.copyfile(pictures[-1], pictures[0])
+        folder, again, output = run("InMaP", *keys, root=tree, name="ended", flags=flags)
+    finally:
+        TRAINER_REGISTRY.register(trainers.InMaP, force=True)
+    assert "what is trained on has changed since the checkpoint" in output.out
+    whole, record, _ = run("InMaP", *inmap(), root=tree, name="whole")
+    assert torch.equal(proxies_of(folder), proxies_of(whole)) and again["metrics"] == record["metrics"]
+
+
 def test_features_that_stay_on_the_disk_give_the_same_run(run, monkeypatch):
     """With a memory that holds none of them, every pass reads them from the bank: equal to the last digit."""
     folder, record, _ = run("InMaP", *inmap(), name="held")
