@@ -5,26 +5,32 @@ else the union of the class folders of all parts, sorted. Without `test` the par
 seeded fifth of each class is. A test part alone is handed in as `train_x` too.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from .base import Layout, PlainDataset, register
-from .folder_domains import CLASS_FILE, check_spellings, class_folders, read_class_file, shape_hint, union
+from .folder_domains import (
+    CLASS_FILE,
+    check_spellings,
+    class_folders,
+    find_tree,
+    look_through,
+    part_folders,
+    read_class_file,
+    shape_hint,
+    union,
+)
 from .folders import ImageFile, is_image, list_folder, open_root, read_classes
 from .protocols import drawn_anew
 from .registration import split_seed
-from .spec import Spec, listed, name_key
+from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
 
 NAME = "FolderClasses"
 SHAPE = "the folders class/image or train|val|test/class/image"
-PART_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 
 
 @register
@@ -34,13 +40,15 @@ class FolderClasses(PlainDataset):
     @classmethod
     def make_spec(cls, cfg) -> Spec:
         root = open_root(cfg.DATASET.ROOT, SHAPE)
-        parts = part_folders(root)
-        found = {folder.name if parts else ".": class_folders(folder) for folder in parts.values() or [root]}
+        top = look_through(root)
+        parts = find_parts(top)
+        found = {str(folder.relative_to(root)): class_folders(folder) for folder in parts.values() or [top]}
         folders = sorted({name for names in found.values() for name in names})
         if not folders:
-            hint = shape_hint(root, SHAPE)
-            if any(class_folders(root / name) for name in list_folder(root)[0]):
-                hint += " A tree domain/class/image is read by DATASET.NAME FolderDomains."
+            hint = shape_hint(top, SHAPE)
+            with contextlib.suppress(ValueError):
+                if tree := find_tree(root):
+                    hint = f" The tree of domains ({listed(tree)}) is read by DATASET.NAME FolderDomains."
             raise FileNotFoundError(f"{NAME}: no class folder with images found in {root}.{hint}")
         check_spellings(root, found, NAME)
         classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)
@@ -48,38 +56,33 @@ class FolderClasses(PlainDataset):
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, SHAPE)
-        parts = part_folders(root)
+        top = look_through(root)
+        parts = find_parts(top)
         source = CLASS_FILE if (root / CLASS_FILE).is_file() else "the class folders, sorted"
         note = f"(class list: {source})"
-        used = {folder.name for folder in parts.values()} or set(class_folders(root))
-        other = [name for name in list_folder(root)[0] if name not in used]
+        names = {part: folder.relative_to(top).parts[0] for part, folder in parts.items()}
+        used = set(names.values()) or set(class_folders(top))
+        other = [name for name in list_folder(top)[0] if name not in used]
         if other:
-            logger.warning("%s: %s has folders that are not read: %s", NAME, root, listed(other))
-        loose = [name for name in list_folder(root)[1] if is_image(name)]
+            logger.warning("%s: %s has folders that are not read: %s", NAME, top, listed(other))
+        loose = [name for name in list_folder(top)[1] if is_image(name)]
         if parts and loose:
-            logger.warning("%s: %s holds images outside the parts, not read: %s", NAME, root, listed(loose))
+            logger.warning("%s: %s holds images outside the parts, not read: %s", NAME, top, listed(loose))
 
         def read(pool: str) -> dict[str, list[ImageFile]]:
-            folders = parts or {"train": root}
+            folders = parts or {"train": top}
             return {
                 part: read_classes(folder, part if parts else "all", self.spec, complete=False)
                 for part, folder in folders.items()
             }
 
         if len(parts) > 1 or "test" in parts:
-            names = {part: parts[part].name for part in parts}
             return Layout(f"{'|'.join(names.values())}/class folders in {root} {note}", read, names, heldout=())
-        place = next(iter(parts.values()), root)
+        place = next(iter(parts.values()), top)
         return drawn_anew(Layout(f"class folders in {place} {note}", read, {"train": "all"}, ()), split_seed(cfg))
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """Part -> its folder, if the root has folders for parts and they hold class folders."""
-    there = {name_key(name): root / name for name in list_folder(root)[0]}
-    found = {
-        part: next(there[name] for name in names if name in there)
-        for part, names in PART_NAMES.items()
-        if any(name in there for name in names)
-    }
-    found = {part: folder for part, folder in found.items() if class_folders(folder)}
-    return {"test": found["val"]} if [*found] == ["val"] else found
+def find_parts(top: Path) -> dict[str, Path]:
+    """Part -> the folder of its class folders; empty if there are no folders for parts."""
+    parts = part_folders(top, lambda folder: bool(class_folders(folder)))
+    return {"test": parts["val"]} if [*parts] == ["val"] else parts

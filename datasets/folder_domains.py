@@ -1,24 +1,34 @@
-"""FolderDomains: any tree root/domain/class/image.
+"""FolderDomains: any tree root/domain/class/image, with or without the parts of a split.
 
 DATASET.ROOT is the tree itself. Its domains are the folders that hold class folders with images, sorted. The class
 list is `classnames.txt` in the root (one name a line, in label order) or else the union of the class folders of all
 domains, sorted; never the classes of the domains a run trains on. A class may be absent from a domain, which gives a
 warning.
+
+Folders for parts, domain/{train,val,test}/class or {train,val,test}/domain/class, are the split: a held-out domain is
+tested on `test`, or on all its parts if there is none. Without parts, a seeded fifth of each class is held out. A
+folder `images` that holds all images of its level is looked through (Office-31's amazon/images/mouse). Every domain
+must have the same parts, and none may be called like a part.
 """
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .base import DomainDataset, Layout, register, split_seed
-from .folders import is_image, list_folder, open_root, read_text
+from .folders import PART_NAMES, WRAPPERS, ImageFile, is_image, list_folder, open_root, read_classes, read_text
 from .layouts import holdout_layout
 from .spec import Spec, did_you_mean, listed, name_key
 
 logger = logging.getLogger(__name__)
 
 CLASS_FILE = "classnames.txt"
+IMAGES = "images"
+PART_KEYS = {name_key(name): part for part, names in PART_NAMES.items() for name in names}
+NO_DOMAINS = (*PART_KEYS, "full", *WRAPPERS)  # a domain called so is a part of something else
+
+Tree = dict[str, dict[str, Path]]  # domain -> part, "" where it has none -> the folder of its class folders
 
 
 @register
@@ -28,35 +38,178 @@ class FolderDomains(DomainDataset):
     @classmethod
     def make_spec(cls, cfg) -> Spec:
         root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
-        domains = {name: found for name in list_folder(root)[0] if (found := class_folders(root / name))}
-        if not domains:
-            hint = shape_hint(root)
-            if class_folders(root):
+        tree = find_tree(root)
+        if not tree:
+            hint = shape_hint(look_through(root))
+            if class_folders(look_through(root)):
                 hint += " A tree class/image, without domains, is read by DATASET.NAME FolderClasses."
             raise FileNotFoundError(f"FolderDomains: no domain found in {root}.{hint}")
-        check_spellings(root, domains, "FolderDomains")
-        folders = sorted({name for names in domains.values() for name in names})
+        found = {
+            str(folder.relative_to(root)): class_folders(folder) for parts in tree.values() for folder in parts.values()
+        }
+        check_spellings(root, {**{domain: [] for domain in tree}, **found}, "FolderDomains")
+        folders = sorted({name for names in found.values() for name in names})
         classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)
-        return Spec(name="FolderDomains", classes=tuple(classes), domains=dict.fromkeys(domains, ()))
+        return Spec(name="FolderDomains", classes=tuple(classes), domains=dict.fromkeys(tree, ()))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
-        other = [name for name in list_folder(root)[0] if name not in self.spec.domains]
-        if other:
-            logger.warning("FolderDomains: %s has folders without class folders, not read: %s", root, listed(other))
-        loose = [name for name in list_folder(root)[1] if is_image(name)]
-        if loose:
-            logger.warning("FolderDomains: %s holds images outside the domains, not read: %s", root, listed(loose))
+        tree = find_tree(root)
+        warn_of_unread(root, tree, domains)
         keys = self.spec.class_keys()
         for domain in domains:
-            present = {keys[name_key(name)] for name in class_folders(root / domain)}
+            present = {keys[name_key(name)] for folder in tree[domain].values() for name in class_folders(folder)}
             absent = [name for label, name in enumerate(self.spec.classes) if label not in present]
             if absent:
                 logger.warning("FolderDomains: %s has no images of %s", root / domain, listed(absent))
         source = CLASS_FILE if (root / CLASS_FILE).is_file() else "the class folders of all domains, sorted"
-        folders = {domain: root / domain for domain in domains}
         note = f" (class list: {source})"
-        return holdout_layout(root, folders, self.spec, split_seed(cfg), complete=False, note=note)
+        parts = list(tree[domains[0]])
+        if len(parts) == 1:
+            folders = {domain: tree[domain][parts[0]] for domain in domains}
+            return holdout_layout(root, folders, self.spec, split_seed(cfg), complete=False, note=note)
+
+        def read(domain: str) -> dict[str, list[ImageFile]]:
+            return {
+                part: read_classes(folder, f"{domain}/{part}", self.spec, complete=False)
+                for part, folder in tree[domain].items()
+            }
+
+        text = f"domain/class folders in the parts {', '.join(parts)} of {root}{note}"
+        return Layout(text, read, {part: part for part in parts}, ("test",) if "test" in parts else tuple(parts))
+
+
+def find_tree(root: Path) -> Tree:
+    """The domains below a folder, sorted, and where the class folders of each lie; empty if there are none.
+
+    Raises:
+        ValueError: if domains have different parts, or are called like a part.
+    """
+    top = look_through(root)
+    parts = part_folders(top, lambda folder: bool(domain_folders(folder)))
+    tree = domain_folders(top)
+    if parts and tree:
+        raise ValueError(
+            f"FolderDomains: {top} holds domains in the parts {', '.join(parts)} and, beside those, {listed(tree)}: "
+            "use one of domain/class, domain/part/class and part/domain/class for all"
+        )
+    for part, folder in parts.items():
+        for domain, found in domain_folders(folder).items():
+            if [*found] != [""]:
+                raise ValueError(
+                    f"FolderDomains: {folder / domain} lies in the part {part} and holds parts itself "
+                    f"({', '.join(found)}): use parts above the domains or below them"
+                )
+            tree.setdefault(domain, {})[part] = found[""]
+    check_domain_names(top, list(tree))
+    shapes: dict[tuple[str, ...], list[str]] = {}
+    for domain in tree:
+        shapes.setdefault(tuple(tree[domain]), []).append(domain)
+    if len(shapes) > 1:
+        texts = [f"{listed(names)} ({', '.join(filter(None, shape)) or 'no parts'})" for shape, names in shapes.items()]
+        raise ValueError(
+            f"FolderDomains: the domains in {top} differ in their parts, so that one would be tested on other images "
+            f"than the next: {'; '.join(texts)}. Give each domain the same parts, or move those that differ away"
+        )
+    return dict(sorted(tree.items()))
+
+
+def domain_folders(top: Path) -> Tree:
+    """The sub-folders that hold class folders, or parts with class folders.
+
+    Raises:
+        ValueError: if class folders lie both in a sub-folder and one level deeper, or parts lack the one to train on.
+    """
+    tree: Tree = {}
+    for name in list_folder(look_through(top))[0]:
+        folder = look_through(look_through(top) / name)
+        classes, parts = class_folders(folder), part_folders(folder, lambda part: bool(class_folders(part)))
+        deeper = [path.name for path in parts.values()]
+        deeper += [inner for inner in list_folder(folder)[0] if inner == IMAGES and class_folders(folder / inner)]
+        if classes and deeper:
+            raise ValueError(
+                f"FolderDomains: {folder} holds class folders ({listed(classes)}) and, beside them, {listed(deeper)} "
+                "with further class folders: move all class folders to one level"
+            )
+        if len(parts) > 1 and "train" not in parts:
+            raise ValueError(
+                f"FolderDomains: {folder} has the parts {', '.join(parts)}, but no train: add it, or move the images "
+                "of all parts together"
+            )
+        if classes or parts:
+            tree[name] = parts or {"": folder}
+    return tree
+
+
+def check_domain_names(top: Path, domains: Sequence[str]) -> None:
+    """Refuse domains that are called like a part of a split, or like a folder that holds all images.
+
+    Raises:
+        ValueError: naming them, and what to do.
+    """
+    wrong = [domain for domain in domains if name_key(domain) in NO_DOMAINS]
+    if not wrong:
+        return
+    if len(wrong) < len(domains) or not all(name_key(domain) in PART_KEYS for domain in wrong):
+        raise ValueError(
+            f"FolderDomains: {listed(wrong)} in {top} would be read as domains, as are all its folders with class "
+            f"folders ({listed(domains)}): move what is no domain away, and rename what is one"
+        )
+    raise ValueError(
+        f"FolderDomains: {listed(wrong)} in {top} are parts of a split, not domains. A tree part/class/image is read "
+        f"by DATASET.NAME FolderClasses; if {top.name} is one of several domains, set DATASET.ROOT {top.parent}"
+    )
+
+
+def look_through(folder: Path) -> Path:
+    """The folder `images` in a folder if all its class folders lie in there, otherwise the folder itself."""
+    names = list_folder(folder)[0]
+    inner = next((folder / name for name in names if name_key(name) == IMAGES), None)
+    if inner is None or not list_folder(inner)[0] or any(map(is_image, list_folder(inner)[1])):
+        return folder  # the last: a class that is called so
+    return folder if any(holds_images(folder / name) for name in names if folder / name != inner) else inner
+
+
+def holds_images(folder: Path, depth: int = 4) -> bool:
+    """Whether an image lies in a folder or in one below it."""
+    folders, files = list_folder(folder)
+    return any(map(is_image, files)) or (depth > 0 and any(holds_images(folder / name, depth - 1) for name in folders))
+
+
+def part_folders(root: Path, fits: Callable[[Path], bool]) -> dict[str, Path]:
+    """Part -> the folder of its images, in the order train, val, test, where sub-folders are called like parts.
+
+    Args:
+        root: a folder.
+        fits: whether a folder holds what a part should.
+
+    Raises:
+        ValueError: if two are the same part.
+    """
+    found: dict[str, Path] = {}
+    for name in list_folder(root)[0]:
+        part, folder = PART_KEYS.get(name_key(name)), look_through(root / name)
+        if part is None or not fits(folder):
+            continue
+        if part in found:
+            names = ", ".join(path.relative_to(root).parts[0] for path in (found[part], folder))
+            raise ValueError(f"{root} has two folders for the part {part}: {names}; keep one")
+        found[part] = folder
+    return {part: found[part] for part in PART_NAMES if part in found}
+
+
+def warn_of_unread(root: Path, tree: Tree, domains: Sequence[str]) -> None:
+    """Name the folders and images that lie beside the domains, parts and class folders."""
+    read = {folder for parts in tree.values() for folder in parts.values()}
+    above = {parent for folder in read for parent in folder.parents if parent.is_relative_to(root)} - read
+    used = {parent for domain in domains for folder in tree[domain].values() for parent in folder.parents}
+    for folder in sorted(above & used):
+        other = [name for name in list_folder(folder)[0] if folder / name not in above | read]
+        if other:
+            logger.warning("FolderDomains: %s has folders that are not read: %s", folder, listed(other))
+        loose = [name for name in list_folder(folder)[1] if is_image(name)]
+        if loose:
+            logger.warning("FolderDomains: %s holds images outside the domains, not read: %s", folder, listed(loose))
 
 
 def class_folders(domain: Path) -> list[str]:
@@ -131,5 +284,7 @@ def shape_hint(root: Path, shape: str = "root/domain/class/image") -> str:
             return f" {root / name} holds images itself: one level is missing ({shape})."
         for deeper in inner:
             if list_folder(root / name / deeper)[0]:
+                if sum(deeper in list_folder(root / other)[0] for other in folders) > 1:
+                    return f" Move what lies in the folders {deeper}/ of {listed(folders)} one level up ({shape})."
                 return f" {root / name / deeper} holds folders: one level too many; try DATASET.ROOT {root / name}."
     return f" It holds {listed(folders)}; expected are {shape}."

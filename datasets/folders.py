@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
 SPLIT_FOLDERS = ("train", "crossval", "val", "test", "full")
+PART_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "crossval", "dev"),
+    "test": ("test", "testing"),
+}
 WRAPPERS = ("images", "kfold", "data")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".parquet")
 LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
@@ -251,7 +256,7 @@ def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Seque
 def nesting_hint(folder: Path, spec: Spec) -> str:
     """What a folder without the expected class folders holds instead; starts with a blank, or is empty."""
     folders, files = list_folder(folder)
-    inner = [name for name in folders if name_key(name) == name_key(folder.name)]
+    inner = [name for name in folders if name_key(name) in (name_key(folder.name), *WRAPPERS)]
     if inner:
         return f" {folder / inner[0]} is nested once too often: move what it holds one level up."
     classes = spec.class_keys()  # a class may be called like a part: DomainNet has trains

@@ -154,7 +154,7 @@ def test_manifest_files_missing(tmp_path, config):
 
 def test_trees_of_the_other_shape_and_images_outside(tmp_path, config, caplog):
     domains = tree(tmp_path / "a", "day/cat", "day/dog", "night/cat", "night/dog")
-    with pytest.raises(FileNotFoundError, match=r"A tree domain/class/image is read by DATASET\.NAME FolderDomains"):
+    with pytest.raises(FileNotFoundError, match=r"domains \(day, night\) is read by DATASET\.NAME FolderDomains"):
         FolderClasses(config(domains, [], []))
     with pytest.raises(
         FileNotFoundError, match=r"class/image, without domains, is read by DATASET\.NAME FolderClasses"
