@@ -20,6 +20,7 @@ setup(
     license="MIT",
     license_files=["LICENSE", "NOTICE.md"],
     python_requires=">=3.10",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)],
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
@@ -41,6 +42,7 @@ setup(
         "numpy>=1.24",
         "Pillow>=10.0",
         "safetensors>=0.4",
+        "filelock>=3.12",
         "scipy>=1.10",
         "tensorboard>=2.12",
     ],

@@ -26,13 +26,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            output = _Output(file)
+        with open(temporary, "wb") as file, _Output(file) as output:  # closed in reverse order, or it would flush later
             try:
                 write(cast(BinaryIO, output))
             except Exception as error:
                 raise output.trouble or error from None
-            file.flush()
+            output.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:  # names the file that was asked for; a full disk names none

@@ -64,6 +64,31 @@ def test_no_room_leaves_the_old_file(kind, tmp_path):
     assert path.stat().st_size > 50_000 and left == {path.name}
 
 
+def test_8_2_files_leave_nothing_open_behind_them(tmp_path):
+    """(row 8.2) Python 3.13, and every Python in development mode, tells of a file that is closed twice or left open."""
+    program = (
+        "import gc, pathlib, runpy, sys\n"
+        f"disk = runpy.run_path({__file__!r})\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "for number, write in enumerate(disk['WRITERS'].values()):\n"
+        "    write(folder / str(number))\n"
+        "    with disk['largest_file'](50_000):\n"
+        "        try:\n"
+        "            write(folder / 'small')\n"
+        "        except OSError:\n"
+        "            pass\n"
+        "from dassl.utils import Logger\n"
+        "first, second = Logger(str(folder / 'a.txt')), Logger(str(folder / 'b.txt'))\n"
+        "first.close()\n"
+        "del first, second\n"
+        "gc.collect()\n"
+    )
+    command = [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": ""})
+    assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr and "unclosed file" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: a device without room")
 def test_a_full_device_is_named():
     with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as file:
