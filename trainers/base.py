@@ -4,6 +4,7 @@ A method overrides `build_model`, `forward_backward` and `model_inference` (and 
 The class relies on names of the Dassl contract only, so it runs on upstream Dassl and on the embedded toolbox alike.
 """
 
+import functools
 import logging
 import time
 from pathlib import Path
@@ -16,9 +17,10 @@ from dassl.data import DataManager
 from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_optimizer
+from dassl_clip.datasets.datums import check_labels
 from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.weights import hash_state
-from dassl_clip.results import environment, records
+from dassl_clip.results import environment, records, run_data
 
 from . import dealing, distributed
 from .images import RAISE, SKIP, SeededImages
@@ -119,6 +121,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             custom_tfm_test=self.backbone.preprocess(),
             dataset_wrapper=SeededImages,
         )
+        check_labels(self.dm.dataset, cfg.DATASET.NAME)
         self.train_loader_x = dealing.own_rows(self.dm.train_loader_x)
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
@@ -134,6 +137,11 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
                     f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
                 )
             self.selection_images("TEST.FINAL_MODEL best_val")
+
+    @functools.cached_property
+    def data(self) -> run_data.RunData:
+        """The images of this run under their fingerprint, as the disk has them at the first look."""
+        return run_data.data_of(self.dm.dataset)
 
     def selection_images(self, setting: str) -> list:
         """The validation images, for a setting that is to be chosen on them.
@@ -253,7 +261,9 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             },
             "precision": self.precision.name,
             "device": str(self.device),
-            "data_fingerprint": dataset.fingerprint if hasattr(dataset, "fingerprint") else "",
+            "data_fingerprint": self.data.fingerprint,
+            "data": self.data.facts(),
+            "files": records.named_files(self.asked),
         }
         if not trained:
             facts["selection_rule"] = "none"
