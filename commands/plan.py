@@ -230,9 +230,12 @@ def _plan_run(
 def _task_pairs(task: Task, target: str, asked: Any) -> list[str]:
     """The KEY VALUE pairs that a task adds to a run's own.
 
-    A data set without domains (`target` "") is tested on its test images, never on its training images.
+    Of a data set without domains (`target` "") that publishes test images, these alone are tested, as in the papers.
     """
-    pairs = ["DATASET.PROTOCOL", "all-images"] if task.label_free and target else []
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    publishes = getattr(DATASET_REGISTRY.get(asked.DATASET.NAME), "publishes_test", True)
+    pairs = ["DATASET.PROTOCOL", "all-images"] if task.label_free and (target or not publishes) else []
     if task.evaluate and has_readings(asked):
         pairs += [f"TRAINER.{asked.TRAINER.NAME.upper()}.EVALUATE", repr(task.evaluate)]
     return pairs

@@ -19,7 +19,7 @@ LEAST = {
     "TRAIN.PRINT_FREQ": 1,
     "TRAIN.CHECKPOINT_FREQ": 0,
 }
-SPLITS = ("test", "val", "train")  # of TEST.SPLIT
+SPLITS = ("test", "val")  # of TEST.SPLIT
 
 
 def check_ranges(cfg: Any) -> None:
@@ -36,6 +36,7 @@ def check_ranges(cfg: Any) -> None:
             raise UserError(f"{key} is {value}: it should be {least} or more")
     if cfg.TEST.SPLIT not in SPLITS:
         hint = suggestion(cfg.TEST.SPLIT, SPLITS)
+        hint = " Training images are not tested." if cfg.TEST.SPLIT == "train" else hint
         raise UserError(f"TEST.SPLIT is '{cfg.TEST.SPLIT}'.{hint} Known: {', '.join(SPLITS)}.")
 
 

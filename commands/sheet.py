@@ -240,13 +240,18 @@ def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published:
     seeds += f" ({', '.join(once)}: one seed)" if once else ""
     lines = [
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
-        f"ours: protocol: {_several(records.protocol_of([], [], run.task) for run in runs)}",
+        f"ours: protocol: {_several(_protocol(run) for run in runs)}",
         f"ours: backbone: {_several(run.cfg.MODEL.BACKBONE.NAME for run in runs)}; training images a class: {shots}",
         f"ours: selection rule: {rules}; templates: {prompts}",
         f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
     ]
     transductive = _several(record["method"] for record in found if record["transductive"])
     return lines + ([f"transductive (uses unlabelled test images): {transductive}"] if transductive else [])
+
+
+def _protocol(run: plan.Run) -> str:
+    options = run.cfg.DATASET
+    return records.protocol_of(options.SOURCE_DOMAINS, options.TARGET_DOMAINS, run.task, options.get("PROTOCOL", ""))
 
 
 def _several(values: Iterable[Any]) -> str:

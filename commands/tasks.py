@@ -2,10 +2,10 @@
 
 `lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
 stays inside a domain (or a data set without domains): trained on a few images a class, tested on the held-out part.
-`zeroshot` tests every image of each domain (of a data set without domains: the test images) and trains on no label;
-`probe` and `attacks` do the same with few-shot probes of the features, and with attacked images. `b2n` trains on the
-base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the papers': ImageNet)
-and evaluate on ten others, or on its variants.
+`zeroshot` tests every image of each domain (without domains: the published test images, or every image of your own
+folders and lists) and trains on no label; `probe` and `attacks` do the same with few-shot probes of the features, and
+with attacked images. `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg`
+train on a data set (the papers': ImageNet) and evaluate on ten others, or on its variants.
 """
 
 from __future__ import annotations

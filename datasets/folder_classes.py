@@ -37,6 +37,8 @@ SHAPE = "the folders class/image or train|val|test/class/image"
 class FolderClasses(PlainDataset):
     """A user's own class folders."""
 
+    publishes_test = False
+
     @classmethod
     def make_spec(cls, cfg) -> Spec:
         root = open_root(cfg.DATASET.ROOT, SHAPE)

@@ -42,6 +42,8 @@ class Row:
 class Manifest(ListedDataset):
     """A user's own list of images."""
 
+    publishes_test = False
+
     @classmethod
     def make_spec(cls, cfg) -> Spec:
         path = manifest_file(cfg)

@@ -214,7 +214,9 @@ def caption(found: Sequence[Record], what: str, spread: str = "error bars") -> s
         what: a sentence or more on what is drawn.
         spread: what shows the spread over seeds; "" where no spread is drawn.
     """
-    protocols = {protocol_of(r["source_domains"], r["target_domains"], r["task"]) for r in found}
+    protocols = {
+        protocol_of(r["source_domains"], r["target_domains"], r["task"], r.get("data_protocol", "")) for r in found
+    }
     backbones = {f"{r['backbone']['name']} (weights {r['backbone']['weights_hash'][:12]})" for r in found}
     counts = sorted({r["shots"] for r in found if r["num_train"] and r["shots"] > 0})
     shots = [", ".join(map(str, counts))] * bool(counts)

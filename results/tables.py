@@ -303,7 +303,7 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     found = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
     weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
     protocols = {
-        protocol_of(run["source_domains"], run["target_domains"], run["task"])
+        protocol_of(run["source_domains"], run["target_domains"], run["task"], run.get("data_protocol", ""))
         for runs in found.values()
         for run in runs
     }
@@ -317,6 +317,15 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
         f"prompt: {_by_row(found, 'prompt')}",
         f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
     ]
+    tested = {
+        column: f"{column} {run['metrics'][facts['split']]['total']:,}"
+        for row in rows
+        for column, runs in group.runs.get(row, {}).items()
+        for run in runs.values()
+        if not run["target_domains"]  # nothing else says which part of such a data set a cell is of
+    }
+    if tested:
+        lines.insert(1, f"tested images: {', '.join(tested.values())}")
     transductive = [row.label for row, runs in found.items() if any(run["transductive"] for run in runs)]
     if transductive:
         lines.append(f"transductive (uses unlabelled test images): {', '.join(transductive)}")

@@ -42,10 +42,18 @@ class TestingMixin(FeatureMixin):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; its metrics go to `self.results`, the accuracy (percent) is returned."""
+        """Evaluate on a split; its metrics go to `self.results`, the accuracy (percent) is returned.
+
+        Raises:
+            ValueError: The split is neither `test` nor `val`, or the data set has no such images.
+        """
         split = split or self.cfg.TEST.SPLIT
-        loader = self.val_loader if split == "val" and self.val_loader is not None else self.test_loader
-        split = "val" if loader is self.val_loader else "test"
+        loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
+        if loader is None:
+            raise ValueError(
+                f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images"
+                + (" and val images" if self.val_loader is not None else ", no val images")
+            )
         begin = time.monotonic()
         self.set_model_mode("eval")
         self.evaluator.reset()

@@ -98,6 +98,18 @@ def test_default_tasks_are_the_methods_own_or_the_data_sets(dataset, method, tas
     assert plan.with_tasks(plan.Request(dataset, (1,), tasks=("zeroshot",)), plan.Method(method)).tasks == ("zeroshot",)
 
 
+@pytest.mark.parametrize("name", EVALUATE)
+@pytest.mark.parametrize("dataset", ["folder_classes", "manifest"])
+def test_2_4_every_image_of_your_own_data_is_tested(dataset, name, world):
+    """Row 2.4: folders and lists publish no test images, so the task tests all of them, as it says."""
+    (world.root / "manifest.csv").write_text("path,class\nday/cold/00.png,cold\nday/hot/00.png,hot\n")
+    data = str(world.images / "day") if dataset == "folder_classes" else str(world.root)
+    (run,) = planned(world, "CLAP", dataset=dataset, data=data, tasks=(name,))
+    assert run.cfg.DATASET.PROTOCOL == "all-images" and run.target == "all"
+    (run,) = planned(world, "CLAP", dataset=dataset, data=data, tasks=("fewshot",), shots=1)
+    assert run.cfg.DATASET.PROTOCOL == "dassl"
+
+
 def test_data_sets_without_domains_have_one_column_and_keep_their_split(world):
     """The papers' ImageNet numbers are of its validation images: training images are never tested."""
     (run,) = planned(world, "InMaP", dataset="imagenet", tasks=("zeroshot",))
@@ -234,7 +246,8 @@ def test_readings_stand_in_a_table_of_their_own(clip_world):
     assert "task zeroshot, test images: further readings" in done.stdout
 
 
-def test_a_data_set_without_domains_runs_on_its_test_images(clip_world):
+def test_2_4_a_table_says_which_images_were_tested(clip_world):
+    """Row 2.4: every image of your own folders, whatever parts they have; the header names what and how many."""
     world = clip_world
     for part, count in (("train", 6), ("test", 4)):
         for name in ("cold", "hot"):
@@ -250,7 +263,10 @@ def test_a_data_set_without_domains_runs_on_its_test_images(clip_world):
     assert done.returncode == 0, done.stderr + done.stdout[-2000:]
     (item,) = records.find_records(world.out)
     assert item.folder.parts[-6:] == ("plain", "InMaP", "InMaP", "shots-1", "all", "seed1")
-    assert item.record["metrics"]["test"]["total"] == 8 and item.record["transductive"]
+    assert item.record["metrics"]["test"]["total"] == 20 and item.record["transductive"]
+    assert item.record["data_protocol"] == "all-images"
+    assert "protocol: every image of the data set is tested, no label is trained on" in done.stdout
+    assert "tested images: all 20" in done.stdout
     assert table_rows(done.stdout)["accuracy (%)"] == ["all", "mean"]
 
 

@@ -130,7 +130,7 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
     published = sheets.read_published("clap-zeroshot")
     for part in (
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
-        "ours: protocol: every image of a domain (or data set) is tested, no label is trained on",
+        "ours: protocol: every image of a domain is tested, no label is trained on",
         "ours: backbone: ViT-B/16; ViT-L/14; training images a class: none",
         "ours: selection rule: ",
         "templates: clap_pc",

@@ -134,6 +134,27 @@ def test_evaluation_of_folders_without_checkpoint(world, call):
     assert code == 2 and "holds no checkpoint" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ("val", "TEST.SPLIT is val, but FolderClasses has no validation images here"),
+        ("train", "TEST.SPLIT is 'train'. Training images are not tested. Known: test, val."),
+        ("", "TEST.SPLIT is ''. Known: test, val."),
+        ("Test", "TEST.SPLIT is 'Test'. Did you mean 'test'?"),
+    ],
+)
+@pytest.mark.parametrize("method", ["TinyNet", "TinyGuess"])
+def test_2_5_a_split_that_is_not_there_is_not_replaced_by_the_test(world, call, method, split, sentence):
+    """Row 2.5, for plain Dassl trainers: the test images stand in for nothing."""
+    for part, domain in (("train", "day"), ("test", "night")):
+        (world.images / domain).rename(world.images / part)
+    pairs = ["DATASET.NAME", "FolderClasses", "DATASET.SOURCE_DOMAINS", "()", "DATASET.TARGET_DOMAINS", "()"]
+    for mode in (["--eval-only"], []):
+        code, out, err = call(*mode, *pairs, "TEST.SPLIT", split, method=method)
+        assert code == 2 and err.count("\n") == 1 and sentence in err, (out, err)
+        assert "epoch [" not in out and not (world.out / "record.json").exists()
+
+
 def test_no_train_builds_only(world, call):
     code, out, _ = call("--no-train")
     assert code == 0 and "epoch [" not in out
