@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from dassl_clip.results.files import kind_of
+
 from .folders import ImageFile
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # greys of more than 8 bits
 MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
@@ -74,13 +77,15 @@ def read_image(path: str | os.PathLike[str]) -> "Image.Image":
     """An image as RGB, decoded within bounds, whichever toolbox is installed.
 
     Only `FORMATS` are decoded (Pillow runs a program on others, such as EPS), and nothing beyond `MAX_PIXELS`, of which
-    the header tells.
+    the header tells. The toolbox has the same function.
 
     Raises:
         OSError: it is missing, too large or cannot be decoded; the message does not name it.
     """
     from PIL import Image
 
+    if (kind := kind_of(path)) not in ("a file", "nothing"):
+        raise OSError(f"it is {kind}, not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on palettes, metadata, sizes
@@ -92,11 +97,57 @@ def read_image(path: str | os.PathLike[str]) -> "Image.Image":
                     raise OSError(
                         f"its {width} x {height} pixels are a strip, more than {MAX_RATIO} times as long as wide"
                     )
-                return image.convert("RGB")
+                return as_rgb(image)
     except OSError:
         raise
     except Exception as error:  # damaged files make decoders raise almost anything
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def as_rgb(image: "Image.Image") -> "Image.Image":
+    """An opened image as RGB; greys of more than 8 bits, which Pillow would cut off at 255, are scaled by their range.
+
+    Whole numbers up to 255 are 8 bits in a larger type; those above 4095 are 16 bits, so that 65535 is white. Floats
+    reach up to 1 or up to 255.
+
+    Raises:
+        OSError: the values are of no such range.
+    """
+    if image.mode not in DEEP_MODES:
+        return image.convert("RGB")
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1 and image.mode == "F":
+        white = 1
+    elif low >= 0 and high <= 255:
+        white = 255
+    elif low >= 0 and 4096 <= high <= 65535 and image.mode != "F":
+        white = 65535
+    else:
+        raise OSError(
+            f"its grey values ({image.mode}) reach from {low:g} to {high:g}, which is neither 8 nor 16 bits nor 0 to "
+            "1: save it with 8 bits"
+        )
+    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8)).convert("RGB")
+
+
+def decoding_note(path: str) -> str:
+    """What decoding changes in an image that can be decoded, or an empty text."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=known_formats()) as image:
+            mode, clear = image.mode, "A" in image.mode or "transparency" in image.info
+    except Exception:  # told of by `decoding_error`
+        return ""
+    if mode in DEEP_MODES:
+        return f"has grey values of more than 8 bits ({mode}), which are scaled"
+    if clear and all(low == high for low, high in read_image(path).getextrema()):
+        return "is of one colour without its transparency, which is not read"
+    return ""
 
 
 def decoding_error(path: str) -> str:

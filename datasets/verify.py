@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .common import ListedDataset
 from .datums import collection_paused
-from .file_checks import Progress, broken_files, copies, no_progress, web_page
+from .file_checks import Progress, broken_files, copies, decoding_note, no_progress, web_page
 from .folders import ARCHIVES, ImageFile, find_candidates, list_folder, match_classes
 from .protocols import ALL_IMAGES, DASSL, check_protocol
 from .spec import LISTS, Spec, listed, load_spec, name_key, read_entry
@@ -236,6 +236,15 @@ def check_images(report: Report, decode: bool, duplicates: bool, jobs: int, prog
         report.add(ERROR, f"{image.path} {reason}")
     if len(bad) > 5:
         report.add(ERROR, f"{len(bad) - 5} more files are empty or damaged: {listed([i.path for i, _ in bad[5:]], 3)}")
+    if decode:
+        broken = {image.path for image, _ in bad}
+        notes: dict[str, list[str]] = {}
+        for image in report.images:
+            if image.path not in broken and (note := decoding_note(image.path)):
+                notes.setdefault(note, []).append(image.path)
+        for note, paths in notes.items():
+            report.add(WARNING, f"{len(paths)} image{' ' if len(paths) == 1 else 's, each of which '}{note}: "
+                       f"{listed(paths, 3)}")  # fmt: skip
     entry = entry_of(report.dataset)
     for key in entry.get("skip", ()) if report.images else ():
         report.add(NOTE, f"{key} is known to be damaged and is always left out")

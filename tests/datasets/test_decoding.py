@@ -1,9 +1,10 @@
-"""Odd images are read as RGB, just as Pillow's `convert` gives them.
+"""Odd images are read as RGB, just as Pillow's `convert` gives them but for greys of more than 8 bits.
 
-Covers: CMYK, palette with and without transparency, 16 bit, alpha, grey with alpha, two colours, floating point, a
-picture turned by its EXIF data (which stays as it is stored), GIF, PNG and WebP under a name that ends in jpg, several
-frames (the first counts), jfif: through FolderClasses and the wrapper that trainers read with, through `read_image` of
-this room and of the toolbox, and by `verify` with `decode`.
+Covers: CMYK, palette with and without transparency, alpha, grey with alpha, two colours, a picture turned by its EXIF
+data (which stays as it is stored), GIF, PNG and WebP under a name that ends in jpg, several frames (the first counts),
+jfif: through FolderClasses and the wrapper that trainers read with, through `read_image` of this package and of the
+toolbox, and by `verify` with `decode`; greys of 16 bits, of 32, and of floating point are scaled by their range or
+refused.
 """
 
 import warnings
@@ -26,10 +27,6 @@ COLOURS = DRAW.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
 
 def picture(mode: str) -> Image.Image:
     image = Image.fromarray(COLOURS)
-    if mode == "I;16":
-        return Image.fromarray(DRAW.integers(0, 500, (SIZE[1], SIZE[0])).astype(np.uint16))
-    if mode == "F":
-        return Image.fromarray(COLOURS[..., 0].astype(np.float32) * 1.5 - 40)
     if mode in ("RGBA", "LA"):
         image.putalpha(Image.fromarray(COLOURS[..., 1]))
     return image.quantize(16) if mode.startswith("P") else image.convert(mode)
@@ -44,13 +41,10 @@ def write(path: Path, kind: str) -> Path:
         "exif.jpg": ("RGB", "JPEG", {"exif": rotated}),
         "palette.png": ("P", "PNG", {}),
         "palette transparent.png": ("P", "PNG", {"transparency": 3}),
-        "16 bit.png": ("I;16", "PNG", {}),
-        "16 bit.tif": ("I;16", "TIFF", {}),
         "alpha.png": ("RGBA", "PNG", {}),
         "grey alpha.PNG": ("LA", "PNG", {}),
         "two colours.png": ("1", "PNG", {}),
         "grey.jfif": ("L", "JPEG", {}),
-        "float.tiff": ("F", "TIFF", {}),
         "gif as.jpg": ("P", "GIF", {"transparency": 3}),
         "png as.JPEG": ("RGBA", "PNG", {}),
         "webp as.jpg": ("RGBA", "WEBP", {"lossless": True}),
@@ -63,9 +57,8 @@ def write(path: Path, kind: str) -> Path:
 
 
 KINDS = [
-    "cmyk.jpg", "exif.jpg", "palette.png", "palette transparent.png", "16 bit.png", "16 bit.tif", "alpha.png",
-    "grey alpha.PNG", "two colours.png", "grey.jfif", "float.tiff", "gif as.jpg", "png as.JPEG", "webp as.jpg",
-    "frames.gif",
+    "cmyk.jpg", "exif.jpg", "palette.png", "palette transparent.png", "alpha.png", "grey alpha.PNG", "two colours.png",
+    "grey.jfif", "gif as.jpg", "png as.JPEG", "webp as.jpg", "frames.gif",
 ]  # fmt: skip
 
 
@@ -123,3 +116,63 @@ def test_what_is_said_of_damage(tree, config):
         path.write_bytes(whole)
         (text,) = (finding.text for finding in report.findings if finding.level == ERROR)
         assert text.startswith(f"{path} cannot be decoded: ")
+
+
+GREYS = COLOURS[..., 0].copy()
+GREYS[0, :2] = 0, 255
+DEEP = {  # the same grey picture, stored with more bits
+    "16 bit.png": GREYS.astype(np.uint16) * 257,
+    "16 bit.tif": GREYS.astype(np.uint16) * 257,
+    "16 bit big-endian.tif": (GREYS.astype(np.uint16) * 257).astype(">u2"),
+    "8 of 16 bit.png": GREYS.astype(np.uint16),
+    "32 bit.tif": GREYS.astype(np.int32) * 257,
+    "0 to 1.tif": GREYS.astype(np.float32) / 255,
+    "0 to 255.tif": GREYS.astype(np.float32),
+}
+REFUSED = {
+    "12 bit.png": GREYS.astype(np.uint16) * 16,
+    "32 bit.tif": GREYS.astype(np.int32) * 65793 * 100,
+    "negative.tif": GREYS.astype(np.float32) * 1.5 - 40,
+    "nan.tif": np.where(GREYS > 99, np.nan, GREYS.astype(np.float32)),
+}
+
+
+def write_grey(path: Path, values: np.ndarray) -> Path:
+    """A picture of one band; big-endian numbers stay so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if values.dtype.str == ">u2":
+        Image.frombytes("I;16B", SIZE, values.tobytes()).save(path)
+    else:
+        Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_3_3_greys_of_more_than_8_bits_are_scaled(name, tmp_path):
+    path = str(write_grey(tmp_path / name, DEEP[name]))
+    expected = np.repeat(GREYS[..., None], 3, axis=2)
+    for image in (read_image(path), toolbox_image(path)):
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_3_3_greys_of_no_known_range_are_refused(name, tmp_path):
+    path = str(write_grey(tmp_path / name, REFUSED[name]))
+    for reader in (read_image, toolbox_image):
+        with pytest.raises(OSError, match=r"its grey values \((I;16|I|F)\) reach from .* save it with 8 bits"):
+            reader(path)
+
+
+def test_3_3_verify_tells_of_scaled_and_of_transparent_images(tmp_path, config):
+    shape = Image.new("RGBA", SIZE)
+    shape.putalpha(Image.fromarray(GREYS))
+    for part in ("train", "test"):
+        write_grey(tmp_path / part / "thing" / "deep.png", DEEP["16 bit.png"])
+        shape.save(tmp_path / part / "thing" / "shape.png")
+        write(tmp_path / part / "thing" / "alpha.png", "alpha.png")
+    texts = [finding.text for finding in verify(FolderClasses, config(tmp_path, [], []), decode=True).findings]
+    assert any(
+        text.startswith("2 images, each of which has grey values of more than 8 bits (I;16), wh") for text in texts
+    )
+    assert any(text.startswith("2 images, each of which is of one colour without its transparency") for text in texts)
+    assert len(texts) == 2

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 
 from .atomic import atomic_write
+from .on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, time="time", errno="errno", osp="os.path", PIL="PIL", Image="PIL.Image")
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
@@ -99,6 +102,8 @@ def read_image(path: str):
     """
     from PIL import Image
 
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe may never end
+        raise OSError(f'Cannot read the image "{path}": it is not a regular file')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is stricter
@@ -110,11 +115,37 @@ def read_image(path: str):
                     raise OSError(
                         f"its {width} x {height} pixels are a strip, more than {MAX_RATIO} times as long as wide"
                     )
-                return image.convert("RGB")
+                return _as_rgb(image)
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged files make decoders raise almost anything
         raise OSError(f'Cannot read the image "{path}": {str(error) or type(error).__name__}') from error
+
+
+def _as_rgb(image):
+    """An opened image as RGB; greys of more than 8 bits, which Pillow would cut off at 255, are scaled by their range.
+
+    Whole numbers up to 255 are 8 bits in a larger type; those above 4095 are 16 bits, so that 65535 is white. Floats
+    reach up to 1 or up to 255.
+    """
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        return image.convert("RGB")
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1 and image.mode == "F":
+        white = 1
+    elif low >= 0 and high <= 255:
+        white = 255
+    elif low >= 0 and 4096 <= high <= 65535 and image.mode != "F":
+        white = 65535
+    else:
+        raise OSError(
+            f"its grey values ({image.mode}) reach from {low:g} to {high:g}, which is neither 8 nor 16 bits nor 0 to "
+            "1: save it with 8 bits"
+        )
+    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8)).convert("RGB")
 
 
 @functools.cache
