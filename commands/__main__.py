@@ -7,8 +7,9 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from dassl_clip.commands.console import safe_stdout
+from dassl_clip.commands.console import safe_console
 from dassl_clip.commands.errors import USAGE_EXIT, suggestion
+from dassl_clip.commands.paths import leave_checkout
 
 COMMANDS = {
     "train": "one run: the flags of train.py",
@@ -49,7 +50,12 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Hand the arguments to a sub-command and return its exit code."""
-    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    leave_checkout()
+    with safe_console():
+        return _dispatch(*(list(sys.argv[1:] if argv is None else argv) or ["--help"]))
+
+
+def _dispatch(name: str, *rest: str) -> int:
     if name in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -62,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE_EXIT
-    with safe_stdout():
-        return importlib.import_module(f"dassl_clip.commands.{name}").main(rest)
+    return int(importlib.import_module(f"dassl_clip.commands.{name}").main(list(rest)))
 
 
 if __name__ == "__main__":

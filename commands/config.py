@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.catalogue import existing_file
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.commands.paths import add_folder
 from dassl_clip.commands.ranges import check_ranges
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.records import identity, task_of
@@ -117,25 +120,44 @@ def _import_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.parent))  # for the modules beside it
+    undo = add_folder(path.parent)  # for the modules beside it
     try:
-        spec.loader.exec_module(module)
+        with _failing(str(path)):
+            spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(path.parent))
+        undo()
     return module
 
 
 def _import_module(name: str) -> Any:
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        add_folder(Path.cwd())
+    with _failing(name):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or (name != error.name and not name.startswith(f"{error.name}.")):
+                raise
+            raise UserError(
+                f"--import: there is no module '{name}' (looked in {Path.cwd()} and the installed packages); "
+                "give a module name or a .py file"
+            ) from error
+
+
+@contextlib.contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """Within this context an error of a user's file names its place there."""
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or (name != error.name and not name.startswith(f"{error.name}.")):
-            raise
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+        file = (error.filename if isinstance(error, SyntaxError) else frames[-1].filename) or name
         raise UserError(
-            f"--import: there is no module '{name}' (looked in {Path.cwd()} and the installed packages); "
-            "give a module name or a .py file"
+            f"--import: {name} cannot be imported: {type(error).__name__}: {error} (line {line} of {file}); --debug "
+            "shows the traceback"
         ) from error
 
 

@@ -16,7 +16,6 @@ INTERRUPTED_EXIT = 130
 GOES_ON = "interrupted: the same command goes on from here"
 _OURS = ("dassl_clip", "dassl")
 _USER_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
-_USER_ERRORS += (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _ROOM, _ELSEWHERE = "make room, or name another folder", "name a folder that may be written to"
 _DISK = {
@@ -28,7 +27,28 @@ _DISK = {
     errno.EPERM: _ELSEWHERE,
     errno.ENAMETOOLONG: "give shorter names",
     errno.ELOOP: "a link leads back to itself",
+    errno.ENOENT: "it was moved or removed meanwhile, or never made",
+    errno.ESTALE: "the network file system was mounted again; start the command again",
+    errno.EIO: "the device does not answer",
+    errno.EMFILE: "allow more open files (ulimit -n), or set fewer DATALOADER.NUM_WORKERS",
+    errno.ENOMEM: "free memory, or start fewer runs at a time (--jobs)",
 }
+_OF_PROGRAMS = (errno.EBADF, errno.EFAULT, errno.ENOTSOCK)  # what only a program can get wrong
+# What torch says where the machine is too small -> what to do.
+_MACHINE = {
+    re.compile(r"CUDA out of memory|CUDNN_STATUS_ALLOC_FAILED|can't allocate memory|MPS backend out of memory"): (
+        "set a smaller DATALOADER.TRAIN_X.BATCH_SIZE or DATALOADER.TEST.BATCH_SIZE, or start fewer runs at a time "
+        "(--jobs)"
+    ),
+    re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)|unable to (open|mmap|write to) .*shared"): (
+        "set fewer DATALOADER.NUM_WORKERS (0: none), or give the machine more memory, in a container also shared "
+        "memory (--shm-size)"
+    ),
+}
+# An error of a loader's worker is raised again with the traceback as its text.
+_OF_WORKER = re.compile(
+    r"Caught \w+ in (?:DataLoader worker|pin memory thread).*?\n\S*(?:Error|Image|Exception): ", re.S
+)
 # Control characters but for tab and line feed, marks that turn the direction of text, undecodable bytes.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -49,7 +69,9 @@ def is_user_error(error: BaseException) -> bool:
 
     An error that Python, torch or another library raised inside our code is a bug of ours and keeps its traceback.
     """
-    if isinstance(error, UserError) or getattr(error, "from_user", False) or _is_of_the_disk(error):
+    if isinstance(error, (UserError, MemoryError)) or getattr(error, "from_user", False):
+        return True
+    if _is_of_the_system(error) or _advice(error):
         return True
     if not isinstance(error, _USER_ERRORS) or not str(error).strip() or error.__traceback__ is None:
         return False
@@ -60,17 +82,31 @@ def is_user_error(error: BaseException) -> bool:
     return module.split(".")[0] in _OURS and last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
 
 
-def _is_of_the_disk(error: BaseException) -> bool:
-    """Whether it is the disk that refuses: no room, read-only, no right to write, a name that is too long."""
-    return isinstance(error, OSError) and error.errno in _DISK
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether it is the system that refuses: no room, no right, a name that is too long, a file that has gone."""
+    return isinstance(error, OSError) and (error.errno or 0) not in _OF_PROGRAMS
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about an error of torch that says that the machine is too small, or an empty text."""
+    found = (advice for said, advice in _MACHINE.items() if isinstance(error, RuntimeError) and said.search(str(error)))
+    return next(found, "")
 
 
 def sentence(error: BaseException) -> str:
     """The text of an error on one line."""
-    if _is_of_the_disk(error) and error.filename is not None:
-        return printable(f"{os.fsdecode(error.filename)}: {error.strerror}; {_DISK[error.errno]}")
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        name = "" if error.filename is None or isinstance(error.filename, int) else f"{os.fsdecode(error.filename)}: "
+        advice = _DISK.get(error.errno, "")
+        return printable(f"{name}{error.strerror}{advice and f'; {advice}'}")
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return printable(" ".join(text.split()))
+    text = _OF_WORKER.sub("", text, count=1)
+    advice = _advice(error)
+    if advice:
+        text = f"{text.split('. ')[0].splitlines()[0]}; {advice}"
+    if isinstance(error, MemoryError):
+        text = f"not enough memory{text and f': {text}'}"
+    return printable(" ".join(text.split()) or type(error).__name__)
 
 
 def printable(text: str) -> str:

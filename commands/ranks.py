@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from dassl_clip.commands.console import Console
 from dassl_clip.commands.errors import UserError, is_user_error, report
 from dassl_clip.trainers import distributed
 
@@ -19,12 +20,12 @@ def own_log(folder: Path) -> Iterator[None]:
     console, shown = sys.stdout, warnings.showwarning
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"log-rank{distributed.rank()}.txt", "a", buffering=1, encoding="utf-8") as file:
-        sys.stdout = file
+        sys.stdout = Console(file, file.name)
         warnings.showwarning = lambda message, category, name, line, *rest: print(f"{category.__name__}: {message}")
         try:
             yield
         except Exception as error:
-            traceback.print_exception(error, file=file)
+            traceback.print_exception(error, file=sys.stdout)
             raise
         finally:
             sys.stdout, warnings.showwarning = console, shown

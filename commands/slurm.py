@@ -15,6 +15,7 @@ from typing import Any
 
 from dassl_clip.commands import locks, plan, pool, task, train
 from dassl_clip.commands.errors import UserError
+from dassl_clip.commands.paths import leave_checkout
 from dassl_clip.results import environment, records
 
 JOB_MINUTES = 24 * 60  # most time of a job, unless --slurm says otherwise
@@ -113,6 +114,7 @@ def wait(run: plan.Run, job: Any) -> pool.Outcome:
 
 def run_words(words: list[str], folder: str) -> int:
     """One run in a job of its own; returns its exit code, and leaves `failed.txt` if it failed."""
+    leave_checkout()  # the job's Python was started in the working folder
     train.register()
     place = Path(folder)
     with locks.lock(place) as free:

@@ -22,8 +22,10 @@ from typing import Any
 from dassl_clip.commands import locks
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.config import resolve_config
-from dassl_clip.commands.console import safe_stdout
+from dassl_clip.commands.console import Console, safe_console
 from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, printable
+from dassl_clip.commands.identity import CONFIG_NAME
+from dassl_clip.commands.paths import leave_checkout
 from dassl_clip.commands.ranges import open_folders
 from dassl_clip.results import environment, files, records
 from dassl_clip.results.documents import read_run_config
@@ -82,15 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     0; 1 for a bug; 2 with one sentence for a user's error; 75 if another process works in the folder; 130 after Ctrl-C;
     143 after SIGTERM.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    leave_checkout()
+    with safe_console():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
         with contextlib.ExitStack() as stack:
             if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes tells what is wrong
                 stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
             args, pairs = parse(argv)
-        with safe_stdout():
-            return _run_until_told(args, pairs)
+        return _run_until_told(args, pairs)
     except locks.BusyError as error:
         from dassl_clip.commands import ranks
 
@@ -158,7 +164,7 @@ def _run_logged(cfg: Any, args: argparse.Namespace) -> None:
     try:
         execute(cfg, args)
     except Exception as error:
-        _log_only(console, "".join(traceback.format_exception(error)))
+        _log_only(console, printable("".join(traceback.format_exception(error))))
         raise
     finally:
         tee, sys.stdout = sys.stdout, console
@@ -206,7 +212,10 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
     torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
-    _check_previous(cfg, trains=not args.eval_only and not args.no_train)
+    trains = not args.eval_only and not args.no_train
+    distributed.from_main(lambda: identity.check_previous(cfg, trains))
+    if args.eval_only:
+        distributed.from_main(lambda: identity.check_evaluation(cfg, args.model_dir))
     if distributed.is_main():
         records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
     print(f"Command: {environment.command_line()}")
@@ -216,15 +225,29 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     if distributed.world_size() > 1:
         _check_knows_processes(cfg.TRAINER.NAME)
     trainer = build_trainer(cfg)
-    recorder = EvaluationRecorder(trainer, cfg)
+    if not isinstance(trainer, CLIPTrainer) and hasattr(trainer, "dm"):
+        try:
+            check_labels(trainer.dm.dataset, cfg.DATASET.NAME)
+        except ValueError as error:  # a head of its own may do with labels that have gaps
+            logger.warning("%s; class names and labels do not go together in what reads both", error)
+    if cfg.TEST.SPLIT == "val" and getattr(trainer, "val_loader", None) is None:
+        raise UserError(
+            f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no validation images here, and the test images do not "
+            "stand in for them: use TEST.SPLIT test, or give the data set validation images"
+        )
+    data = run_images(trainer)
+    if data is not None:
+        distributed.from_main(lambda: identity.check_images(cfg, data, trains))
+        if distributed.is_main():
+            run_data.write_data(Path(cfg.OUTPUT_DIR), data)
+    recorder = EvaluationRecorder(trainer, cfg, data)
     if args.eval_only:
         if trainer.get_model_names():
             load_run(trainer, args.model_dir, args.load_epoch)
         trained = records.read_record(Path(args.model_dir)) if args.model_dir else None
         recorder.note(evaluated_from=args.model_dir, num_train=trained["num_train"] if trained else 0)
         trainer.test()
-        complete = distributed.from_main(lambda: records.is_complete(Path(cfg.OUTPUT_DIR)))
-        if hasattr(trainer, "save_predictions") and not complete:
+        if hasattr(trainer, "save_predictions"):
             trainer.save_predictions()
         if distributed.is_main():
             recorder.write(overwrite=False)
@@ -294,42 +317,6 @@ def describe_toolbox() -> str:
     place = Path(records.__file__).resolve().parents[1]
     served_by = f"the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
     return f"dassl-clip {version} ({place}) on {served_by}"
-
-
-def _check_previous(cfg: Any, trains: bool) -> None:
-    """See what an output folder that is already in use means for this run.
-
-    Raises:
-        UserError: Its checkpoints are of another configuration, and this run would go on from them.
-    """
-    from dassl.engine import TRAINER_REGISTRY
-    from dassl_clip.trainers import distributed
-    from dassl_clip.trainers.base import CLIPTrainer
-
-    folder = Path(cfg.OUTPUT_DIR)
-    previous = distributed.from_main(lambda: read_config(folder))
-    changed = records.config_differences(previous, cfg) if previous is not None else []
-    if not changed:
-        return
-    differences = "; ".join(changed[:8])
-    longer = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] < cfg.OPTIM.MAX_EPOCH  # Dassl's way to train on
-    name = cfg.TRAINER.NAME
-    kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else object
-    has_epochs = not issubclass(kind, CLIPTrainer) or kind.fit is CLIPTrainer.fit  # others solve anew
-    if trains and has_epochs and not longer and any(folder.glob("*/model*.pth.tar-*")):
-        raise UserError(
-            f"{folder} holds checkpoints of another configuration ({differences}), which are not mixed with this one: "
-            f"give another --output-dir, and --resume {folder} with it to start from these checkpoints"
-        )
-    logger.warning("%s was used with another configuration: %s", folder, differences)
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The resolved configuration that an earlier run wrote into its folder, or None."""
-    try:
-        return read_run_config(folder / CONFIG_NAME)
-    except (OSError, ValueError):
-        return None
 
 
 def _log_only(console: Any, text: str) -> None:
