@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dassl_clip import configs
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.results.files import kind_of, no_file
 
 GENERAL_CONFIG = "vit_b16"
 _ROOT = Path(configs.__file__).resolve().parent
@@ -108,6 +109,8 @@ def existing_file(name: str) -> Path:
     alike = [file for file in sorted(_ROOT.rglob("*.yaml")) if _plain(file.stem) == _plain(path.stem)]
     own = f"; of that name: {', '.join(str(file.relative_to(_ROOT)) for file in alike)}" if alike else ""
     known = f" {path.parent} holds: {', '.join(beside)}." if beside else ""
+    if kind_of(path) != "nothing":
+        raise UserError(f"{no_file(path)}; give the path of a yaml file")
     raise UserError(
         f"there is no config file {path}.{known}{suggestion(path.name, beside)} Give the path of a yaml file; the "
         f"project's own are under {_ROOT}{own}"

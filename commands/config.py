@@ -24,6 +24,7 @@ from dassl_clip.commands.errors import UserError, suggestion
 from dassl_clip.commands.paths import add_folder
 from dassl_clip.commands.ranges import check_ranges
 from dassl_clip.results.documents import read_yaml
+from dassl_clip.results.files import no_file
 from dassl_clip.results.records import identity, task_of
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
@@ -116,7 +117,7 @@ def import_user_code(name: str) -> None:
 
 def _import_file(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"--import: there is no file {path}")
+        raise UserError(f"--import: {no_file(path)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)

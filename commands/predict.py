@@ -20,6 +20,7 @@ from typing import Any
 
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.errors import UserError, guarded, printable
+from dassl_clip.results.files import no_file
 from dassl_clip.results.records import write_text_atomically
 
 COLUMNS = ("path", "rank", "class", "share")
@@ -201,6 +202,8 @@ def read_names(text: str) -> list[str]:
     path = Path(text).expanduser()
     try:
         is_file = path.is_file()
+        if not is_file and path.exists():
+            raise UserError(f"--names: {no_file(path)}")
     except OSError:  # too long for a file name
         is_file = False
     if is_file:

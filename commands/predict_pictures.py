@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dassl_clip.commands.errors import UserError
 from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
+from dassl_clip.results.files import no_file
 
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
@@ -32,7 +33,7 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         elif place.is_file():
             found[place] = None
         else:
-            raise UserError(f"there is no file or folder {place}")
+            raise UserError(no_file(place).replace("no file ", "no file or folder "))
     if not found:
         raise UserError(f"there are no images in {', '.join(given)}: files ending in jpg, png, webp, ... are read")
     return list(found)
@@ -43,7 +44,7 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in IGNORED_FOLDERS)
         for name in sorted(files):
             if is_image(name) and not name.startswith("."):
-                yield Path(place) / name
+                yield Path(place) / name  # a pipe or a link to nothing is named when it is read
 
 
 class Pictures(Dataset):

@@ -11,7 +11,7 @@ from pathlib import Path
 from dassl_clip.commands import errors
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.errors import UserError
-from dassl_clip.commands.train import CONFIG_NAME
+from dassl_clip.commands.identity import CONFIG_NAME
 from dassl_clip.results import environment, plot_matrix, plots, readings, records, report, tables
 from dassl_clip.results.plot_style import NEEDED, Plot
 
@@ -161,7 +161,7 @@ def unfinished(root: Path) -> list[Path]:
 
 def gap(folder: Path, root: Path, reason: str) -> report.Gap:
     """What is known of a run without a usable record."""
-    logs = sorted(folder.glob(f"{LOG}*"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((path for path in folder.glob(f"{LOG}*") if path.is_file()), key=lambda path: path.stat().st_mtime)
     lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
     command = next((line.removeprefix(COMMAND) for line in lines if line.startswith(COMMAND)), "")
     return report.Gap(below(folder, root), reason, [line for line in lines if line.strip()][-TAIL_LINES:], command)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dassl_clip.results.files import check_regular, kind_of, no_file
+
 from .listings import Listing, current
 from .spec import Spec, listed, name_key
 
@@ -43,18 +45,27 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     """Sorted names of the sub-folders and of the files of a folder, hidden ones left out.
 
     Raises:
-        FileNotFoundError: if an image in it is a link to nothing.
+        FileNotFoundError: if an image in it is no regular file, such as a pipe or a link to nothing.
     """
-    path, listings = os.fspath(folder), current()
-    found = scan_folder(path) if listings is None else listings.get(path, scan_folder)
+    found = _listing(folder)
     return list(found.folders), list(found.files)
+
+
+def holds_links(folder: str | os.PathLike) -> bool:
+    """Whether links are among the entries of a folder."""
+    return _listing(folder).links
+
+
+def _listing(folder: str | os.PathLike) -> Listing:
+    path, listings = os.fspath(folder), current()
+    return scan_folder(path) if listings is None else listings.get(path, scan_folder)
 
 
 def scan_folder(folder: str) -> Listing:
     """`list_folder` as the disk has it now.
 
     Raises:
-        FileNotFoundError: if an image in it is a link to nothing.
+        FileNotFoundError: if an image in it is no regular file, such as a pipe or a link to nothing.
     """
     folders, files, links = [], [], False
     with os.scandir(folder) as entries:
@@ -67,7 +78,7 @@ def scan_folder(folder: str) -> Listing:
             elif entry.is_file():
                 files.append(entry.name)
             elif is_image(entry.name):
-                raise FileNotFoundError(f"{entry.path} is a link to a file that does not exist")
+                raise FileNotFoundError(f"{no_file(entry.path)}; remove it, or put the image in its place")
     return Listing(tuple(sorted(folders)), tuple(sorted(files)), links)
 
 
@@ -75,8 +86,9 @@ def read_text(path: Path) -> str:
     """The text of a list file.
 
     Raises:
-        ValueError: if it is not UTF-8.
+        ValueError: if it is not UTF-8, or no regular file.
     """
+    check_regular(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -129,8 +141,8 @@ def open_root(root: str, name: str) -> Path:
     if not root:
         raise ValueError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
     path = Path(root).expanduser().absolute()
-    if path.is_file():
-        kind = "an archive: unpack it, and" if path.name.lower().endswith(ARCHIVES) else "a file:"
+    if path.exists() and not path.is_dir():
+        kind = "an archive: unpack it, and" if path.name.lower().endswith(ARCHIVES) else f"{kind_of(path)}:"
         raise FileNotFoundError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
     if not path.is_dir():
         parent = next(folder for folder in path.parents if folder.is_dir())

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl_clip.results.files import no_file
+
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
 from .common import ListedDataset
 from .folders import ImageFile, read_text, readable_csv
@@ -99,9 +101,7 @@ def manifest_file(cfg) -> Path:
     if not path.is_absolute():
         path = root / path if (root / path).is_file() else path.absolute()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Manifest: there is no file {path}; set DATASET.MANIFEST or put {FILE} into DATASET.ROOT"
-        )
+        raise FileNotFoundError(f"Manifest: {no_file(path)}; set DATASET.MANIFEST or put {FILE} into DATASET.ROOT")
     return path
 
 

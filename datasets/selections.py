@@ -11,6 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.files import no_file
+
 from .cache import cache_folder, write_text
 from .folders import ImageFile
 
@@ -72,7 +74,7 @@ def read_selection(
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"DATASET.SELECTION: there is no file {file}")
+        raise FileNotFoundError(f"DATASET.SELECTION: {no_file(file)}")
     try:
         data = json.loads(file.read_text(encoding="utf-8", errors="surrogateescape"))
         lists = {part: [str(key) for key, _ in data[part]] for part in ("train", "val")}

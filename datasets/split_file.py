@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl_clip.results.files import no_file
+
 from .base import Layout, PlainDataset
 from .folders import ImageFile, list_folder, open_root
 from .listed_files import FileFinder, best_base
@@ -121,7 +123,7 @@ def asked_file(asked: str) -> Path:
     """
     path = Path(asked).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"DATASET.SPLIT_FILE: there is no file {path}")
+        raise FileNotFoundError(f"DATASET.SPLIT_FILE: {no_file(path)}")
     return path
 
 

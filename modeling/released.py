@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dassl_clip.results.files import no_file
+
 from .backbone import FrozenCLIP
 from .weights import hash_state
 
@@ -159,7 +161,7 @@ def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
     path = Path(path).expanduser()
     if not path.is_file():
         beside = sorted(item.name for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no file {path}; exports beside it: {', '.join(beside[:8]) or 'none'}")
+        raise FileNotFoundError(f"{no_file(path)}; exports beside it: {', '.join(beside[:8]) or 'none'}")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from .files import check_regular
+
 MOST_BYTES = 4 << 20  # of a YAML document, which is read slowly
 MOST_VALUES = 100_000  # of a YAML document, with every alias written out
 DEEPEST = 40
@@ -86,6 +88,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _read(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    check_regular(path)
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # PyYAML's too

@@ -6,11 +6,49 @@ import contextlib
 import io
 import os
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 _SUFFIX = ".tmp"
+
+
+_KINDS = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What lies at a path, links followed, for a message: "a file", "a folder", "a named pipe", ..., or "nothing"."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return "a link to a file that does not exist" if os.path.islink(path) else "nothing"
+    return next((name for fits, name in _KINDS if fits(mode)), "something that is no file")
+
+
+def no_file(path: str | os.PathLike[str]) -> str:
+    """Why a path is no file, as part of a sentence: "there is no file X", or "X is a named pipe, not a file"."""
+    kind, name = kind_of(path), os.fsdecode(path)
+    if kind == "nothing":
+        return f"there is no file {name}"
+    return f"{name} is {kind}" if kind.startswith("a link") else f"{name} is {kind}, not a file"
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse to open what is there and is no regular file: reading a pipe or a device may never end.
+
+    Raises:
+        ValueError: naming it, and what it is.
+    """
+    if kind_of(path) not in ("a file", "nothing"):
+        raise ValueError(no_file(path))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl_clip.results.files import check_regular
 from dassl_clip.results.records import identity, write_text_atomically
 
 from . import distributed
@@ -76,11 +77,12 @@ class MetricsTable:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of an earlier file; none if it is not there or is not one of this kind."""
     try:
+        check_regular(path)
         with path.open(newline="", encoding="utf-8") as file:
             return [{k: v for k, v in row.items() if k and isinstance(v, str)} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         logger.warning("%s cannot be read and is written anew: %s", path, error)
         return []
 

@@ -72,6 +72,8 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
         raise ValueError("File path is None")
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
+    if not os.path.isfile(fpath):  # reading a pipe may never end
+        raise ValueError(f'"{fpath}" is not a regular file, so it holds no checkpoint')
     if admits_path("DASSL_ALLOW_PICKLE", fpath):
         warnings.warn(f'DASSL_ALLOW_PICKLE: unpickling "{fpath}" in full, which can run any code in it', stacklevel=2)
         return torch.load(fpath, map_location="cpu", weights_only=False)

@@ -1,0 +1,131 @@
+"""Only regular files are read: a pipe, a device, a socket or a folder is named for what it is, and nothing hangs.
+
+Covers row 5.4 wherever the path of a user is opened: images in a folder, in a loader and in the toolbox; records, yaml
+and JSON files, logs and metrics of run folders; manifests, split files, selections, class lists; checkpoints, exports,
+weights; lists of names; DATASET.ROOT.
+"""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl.utils import load_checkpoint as toolbox_checkpoint
+from dassl.utils import read_image as toolbox_image
+from dassl_clip.commands import catalogue, config, predict, predict_pictures, report
+from dassl_clip.datasets import add_config, file_checks, folders, manifest, selections, split_file
+from dassl_clip.modeling import released, weights
+from dassl_clip.results import documents, files, records
+from dassl_clip.trainers import checkpoint, loggers
+
+
+@pytest.fixture(autouse=True)
+def soon():
+    """End a test that hangs after ten seconds."""
+
+    def stop(*_):
+        raise TimeoutError("a special file was opened, and never gave anything")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def manifest_of(path):
+    cfg = get_cfg_default()
+    add_config(cfg)
+    cfg.DATASET.MANIFEST, cfg.DATASET.ROOT = str(path), ""
+    return manifest.manifest_file(cfg)
+
+
+READERS = {
+    "image": file_checks.read_image,
+    "toolbox's image": lambda path: toolbox_image(str(path)),
+    "checkpoint": checkpoint.load_checkpoint,
+    "toolbox's checkpoint": lambda path: toolbox_checkpoint(str(path)),
+    "yaml": documents.read_yaml,
+    "class list": folders.read_text,
+    "manifest": manifest_of,
+    "split file": lambda path: split_file.asked_file(str(path)),
+    "selection": lambda path: selections.read_selection(str(path), "PACS", 1, [], []),
+    "weights": weights.read_weights,
+    "export": released.load_export,
+    "config": lambda path: catalogue.existing_file(str(path)),
+    "import": lambda path: config.import_user_code(f"{path}.py"),
+    "names": lambda path: predict.read_names(str(path)),
+    "picture": lambda path: predict_pictures.find_pictures([str(path)]),
+    "root": lambda path: folders.open_root(str(path), "PACS"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_5_4_a_pipe_is_named_and_never_read(name, tmp_path):
+    path = tmp_path / "x"
+    pipe(tmp_path / "x.py" if name == "import" else path)
+    with pytest.raises((OSError, ValueError), match=r"a named pipe|not a regular file"):
+        READERS[name](path)
+
+
+@pytest.mark.parametrize("name", sorted({*READERS} - {"import", "picture", "root"}))
+def test_5_4_devices_and_folders_are_named(name, tmp_path):
+    for path, kind in (("/dev/urandom", "a device"), (tmp_path, "a folder")):
+        with pytest.raises((OSError, ValueError), match=rf"{kind}|not a regular file"):
+            READERS[name](Path(path))
+
+
+def test_5_4_kinds(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("none")
+    pipe(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))
+        kinds = {item.name: files.kind_of(item) for item in tmp_path.iterdir()}
+    assert kinds == {
+        "file": "a file", "link": "a file", "dangling": "a link to a file that does not exist", "pipe": "a named pipe",
+        "socket": "a socket",
+    }  # fmt: skip
+    assert [files.kind_of(path) for path in ("/dev/null", tmp_path, tmp_path / "no")] == [
+        "a device",
+        "a folder",
+        "nothing",
+    ]
+
+
+def test_5_4_pictures_of_a_folder_beside_a_pipe(tmp_path):
+    """What `predict` reads: the pipe is left out with a reason, the picture is scored."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    pipe(tmp_path / "x.jpg")
+    paths = predict_pictures.find_pictures([str(tmp_path)])
+    read = predict_pictures.Pictures(paths, lambda image: image.size)
+    assert [read[i] for i in range(2)] == [
+        (tmp_path / "a.png", (8, 8), ""),
+        (tmp_path / "x.jpg", None, "it is a named pipe, not a file"),
+    ]
+
+
+def test_5_4_run_folders_with_pipes(tmp_path):
+    """What `table` and `report` read of a run."""
+    for name in (records.RECORD_NAME, "log.txt", "metrics.csv"):
+        pipe(tmp_path / name)
+    found = records.inspect_record(tmp_path)
+    assert found.state == "broken" and "record.json is a named pipe, not a file" in found.reason
+    assert report.gap(tmp_path, tmp_path, "").tail == []
+    assert loggers._read_rows(tmp_path / "metrics.csv") == []
+
+
+def test_5_4_an_image_of_a_loader_is_a_pipe(tmp_path):
+    pipe(tmp_path / "x.jpg")
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/x.jpg is a named pipe, not a file; remove it"):
+        folders.scan_folder(str(tmp_path))
