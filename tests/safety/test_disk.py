@@ -65,7 +65,7 @@ def test_no_room_leaves_the_old_file(kind, tmp_path):
 
 
 def test_8_2_files_leave_nothing_open_behind_them(tmp_path):
-    """(row 8.2) Python 3.13, and every Python in development mode, tells of a file that is closed twice or left open."""
+    """(row 8.2) Python 3.13, and any Python in development mode, tells of a file that is closed twice or left open."""
     program = (
         "import gc, pathlib, runpy, sys\n"
         f"disk = runpy.run_path({__file__!r})\n"

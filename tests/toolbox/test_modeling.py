@@ -9,16 +9,23 @@ from torch.nn import functional as F
 
 from dassl.modeling import Backbone, build_backbone, build_head
 from dassl.modeling.ops import (
+    EFDMix,
     MixStyle,
     ReverseGrad,
+    activate_efdmix,
     activate_mixstyle,
     create_onehot,
     cross_entropy,
+    crossdomain_efdmix,
     crossdomain_mixstyle,
+    deactivate_efdmix,
     deactivate_mixstyle,
     mixup,
+    random_efdmix,
     random_mixstyle,
+    run_with_efdmix,
     run_with_mixstyle,
+    run_without_efdmix,
     run_without_mixstyle,
 )
 from dassl.modeling.ops.utils import (
@@ -153,6 +160,77 @@ class TestMixStyle:
         assert layers[0].mix == "random"
         model.apply(crossdomain_mixstyle)
         assert layers[1].mix == "crossdomain"
+
+
+class TestEFDMix:
+    """(row 9.5) The k-th smallest value of a channel meets the k-th smallest of another image's channel."""
+
+    def test_9_5_mixes_order_statistics_with_weights_of_the_beta_distribution(self):
+        layer = EFDMix(p=1.0, alpha=0.3)
+        x = torch.randn(5, 3, 4, 2, dtype=torch.float64)
+        torch.manual_seed(3)
+        out = layer(x)
+        torch.manual_seed(3)
+        weights, partners = layer.beta.sample((5, 1, 1, 1)).double(), torch.randperm(5)
+        assert not torch.equal(partners, torch.arange(5))
+        for i, c in ((i, c) for i in range(5) for c in range(3)):
+            own, other = x[i, c].flatten(), sorted(x[partners[i], c].flatten().tolist())
+            for place, value in enumerate(own.tolist()):
+                rank = sum(v < value for v in own.tolist())
+                expected = weights[i] * value + (1 - weights[i]) * other[rank]
+                torch.testing.assert_close(out[i, c].flatten()[place], expected.squeeze())
+
+    def test_9_5_a_weight_of_zero_gives_exactly_the_partners_distribution(self):
+        x = torch.randn(2, 3, 4, 4)
+        mixed = EFDMix().mix_with(x, torch.tensor([1, 0]), torch.zeros(2, 1, 1, 1))
+        torch.testing.assert_close(mixed.flatten(2).sort(-1).values, x[[1, 0]].flatten(2).sort(-1).values)
+        torch.testing.assert_close(mixed.flatten(2).argsort(-1), x.flatten(2).argsort(-1))
+
+    def test_9_5_the_own_gradient_is_that_of_the_identity(self):
+        x = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+        own, slope = x.clone().requires_grad_(), torch.randn(1, 3, 3, dtype=torch.float64)
+        weight = torch.tensor([0.7, 1.0]).double().reshape(2, 1, 1, 1)
+        (EFDMix().mix_with(own, torch.tensor([1, 0]), weight)[0] * slope).sum().backward()
+        torch.testing.assert_close(own.grad[0], slope)
+        ranks = x[1].flatten().argsort().argsort()  # the partner's k-th value went where the own k-th one lies
+        torch.testing.assert_close(own.grad[1].flatten(), 0.3 * slope.flatten()[x[0].flatten().argsort()][ranks])
+
+    def test_9_5_switches_leave_mixstyle_alone(self):
+        model = nn.Sequential(EFDMix(), MixStyle())
+        layer, other = model
+        with run_without_efdmix(model):
+            assert not layer._activated and other._activated
+        assert layer._activated
+        with run_with_efdmix(model, mix="crossdomain"):
+            assert layer._activated and layer.mix == "crossdomain" and other.mix == "random"
+        assert not layer._activated and other._activated
+        for act in (activate_efdmix, random_efdmix):
+            model.apply(act)
+        assert layer._activated and layer.mix == "random"
+        for act in (deactivate_efdmix, crossdomain_efdmix):
+            model.apply(act)
+        assert not layer._activated and layer.mix == "crossdomain" and other.mix == "random"
+        assert repr(layer) == "EFDMix(p=0.5, alpha=0.1, eps=1e-06, mix=crossdomain)"
+        assert torch.equal(layer(torch.ones(2, 1, 2, 2)), torch.ones(2, 1, 2, 2))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(("name", "kind"), [("ms", MixStyle), ("efdmix", EFDMix)])
+def test_9_5_mixing_backbones(depth, name, kind):
+    for stages in ("1", "12", "123"):
+        backbone = build_backbone(f"resnet{depth}_{name}_l{stages}", verbose=False, pretrained=False)
+        assert type(backbone.mixstyle) is kind and backbone.ms_layers == [f"layer{stage}" for stage in stages]
+    backbone.mixstyle.p, widths = 1.0, []
+    backbone.mixstyle.register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, backbone.out_features)
+    assert widths == [width * (1 if depth == 18 else 4) for width in (64, 128, 256)]
+
+
+def test_9_5_a_backbone_of_ones_own_blocks():
+    from dassl.modeling.backbone.resnet import BasicBlock, ResNet
+
+    net = ResNet(BasicBlock, [1, 1, 1, 1], ms_class=EFDMix, ms_layers=["layer2"], ms_p=1.0, ms_a=0.2)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 512) and (net.mixstyle.p, net.mixstyle.alpha) == (1.0, 0.2)
 
 
 def test_mixup_mixes_images_and_labels_alike():

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from yacs.config import CfgNode
 
+from dassl.utils import read_image
 from dassl.utils.errors import CheckError
+from dassl.utils.on_demand import import_on_demand
 
 from .datasets import build_dataset
 from .samplers import build_sampler
@@ -19,21 +22,25 @@ from .wrapper import DatasetWrapper, collate_items
 
 __all__ = [
     "INTERPOLATION_MODES",  # noqa: F822 (looked up on demand)
+    "T",  # noqa: F822
     "DataManager",
     "DatasetWrapper",
+    "TorchDataset",
     "build_data_loader",
     "build_dataset",
     "build_sampler",
     "build_transform",
+    "read_image",
+    "tabulate",  # noqa: F822
+    "torch",
 ]
 
-
-def __getattr__(name: str):
-    if name == "INTERPOLATION_MODES":
-        from .transforms import INTERPOLATION_MODES
-
-        return INTERPOLATION_MODES
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_demand(
+    __name__,
+    INTERPOLATION_MODES=".transforms:INTERPOLATION_MODES",
+    T="torchvision.transforms",
+    tabulate="tabulate:tabulate",
+)
 
 
 def build_data_loader(

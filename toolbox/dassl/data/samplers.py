@@ -18,6 +18,9 @@ from torch.utils.data.sampler import RandomSampler, Sampler, SequentialSampler
 from yacs.config import CfgNode
 
 from dassl.utils.errors import CheckError
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, copy="copy", np="numpy")
 
 SIMULATED_EPOCHS = 15
 

@@ -13,8 +13,13 @@ from yacs.config import CfgNode
 from dassl.utils import mkdir_if_missing
 from dassl.utils.atomic import atomic_write
 from dassl.utils.errors import CheckError
+from dassl.utils.on_demand import import_on_demand
 
 from .build import EVALUATOR_REGISTRY
+
+__getattr__ = import_on_demand(
+    __name__, osp="os.path", f1_score="sklearn.metrics:f1_score", confusion_matrix="sklearn.metrics:confusion_matrix"
+)
 
 
 class EvaluatorBase:

@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl.utils.errors import CheckError
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, torch="torch")
 
 
 def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "euclidean") -> Tensor:

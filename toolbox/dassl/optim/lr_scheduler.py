@@ -14,6 +14,10 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, _LRScheduler="torch.optim.lr_scheduler:LRScheduler")
+
 AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
 AVAI_WARMUPS = ["linear", "constant"]
 

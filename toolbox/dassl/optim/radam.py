@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, math="math", Optimizer="torch.optim:Optimizer", AdamW="torch.optim:AdamW")
+
 
 class RAdam(torch.optim.RAdam):
     """torch's RAdam with decoupled weight decay, as in the authors' program.

@@ -6,7 +6,10 @@ import os
 import sys
 import time
 
+from .on_demand import import_on_demand
 from .tools import mkdir_if_missing
+
+__getattr__ = import_on_demand(__name__, osp="os.path")
 
 __all__ = ["Logger", "setup_logger"]
 

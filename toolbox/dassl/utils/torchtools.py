@@ -10,6 +10,17 @@ from torch.nn import init
 
 from .checkpoints import load_checkpoint, resume_from_checkpoint, save_checkpoint, strip_module
 from .errors import CheckError
+from .on_demand import import_on_demand
+
+__getattr__ = import_on_demand(
+    __name__,
+    pickle="pickle",
+    partial="functools:partial",
+    OrderedDict="collections:OrderedDict",
+    osp="os.path",
+    torch="torch",
+    mkdir_if_missing=".tools:mkdir_if_missing",
+)
 
 __all__ = [
     "save_checkpoint",

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 
 from dassl.utils import check_isfile
 from dassl.utils.errors import CheckError, MissingFileError
+from dassl.utils.on_demand import import_on_demand
 from dassl.utils.switches import is_on
 
 from .download import download_and_unpack
+
+__getattr__ = import_on_demand(__name__, os="os", osp="os.path", tarfile="tarfile", zipfile="zipfile", gdown="gdown")
 
 
 class Datum:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(
+    __name__, np="numpy", random="random", Image="PIL.Image", ImageOps="PIL.ImageOps", ImageEnhance="PIL.ImageEnhance"
+)
+
 
 class ImageNetPolicy(AutoAugment):
     """The policy found on ImageNet.

@@ -10,6 +10,10 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, np="numpy", torch="torch", PIL="PIL")
+
 Operation = Callable[[Image.Image, float], Image.Image]
 
 

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from dassl.utils import get_most_similar_str_to_a_from_b
 from dassl.utils.errors import CheckError
+from dassl.utils.on_demand import import_on_demand
 
 from .classes import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
 from .randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
@@ -50,16 +51,30 @@ AVAI_CHOICES = [
 ]
 
 
-def __getattr__(name: str):
-    if name == "INTERPOLATION_MODES":
-        from .interpolation import INTERPOLATION_MODES
-
-        return INTERPOLATION_MODES
-    if name in {"ImageNetPolicy", "CIFAR10Policy", "SVHNPolicy"}:
-        from . import autoaugment
-
-        return getattr(autoaugment, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_demand(
+    __name__,
+    CIFAR10Policy=".autoaugment:CIFAR10Policy",
+    CenterCrop="torchvision.transforms:CenterCrop",
+    ColorJitter="torchvision.transforms:ColorJitter",
+    Compose="torchvision.transforms:Compose",
+    F="torchvision.transforms.functional",
+    GaussianBlur="torchvision.transforms:GaussianBlur",
+    INTERPOLATION_MODES=".interpolation:INTERPOLATION_MODES",
+    ImageNetPolicy=".autoaugment:ImageNetPolicy",
+    InterpolationMode="torchvision.transforms:InterpolationMode",
+    Normalize="torchvision.transforms:Normalize",
+    RandomApply="torchvision.transforms:RandomApply",
+    RandomCrop="torchvision.transforms:RandomCrop",
+    RandomGrayscale="torchvision.transforms:RandomGrayscale",
+    RandomHorizontalFlip="torchvision.transforms:RandomHorizontalFlip",
+    RandomResizedCrop="torchvision.transforms:RandomResizedCrop",
+    Resize="torchvision.transforms:Resize",
+    SVHNPolicy=".autoaugment:SVHNPolicy",
+    ToTensor="torchvision.transforms:ToTensor",
+    np="numpy",
+    random="random",
+    torch="torch",
+)
 
 
 def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None) -> Callable | None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dassl.utils.on_demand import import_on_demand
+
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
+
+__getattr__ = import_on_demand(__name__, torch="torch")
 
 LEAK = 0.01
 

@@ -1,6 +1,15 @@
 """Operations on features and labels."""
 
 from .cross_entropy import cross_entropy
+from .efdmix import (
+    EFDMix,
+    activate_efdmix,
+    crossdomain_efdmix,
+    deactivate_efdmix,
+    random_efdmix,
+    run_with_efdmix,
+    run_without_efdmix,
+)
 from .mixstyle import (
     MixStyle,
     activate_mixstyle,
@@ -23,19 +32,26 @@ from .utils import (
 )
 
 __all__ = [
+    "EFDMix",
     "MixStyle",
     "ReverseGrad",
+    "activate_efdmix",
     "activate_mixstyle",
     "create_onehot",
     "cross_entropy",
+    "crossdomain_efdmix",
     "crossdomain_mixstyle",
+    "deactivate_efdmix",
     "deactivate_mixstyle",
     "ema_model_update",
     "linear_rampup",
     "mixup",
+    "random_efdmix",
     "random_mixstyle",
     "reverse_index",
+    "run_with_efdmix",
     "run_with_mixstyle",
+    "run_without_efdmix",
     "run_without_mixstyle",
     "sharpen_prob",
     "shuffle_index",

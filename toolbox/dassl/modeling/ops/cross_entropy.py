@@ -5,6 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, torch="torch")
+
 
 def cross_entropy(input: Tensor, target: Tensor, label_smooth: float = 0, reduction: str = "mean") -> Tensor:
     """Cross entropy.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
+from dassl.utils.on_demand import import_on_demand
 
-class MixStyle(nn.Module):
+from .mixing import Mixing, activation
+
+__getattr__ = import_on_demand(__name__, random="random", torch="torch")
+
+
+class MixStyle(Mixing):
     """In training, mixes the mean and the deviation of each channel with those of another image of the batch.
 
     Args:
@@ -23,46 +27,13 @@ class MixStyle(nn.Module):
         NotImplementedError: Another `mix`, when a batch is mixed.
     """
 
-    def __init__(self, p: float = 0.5, alpha: float = 0.1, eps: float = 1e-6, mix: str = "random") -> None:
-        super().__init__()
-        self.p = p
-        self.alpha = alpha
-        self.eps = eps
-        self.mix = mix
-        self.beta = torch.distributions.Beta(alpha, alpha)
-        self._activated = True
-
-    def __repr__(self) -> str:
-        return f"MixStyle(p={self.p}, alpha={self.alpha}, eps={self.eps}, mix={self.mix})"
-
-    def set_activation_status(self, status: bool = True) -> None:
-        """Switches the module on or off."""
-        self._activated = status
-
-    def update_mix_method(self, mix: str = "random") -> None:
-        """Sets how partners are chosen."""
-        self.mix = mix
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
-        if not self.training or not self._activated or random.random() > self.p:
-            return x
+    def mix_with(self, x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; no gradient flows through the statistics."""
         mean = x.mean((2, 3), keepdim=True).detach()  # [B, C, 1, 1]
         std = (x.var((2, 3), keepdim=True) + self.eps).sqrt().detach()
-        normed = (x - mean) / std
-        weight = self.beta.sample((len(x), 1, 1, 1)).to(x)
-        partner = self._partners(len(x)).to(x.device)
         mixed_mean = mean * weight + mean[partner] * (1 - weight)
         mixed_std = std * weight + std[partner] * (1 - weight)
-        return normed * mixed_std + mixed_mean
-
-    def _partners(self, size: int) -> Tensor:
-        if self.mix == "random":
-            return torch.randperm(size)
-        if self.mix == "crossdomain":
-            second, first = torch.arange(size - 1, -1, -1).chunk(2)
-            return torch.cat([second[torch.randperm(len(second))], first[torch.randperm(len(first))]])
-        raise NotImplementedError(f'mix must be "random" or "crossdomain", but got "{self.mix}"')
+        return (x - mean) / std * mixed_std + mixed_mean
 
 
 def activate_mixstyle(module: nn.Module) -> None:
@@ -97,20 +68,12 @@ def run_with_mixstyle(model: nn.Module, mix: str | None = None) -> Iterator[None
         model: The model.
         mix: How partners are chosen; None leaves that as it is.
     """
-    if mix is not None:
-        model.apply(crossdomain_mixstyle if mix == "crossdomain" else random_mixstyle)
-    model.apply(activate_mixstyle)
-    try:
+    with activation(model, MixStyle, True, mix):
         yield
-    finally:
-        model.apply(deactivate_mixstyle)
 
 
 @contextmanager
 def run_without_mixstyle(model: nn.Module) -> Iterator[None]:
     """Switches MixStyle off for the block, and on after it."""
-    model.apply(deactivate_mixstyle)
-    try:
+    with activation(model, MixStyle, False):
         yield
-    finally:
-        model.apply(activate_mixstyle)

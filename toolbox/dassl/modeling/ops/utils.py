@@ -7,6 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, np="numpy")
+
 
 def sharpen_prob(p: Tensor, temperature: float = 2) -> Tensor:
     """Probabilities [B, C] to a power, normalised again in each row."""

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dassl.data.datasets.build import DATASET_REGISTRY
+from dassl.utils.on_demand import import_on_demand
 
 from .folders import TrainValDataset
+
+__getattr__ = import_on_demand(
+    __name__,
+    osp="os.path",
+    glob="glob",
+    listdir_nohidden="dassl.utils:listdir_nohidden",
+    Datum="..base_dataset:Datum",
+    DatasetBase="..base_dataset:DatasetBase",
+)
 
 
 @DATASET_REGISTRY.register()

@@ -9,6 +9,9 @@ from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.build import DATASET_REGISTRY
 from dassl.data.datasets.download import require_folder
 from dassl.utils.errors import CheckError, MissingFileError
+from dassl.utils.on_demand import import_on_demand
+
+__getattr__ = import_on_demand(__name__, osp="os.path")
 
 DAMAGED = {"sketch/dog/n02103406_4068-1.png"}
 

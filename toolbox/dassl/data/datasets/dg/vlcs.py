@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.build import DATASET_REGISTRY
 from dassl.data.datasets.download import require_folder
+from dassl.utils.on_demand import import_on_demand
 
 from .folders import read_domains
+
+__getattr__ = import_on_demand(__name__, osp="os.path", glob="glob", listdir_nohidden="dassl.utils:listdir_nohidden")
 
 CLASSES = {"0": "bird", "1": "car", "2": "chair", "3": "dog", "4": "person"}
 
