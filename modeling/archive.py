@@ -5,9 +5,10 @@ read: its pickle may name tensors, plain containers and modules, which become in
 """
 
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ STORAGES = {
     "BoolStorage": torch.bool,
 }
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+PICKLES = 4  # with which a file of torch's older format begins: two numbers, the machine, the content
 MOST_GROWTH = 64 << 20  # bytes
 MOST_TENSORS = 100_000  # modules may share others, so a small file could name any number of tensors
 
@@ -71,6 +73,40 @@ def read_archive(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as an archive of OpenAI's ({type(error).__name__}: {reason}); get it again, or "
             f"save its state dict alone, best as safetensors"
         ) from error
+
+
+def pickled_names(path: Path) -> list[str]:
+    """Names of the classes and functions that a file saved by torch asks for beyond tensors and plain containers.
+
+    Of both of torch's formats, the zip archive and the older row of pickles; nothing of the file is run.
+    """
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    names: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    check_members(archive, path)
+                    found = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                    _add_globals(names, pickletools.genops(archive.read(found)))
+            for _ in range(0 if zipfile.is_zipfile(path) else PICKLES):
+                _add_globals(names, pickletools.genops(file))
+    except Exception:  # a torn file, or one of another kind: what was read until there counts
+        pass
+    return sorted(names - _get_allowed_globals().keys())
+
+
+def _add_globals(names: set[str], codes: Iterable[tuple[Any, Any, Any]]) -> None:
+    """Add the full names of the globals that a pickle asks for."""
+    texts: list[str] = []
+    for code, argument, _ in codes:
+        if code.name == "GLOBAL":
+            names.add(argument.replace(" ", "."))
+        elif code.name == "STACK_GLOBAL":
+            names.add(".".join(texts[-2:]))
+        elif isinstance(argument, str):
+            texts.append(argument)
 
 
 class _Module:

@@ -10,6 +10,7 @@ embedding.
 import logging
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torchvision.transforms import Compose, InterpolationMode, Normalize
 
-from .sources import RANDOM, Source, Tokenizer, resolve
+from .layouts import is_transformers, text_positions
+from .neighbours import adopt, describe_folder
+from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
 from .vision_attention import use_fused_attention
 from .vision_blocks import VisionBlocks
-from .weights import ARCHIVE, hash_weights, load_into, read_weights
+from .weights import ARCHIVE, NUMPY, hash_weights, load_into, load_numpy, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -236,17 +239,21 @@ def load_backbone(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     compiled: bool = False,
+    tokenizer: str = "",
 ) -> FrozenCLIP:
     """Load a frozen CLIP.
 
     Args:
         name: OpenAI's name (`ViT-B/16`), open_clip's pair `ARCH:TAG`, `ARCH:random`, a bare `ARCH` with `weights`,
             `hf-hub:ORGANISATION/NAME`, `local-dir:FOLDER`, or `IconsCLIP`.
-        weights: A local file: safetensors, a state dict, or OpenAI's JIT archive. With it nothing is downloaded.
+        weights: A local file: safetensors, a state dict, OpenAI's JIT archive, an index of shards, or big_vision's
+            numpy archive. With it no weights are downloaded. The configuration beside it says how it was trained.
         device: Where the model goes.
         precision: "fp32", "amp" (weights in float32; the trainer switches autocast on), "bf16" or "fp16" (weights of
             linear layers and convolutions in half precision, norms in float32; "fp16" on a GPU only).
         compiled: Whether to compile the image tower (`FrozenCLIP.compile_images`).
+        tokenizer: A folder with a Hugging Face tokenizer (and, for a text tower of theirs, its `config.json`), in place
+            of the one that the name stands for.
 
     Returns:
         The model. Neither loading nor random weights touch the global random state.
@@ -260,20 +267,22 @@ def load_backbone(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU; on the CPU take 'fp32', 'amp' or 'bf16'")
-    source = resolve(name, has_file=bool(weights))
-    tokenizer = source.tokenizer()
+    source = replace(resolve(name, has_file=bool(weights)), tokenizer_folder=tokenizer)
+    reader = source.tokenizer()
     state, form = None, ""
     if source.tag != RANDOM or weights:
-        path = Path(weights) if weights else source.weights()
+        path = Path(weights).expanduser() if weights else source.weights()
         state, form = read_weights(path)
-    if form == ARCHIVE and not source.quick_gelu:
-        logger.warning("%s is an archive of OpenAI's: %s is built with their quickgelu activation", path, name)
-        source.quick_gelu = True
+        named, source = source, _as_trained(source, path, state, form, given=bool(weights))
+        if source.context_length != named.context_length:
+            reader = source.tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         model = _build(source, torch.float32)
         if state is None:
             logger.warning("backbone %s has RANDOM weights (seed %d): for tests and benchmarks only", name, RANDOM_SEED)
+        elif form == NUMPY:
+            load_numpy(model, path, name)
         else:
             load_into(model, state, str(path), name)
         weights_hash = hash_weights(model)
@@ -285,13 +294,59 @@ def load_backbone(
     try:
         preprocess = PreprocessCfg(**{"size": size, **source.preprocess})
         image_transform_v2(deepcopy(preprocess), is_train=False)
-        frozen = FrozenCLIP(model, tokenizer, source, preprocess, weights_hash, precision).to(device)
+        frozen = FrozenCLIP(model, reader, source, preprocess, weights_hash, precision).to(device)
     except (TypeError, AssertionError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{name}: its preprocessing {source.preprocess} cannot be built ({error!r})") from error
     if compiled:
         frozen.compile_images()
     logger.info("backbone %s (%s), weights %s, on %s", name, source.architecture, weights_hash[:12], device)
     return frozen
+
+
+def _as_trained(source: Source, path: Path, state: dict[str, Tensor], form: str, given: bool) -> Source:
+    """The source with the activation, preprocessing and text positions that its weights were trained with.
+
+    Args:
+        source: What the backbone's name stands for.
+        path: The file of weights.
+        state: Its content.
+        form: Its form.
+        given: Whether the user named the file, so that the backbone's name alone says little of it.
+    """
+    described = None
+    if form == ARCHIVE:
+        if not source.quick_gelu:
+            logger.warning("%s is an archive of OpenAI's: %s has their quickgelu activation", path, source.name)
+            source = replace(source, quick_gelu=True)
+    elif given or source.folder is not None:
+        described = describe_folder(path.parent, is_transformers(state))
+        if described is not None:
+            source = adopt(source, described, path)
+        else:
+            _warn_of_guess(source, path)
+    text = source.config["text_cfg"]
+    positions, tokens = text_positions(state), int(bool(text.get("embed_cls")))
+    if positions is not None and "hf_model_name" not in text and positions - tokens != source.context_length:
+        logger.warning(
+            "%s has %d text positions: %s reads texts of that many tokens, not %d",
+            path, positions - tokens, source.name, source.context_length,
+        )  # fmt: skip
+        source = replace(source, config={**source.config, "text_cfg": {**text, "context_length": positions - tokens}})
+    return source
+
+
+def _warn_of_guess(source: Source, path: Path) -> None:
+    """Say which activation a file is built with if only the backbone's name tells, and there are two for it."""
+    two = not source.tag and open_clip.get_pretrained_cfg(source.architecture, "openai")
+    if source.name in OPENAI_NAMES or two:
+        own, other, name = "quickgelu", "gelu", source.architecture
+        if not source.quick_gelu:
+            own, other, name = other, own, f"{source.architecture}:openai"
+        logger.warning(
+            "%s is no archive of OpenAI's, and no configuration lies beside it: it is read with the activation %s and "
+            "the preprocessing that the name %s stands for; if it was trained with %s, name it %s",
+            path, own, source.name, other, name,
+        )  # fmt: skip
 
 
 def _build(source: Source, dtype: torch.dtype) -> nn.Module:
@@ -304,6 +359,7 @@ def _build(source: Source, dtype: torch.dtype) -> nn.Module:
         config["vision_cfg"]["timm_model_pretrained"] = False
     if foreign_text:
         config["text_cfg"]["hf_model_pretrained"] = False
+        config["text_cfg"]["hf_model_name"] = source.text_model()
     if "multimodal_cfg" in config:
         kind = open_clip.CoCa
     else:
@@ -314,6 +370,11 @@ def _build(source: Source, dtype: torch.dtype) -> nn.Module:
         model = kind(**config, cast_dtype=dtype if half else None)
     except Exception as error:  # a configuration that fits no model makes its parts raise almost anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if foreign_text:
+            reason += (
+                f". Its text tower is transformers' {source.config['text_cfg']['hf_model_name']}: it needs {HF_EXTRA}, "
+                "and that model's config.json in a cache or in the folder MODEL.BACKBONE.TOKENIZER"
+            )
         raise ValueError(
             f"open_clip {open_clip.__version__} cannot build {source.name} from its configuration: {reason}"
         ) from error

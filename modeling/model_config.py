@@ -24,6 +24,15 @@ def check_model_config(config: dict[str, Any], preprocess: dict[str, Any]) -> No
         if not isinstance(config[part], dict):
             raise ValueError(f"its {part} is no group of settings")
         _check_tower(config[part], part, config.get("embed_dim"))
+    check_preprocess(preprocess)
+
+
+def check_preprocess(preprocess: dict[str, Any]) -> None:
+    """Refuse means and standard deviations that are none.
+
+    Raises:
+        ValueError: One sentence on what does not fit.
+    """
     for key in PIXELS:
         values = preprocess.get(key, [1.0, 1.0, 1.0])
         if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(_is_plain, values)):

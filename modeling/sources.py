@@ -8,9 +8,9 @@ Caches are asked before the network, and the network is tried for seconds only.
 import difflib
 import gzip
 import importlib.util
-import json
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -22,9 +22,11 @@ from typing import Any
 
 import open_clip
 from open_clip import pretrained as tags
+from open_clip.hf_configs import arch_dict
 from torch import Tensor
 
-from .model_config import check_model_config
+from .listing import listed
+from .neighbours import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +34,27 @@ OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "Vi
 ICONS = "IconsCLIP"
 RANDOM = "random"
 HUB, FOLDER = "hf-hub:", "local-dir:"
-CONFIG_FILE, MERGES_FILE = "open_clip_config.json", "bpe_merges.txt.gz"
+MERGES_FILE = "bpe_merges.txt.gz"
 WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
     "model.safetensors",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.pth",
     "model.pth",
 )
-PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+HUB_FILES = (*WEIGHT_FILES[:3], "model.safetensors", "pytorch_model.bin")
+DEFAULT_LENGTH = 77  # tokens of a text where a configuration says nothing, as in open_clip
+HF_EXTRA = "pip install 'dassl-clip[hf]'"
 CODE = "trust_remote_code"  # an option of transformers that runs a repository's own code
-MOST_CONFIG, MOST_MERGES = 1 << 20, 64 << 20  # bytes of a configuration, and of a tokenizer's merges when unpacked
+MOST_MERGES = 64 << 20  # bytes of a tokenizer's merges when unpacked
+# Repositories in which OpenAI's models have transformers' form.
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+OPENAI_REPOSITORY = re.compile(r"(?:openai/)?clip-vit-(base|large)-patch(\d+)(-336)?", re.IGNORECASE)
 PATIENCE = 6.0  # seconds that the first sign of a network may take
 
 Tokenizer = Callable[..., Tensor]
@@ -64,6 +74,7 @@ class Source:
         folder: Folder of configuration, weights and tokenizer, if there is one.
         repository: The Hugging Face repository, if there is one.
         published: open_clip's entry for the tag.
+        tokenizer_folder: A folder with a tokenizer of Hugging Face's form in place of the one that the name stands for.
     """
 
     name: str
@@ -75,6 +86,21 @@ class Source:
     folder: Path | None = None
     repository: str = ""
     published: dict[str, Any] = field(default_factory=dict)
+    tokenizer_folder: str = ""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text, as open_clip reads them from the configuration; transformers' towers have it too."""
+        return int(self.config["text_cfg"].get("context_length", DEFAULT_LENGTH))
+
+    def text_model(self) -> str:
+        """The folder (or the hub's name) with the configuration of a text tower of transformers'."""
+        folders = [Path(self.tokenizer_folder).expanduser()] if self.tokenizer_folder else []
+        for folder in [*folders, *([self.folder] if self.folder is not None else [])]:
+            path = folder / TRANSFORMERS_FILE
+            if path.is_file() and model_type(path) in arch_dict:
+                return str(path.parent)
+        return str(self.config["text_cfg"]["hf_model_name"])
 
     def weights(self) -> Path:
         """The file of weights: in the folder, in a cache, or downloaded.
@@ -91,37 +117,42 @@ class Source:
         """The tokenizer of the text tower.
 
         Raises:
-            ValueError: It needs a package that is not installed.
+            ValueError: It needs a package that is not installed, or the folder holds none.
             FileNotFoundError: Its files are not at hand.
         """
         text = self.config["text_cfg"]
-        length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
+        length, options = self.context_length, dict(text.get("tokenizer_kwargs") or {})
+        folder = self.tokenizer_folder and str(Path(self.tokenizer_folder).expanduser())
         if options.pop(CODE, False):
             raise ValueError(f"{self.name}: its configuration asks for {CODE}, which runs code that it names: refused")
         merges = self.folder / MERGES_FILE if self.folder else None
-        by_name = self.folder is None and "siglip" in self.architecture.lower()  # open_clip tells these by their name
         hub_name = text.get("hf_tokenizer_name")
         tokenizer: Tokenizer
-        if merges is not None and merges.is_file():
+        if not folder and merges is not None and merges.is_file():
             return _merges_tokenizer(merges, length, options)
-        if not hub_name and not by_name:
+        by_name = self.folder is None and "siglip" in self.architecture.lower()  # open_clip tells these by their name
+        if not folder and not hub_name and not by_name:
             tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
             return tokenizer
+        place = folder or (str(self.folder) if self.folder is not None and not self.repository else hub_name)
+        if folder and not Path(folder).is_dir():
+            raise FileNotFoundError(f"MODEL.BACKBONE.TOKENIZER: there is no folder {folder}")
         try:
-            if hub_name:
-                name = hub_name if self.folder is None or self.repository else str(self.folder)
+            if place:
                 options |= {"tokenizer_mode": text.get("tokenizer_mode"), CODE: False}
-                tokenizer = open_clip.tokenizer.HFTokenizer(name, context_length=length, **options)
+                tokenizer = open_clip.tokenizer.HFTokenizer(place, context_length=length, **options)
             else:
                 tokenizer = open_clip.get_tokenizer(self.architecture)
         except ImportError as error:
-            raise ValueError(
-                f"the tokenizer of {self.name} needs the package {error.name!r}; install it (pip install {error.name})"
-            ) from error
-        except OSError as error:
+            needs = f"needs the package {error.name!r}" if error.name else f"cannot be read ({_first_line(error)})"
+            raise ValueError(f"the tokenizer of {self.name} {needs}; install it: {HF_EXTRA}") from error
+        except Exception as error:  # files of a tokenizer that are not whole make its reader raise almost anything
+            if place and Path(place).is_dir():
+                raise ValueError(f"{place} holds no tokenizer that can be read: {_first_line(error)}") from error
             raise FileNotFoundError(
-                f"the tokenizer {hub_name!r} of {self.name} is neither in a cache nor could it be "
-                f"fetched ({_first_line(error)}); fill the cache on a machine with network (HF_HOME) and copy it here"
+                f"the tokenizer {hub_name!r} of {self.name} is neither in a cache nor could it be fetched "
+                f"({_first_line(error)}); give a folder with its files as MODEL.BACKBONE.TOKENIZER, or fill the cache "
+                f"on a machine with network (HF_HOME) and copy it here"
             ) from error
         return tokenizer
 
@@ -152,8 +183,7 @@ def resolve(name: str, has_file: bool = False) -> Source:
     known = open_clip.list_pretrained_tags_by_model(architecture)
     if not tag and not has_file:
         choices = (
-            ", ".join(f"{architecture}:{tag}" for tag in known)
-            or "a file of weights, since open_clip has no tag for it"
+            listed(f"{architecture}:{tag}" for tag in known) or "a file of weights, since open_clip has no tag for it"
         )
         raise ValueError(f"backbone {name!r} does not say which weights to take; choose {choices}")
     if tag == RANDOM:
@@ -163,16 +193,7 @@ def resolve(name: str, has_file: bool = False) -> Source:
         raise ValueError(
             f"open_clip has no weights {tag!r} for {architecture}."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
-            + f" Known tags: {', '.join(known) or 'none'}; {RANDOM!r} gives random weights"
-        )
-    if not tag and open_clip.get_pretrained_cfg(architecture, "openai"):
-        logger.warning(
-            "backbone %s names no tag: its file of weights is read with the architecture's own activation (%s) and the "
-            "standard preprocessing; name %s:TAG (such as %s:openai) if the weights were trained otherwise",
-            name,
-            "quickgelu" if open_clip.get_model_config(architecture).get("quick_gelu") else "gelu",
-            architecture,
-            architecture,
+            + f" Known tags: {listed(known) or 'none'}; {RANDOM!r} gives random weights"
         )
     return _pair_source(name, architecture, tag)
 
@@ -205,27 +226,22 @@ def _folder_source(name: str, folder: Path, hint: str = "check the path after lo
     """The source in a local folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"backbone {name!r}: there is no folder {folder}; {hint}")
-    return _source_of_config(name, folder, folder / CONFIG_FILE)
+    return _described_source(name, folder)
 
 
-def _source_of_config(name: str, folder: Path, path: Path, repository: str = "") -> Source:
-    """The source that a configuration file describes."""
-    if not path.is_file():
+def _described_source(name: str, folder: Path, repository: str = "") -> Source:
+    """The source that the configuration in a folder describes."""
+    found = describe_folder(folder)
+    if found is None:
         raise FileNotFoundError(
-            f"backbone {name!r}: {folder} has no {CONFIG_FILE}, so size, activation and preprocessing of its model are "
-            f"unknown; give the architecture with MODEL.BACKBONE.NAME and the file with MODEL.BACKBONE.WEIGHTS instead"
+            f"backbone {name!r}: {folder} has no {CONFIG_FILE}, nor the {TRANSFORMERS_FILE} of a CLIPModel, so size, "
+            "activation and preprocessing of its model are unknown; give the architecture with MODEL.BACKBONE.NAME "
+            "and the file with MODEL.BACKBONE.WEIGHTS instead"
         )
-    try:
-        if path.stat().st_size > MOST_CONFIG:
-            raise ValueError(f"it has more than {MOST_CONFIG:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = content["model_cfg"]
-        preprocess = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key in PREPROCESS_KEYS}
-        check_model_config(config, preprocess)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no open_clip configuration with 'model_cfg': {error!r}") from error
-    quick_gelu = bool(config.get("quick_gelu"))
-    return Source(name, name, config, "", preprocess, quick_gelu, folder=folder, repository=repository)
+    quick_gelu, text = bool(found.config.get("quick_gelu")), found.config["text_cfg"]
+    if repository and text.get("hf_tokenizer_name") == TRANSFORMERS_FILE:  # the place's own
+        text["hf_tokenizer_name"] = repository
+    return Source(name, name, found.config, "", found.preprocess, quick_gelu, folder=folder, repository=repository)
 
 
 def _merges_tokenizer(path: Path, length: int, options: dict[str, Any]) -> Tokenizer:
@@ -245,25 +261,47 @@ def _hub_source(name: str) -> Source:
     repository = name.removeprefix(HUB)
     if repository.count("/") != 1:
         raise ValueError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
-    place = _Places([(repository, CONFIG_FILE)], [])
+    place = _Places([(repository, CONFIG_FILE), (repository, TRANSFORMERS_FILE)], [])
     source = Source(name, name, {}, repository=repository)
     path = place.cached() or place.download(source)
-    return _source_of_config(name, path.parent, path, repository)
+    return _described_source(name, path.parent, repository)
 
 
 def _unknown_name(name: str, architecture: str) -> str:
     """A sentence on a name that nobody knows."""
     known = [*OPENAI_NAMES, ICONS, *open_clip.list_models()]
     lower = {k.lower(): k for k in known}
-    near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    near = _repository_names(name) or [
+        lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    ]
+    if not near and REPOSITORY.fullmatch(name):
+        near = [f"{HUB}{name}"]
     near = near or [lower[k] for k in difflib.get_close_matches(architecture.lower(), lower, n=3, cutoff=0.4)]
     missing = "no backbone is named: set MODEL.BACKBONE.NAME, or name a config file."
+    if name and Path(name).expanduser().is_dir():
+        near = [f"{FOLDER}{name}"]
+    elif name and Path(name).expanduser().is_file():
+        missing = f"backbone {name!r} is a file: name its architecture, and give the file with MODEL.BACKBONE.WEIGHTS."
+        name, near = "", []
     return (
         (f"unknown backbone {name!r}." if name else missing)
         + (f" Did you mean {' or '.join(near)}?" if near else "")
         + f" Known are OpenAI's names ({', '.join(OPENAI_NAMES)}), {ICONS}, open_clip's pairs ARCH:TAG (such as "
         f"ViT-B-16:laion2b_s34b_b88k), {HUB}ORGANISATION/NAME and {FOLDER}FOLDER"
     )
+
+
+def _repository_names(name: str) -> list[str]:
+    """What a hub's repository, given without its prefix, is called here; [] for a name that is none."""
+    names = []
+    if found := OPENAI_REPOSITORY.fullmatch(name):
+        names.append(f"ViT-{found[1][0].upper()}/{found[2]}{'@336px' if found[3] else ''}")
+    names += [
+        f"{model}:{tag}"
+        for model, tag in open_clip.list_pretrained()
+        if (open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "").lower().startswith(f"{name.lower()}/")
+    ]
+    return [*names[:2], f"{HUB}{name}"] if names and "/" in name else names
 
 
 def _weights_in(folder: Path) -> Path:
@@ -274,7 +312,7 @@ def _weights_in(folder: Path) -> Path:
     others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
     if len(others) == 1:
         return others[0]
-    found = f"several files that could be ({', '.join(p.name for p in others)})" if others else "no such file"
+    found = f"several files that could be ({listed(p.name for p in others)})" if others else "no such file"
     raise FileNotFoundError(
         f"{folder} should hold one file of weights, named {WEIGHT_FILES[0]} or alike, and holds {found}; "
         f"point MODEL.BACKBONE.WEIGHTS at the file"
@@ -340,7 +378,7 @@ class _Places:
 def _places(repository: str, published: dict[str, Any]) -> _Places:
     """The places of a repository's weights or of a published tag."""
     if repository:
-        return _Places([(repository, name) for name in WEIGHT_FILES[:3]], [])
+        return _Places([(repository, name) for name in HUB_FILES], [])
     hub = published.get("hf_hub", "")
     organisation, _, name = hub.rpartition("/")
     names = [name.rsplit(".", 1)[0] + ".safetensors", name] if name else [WEIGHT_FILES[0], WEIGHT_FILES[2]]

@@ -1,44 +1,40 @@
 """Files of CLIP weights: read in whatever form they come, checked against a model, and hashed.
 
 A file is known by its content, not by its name: safetensors, a state dict saved by torch (plain, or inside a training
-checkpoint), or the TorchScript archive in which OpenAI publishes its models. Entries may be named as open_clip and
-OpenAI name them, or as Hugging Face transformers names those of its CLIPModel. Nothing that a file brings along runs.
+checkpoint), an index of shards of either, the TorchScript archive in which OpenAI publishes its models, or big_vision's
+numpy archive. `layouts.py` knows the names that entries may have. Nothing that a file brings along runs.
 """
 
 import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from open_clip.convert import load_big_vision_weights
 from torch import Tensor, nn
 
-from .archive import Refused, check_members, read_archive
+from dassl_clip.results.files import kind_of, no_file
+
+from .archive import Refused, check_members, pickled_names, read_archive
+from .layouts import arrange, known_kind, unwrap
+from .listing import listed
 
 SAFETENSORS, STATE_DICT, ARCHIVE = "safetensors", "state dict", "OpenAI JIT archive"
-WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
-MOST_WRAPPERS = 8  # a pickled dictionary may hold itself
-PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
-# Entries that some programs save although they carry no weights.
-NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
-NO_WEIGHTS_ENDS = ("embeddings.position_ids",)
-TRANSFORMERS_PARTS = (
-    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^embeddings\.patch_embedding\.", "conv1."),
-    (r"^embeddings\.", ""),
-    (r"^encoder\.layers\.", "transformer.resblocks."),
-    (r"\.self_attn\.", ".attn."),
-    (r"\.layer_norm(\d)\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-    (r"^pre_layrnorm\.", "ln_pre."),
-    (r"^post_layernorm\.", "ln_post."),
-    (r"^final_layer_norm\.", "ln_final."),
+SHARDS, NUMPY = "index of shards", "numpy archive"
+MOST_INDEX = 16 << 20  # bytes of an index of shards
+# What begins like this is no weights that are read here, and what to do.
+STRANGERS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"),
+    (b"\x89HDF", "a Keras file (HDF5); take the same model in PyTorch's form"),
+    (b"GGUF", "a GGUF file of llama.cpp; take the same model in PyTorch's form"),
+    (b"\x1f\x8b", "packed by gzip; unpack it first"),
 )
-TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -48,7 +44,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
         path: The file.
 
     Returns:
-        The state dict, free of wrappers, prefixes and entries without weights; and the form it was found in.
+        The state dict, free of wrappers, prefixes and entries without weights (empty for a numpy archive, which
+        `load_numpy` reads); and the form it was found in.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -59,13 +56,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
         raise FileNotFoundError(_not_found(path))
     form = _form(path)
     state: object
-    if form == SAFETENSORS:
+    if form == NUMPY:
+        return {}, form
+    if form == SHARDS:
+        state = _load_shards(path)
+    elif form == SAFETENSORS:
         state = _load_safetensors(path)
     elif form == ARCHIVE:
         state = read_archive(path)
     else:
         state = _load_pickle(path)
-    return _unwrap(state, path), form
+    return unwrap(state, path), form
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
@@ -81,7 +82,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         ValueError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
     """
     target = model.state_dict()
-    arranged = _arrange(model, state)
+    arranged = arrange(model, state, label)
     state = dict(arranged)
     for name, value in target.items():
         if name.endswith("num_batches_tracked"):
@@ -110,13 +111,9 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
 
 def describe_weights(state: dict[str, Tensor]) -> str:
     """A sentence on the model that a state dict belongs to, with the names of the architectures that it fits."""
-    sizes = _sizes(state)
-    if not sizes:
-        first = ", ".join(sorted(state)[:3])
-        kind = (
-            "Hugging Face transformers' CLIPModel" if any("text_model." in k for k in state) else "no CLIP known here"
-        )
-        return f"The file looks like {kind} (first entries: {first})."
+    sizes, kind = _sizes(state), known_kind(state)
+    if kind or not sizes:
+        return f"The file looks like {kind or f'no CLIP known here (first entries: {listed(sorted(state), 3)})'}."
     names = [name for name in open_clip.list_models() if _sizes_of_config(open_clip.get_model_config(name)) == sizes]
     tower = "ResNet" if isinstance(sizes["layers"], tuple) else "ViT"
     patch = f", patch {sizes['patch']}" if sizes["patch"] else ""
@@ -125,7 +122,7 @@ def describe_weights(state: dict[str, Tensor]) -> str:
         f"{sizes['text_width']}, {sizes['text_layers']} layers, {sizes['context']} tokens, vocabulary {sizes['vocab']}"
         f"; embedding {sizes['embed']}"
     )
-    return f"The file looks like {' or '.join(names) or 'no architecture of open_clip'}: {looks}."
+    return f"The file looks like {listed(names, separator=' or ') or 'no architecture of open_clip'}: {looks}."
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -148,25 +145,28 @@ def _form(path: Path) -> str:
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        names = _members(path) if zipfile.is_zipfile(path) else []
+        names = _members(path) if start.startswith(b"PK") and zipfile.is_zipfile(path) else []
     except Refused:
         raise
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as weights: {error}; get it again") from error
     if names:
         if any(name.endswith(".npy") for name in names):
-            raise ValueError(
-                f"{path} is a numpy archive (big_vision's form); convert it to open_clip's state dict first"
-            )
+            return NUMPY
+        if not any(name.endswith("data.pkl") for name in names):
+            raise ValueError(f"{path} is a zip archive of other files ({listed(names, 3)}); unpack it first")
         return ARCHIVE if any(name.endswith("constants.pkl") for name in names) else STATE_DICT
     if len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return SAFETENSORS
     if start.startswith(b"\x80"):
         return STATE_DICT
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+    if start.lstrip().startswith(b"{"):
+        return SHARDS
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{path} is a web page, not weights: the download went wrong; fetch the file again")
+    for mark, what in STRANGERS:
+        if start.startswith(mark):
+            raise ValueError(f"{path} is {what}")
     raise ValueError(
         f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a file saved by torch; it may be cut short"
     )
@@ -190,70 +190,65 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); get it again") from error
 
 
+def _load_shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index of shards (`*.index.json`) names, which lie beside it."""
+    try:
+        if path.stat().st_size > MOST_INDEX:
+            raise ValueError(f"more than {MOST_INDEX:,} bytes")
+        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is JSON, but no index of shards with 'weight_map' ({error!r:.80}); give the file of weights"
+        ) from error
+    missing = [name for name in files if Path(name).name != name or not (path.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} names {len(files)} files of weights, of which {len(missing)} are not beside it: {listed(missing)}"
+        )
+    state: dict[str, Tensor] = {}
+    for name in files:
+        part = path.parent / name
+        loaded = _load_safetensors(part) if _form(part) == SAFETENSORS else _load_pickle(part)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{part} holds a {type(loaded).__name__} in place of a state dict")
+        state |= loaded
+    return state
+
+
 def _load_pickle(path: Path) -> object:
     """What torch saved in `path`, tensors and plain containers only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes its reader raise almost anything
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        names = pickled_names(path)
+        if names:
+            raise ValueError(
+                f"{path} was refused: it holds Python objects besides tensors ({listed(names)}), which could run code "
+                "when loaded; save its state dict alone, best as safetensors, in the environment that made it"
+            ) from None
+        raise ValueError(f"{path} cannot be read as weights saved by torch; it may be cut short") from error
+
+
+def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
+    """Load a numpy archive of big_vision (SigLIP) into an open_clip model, by open_clip's own converter.
+
+    Raises:
+        ValueError: It is not that of this model.
+    """
+    try:
+        with np.load(path) as content:
+            names = [name for name in content.files if not name.startswith("opt/")]
+            root = "params/" if "params/b" in names else ""
+            numbers = sum(content[name].size for name in names if name.startswith(root))
+        load_big_vision_weights(model, str(path))
+    except Exception as error:  # the converter walks through the modules that it expects, whatever the model
         raise ValueError(
-            f"{path} cannot be read as plain weights ({reason}). A file "
-            f"with other Python objects in it is refused, since loading it could run code; save its state dict alone, "
-            f"best as safetensors"
+            f"{path} is a numpy archive (big_vision's form) that open_clip cannot convert for {wanted} ({error!r:.120})"
+            "; it is read for SigLIP's architectures, such as ViT-B-16-SigLIP"
         ) from error
-
-
-def _unwrap(state: object, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, under its models' own names."""
-    for _ in range(MOST_WRAPPERS):
-        if not isinstance(state, dict) or any(isinstance(value, Tensor) for value in state.values()):
-            break
-        inner = next((key for key in WRAPPERS if isinstance(state.get(key), dict)), None)
-        if inner is None:
-            break
-        state = state[inner]
-    named = isinstance(state, dict) and any(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not isinstance(state, dict) or not named:
-        found = f"the entries {sorted(map(str, state))[:5]}" if isinstance(state, dict) else f"a {type(state).__name__}"
-        raise ValueError(
-            f"{path} holds no state dict: found {found}, expected names with tensors, or one of {WRAPPERS}"
-        )
-    state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), "")
-    while prefix:
-        state = {name[len(prefix) :]: value for name, value in state.items()}
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), "")
-    return {
-        name: value for name, value in state.items() if name not in NO_WEIGHTS and not name.endswith(NO_WEIGHTS_ENDS)
-    }
-
-
-def _arrange(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries under the names that open_clip has, with the text tower where the model's class has it."""
-    state = _from_transformers(state) if "text_model.final_layer_norm.weight" in state else dict(state)
-    inside = hasattr(model, "text")
-    if inside and "positional_embedding" in state:
-        return {f"text.{name}" if name.startswith(TEXT_PARTS) else name: value for name, value in state.items()}
-    if not inside and "text.positional_embedding" in state:
-        return {name.removeprefix("text."): value for name, value in state.items()}
-    return state
-
-
-def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's entries of Hugging Face transformers' CLIPModel."""
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        head, _, rest = name.partition(".")
-        if head in ("text_projection", "visual_projection"):
-            renamed["text_projection" if head == "text_projection" else "visual.proj"] = value.T.contiguous()
-            continue
-        for old, new in TRANSFORMERS_PARTS:
-            rest = re.sub(old, new, rest)
-        renamed[{"vision_model": "visual.", "text_model": ""}.get(head, f"{head}.") + rest if rest else head] = value
-    for name in [name for name in renamed if ".attn.q_proj." in name]:
-        parts = [renamed.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
-        renamed[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
-    return renamed
+    own = sum(value.numel() for value in model.state_dict().values())
+    if numbers != own:  # the converter takes no notice of blocks that the model has not
+        raise ValueError(f"{path} does not fit {wanted}: it holds {numbers:,} numbers, and the model {own:,}")
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, object]:
@@ -317,7 +312,9 @@ def _not_found(path: Path) -> str:
     """A sentence on a missing file of weights, with what lies beside it."""
     if path.is_dir():
         return f"MODEL.BACKBONE.WEIGHTS must be a file, {path} is a folder; for a folder give the name local-dir:{path}"
+    if kind_of(path) != "nothing":
+        return f"MODEL.BACKBONE.WEIGHTS: {no_file(path)}"
     if not path.parent.is_dir():
         return f"no weights at {path}: the folder {path.parent} does not exist"
-    near = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:5]
-    return f"no weights at {path}; the folder holds {', '.join(near) or 'no files'}"
+    near = sorted(p.name for p in path.parent.iterdir() if p.is_file())
+    return f"no weights at {path}; the folder holds {listed(near) or 'no files'}"

@@ -419,11 +419,15 @@ def test_folders_without_what_they_need(tmp_path):
         load_backbone(f"local-dir:{tmp_path}")
 
 
-def test_a_bare_architecture_with_a_file_says_what_it_assumes(tmp_path, caplog):
-    (tmp_path / "w").touch()
-    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="neither safetensors"):
-        load_backbone("ViT-B-16", weights=str(tmp_path / "w"))
-    assert "names no tag" in caplog.text and "gelu" in caplog.text
+@pytest.mark.parametrize("name, other", [("ViT-B/32", "ViT-B-32"), ("ViT-B-32", "ViT-B-32:openai")])
+def test_6_1_a_name_with_a_file_that_says_nothing_tells_what_it_assumes(name, other, tmp_path, caplog):
+    """Neither an archive of OpenAI's nor a configuration beside it: the activation is a guess, and said to be one."""
+    activation = "gelu" if ":" in other else "quickgelu"
+    path = save(build("ViT-B-32"), "safetensors", tmp_path)
+    with caplog.at_level(logging.WARNING):
+        frozen = load_backbone(name, weights=str(path))
+    assert frozen.describe()["activation"] == activation
+    assert f"read with the activation {activation}" in caplog.text and caplog.text.strip().endswith(f"name it {other}")
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,198 @@
+"""The state dict of a CLIP under open_clip's names, from whatever names and wrappings a file has.
+
+Known are open_clip's and OpenAI's own, transformers' CLIPModel, Apple's MobileCLIP and Long-CLIP, inside the wrappings
+of training programs (`state_dict`, `module.`, `base_model.model.`, ...). What is known but cannot be read is told.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import resize_pos_embed
+from torch import Tensor, nn
+
+from .listing import listed
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "ema", "state_dict_ema", "model_ema")
+MOST_WRAPPERS = 8  # a pickled dictionary may hold itself
+# Entries that some programs save although they carry no weights.
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
+NO_WEIGHTS_ENDS = ("embeddings.position_ids",)
+SCALE = "logit_scale"  # every CLIP has one, beside its towers: what stands before it stands before all names
+TRANSFORMERS_MARK = "text_model.final_layer_norm.weight"
+TRANSFORMERS_PARTS = (
+    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^embeddings\.patch_embedding\.", "conv1."),
+    (r"^embeddings\.", ""),
+    (r"^encoder\.layers\.", "transformer.resblocks."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.layer_norm(\d)\.", r".ln_\1."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"^pre_layrnorm\.", "ln_pre."),
+    (r"^post_layernorm\.", "ln_post."),
+    (r"^final_layer_norm\.", "ln_final."),
+)
+TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
+POSITIONS = ("positional_embedding", "text.positional_embedding", "text_model.embeddings.position_embedding.weight")
+GRID = "visual.positional_embedding"
+APPLE = "image_encoder.model."
+LONG_CLIP, LONG_CLIP_KEPT = "positional_embedding_res", 20  # Long-CLIP keeps CLIP's first rows and trains the others
+# Files that are often taken for weights of a CLIP: a pattern of their names, and what they are.
+KINDS = (
+    (r"(^|\.)lora_|\.base_layer\.", "PEFT's LoRA, not merged into its model; save model.merge_and_unload()"),
+    (r"^learned\.", "an export of a run of this project, which holds no backbone; --model-dir takes it"),
+    (r"^vision_model\.head\.probe$", "transformers' SiglipModel; take the same model in open_clip's form, "
+                                     "such as hf-hub:timm/ViT-B-16-SigLIP"),
+    (r"^text_model\.encoder\.|^text_model\.final", "the text tower alone of transformers' CLIPModel"),
+    (r"^vision_model\.", "the image tower alone of transformers' CLIPModel"),
+    (rf"^{APPLE}", "Apple's MobileCLIP; open_clip reads those of MobileCLIP-S1, MobileCLIP-S2 and MobileCLIP-B"),
+    (r"^prompt_learner\.|^ctx$", "a learned prompt, without a backbone; MODEL.INIT_WEIGHTS takes it"),
+    (r"^blocks\.\d+\.attn\.qkv\.", "an image tower of timm, without a text tower"),
+)  # fmt: skip
+
+
+def unwrap(state: object, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint, under its models' own names.
+
+    Raises:
+        ValueError: There is none, or more than one that could be meant.
+    """
+    for _ in range(MOST_WRAPPERS):
+        if not isinstance(state, dict) or any(isinstance(value, Tensor) for value in state.values()):
+            break
+        inner = [key for key in WRAPPERS if isinstance(state.get(key), dict) and state[key]]
+        if not inner:
+            break
+        if len(inner) > 1:
+            logger.warning("%s: its entry %r is taken, and not %s", path, inner[0], listed(inner[1:]))
+        state = state[inner[0]]
+    named = isinstance(state, dict) and any(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not isinstance(state, dict) or not named:
+        found = (
+            f"the entries {listed(sorted(map(str, state)))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        )
+        raise ValueError(
+            f"{path} holds no state dict: found {found}; expected names with tensors, or one of {listed(WRAPPERS)}"
+        )
+    state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return {
+        name: value
+        for name, value in _unprefixed(state, path).items()
+        if name not in NO_WEIGHTS and not name.endswith(NO_WEIGHTS_ENDS)
+    }
+
+
+def _unprefixed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The entries of the one CLIP of a state dict, without what a training program put before their names."""
+    scales = (name for name in state if name.rpartition(".")[2] == SCALE and ".attn." not in name)
+    prefixes = sorted({name.removesuffix(SCALE) for name in scales}, key=len)
+    if not prefixes or not prefixes[0]:
+        return state
+    if len(prefixes) > 1:
+        raise ValueError(f"{path} holds several models, under {listed(prefixes)}; save the one that is meant alone")
+    prefix = prefixes[0]
+    others = [name for name in state if not name.startswith(prefix)]
+    if others:
+        logger.warning("%s: %d entries outside %r are left out: %s", path, len(others), prefix, listed(others))
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def is_transformers(state: Mapping[str, Tensor]) -> bool:
+    """Whether entries have the names of transformers' CLIPModel."""
+    return TRANSFORMERS_MARK in state
+
+
+def text_positions(state: Mapping[str, Tensor]) -> int | None:
+    """Number of positions of the text tower, where a file tells."""
+    return next((len(state[name]) for name in POSITIONS if name in state), None)
+
+
+def arrange(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
+    """The entries under the names, and with the image positions, that an open_clip model has.
+
+    Args:
+        model: The model.
+        state: The entries, free of wrappings.
+        label: What messages call the file.
+
+    Raises:
+        ValueError: Apple's MobileCLIP, and open_clip cannot convert it for this model.
+    """
+    state = dict(state)
+    if any(name.startswith(APPLE) for name in state):
+        state = _from_apple(model, state, label)
+    if is_transformers(state):
+        state = _from_transformers(state)
+    rest = state.pop(LONG_CLIP, None)
+    if rest is not None:
+        state["positional_embedding"] = torch.cat(
+            [state["positional_embedding"][:LONG_CLIP_KEPT], rest[LONG_CLIP_KEPT:].to(state["positional_embedding"])]
+        )
+    inside = hasattr(model, "text")
+    if inside and "positional_embedding" in state:
+        state = {f"text.{name}" if name.startswith(TEXT_PARTS) else name: value for name, value in state.items()}
+    elif not inside and "text.positional_embedding" in state:
+        state = {name.removeprefix("text."): value for name, value in state.items()}
+    _fit_grid(model, state, label)
+    return state
+
+
+def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's entries of Hugging Face transformers' CLIPModel."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if head in ("text_projection", "visual_projection"):
+            renamed["text_projection" if head == "text_projection" else "visual.proj"] = value.T.contiguous()
+            continue
+        for old, new in TRANSFORMERS_PARTS:
+            rest = re.sub(old, new, rest)
+        renamed[{"vision_model": "visual.", "text_model": ""}.get(head, f"{head}.") + rest if rest else head] = value
+    for name in [name for name in renamed if ".attn.q_proj." in name]:
+        parts = [renamed.get(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        if not any(part is None for part in parts):
+            renamed[name.replace("q_proj.", "in_proj_")] = torch.cat([part for part in parts if part is not None])
+            for part in "qkv":
+                del renamed[name.replace("q_proj", f"{part}_proj")]
+    return renamed
+
+
+def _from_apple(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
+    """open_clip's entries of Apple's MobileCLIP."""
+    try:
+        converted: dict[str, Tensor] = convert_state_dict(model, state)
+    except (KeyError, AttributeError, ImportError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{label} holds Apple's MobileCLIP, which open_clip cannot convert for this model ({error!r:.120}); name "
+            "MobileCLIP-S1, MobileCLIP-S2 or MobileCLIP-B, whichever it is"
+        ) from error
+    return converted
+
+
+def _fit_grid(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
+    """Resample the image positions of another image size, as open_clip does; all else must fit."""
+    given, own = state.get(GRID), model.state_dict().get(GRID)
+    if given is None or own is None or given.dim() != 2 or own.dim() != 2 or len(given) == len(own):
+        return
+    side = round((len(given) - 1) ** 0.5)
+    patches = [entries.get("visual.conv1.weight") for entries in (state, model.state_dict())]
+    same_patch = all(patch is not None for patch in patches) and patches[0].shape == patches[1].shape  # type: ignore[union-attr]
+    if side < 1 or side * side + 1 != len(given) or given.shape[1] != own.shape[1] or not same_patch:
+        return
+    state[GRID] = given.float()
+    resize_pos_embed(state, model)
+    logger.warning(
+        "%s is of images of %d x %d patches: its positions are resampled to the model's %d, as open_clip does",
+        label, side, side, len(own) - 1,
+    )  # fmt: skip
+
+
+def known_kind(state: Mapping[str, Tensor]) -> str:
+    """What a state dict that is no CLIP of open_clip's is, where its names tell; else ""."""
+    return next((kind for pattern, kind in KINDS if any(re.search(pattern, name) for name in state)), "")

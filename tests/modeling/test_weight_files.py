@@ -1,0 +1,327 @@
+"""Files of weights as people have them: their configurations, layouts, wrappings and conversions.
+
+Covers: transformers' CLIPModel with its config.json (activation, heads, norms, pixels), read by name, from a folder and
+from the cache of the hub, against a forward pass written out here; open_clip's configuration beside a file; names of
+repositories; prefixes, adapters, shards, endings that lie; image positions of another grid; Long-CLIP; Apple's
+MobileCLIP; big_vision's numpy archive; refused pickles.
+"""
+
+import json
+import logging
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dassl_clip.modeling import sources
+from dassl_clip.modeling.backbone import load_backbone
+
+TEXTS = ["a photo of a dog.", "a sketch of a cat", "wow!"]
+HEADS = {"text": 2, "vision": 3}  # not width / 64, so that only a configuration tells them
+CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+ARCHITECTURES = {
+    "small-clip": CONFIG,
+    "small-clip-64": {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": 64}},
+    "small-clip-heads": {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "heads": 4}},
+    "small-clip-quick": {**CONFIG, "quick_gelu": True},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def architectures(tmp_path_factory):
+    """Small architectures under open_clip's registry."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, config in ARCHITECTURES.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    """Every connection is refused, and all caches are empty."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def hf_config(activation: str = "quick_gelu", eps: float = 1e-5) -> dict:
+    """A configuration as transformers writes it for the small model."""
+    both = {"hidden_act": activation, "num_hidden_layers": 2, "layer_norm_eps": eps}
+    text = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "vocab_size": 49408,
+            "max_position_embeddings": 77, "eos_token_id": 49407}  # fmt: skip
+    vision = {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
+    return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 24, "logit_scale_init_value": 2.6592,
+            "text_config": {**both, **text}, "vision_config": {**both, **vision}}  # fmt: skip
+
+
+def hf_state(seed: int = 3) -> dict[str, Tensor]:
+    """Random weights of the small model under transformers' names; large enough for activations to differ."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    state = {"logit_scale": torch.tensor(2.0), "text_projection.weight": draw(24, 32)}
+    state |= {"visual_projection.weight": draw(24, 48)}
+    for tower, width in (("text_model", 32), ("vision_model", 48)):
+        for layer in range(2):
+            block = f"{tower}.encoder.layers.{layer}"
+            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                state[f"{block}.self_attn.{part}.weight"] = draw(width, width)
+                state[f"{block}.self_attn.{part}.bias"] = draw(width)
+            for name, out, into in (("fc1", 4 * width, width), ("fc2", width, 4 * width)):
+                state[f"{block}.mlp.{name}.weight"], state[f"{block}.mlp.{name}.bias"] = draw(out, into), draw(out)
+            for name in ("layer_norm1", "layer_norm2"):
+                state[f"{block}.{name}.weight"], state[f"{block}.{name}.bias"] = 1 + draw(width), draw(width)
+        norms = ("final_layer_norm",) if tower == "text_model" else ("pre_layrnorm", "post_layernorm")
+        for name in norms:
+            state[f"{tower}.{name}.weight"], state[f"{tower}.{name}.bias"] = 1 + draw(width), draw(width)
+    state["text_model.embeddings.token_embedding.weight"] = draw(49408, 32)
+    state["text_model.embeddings.position_embedding.weight"] = draw(77, 32)
+    state["vision_model.embeddings.class_embedding"] = draw(48)
+    state["vision_model.embeddings.patch_embedding.weight"] = draw(48, 3, 8, 8)
+    state["vision_model.embeddings.position_embedding.weight"] = draw(17, 48)
+    return state
+
+
+class Naive:
+    """CLIP's forward pass, written out from transformers' names in float64: one row and one head at a time."""
+
+    def __init__(self, state: dict[str, Tensor], activation: str, eps: float = 1e-5):
+        self.state, self.eps = {name: value.double() for name, value in state.items()}, eps
+        self.activation = {
+            "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+            "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
+            "gelu_new": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        }[activation]
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return scaled * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
+
+    def block(self, x: Tensor, name: str, heads: int, causal: bool) -> Tensor:
+        hidden = self.norm(x, f"{name}.layer_norm1")
+        q, k, v = (self.linear(hidden, f"{name}.self_attn.{part}_proj") for part in "qkv")
+        width, out = x.shape[-1] // heads, torch.zeros_like(x)
+        for head in range(heads):
+            own = slice(head * width, (head + 1) * width)
+            for row in range(len(x)):
+                seen = slice(0, row + 1 if causal else len(x))
+                weights = torch.softmax(q[row, own] @ k[seen, own].T / math.sqrt(width), dim=-1)
+                out[row, own] = weights @ v[seen, own]
+        x = x + self.linear(out, f"{name}.self_attn.out_proj")
+        hidden = self.activation(self.linear(self.norm(x, f"{name}.layer_norm2"), f"{name}.mlp.fc1"))
+        return x + self.linear(hidden, f"{name}.mlp.fc2")
+
+    def text(self, ids: Tensor) -> Tensor:
+        """Features `[E]` of one text."""
+        s, end = self.state, int(ids.argmax())
+        x = s["text_model.embeddings.token_embedding.weight"][ids[: end + 1]]
+        x = x + s["text_model.embeddings.position_embedding.weight"][: end + 1]
+        for layer in range(2):
+            x = self.block(x, f"text_model.encoder.layers.{layer}", HEADS["text"], causal=True)
+        return s["text_projection.weight"] @ self.norm(x[end], "text_model.final_layer_norm")
+
+    def image(self, image: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Features `[E]` of one image `[3, H, W]`."""
+        s = self.state
+        kernel = s["vision_model.embeddings.patch_embedding.weight"]
+        rows = [s["vision_model.embeddings.class_embedding"]]
+        for i in range(0, image.shape[1], 8):
+            for j in range(0, image.shape[2], 8):
+                rows.append((kernel * image[None, :, i : i + 8, j : j + 8].double()).sum((1, 2, 3)))
+        x = torch.stack(rows)
+        x = x + (s["vision_model.embeddings.position_embedding.weight"] if positions is None else positions.double())
+        x = self.norm(x, "vision_model.pre_layrnorm")
+        for layer in range(2):
+            x = self.block(x, f"vision_model.encoder.layers.{layer}", HEADS["vision"], causal=False)
+        return s["visual_projection.weight"] @ self.norm(x[0], "vision_model.post_layernorm")
+
+    def assert_equals(self, frozen, positions: Tensor | None = None, count: int = 2) -> None:
+        """The features of a loaded backbone are these."""
+        images = torch.randn(count, 3, *frozen.image_size, generator=torch.Generator().manual_seed(6))
+        expected = torch.stack([self.image(image, positions) for image in images])
+        torch.testing.assert_close(
+            frozen.encode_image(images, normalize=False).double(), expected, rtol=1e-4, atol=1e-4
+        )
+        ids = open_clip.SimpleTokenizer(context_length=77)(TEXTS)
+        expected = torch.stack([self.text(row) for row in ids])
+        torch.testing.assert_close(frozen.text.encode(TEXTS).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under open_clip's names, by a table of their own."""
+    out = {"logit_scale": state["logit_scale"], "text_projection": state["text_projection.weight"].T.contiguous()}
+    out["visual.proj"] = state["visual_projection.weight"].T.contiguous()
+    for theirs, ours in (("text_model", ""), ("vision_model", "visual.")):
+        for layer in range(2):
+            old, new = f"{theirs}.encoder.layers.{layer}", f"{ours}transformer.resblocks.{layer}"
+            for kind in ("weight", "bias"):
+                parts = [state[f"{old}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                out[f"{new}.attn.in_proj_{kind}"] = torch.cat(parts)
+                for a, b in (("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
+                             ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
+                    out[f"{new}.{b}.{kind}"] = state[f"{old}.{a}.{kind}"]
+    for kind in ("weight", "bias"):
+        out[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
+        out[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
+        out[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
+    out["token_embedding.weight"] = state["text_model.embeddings.token_embedding.weight"]
+    out["positional_embedding"] = state["text_model.embeddings.position_embedding.weight"]
+    out["visual.class_embedding"] = state["vision_model.embeddings.class_embedding"]
+    out["visual.conv1.weight"] = state["vision_model.embeddings.patch_embedding.weight"]
+    out["visual.positional_embedding"] = state["vision_model.embeddings.position_embedding.weight"]
+    return out
+
+
+def folder_with(folder: Path, state: dict[str, Tensor], config: dict | None, name: str = "model.safetensors") -> Path:
+    """A folder with a file of weights and transformers' configuration; gives the file."""
+    folder.mkdir(exist_ok=True)
+    if name.endswith("safetensors"):
+        save_file(state, folder / name)
+    else:
+        torch.save(state, folder / name)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder / name
+
+
+# --------------------------------------------------------------------------------- configurations beside the weights
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+@pytest.mark.parametrize("name, activation", [("small-clip", "quick_gelu"), ("small-clip-quick", "gelu")])
+def test_6_1_the_activation_is_that_of_the_configuration_beside_the_file(
+    name, activation, layout, file, tmp_path, caplog
+):
+    """Against the naive pass with either activation: the name stands for the other one, the configuration decides."""
+    state = hf_state()
+    path = folder_with(
+        tmp_path / "m", to_open_clip(state) if layout == "open_clip" else state, hf_config(activation), file
+    )
+    with caplog.at_level(logging.WARNING):
+        frozen = load_backbone(name, weights=str(path))
+    assert frozen.describe()["activation"] == activation.replace("_", "")
+    assert (
+        f"{path.parent / 'config.json'} says that its weights need the activation {activation.replace('_', '')}"
+        in caplog.text
+    )
+    Naive(state, activation).assert_equals(frozen)
+
+
+@pytest.mark.parametrize(
+    "change, activation",
+    [
+        ({"hidden_act": "gelu", "text_config": {}, "vision_config": {}}, "gelu"),  # at the top alone
+        ({"hidden_act": "gelu", "model_type": None, "text_config": None, "vision_config": None}, "gelu"),
+        ({"text_config": {"num_attention_heads": 2}, "vision_config": {"num_attention_heads": 3}}, "quick_gelu"),  # default
+        ({"text_config_dict": {"hidden_act": "gelu", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                               "intermediate_size": 128},
+          "vision_config_dict": {"hidden_act": "gelu", "hidden_size": 48, "num_hidden_layers": 2, "patch_size": 8,
+                                 "num_attention_heads": 3, "intermediate_size": 192}}, "gelu"),
+        ({"text_config_dict": None, "vision_config_dict": None}, "quick_gelu"),
+    ],
+)  # fmt: skip
+def test_6_1_where_a_configuration_says_the_activation(change, activation, tmp_path):
+    """Row 6.1: at the top, in the towers, in the older `*_config_dict`, or by transformers' default."""
+    config = {key: value for key, value in (hf_config() | change).items() if value is not None or "dict" in key}
+    path = folder_with(tmp_path / "m", hf_state(), config)
+    frozen = load_backbone("small-clip", weights=str(path))
+    assert frozen.quick_gelu == (activation == "quick_gelu")
+    Naive(hf_state(), activation).assert_equals(frozen, count=1)
+
+
+def test_6_1_norms_and_the_tanh_form_of_gelu_are_taken_over(tmp_path):
+    """Row 6.1: what else no tensor tells."""
+    path = folder_with(tmp_path / "m", hf_state(), hf_config("gelu_new", eps=0.05))
+    Naive(hf_state(), "gelu_new", eps=0.05).assert_equals(load_backbone("small-clip", weights=str(path)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"text_config": {"num_attention_heads": 4}}, "text_config.num_attention_heads is 4 instead of 2"),
+        ({"vision_config": {"hidden_size": 1024}}, "vision_config.hidden_size is 1024 instead of 48"),
+        ({"projection_dim": 512}, "embedding.projection_dim is 512 instead of 24"),
+        (
+            {"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "quick_gelu"}},
+            "different activations",
+        ),
+        ({"text_config": {"hidden_act": "relu"}, "vision_config": {"hidden_act": "relu"}}, "its activation is 'relu'"),
+    ],
+)
+def test_6_1_a_configuration_of_another_architecture_is_refused(change, message, tmp_path):
+    path = folder_with(tmp_path / "m", hf_state(), {**hf_config(), **change})
+    with pytest.raises(ValueError, match=message):
+        load_backbone("small-clip", weights=str(path))
+
+
+def test_6_1_heads_that_only_the_configuration_tells(tmp_path):
+    """Row 6.1: an architecture of the same shapes and other heads would load and give other features."""
+    path = folder_with(tmp_path / "m", hf_state(), hf_config())
+    with pytest.raises(ValueError, match="num_attention_heads is 2 instead of 4"):
+        load_backbone("small-clip-heads", weights=str(path))
+
+
+def test_6_1_pixels_of_the_preprocessor_beside_the_file(tmp_path):
+    path = folder_with(tmp_path / "m", hf_state(), hf_config())
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 2, "crop_size": 32}
+    (path.parent / "preprocessor_config.json").write_text(json.dumps(pixels))
+    frozen = load_backbone("small-clip", weights=str(path))
+    assert (frozen.pixel_mean, frozen.pixel_std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert frozen.interpolation == "bilinear"
+
+
+def test_6_1_open_clips_own_configuration_beside_a_file(tmp_path):
+    """Row 6.1: activation and pixels of `open_clip_config.json`; that of another architecture is refused."""
+    path = folder_with(tmp_path / "m", to_open_clip(hf_state()), None, "any.bin")
+    content = {"model_cfg": {**CONFIG, "quick_gelu": True}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (path.parent / "open_clip_config.json").write_text(json.dumps(content))
+    frozen = load_backbone("small-clip", weights=str(path))
+    assert frozen.pixel_mean == (0.5, 0.5, 0.5)
+    Naive(hf_state(), "quick_gelu").assert_equals(frozen)
+    with pytest.raises(ValueError, match="num_attention_heads is 2 instead of 4"):
+        load_backbone("small-clip-heads", weights=str(path))
+
+
+def test_6_1_of_two_configurations_each_layout_has_its_own(tmp_path):
+    """Row 6.1: repositories that hold a model in both forms."""
+    path = folder_with(tmp_path / "m", hf_state(), hf_config("gelu"))
+    other = folder_with(tmp_path / "m", to_open_clip(hf_state()), None, "open_clip_model.safetensors")
+    (path.parent / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**CONFIG, "quick_gelu": True}}))
+    assert not load_backbone("small-clip", weights=str(path)).quick_gelu
+    assert load_backbone("small-clip", weights=str(other)).quick_gelu
+    assert load_backbone(f"local-dir:{path.parent}").quick_gelu
+
+
+def test_6_1_a_folder_or_repository_in_transformers_form_needs_no_name(tmp_path):
+    """Rows 6.1 and 6.6: `local-dir:` and `hf-hub:` with a config.json alone."""
+    path = folder_with(tmp_path / "m", hf_state(), hf_config("gelu"))
+    Naive(hf_state(), "gelu").assert_equals(load_backbone(f"local-dir:{path.parent}"))
+    base = tmp_path / "hub/models--someone--small"
+    (base / "refs").mkdir(parents=True)
+    (base / "refs/main").write_text("abc")
+    (base / "snapshots").mkdir()
+    folder_with(base / "snapshots/abc", hf_state(), hf_config("quick_gelu"))
+    Naive(hf_state(), "quick_gelu").assert_equals(load_backbone("hf-hub:someone/small"))
+    (path.parent / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_act": "gelu"}))
+    with pytest.raises(FileNotFoundError, match=r"nor the config.json of a CLIPModel"):
+        load_backbone(f"local-dir:{path.parent}")
