@@ -1,17 +1,18 @@
 """Arrays of the bank (`bank.py`) that are written row after row: memory stays flat, and a killed extraction goes on.
 
 While an array is made it lies beside the finished ones as `.<hash>.part`, already in its final form and size, and
-`.<hash>.part.json` says how many of its rows are on the disk for certain. The hash is that of the array's facts: what
-another run left behind is found again, and is found no more once an image, the model or a setting has changed. The
-makers of one array take turns: the second waits, and reads what the first has made.
+`.<hash>.part.json` says how many of its rows are on the disk for certain, and their checksums. The hash is that of the
+array's facts: what another run left behind is found again, and is found no more once an image, the model or a setting
+has changed. The makers of one array take turns: the second waits, and reads what the first has made.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
+import mmap
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,6 @@ from .checkpoint import write_atomically
 logger = logging.getLogger(__name__)
 
 SYNC_SECONDS = 5.0  # a killed extraction loses the rows of so many seconds
-POLL_SECONDS = 0.2
 
 Maker = Callable[[int], Iterator[Tensor]]
 
@@ -67,7 +67,7 @@ def _cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: C
         return found
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_turn(partial_path(path)))
+            stack.enter_context(bank.turn(path))
         except OSError as error:
             bank.warn_not_kept(error)
             return _filled(_Rows(count), make).values
@@ -80,45 +80,13 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.stem}.part")
 
 
-@contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Hold a partial file for this process alone; an empty one is removed afterwards.
-
-    Raises:
-        OSError: No such file can be made or locked here.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waits = False
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                break  # else its maker has renamed it meanwhile
-            os.close(handle)
-        except OSError as error:
-            os.close(handle)
-            if not isinstance(error, BlockingIOError):
-                raise
-            if not waits:
-                logger.info("another process is making the same features: waiting for it (%s)", path)
-            waits = True
-            time.sleep(POLL_SECONDS)
-    try:
-        yield
-    finally:
-        if path.exists() and path.stat().st_size == 0:
-            path.unlink()
-        os.close(handle)
-
-
 def _made(path: Path, facts: dict[str, object], count: int, make: Maker, unchanged: Callable[[], bool]) -> Tensor:
     """The array, made from where an earlier process left off; an interruption leaves its rows on the disk."""
     rows = _Rows(count, partial_path(path))
     try:
         return _filled(rows, make).finish(path, facts, unchanged())
     except BaseException:
-        rows.sync()
+        rows.sync() if rows.done else rows.discard()
         raise
     finally:
         rows.close()
@@ -150,22 +118,31 @@ class _Rows:
         self.count, self.path, self.done = count, path, 0
         self.values: Tensor | None = None
         self._file, self._shape, self._synced = None, None, time.monotonic()
+        self._start, self._sums = 0, []  # where the rows begin in the file, and the checksums of their blocks
         if path is not None:
-            self._file = open(path, "r+b")  # noqa: SIM115 (closed by `close`)
+            self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed by `close`)
             self._find()
 
     def _find(self) -> None:
-        """Go on where the file says that it was left, if it is whole and says so."""
+        """Resume where the file was left, if its rows are, to the bit, those that its progress speaks of."""
+        if not self._progress.exists():
+            return
         try:
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            done = json.loads(self._progress.read_text(encoding="utf-8"))["rows"]
-            whole = array.dtype == np.float32 and len(array) == self.count and 0 < int(done) <= self.count
-        except (OSError, ValueError, EOFError, KeyError, TypeError):
+            said = json.loads(self._progress.read_bytes())
+            done = int(said["rows"])
+            if said["entry"] != self.path.stem[1:] or not 0 < done <= self.count:
+                raise ValueError(f"{self._progress.name} speaks of {done} rows of {said['entry']}")
+            if array.dtype != np.dtype("<f4") or not array.flags.c_contiguous or len(array) != self.count:
+                raise ValueError(f"holds {array.dtype} {list(array.shape)}, not {self.count} rows of float32")
+            if bank.block_sums(array[:done]) != said["crc32"]:
+                raise ValueError("checksums are others")
+        except Exception as error:  # a damaged header makes numpy raise almost anything
+            logger.warning("%s is damaged, and its features are made from the first on: %s", self.path, error)
             return
-        if whole:
-            logger.info("features: %d of %d are there already (%s)", done, self.count, self.path)
-            self._shape, self.done = array.shape, int(done)
-            self._file.seek(array.offset + array[:done].nbytes)
+        logger.info("features: %d of %d are there already (%s)", done, self.count, self.path)
+        self._shape, self.done, self._start, self._sums = array.shape, done, array.offset, said["crc32"]
+        self._file.seek(self._start + array[:done].nbytes)
 
     @property
     def _progress(self) -> Path:
@@ -177,12 +154,13 @@ class _Rows:
         shape = (self.count, *rows.shape[1:])
         if self._shape is None:
             self._shape = shape
-            self._in_file(lambda: self._start(shape))
+            self._in_file(lambda: self._begin(shape))
         if shape != tuple(self._shape) or self.done + len(rows) > self.count:
             raise ValueError(f"rows {list(rows.shape)} do not fit {list(self._shape)} after {self.done} rows")
         self._in_file(lambda: self._write(rows))
         if self._file is None:
             self.values[self.done : self.done + len(rows)] = rows
+        self._add_sums(rows.numpy())
         self.done += len(rows)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -191,14 +169,25 @@ class _Rows:
         self._file.write(rows.numpy().data)
         self._file.flush()
 
-    def _start(self, shape: tuple[int, ...]) -> None:
+    def _add_sums(self, rows: np.ndarray) -> None:
+        """Continue the checksums, as `bank.block_sums` of all rows gives them, with rows that follow the last one."""
+        step, first = bank.rows_of_block(self._shape), 0
+        while first < len(rows):
+            inside = (self.done + first) % step
+            part = rows[first : first + step - inside]
+            before = self._sums.pop() if inside else 0
+            self._sums.append(zlib.crc32(part, before))
+            first += len(part)
+
+    def _begin(self, shape: tuple[int, ...]) -> None:
         """A new file of the final size, without rows."""
         self._progress.unlink(missing_ok=True)
         self._file.seek(0)
         self._file.truncate()
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-        self._file.truncate(self._file.tell() + 4 * int(np.prod(shape)))
+        self._start = self._file.tell()
+        self._file.truncate(self._start + 4 * int(np.prod(shape)))
 
     def sync(self) -> None:
         """Bring the rows to the disk, then say so."""
@@ -208,8 +197,8 @@ class _Rows:
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
-        said = json.dumps({"rows": self.done}).encode()
-        write_atomically(self._progress, lambda file: file.write(said))
+        said = {"entry": self.path.stem[1:], "rows": self.done, "crc32": self._sums}
+        write_atomically(self._progress, lambda file: file.write(json.dumps(said).encode()))
 
     def _in_file(self, act: Callable[[], object]) -> None:
         """Do something with the file; if the disk refuses, go on in memory with the rows so far."""
@@ -225,11 +214,13 @@ class _Rows:
             self.values = torch.empty(self._shape)
 
     def _loaded(self) -> Tensor:
-        """The rows so far, in memory."""
+        """The rows so far, in memory; the open file has them even where its name is gone."""
         values = torch.empty(self._shape)
         if self.done:
-            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            values[: self.done] = torch.from_numpy(rows[: self.done].copy())
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) as content:
+                rows = torch.frombuffer(content, dtype=values.dtype, offset=self._start, count=values.numel())
+                values[: self.done] = rows.view(self._shape)[: self.done]
+                del rows
         return values
 
     def discard(self) -> None:
@@ -250,14 +241,13 @@ class _Rows:
         self.sync()
         if self._file is None:
             return self.values
-        self.close()
         if not keep:
             logger.warning("features are not kept: files have changed while they were read")
             values = self._loaded()
             self.discard()
             return values
         try:
-            bank.write_facts(path, facts)
+            bank.write_facts(path, facts, self._shape, self._sums)
             os.replace(self.path, path)
         except OSError as error:
             bank.warn_not_kept(error)
@@ -265,4 +255,5 @@ class _Rows:
             self.discard()
             return values
         self._progress.unlink(missing_ok=True)
-        return bank.read_entry(path.stem)
+        found = bank.read_entry(path.stem)
+        return self._loaded() if found is None else found

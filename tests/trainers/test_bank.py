@@ -1,13 +1,17 @@
 """The bank of kept features: nothing stale is served, nothing broken is used, nothing is lost when it cannot be kept.
 
-Covers `trainers/bank.py` alone, and runs of the command line that share a folder: changed pictures, weights, input and
-precision; torn and foreign files; folders that cannot be written; `off`, and where the folder is.
+Covers `trainers/bank.py` alone, and runs of the command line that share a folder: changed pictures (also under an old
+time), weights, input and precision; torn, foreign, swapped and bit-flipped files of every kind; folders that cannot be
+written; `off`, and where the folder is.
 """
 
 import hashlib
 import json
 import os
+import random
 import shutil
+import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dassl_clip.trainers import bank
+from dassl_clip.trainers.extraction import cached_rows
 
 
 @pytest.fixture
@@ -64,7 +69,8 @@ def test_what_is_read_is_what_was_made(cache):
     (array,) = arrays(cache)
     assert np.array_equal(np.load(array, allow_pickle=False), make.values.numpy())
     said = json.loads(array.with_suffix(".json").read_text())
-    assert said.items() >= facts.items()
+    sums = [zlib.crc32(make.values.numpy().tobytes())]
+    assert said.items() >= facts.items() and said.pop("array") == {"shape": [7, 5], "crc32": sums}
     assert hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest() == array.stem
     assert len(list((cache / "features").iterdir())) == 2  # no temporary files
 
@@ -148,6 +154,127 @@ def test_images_are_named_by_place_size_and_time_in_their_order(tmp_path):
     assert len({facts["files"] for facts in seen}) == len(seen)
 
 
+def put_in_place(path, data):
+    path.write_bytes(data)
+
+
+def put_another_file(path, data):
+    other = path.with_name("other")
+    other.write_bytes(data)
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize("put", [put_in_place, put_another_file])
+def test_1_4_other_bytes_of_the_same_size_under_the_same_time_are_seen(tmp_path, put):
+    """(row 1.4) The time is 0, as archives give it that are made to be reproducible."""
+    path = tmp_path / "1.png"
+    path.write_bytes(b"abc")
+    os.utime(path, ns=(0, 0))
+    before = bank.image_facts([str(path)])
+    put(path, b"xyz")
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == 3 and path.stat().st_mtime_ns == 0
+    assert bank.image_facts([str(path)]) != before
+
+
+def flip(path, positions):
+    """Turn over bits of a file, by their number."""
+    data = bytearray(path.read_bytes())
+    for position in positions:
+        data[position // 8] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+def entries_by_both(values, facts=None):
+    """The two ways to keep an array, as functions that give it."""
+    facts = facts or {"kind": "a", "n": 7}
+
+    def rows(start):
+        yield from values[start:].split(50)
+
+    return {
+        "whole": lambda: bank.cached(facts, values.clone),
+        "rows": lambda: cached_rows(facts, len(values), rows, lambda: True),
+    }
+
+
+@pytest.mark.parametrize("how", ["whole", "rows"])
+def test_1_5_no_bit_of_an_entry_can_change_unseen(cache, how, monkeypatch, caplog):
+    """(row 1.5) Each of many single bits, and 600 at once, in the array, its header, the facts and the checksums."""
+    monkeypatch.setattr(bank, "BLOCK_BYTES", 4 * 16 * 9)  # several blocks, the last one short
+    values = torch.randn(200, 16, generator=torch.Generator().manual_seed(5))
+    get, draw = entries_by_both(values)[how], random.Random(1)
+    get()
+    (path,) = arrays(cache)
+    for file in (path, path.with_suffix(".json")):
+        bits = 8 * file.stat().st_size
+        for count in (1,) * 40 + (2, 600):
+            flip(file, draw.sample(range(min(bits, 8 * 128) if count == 1 and draw.random() < 0.5 else bits), count))
+            caplog.clear()
+            assert torch.equal(get(), values)
+            assert caplog.text.count("is made again") <= 1
+            assert torch.equal(get(), values) and caplog.text.count("is made again") <= 1
+    assert sorted(f.name for f in (cache / "features").iterdir()) == sorted([path.name, path.with_suffix(".json").name])
+
+
+@pytest.mark.parametrize(
+    "harm", ["first half zero", "other rows", "NaN", "facts gone", "facts empty", "swapped", "shape"]
+)
+def test_1_5_an_entry_of_other_content_is_made_again(cache, harm, caplog):
+    """(row 1.5) Whole files with something else in them, such as another entry's of the same shape."""
+    values, others = torch.randn(60, 4), torch.randn(60, 4)
+    get, other = entries_by_both(values)["rows"], entries_by_both(others, {"kind": "b"})["whole"]
+    get()
+    (path,) = arrays(cache)
+    array, facts = np.load(path), path.with_suffix(".json")
+    other()
+    (second,) = set(arrays(cache)) - {path}
+    if harm == "first half zero":
+        data = path.read_bytes()
+        path.write_bytes(b"\0" * (len(data) // 2) + data[len(data) // 2 :])
+    elif harm == "facts gone":
+        facts.unlink()
+    elif harm == "facts empty":
+        facts.write_bytes(b"")
+    elif harm == "swapped":  # both files of both entries: each pair is whole, under the other's name
+        for one, two in ((path, second), (facts, second.with_suffix(".json"))):
+            first, last = one.read_bytes(), two.read_bytes()
+            one.write_bytes(last), two.write_bytes(first)
+    else:
+        array[10:20] = array[20:30] if harm == "other rows" else np.nan
+        np.save(path, array.reshape(30, 8) if harm == "shape" else array)
+    with caplog.at_level("WARNING", logger="dassl_clip"):
+        assert torch.equal(get(), values)
+    assert caplog.text.count(f"{path} is damaged and is made again") == 1
+    assert torch.equal(other(), others) and torch.equal(get(), values)
+
+
+def test_1_7_two_makers_of_a_whole_array_take_turns(cache):
+    """The second waits, and reads what the first has made: a head, or text features, are made once."""
+    begun, go = threading.Event(), threading.Event()
+    calls, found = [], []
+
+    def make():
+        calls.append(1)
+        begun.set()
+        assert go.wait(10)
+        return torch.arange(6.0)
+
+    def work():
+        found.append(bank.cached({"kind": "head"}, make))
+
+    makers = [threading.Thread(target=work) for _ in range(3)]
+    makers[0].start()
+    assert begun.wait(10)
+    for maker in makers[1:]:
+        maker.start()
+    go.set()
+    for maker in makers:
+        maker.join()
+    assert len(calls) == 1 and all(torch.equal(values, torch.arange(6.0)) for values in found) and len(found) == 3
+    assert len(list((cache / "features").iterdir())) == 2  # the lock's file is gone
+
+
 def test_texts_are_named_by_their_words_and_borders():
     seen = [bank.text_facts(texts)["words"] for texts in (["a b", "c"], ["a", "b c"], ["c", "a b"], ["a b"], ["a bc"])]
     assert len(set(seen)) == len(seen)
@@ -187,6 +314,53 @@ def test_a_changed_picture_is_never_served_stale(run, cache, plain, tree):
             np.testing.assert_allclose(found[str(path)], scores.softmax(0).sort(descending=True).values, atol=2e-5)
     changed = [path for path in shares(first) if not np.allclose(shares(first)[path], shares(second)[path], atol=1e-6)]
     assert sorted(changed) == sorted(map(str, (victim, other)))
+
+
+def test_1_4_pictures_that_change_places_under_the_time_0(run, cache, tree):
+    """(row 1.4) Equal sizes, mtime 0 before and after: the second run sees what is there."""
+    files = sorted((tree / "sketch").rglob("*.png"))
+    size = max(path.stat().st_size for path in files)
+    for path in files:
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(0, 0))
+    first, _, _ = run("ZeroshotCLIP", name="first", root=tree)
+    dog, house = (tree / "sketch" / name / "001.png" for name in ("dog", "house"))
+    pixels = dog.read_bytes(), house.read_bytes()
+    for path, data in zip((house, dog), pixels):
+        path.write_bytes(data)
+        os.utime(path, ns=(0, 0))
+    second, _, _ = run("ZeroshotCLIP", name="second", root=tree)
+    before, after = shares(first), shares(second)
+    assert before[str(dog)] != before[str(house)]
+    np.testing.assert_allclose(after[str(dog)], before[str(house)], atol=1e-6)
+    np.testing.assert_allclose(after[str(house)], before[str(dog)], atol=1e-6)
+
+
+KINDS = {  # what is cached: statistics of blocks, and image features, text features and a trained head
+    "GOPro": ("OPTIM.MAX_EPOCH", 1),
+    "CLAP": ("TRAINER.CLAP.MAX_STEPS", 8, "TRAINER.CLAP.CHECK_EVERY", 4, "TRAINER.CLAP.BATCH_SIZE", 4),
+}
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_1_5_flipped_bits_in_any_file_of_the_cache_change_no_number(run, cache, method, monkeypatch):
+    """(row 1.5) 600 random bits in one file after the other, listings of the data included."""
+    from dassl_clip.datasets import listings
+
+    monkeypatch.setattr(listings, "SETTLED", 0)
+    monkeypatch.setattr(listings.Listings.__init__, "__defaults__", (1,))  # small folders too
+    keys = KINDS[method]
+    first, record, _ = run(method, *keys, name="first")
+    files = sorted(path for path in cache.rglob("*") if path.is_file())
+    assert {"features", "listings"} <= {path.parent.name for path in files}
+    draw = random.Random(method)
+    for file in files:
+        bits = 8 * file.stat().st_size
+        flip(file, draw.sample(range(bits), min(600, bits // 3)))
+    second, again, output = run(method, *keys, name="second")
+    assert shares(first) == shares(second) and record["metrics"] == again["metrics"]
+    assert record["losses"] == again["losses"] and "cannot be decoded" not in output.out
+    assert "is damaged and is made again" in output.out
 
 
 def test_other_weights_input_or_precision_have_their_own_features(run, cache, other_clip, tiny_clip, tmp_path):
@@ -241,7 +415,7 @@ def test_damaged_features_are_made_again_by_a_run(run, cache, damage):
     else:
         np.save(path, whole[1:] if damage == "fewer rows" else whole.sum())
     second, again, output = run("ZeroshotCLIP", name="second")
-    assert "is no array of features and is made again" in output.out
+    assert output.out.count("is damaged and is made again") == 1
     assert shares(first) == shares(second) and record["metrics"] == again["metrics"]
 
 

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def test_what_was_made_is_read_again(cache, shape):
     path = path_of(cache)
     assert np.array_equal(np.load(path, allow_pickle=False), make.values.numpy())
     said = json.loads(path.with_suffix(".json").read_text())
-    assert said == {"schema": bank.SCHEMA, **FACTS}
+    sums = [zlib.crc32(make.values.numpy().tobytes())]
+    assert said == {"schema": bank.SCHEMA, **FACTS, "array": {"shape": list(shape), "crc32": sums}}
     assert sorted(entry.name for entry in cache.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
 
 
@@ -97,7 +99,7 @@ def test_it_goes_on_after_every_interruption(cache):
 
 def test_all_rows_made_but_not_in_place(cache, monkeypatch):
     """Interrupted between the last row and the rename: nothing is made again."""
-    monkeypatch.setattr(extraction.bank, "write_facts", lambda path, facts: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(extraction.bank, "write_facts", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         rows_of(Maker())
     monkeypatch.undo()
@@ -123,7 +125,8 @@ def test_leftovers_that_are_not_whole_start_over(cache, harm):
         rows_of(Maker(until=12))
     part = partial_path(path_of(cache))
     progress = part.with_name(f"{part.name}.json")
-    assert json.loads(progress.read_text()) == {"rows": 12}
+    said = json.loads(progress.read_text())
+    assert said["rows"] == 12 and said["crc32"] == [zlib.crc32(Maker().values[:12].numpy().tobytes())]
     data = part.read_bytes()
     if harm == "float64":
         with open(part, "wb") as file:
