@@ -17,7 +17,7 @@ from typing import Any
 
 from dassl_clip.commands.config import coerce, default_config, import_user_code
 from dassl_clip.commands.errors import UserError
-from dassl_clip.commands.train import read_config
+from dassl_clip.commands.identity import read_config
 from dassl_clip.results import records
 from dassl_clip.results.plot_matrix import PREDICTIONS, read_predictions
 
@@ -40,6 +40,11 @@ def read_run(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         raise UserError(f"no finished run in {place}{f' ({found.reason})' if found.reason else ''}; {WHAT}{hint}")
     if tree is None:
         raise UserError(f"{place} has a record.json but no readable config.yaml, which says how to build its trainer")
+    if not found.record.get("from_export") and records.config_hash(tree) != found.record["config_hash"]:
+        raise UserError(
+            f"{place}: config.yaml is not the configuration that record.json was written for, so it would build "
+            "another trainer than was tested; get the run's own config.yaml back, or run it again"
+        )
     return place, found.record, tree
 
 
@@ -108,7 +113,7 @@ def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] =
     cfg.DATALOADER.NUM_WORKERS = 0
     with stand_in(cfg.DATASET.NAME, items, names):
         trainer = build(cfg, record["method"])
-    load(trainer, place)
+    load_learned(trainer, records.learned_folder(place))
     if trainer.backbone.weights_hash != record["backbone"]["weights_hash"]:
         raise UserError(
             f"the run in {place} was made with other weights of {record['backbone']['name']} "
@@ -151,6 +156,18 @@ def build(cfg: Any, method: str) -> Any:
     cfg.freeze()
     with quiet():
         return kind(cfg)
+
+
+def load_learned(trainer: Any, place: Path) -> None:
+    """`load` from a run's folder, or from the export that an evaluation names."""
+    if place.is_dir():
+        load(trainer, place)
+        return
+    from dassl_clip.commands.released import unpack_export
+    from dassl_clip.modeling.released import load_export
+
+    with tempfile.TemporaryDirectory() as folder:
+        load(trainer, unpack_export(load_export(place), Path(folder, place.name)))
 
 
 def load(trainer: Any, place: Path) -> None:

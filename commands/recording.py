@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.commands import identity
+from dassl_clip.modeling.finite import check_rows
 from dassl_clip.results import environment, records
+from dassl_clip.results.run_data import RunData
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +25,11 @@ class EvaluationRecorder:
     Args:
         trainer: a built trainer; its `test` and its evaluator's `process` and `evaluate` are wrapped on the instance.
         cfg: the run's configuration.
+        data: its images, None where the trainer has no lists of images.
     """
 
-    def __init__(self, trainer: Any, cfg: Any) -> None:
-        self.trainer, self.cfg = trainer, cfg
+    def __init__(self, trainer: Any, cfg: Any, data: RunData | None = None) -> None:
+        self.trainer, self.cfg, self.data = trainer, cfg, data
         self.folder = Path(cfg.OUTPUT_DIR)
         self.metrics: dict[str, dict[str, Any]] = {}
         self.extra: dict[str, Any] = {}
@@ -33,16 +37,34 @@ class EvaluationRecorder:
         self._started = time.monotonic()
         self._test_seconds = 0.0
         self._total = self._correct = 0
+        self._loader: Any = None  # of the images that are tested
         self._results: Mapping[str, Any] = {}
         self._wrap()
 
-    def note(self, **facts: Any) -> None:
-        """Add keys to the record."""
-        self.extra |= facts
+    def evaluates(self, folder: Path) -> None:
+        """Note that the models are those of an earlier run: the record says what they were trained on.
 
-    def write(self, overwrite: bool = True) -> None:
-        """Write the record, unless the trainer has written one or `overwrite` is False and a complete one is there."""
-        if self._stamp() != self._present or (not overwrite and records.is_complete(self.folder)):
+        Args:
+            folder: the run's folder.
+        """
+        trained = identity.trained_facts(folder)
+        self.extra = {"evaluated_from": str(folder.resolve()), "trained": trained, "num_train": 0}
+        keys = ("num_train", "shots", "seed", "source_domains", "selection_rule")
+        self.extra |= {key: trained[key] for key in keys if key in trained}
+        if self.cfg.RUN.TASK not in records.TRANSFER_TASKS:
+            self.extra["task"] = records.EVALUATION
+        tested = self.data.facts()["test"] if self.data is not None else ""
+        same_images = bool(tested) and trained.get("data", {}).get("test") == tested
+        self.extra["transductive"] = bool(trained.get("transductive")) and same_images
+        target = "+".join(self.cfg.DATASET.TARGET_DOMAINS)
+        where = self.cfg.DATASET.NAME + (f"/{target}" if target else "")
+        own = getattr(getattr(getattr(self.trainer, "dm", None), "dataset", None), "protocol", "")
+        told = f"evaluation: trained on {records.trained_on(trained)}, tested on {where}"
+        self.extra["protocol"] = f"{told}; {own}" if own else told
+
+    def write(self) -> None:
+        """Write the record, unless the trainer has written one."""
+        if self._stamp() != self._present:
             return
         if not self.metrics:
             logger.info("No %s: this run tested nothing.", records.RECORD_NAME)
@@ -66,6 +88,8 @@ class EvaluationRecorder:
         def counted_process(output: Any, target: Any, *rest: Any, **named: Any) -> Any:
             scores = output[0] if isinstance(output, (tuple, list)) else output
             if getattr(scores, "ndim", 0) == 2 and getattr(target, "ndim", 0) == 1:
+                best = scores.amax(dim=1, keepdim=True)  # -inf may stand for a class that is left out, NaN for nothing
+                check_rows(best, "scores", self._names(len(scores)))
                 self._total += int(target.shape[0])
                 self._correct += int((scores.argmax(dim=1) == target).sum())
             return process(output, target, *rest, **named)
@@ -77,6 +101,7 @@ class EvaluationRecorder:
         def timed_test(split: str | None = None, *rest: Any, **named: Any) -> Any:
             self._total = self._correct = 0
             self._results = {}
+            self._loader = getattr(self.trainer, f"{self._split(split)}_loader", None)
             begun = time.monotonic()
             value = test(split, *rest, **named) if split is not None or rest or named else test()
             self._test_seconds = time.monotonic() - begun
@@ -85,6 +110,12 @@ class EvaluationRecorder:
             return value
 
         evaluator.process, evaluator.evaluate, self.trainer.test = counted_process, kept_evaluate, timed_test
+
+    def _names(self, count: int) -> list[str]:
+        """What the next images of the test are called: their paths, since test loaders go through them in order."""
+        numbers = range(self._total, self._total + count)
+        items = getattr(getattr(self._loader, "dataset", None), "data_source", ())
+        return [getattr(items[n], "impath", "") if n < len(items) else f"image {n + 1}" for n in numbers]
 
     def _split(self, asked: str | None) -> str:
         split = asked or self.cfg.TEST.SPLIT
@@ -117,7 +148,9 @@ class EvaluationRecorder:
             "seconds": {"train": total - self._test_seconds, "test": self._test_seconds, "total": total},
             "device": str(getattr(self.trainer, "device", "cpu")),
             "precision": str(node.get("PREC", "fp32")),
-            "data_fingerprint": str(getattr(dataset, "fingerprint", "")),
+            "data_fingerprint": self.data.fingerprint if self.data is not None else "",
+            "data": self.data.facts() if self.data is not None else {},
+            "files": records.named_files(self.cfg),
             **self.extra,
         }
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from dassl_clip.commands.train import CONFIG_NAME
+from dassl_clip.commands.identity import CONFIG_NAME
 from dassl_clip.modeling.released import FULL, HALF, Export, Storage, as_bytes, check_learned, stored
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import records
@@ -174,7 +174,7 @@ def unpack_export(export: Export, folder: Path) -> Path:
         }
         checkpoint.save_checkpoint(content, folder / name / checkpoint.BEST_NAME, point=False)
     records.write_text_atomically(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=True))
-    records.write_record(folder, export.record)
+    records.write_record(folder, {**export.record, "from_export": True})
     return folder
 
 

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_clip.commands import locks, plan
-from dassl_clip.commands.train import CONFIG_NAME
+from dassl_clip.commands import identity, locks, plan
+from dassl_clip.commands.identity import CONFIG_NAME
 from dassl_clip.results import records
 
 LEFT_THERE = (locks.LOCK_NAME, CONFIG_NAME, records.RECORD_NAME, ".*.tmp")
@@ -42,12 +42,14 @@ def part_twins(runs: Sequence[plan.Run]) -> tuple[list[plan.Run], list[plan.Run]
 
 
 def same_run(run: plan.Run) -> Path | None:
-    """The folder of a finished run of the same configuration under another task, if there is one."""
+    """The folder of a finished run of the same configuration, files and images under another task, if any."""
     wanted = records.config_hash(run.cfg)
     for folder in run.twins:
         record = records.read_record(folder)
         if record is not None and record["config_hash"] == wanted:
-            return folder
+            changed, unknown = identity.changed_since(record, folder, run.cfg)
+            if not changed and not unknown:
+                return folder
     return None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dassl_clip.commands import catalogue, locks, plan, pool, reference, reuse, tasks, train
+from dassl_clip.commands import catalogue, identity, locks, plan, pool, reference, reuse, tasks, train
 from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import GOES_ON, UserError, guarded
@@ -152,7 +152,7 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
     for run in runs:
         state, reason = run_state(run)
         if state == "complete":
-            print(f"skipped, complete: {run.name} ({run.folder})")
+            print(f"skipped, complete: {run.name} ({run.folder})" + (f": {reason}" if reason else ""))
         elif state == "refused":
             print(f"refused: {run.name}: {reason}", file=sys.stderr)
         else:
@@ -204,33 +204,36 @@ def run_state(run: plan.Run) -> tuple[str, str]:
     """What a run's folder holds.
 
     Returns:
-        State and reason: "complete"; "refused" (a finished run of another configuration); "redo" (a broken record, or
-        what another configuration left half done); "resume" (what this configuration left half done); "new".
+        State and reason: "complete" (the reason says what could not be compared, if anything); "refused" (a finished
+        run of another configuration); "redo" (a broken record; a run on other images or files than are there now; what
+        another configuration, or a run on other images, left half done); "resume" (what this configuration left half
+        done); "new".
     """
     found = records.inspect_record(run.folder)
     if found.record is not None and found.record["config_hash"] == records.config_hash(run.cfg):
-        return "complete", ""
-    there = train.read_config(run.folder)
-    differences = records.config_differences(there, run.cfg) if there is not None else []
+        changed, unknown = identity.changed_since(found.record, run.folder, run.cfg)
+        return ("redo", changed) if changed else ("complete", unknown)
+    there = identity.read_config(run.folder)
     if found.record is not None:
-        what = "; ".join(differences) or "its configuration hash is another one"
+        differences = records.config_differences(there, run.cfg) if there is not None else []
+        what = identity.shortened(differences) or "its configuration hash is another one"
         way_out = "move it away, or choose another --out"
         return "refused", f"{run.folder} holds a finished run of another configuration ({what}); {way_out}"
     if found.state == "broken":
         return "redo", found.reason
-    if differences:
-        return "redo", f"an unfinished run of another configuration is moved aside ({'; '.join(differences)})"
-    return ("resume", "going on with an unfinished run") if there is not None else ("new", "")
+    if other := identity.left_by_others(run.folder, run.cfg):
+        return "redo", f"an unfinished run of {other} is moved aside"
+    return ("resume", "resuming an unfinished run") if there is not None else ("new", "")
 
 
 def prepare_folder(folder: Path, cfg: Any) -> None:
-    """Move aside what must not be mixed with a new run: what another configuration left behind, or a broken record."""
+    """Move aside what must not be mixed with a new run: what another run left behind, or a broken record."""
     (folder / FAILURE_NAME).unlink(missing_ok=True)
-    there = train.read_config(folder)
-    record = folder / records.RECORD_NAME
-    if there is not None and records.config_differences(there, cfg):
+    found = records.inspect_record(folder)
+    finished = found.record is not None and identity.changed_since(found.record, folder, cfg)[0]
+    if finished or identity.left_by_others(folder, cfg):
         reuse.set_aside(folder)
-    elif record.exists():
+    elif (record := folder / records.RECORD_NAME).exists():
         record.rename(reuse.free_name(record, "broken"))
 
 

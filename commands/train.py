@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.commands import locks
+from dassl_clip.commands import identity, locks
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.config import resolve_config
 from dassl_clip.commands.console import Console, safe_console
@@ -27,10 +27,8 @@ from dassl_clip.commands.errors import INTERRUPTED_EXIT, UserError, printable
 from dassl_clip.commands.identity import CONFIG_NAME
 from dassl_clip.commands.paths import leave_checkout
 from dassl_clip.commands.ranges import open_folders
-from dassl_clip.results import environment, files, records
-from dassl_clip.results.documents import read_run_config
+from dassl_clip.results import environment, files, records, run_data
 
-CONFIG_NAME = "config.yaml"
 _EPOCH_FILE = re.compile(r"model\.pth\.tar-(\d+)")
 _LOGS: list[Any] = []  # upstream's log closes the real stdout when it is collected, so none ever is
 logger = logging.getLogger(__name__)
@@ -61,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", metavar="NAME", help="MODEL.BACKBONE.NAME")
     parser.add_argument("--head", metavar="NAME", help="MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true", help="load --model-dir and test")
-    parser.add_argument("--model-dir", metavar="DIR", default="", help="folder of the run to evaluate")
+    parser.add_argument("--model-dir", metavar="DIR", help="folder of the run to evaluate")
     parser.add_argument("--load-epoch", type=int, metavar="N", help="its epoch; default: the best, else the last one")
     parser.add_argument("--deterministic", action="store_true",
                         help="torch's deterministic algorithms; the record says what held")  # fmt: skip
@@ -161,6 +159,7 @@ def _run_logged(cfg: Any, args: argparse.Namespace) -> None:
 
     console = sys.stdout
     setup_logger(cfg.OUTPUT_DIR)
+    sys.stdout = Console(sys.stdout, sys.stdout.file.name)  # the log is printable, too
     try:
         execute(cfg, args)
     except Exception as error:
@@ -199,7 +198,9 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
     from dassl_clip.commands.recording import EvaluationRecorder
+    from dassl_clip.datasets.datums import check_labels
     from dassl_clip.trainers import distributed
+    from dassl_clip.trainers.base import CLIPTrainer
 
     print(describe_toolbox())
     if cfg.SEED >= 0:
@@ -243,18 +244,25 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     recorder = EvaluationRecorder(trainer, cfg, data)
     if args.eval_only:
         if trainer.get_model_names():
-            load_run(trainer, args.model_dir, args.load_epoch)
-        trained = records.read_record(Path(args.model_dir)) if args.model_dir else None
-        recorder.note(evaluated_from=args.model_dir, num_train=trained["num_train"] if trained else 0)
+            recorder.evaluates(load_run(trainer, args.model_dir, args.load_epoch))
         trainer.test()
         if hasattr(trainer, "save_predictions"):
             trainer.save_predictions()
         if distributed.is_main():
-            recorder.write(overwrite=False)
+            recorder.write()
     elif not args.no_train:
         trainer.train()
         if distributed.is_main():
             recorder.write()
+
+
+def run_images(trainer: Any) -> run_data.RunData | None:
+    """The data of a built trainer, of this project's kind or not; None where it has no lists of images."""
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    if dataset is None or not hasattr(dataset, "classnames"):
+        return None
+    own = getattr(trainer, "data", None)
+    return own if isinstance(own, run_data.RunData) else run_data.data_of(dataset)
 
 
 def _check_knows_processes(name: str) -> None:
@@ -273,24 +281,34 @@ def _check_knows_processes(name: str) -> None:
         )
 
 
-def load_run(trainer: Any, model_dir: str, epoch: int | None) -> None:
+def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:
     """Load the models of an earlier run into a trainer.
 
     Args:
         trainer: a built Dassl trainer.
-        model_dir: the run folder, or one of the model folders inside it; "" leaves the models as they are.
+        model_dir: the run folder, one of the model folders inside it, or the folder of an evaluation of the run.
         epoch: the epoch to load; None: the best one if the run kept it, otherwise the last.
 
+    Returns:
+        The run folder.
+
     Raises:
-        UserError: the folder holds no such checkpoint.
+        UserError: no folder is given, or it holds no such checkpoint.
     """
-    folder = Path(model_dir)
     names = trainer.get_model_names()
-    if model_dir and not folder.is_dir():
+    if not model_dir:
+        given = "--model-dir is empty (an unset variable?)" if model_dir == "" else "--eval-only without --model-dir"
+        raise UserError(
+            f"{given}: {trainer.cfg.TRAINER.NAME} has learned parts ({', '.join(names)}), and untrained ones are not "
+            "evaluated; give --model-dir the folder of a finished run"
+        )
+    folder = Path(model_dir)
+    if not folder.is_dir():
         raise UserError(f"--model-dir: there is no folder {folder}")
-    if model_dir and folder.name in names and not (folder / names[0]).is_dir():
+    if folder.name in names and not (folder / names[0]).is_dir():
         folder = folder.parent
-    if model_dir and epoch is None and not (folder / names[0] / "model-best.pth.tar").is_file():
+    folder = records.learned_folder(folder)
+    if epoch is None and not (folder / names[0] / "model-best.pth.tar").is_file():
         files = (folder / names[0]).glob("model.pth.tar-*")
         epochs = [int(match[1]) for match in map(_EPOCH_FILE.fullmatch, (file.name for file in files)) if match]
         if not epochs:
@@ -299,7 +317,8 @@ def load_run(trainer: Any, model_dir: str, epoch: int | None) -> None:
                 "give the folder of a finished run of this trainer"
             )
         epoch = max(epochs)
-    trainer.load_model(str(folder) if model_dir else "", epoch=epoch)
+    trainer.load_model(str(folder), epoch=epoch)
+    return folder
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dassl.data.datasets import DatasetBase, Datum
 
 from .datums import collection_paused, fingerprint, make_datum
+from .duplicates import count_once
 from .folders import ImageFile
 from .listings import kept_listings
 from .protocols import ALL_IMAGES, DASSL, HOLDOUT, PARTS, PROTOCOLS, Layout, check_protocol, drawn_anew, every_image
@@ -47,9 +48,14 @@ class ListedDataset(DatasetBase):
         selection_file: where the draw is kept, or None.
         train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
         fingerprint: sha256 (hex) over path, label and split of every image used.
+        listing: sha256 (hex) over path and label of every image of the pools, whether or not it was drawn.
+        image_keys: path of an image on the disk -> its path in canonical names, `domain/.../class/file`.
+        publishes_test: whether its test images are published, so that a task without labels tests those alone.
+        drawn_tests: whether the seed decides which images are tested.
     """
 
     protocols = PROTOCOLS
+    publishes_test = True
     reads_split_file = False
     replaces = ""
 
@@ -64,6 +70,9 @@ class ListedDataset(DatasetBase):
         lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
         self._warn_of_untrained(lists["train"])
         self.fingerprint = fingerprint(lists)
+        self.listing = fingerprint({"": [image for pool in parts.values() for part in pool.values() for image in part]})
+        self.image_keys = {image.path: image.key for images in lists.values() for image in images}
+        self.drawn_tests = self.protocol_name == HOLDOUT
         self.protocol = self._describe()
         logger.info("%s", self.protocol)
         if self.train_is_test:
@@ -111,6 +120,7 @@ class ListedDataset(DatasetBase):
             self._check_training_images()
             self.layout = drawn_anew(self.layout, self.seed)
         parts = {pool: self.layout.read(pool) for pool in needed}
+        parts = count_once(parts, self._sources, self.spec.classes)
         self.count_note = self.check_counts(parts)
         return parts
 

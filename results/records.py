@@ -14,17 +14,19 @@ Keys beyond the schema are allowed and kept, as long as they are JSON values wit
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from .environment import environment_facts
-from .files import write_bytes_atomically, write_text_atomically
+from .files import check_regular, write_bytes_atomically, write_text_atomically
 
 __all__ = [
     "FIELDS",
@@ -37,10 +39,14 @@ __all__ = [
     "environment_facts",
     "facts_from_config",
     "find_records",
+    "has_checkpoints",
     "flatten_config",
     "identity",
+    "identity_differences",
     "inspect_record",
     "is_complete",
+    "learned_folder",
+    "named_files",
     "protocol_of",
     "read_record",
     "task_of",
@@ -50,7 +56,9 @@ __all__ = [
 ]
 
 RECORD_NAME = "record.json"
-SCHEMA_VERSION = 1
+CHECKPOINTS = ("*/model*.pth.tar*", "*/step*.pth.tar*")  # learned parts in a run folder
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, SCHEMA_VERSION)  # 1 had no `data`: such a record says "data not recorded"
 
 _NUMBER = (int, float)
 # key -> accepted types; a key of `_NON_EMPTY` must also hold something.
@@ -81,7 +89,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "precision": (str,),
     "git_revision": (str,),  # "" outside a checkout
     "config_hash": (str,),
-    "data_fingerprint": (str,),
+    "data_fingerprint": (str,),  # of `data`; in version 1 a hash over names and labels alone
+    "data": (dict,),  # what `RunData.facts` says of the images, {} where the trainer has no lists of images
     "command": (str,),
     "finished_at": (str,),  # ISO 8601, UTC
     "transductive": (bool,),  # True: unlabelled test images were used
@@ -90,6 +99,32 @@ _NON_EMPTY = ("method", "dataset", "protocol", "selection_rule", "metrics", "con
 _METRICS = ("accuracy", "error_rate", "total", "correct")
 _SECONDS = ("train", "test", "total")
 _DOMAIN_LISTS = ("source_domains", "target_domains")
+# What tables, figures and pages read inside `FIELDS`, and beyond them where it is there; keys of a dict may lack.
+_SHAPES: dict[str, Any] = {
+    "versions": dict[str, str],
+    "toolbox": dict[str, str],
+    "source_dataset": str,
+    "data_protocol": str,
+    "classnames": list[str],
+    "history": list[dict[str, float]],
+    "reading_notes": list[str],
+    "skipped_images": list[str],
+    "alpha": float,
+    "files": dict[str, str],
+    "evaluated_from": str,
+    "refines": {"folder": str, "method": str, "config": str, "data": dict},
+    "trained": {
+        "dataset": str,
+        "source_domains": list[str],
+        "shots": int,
+        "seed": int,
+        "class_subset": str,
+        "config": str,
+        "data": dict,
+    },
+}
+_LARGEST = 2**63 - 1
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair that stands for a character; a byte that is no text
 
 # Keys of the configuration that say where and how conveniently a run happens, but not what it computes.
 IDENTITY_FREE = frozenset(
@@ -108,6 +143,7 @@ IDENTITY_FREE = frozenset(
 )
 _IDENTITY_FREE_NODES = ("RUN.",)
 _IDENTITY_FREE_ENDS = (".TASKS",)
+LOCAL_FOLDER = "local-dir:"  # of MODEL.BACKBONE.NAME: a model in a folder of its own
 _RUN_FOLDERS = (".FROM",)  # ends of keys that name a run's folder, wherever the folder above all runs lies
 
 
@@ -135,26 +171,30 @@ def check_record(record: Mapping[str, Any]) -> None:
         ValueError: one sentence that lists every fault: missing keys, wrong types, empty texts, numbers that are not
             finite, counts that contradict each other.
     """
-    faults = [f"'{key}' is missing" for key in FIELDS if key not in record]
+    absent = [key for key in FIELDS if key not in record]
+    faults = [f"'{key}' is missing" for key in absent if key != "data" or record.get("schema_version") != 1]
     for key, types in FIELDS.items():
         if key not in record:
             continue
         value = record[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join(kind.__name__ for kind in types)
-            faults.append(f"'{key}' should be {expected}, not {type(value).__name__} ({value!r})")
+            faults.append(f"'{key}' should be {expected}, not {type(value).__name__} ({value!r:.80})")
         elif key in _NON_EMPTY and not value:
             faults.append(f"'{key}' is empty")
     faults += _shape_faults(record) if not faults else []
     faults += _json_faults(record)
     if faults:
-        raise ValueError(f"not a valid record (schema version {SCHEMA_VERSION}): " + "; ".join(faults))
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(f"not a valid record (schema version {SCHEMA_VERSION}): " + "; ".join(faults[:8]) + more)
 
 
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     """Faults inside the nested parts of a record whose keys and types are right."""
-    if record["schema_version"] != SCHEMA_VERSION:
+    if record["schema_version"] not in READ_VERSIONS:
         yield f"'schema_version' is {record['schema_version']}, this program writes {SCHEMA_VERSION}"
+    if record.get("data"):
+        yield from _data_faults(record["data"])
     for key in _DOMAIN_LISTS:
         if not all(isinstance(name, str) for name in record[key]):
             yield f"'{key}' should be a list of names, not {record[key]!r}"
@@ -163,9 +203,14 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"'backbone.{key}' should be a text"
     yield from _number_faults("seconds", record["seconds"], _SECONDS)
     yield from _number_faults("losses", record["losses"], ())
+    for key, shape in _SHAPES.items():
+        if key in record and not _fits(record[key], shape):
+            yield f"'{key}' should be {_said(shape)}, not {record[key]!r:.80}"
+    if record.get("refines") and not {"method", "config"} <= record["refines"].keys():
+        yield "'refines' should name method and config"
     for split, metrics in record["metrics"].items():
         if not isinstance(metrics, Mapping):
-            yield f"'metrics.{split}' should be a dict of numbers, not {metrics!r}"
+            yield f"'metrics.{split}' should be a dict of numbers, not {metrics!r:.80}"
             continue
         faults = list(_number_faults(f"metrics.{split}", metrics, _METRICS))
         yield from faults
@@ -173,6 +218,16 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"'metrics.{split}' counts {metrics['correct']} correct of {metrics['total']}"
         if not faults and not 0 <= metrics["accuracy"] <= 100:
             yield f"'metrics.{split}.accuracy' is {metrics['accuracy']}, outside 0 to 100 percent"
+
+
+def _data_faults(data: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("fingerprint", "test", "listing", "names"):
+        if not isinstance(data.get(key), str):
+            yield f"'data.{key}' should be a text"
+    if not isinstance(data.get("counts"), Mapping):
+        yield "'data.counts' should be a dict of numbers"
+    else:
+        yield from _number_faults("data.counts", data["counts"], ())
 
 
 def _number_faults(name: str, values: Mapping[str, Any], required: tuple[str, ...]) -> Iterator[str]:
@@ -184,18 +239,40 @@ def _number_faults(name: str, values: Mapping[str, Any], required: tuple[str, ..
             yield f"'{name}.{key}' should be a number, not {values[key]!r}"
 
 
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value has a shape of `_SHAPES`."""
+    if isinstance(shape, dict):
+        return isinstance(value, Mapping) and all(_fits(value[key], shape[key]) for key in value.keys() & shape.keys())
+    inner = get_args(shape)
+    if get_origin(shape) is list:
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(shape) is dict:
+        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values())
+    return isinstance(value, _NUMBER if shape is float else shape) and not isinstance(value, bool)
+
+
+def _said(shape: Any) -> str:
+    if isinstance(shape, dict):
+        return f"a dict with {', '.join(shape)}"
+    return str(shape) if get_args(shape) else shape.__name__
+
+
 def _json_faults(value: Any, path: str = "") -> Iterator[str]:
     """Everything that JSON cannot hold, by its place in the record."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if not isinstance(key, str):
-                yield f"key {key!r} in '{path or 'record'}' should be a text"
+            if not isinstance(key, str) or _HALF.search(key):
+                yield f"key {key!r:.80} in '{path or 'record'}' should be a text"
             yield from _json_faults(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
             yield from _json_faults(item, f"{path}[{position}]")
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"'{path}' is {value}, not a finite number"
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        yield f"'{path}' has more digits than a number of 64 bits"
+    elif isinstance(value, str) and _HALF.search(value):
+        yield f"'{path}' is {value!r:.80}, which is no text in UTF-8"
     elif not isinstance(value, (str, int, float, bool, type(None))):
         yield f"'{path}' is a {type(value).__name__}, which JSON cannot hold"
 
@@ -205,7 +282,7 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
 
     Args:
         folder: the run folder, made if it is absent.
-        record: the keys of `FIELDS` (`schema_version` may be left out) and any others.
+        record: the keys of `FIELDS` and any others; `schema_version` may be left out, and `data` where there is none.
 
     Returns:
         The path of the record.
@@ -213,7 +290,7 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
     Raises:
         ValueError: the record does not fit the schema; nothing is written.
     """
-    record = {"schema_version": SCHEMA_VERSION, **record}
+    record = {"schema_version": SCHEMA_VERSION, "data": {}, **record}
     check_record(record)
     path = Path(folder) / RECORD_NAME
     write_text_atomically(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -225,6 +302,7 @@ def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
     folder = Path(folder)
     path = folder / RECORD_NAME
     try:
+        check_regular(path)
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return FoundRecord(folder, "missing")
@@ -235,12 +313,13 @@ def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
     if not isinstance(record, dict):
         return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} holds no JSON object")
     version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
-        reason = f"{RECORD_NAME} has schema version {version!r}, this program reads version {SCHEMA_VERSION}"
+    if version not in READ_VERSIONS:
+        known = " and ".join(map(str, READ_VERSIONS))
+        reason = f"{RECORD_NAME} has schema version {version!r}, this program reads versions {known}"
         return FoundRecord(folder, "broken", reason=reason)
     try:
         check_record(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return FoundRecord(folder, "broken", reason=str(error))
     return FoundRecord(folder, "complete", record)
 
@@ -253,6 +332,25 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 def is_complete(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a finished run."""
     return inspect_record(folder).state == "complete"
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run folder holds learned parts."""
+    return any(path for pattern in CHECKPOINTS for path in folder.glob(pattern))
+
+
+def learned_folder(folder: Path) -> Path:
+    """Where the learned parts of a run lie: in its own folder; of an evaluation, in the run (or export) it evaluated.
+
+    Raises:
+        FileNotFoundError: The evaluated run is gone.
+    """
+    origin = (read_record(folder) or {}).get("evaluated_from")
+    if not origin or has_checkpoints(folder):
+        return folder
+    if not Path(origin).exists():
+        raise FileNotFoundError(f"{folder} is an evaluation of {origin}, which is not there any more")
+    return Path(origin)
 
 
 def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
@@ -297,6 +395,40 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def named_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> SHA-256 of the file that a value of a configuration's identity names (weights, prompts, class names, ...).
+
+    The path alone does not say what was computed: a file may be replaced. Of `local-dir:FOLDER` every file counts.
+    """
+    found = {}
+    for key, value in identity(config).items():
+        if not isinstance(value, str) or not value or key.endswith(_RUN_FOLDERS) or "\0" in value:
+            continue
+        path = Path(value.removeprefix(LOCAL_FOLDER)).expanduser()
+        if value.startswith(LOCAL_FOLDER):
+            parts = sorted(item for item in path.rglob("*") if item.is_file())
+            text = "".join(f"{item.relative_to(path)} {_hash_of(item)}\n" for item in parts)
+            found[key] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+        elif (os.sep in value or path.suffix) and len(value) < 4096 and path.is_file():
+            found[key] = _hash_of(path)
+    return found
+
+
+def _hash_of(path: Path) -> str:
+    status = path.stat()
+    return _hash_file(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_file(path: str, *status: int) -> str:
+    """SHA-256 of a file, read once while its status stays the same."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _below_output(folder: Any) -> str:
     """The part of a run folder that tells what the run is: task/dataset/trainer/config/shots/target/seed."""
     return "/".join(Path(str(folder)).parts[-7:])
@@ -310,7 +442,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations ask for different computations, as "KEY: 1 there, 2 now"."""
-    old, new = identity(there), identity(now)
+    return identity_differences(identity(there), identity(now))
+
+
+def identity_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The same for two identities, as `identity` gives them."""
     absent = object()
     return [
         f"{key}: {repr(old[key]) if key in old else 'absent'} there, {repr(new[key]) if key in new else 'absent'} now"
@@ -346,7 +482,8 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "task": task,
         "dataset": str(flat.get("DATASET.NAME", "")),
         "source_dataset": str(flat.get("RUN.SOURCE") or flat.get("DATASET.NAME", "")),
-        "protocol": protocol_of(source, target, task),
+        "protocol": protocol_of(source, target, task, str(flat.get("DATASET.PROTOCOL", ""))),
+        "data_protocol": str(flat.get("DATASET.PROTOCOL", "")),  # which images of the target are tested
         "selection_rule": "best_val on source validation images" if best else "last",
         "source_domains": source,
         "target_domains": target,
@@ -359,11 +496,11 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-ALL_IMAGES = "every image of a domain (or data set) is tested, no label is trained on"
+ALL_IMAGES = "all-images"  # value of DATASET.PROTOCOL
 LABEL_FREE_TASKS = {
-    "zeroshot": ALL_IMAGES,
-    "probe": "every image of a domain (or data set) is tested; probes are trained on a few of its labelled images",
-    "attacks": f"{ALL_IMAGES}, except by probes; images as an attack has changed them",
+    "zeroshot": "{tested} tested, no label is trained on",
+    "probe": "{tested} tested; probes are trained on a few labelled images",
+    "attacks": "{tested} tested, as an attack has changed them; no label is trained on, except by probes",
 }
 TRANSFER_TASKS = {
     "b2n": "base to new: trained on the base classes, tested on base and on new classes",
@@ -372,11 +509,37 @@ TRANSFER_TASKS = {
 }
 
 
-def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "") -> str:
-    """The protocol that a task, or a pair of domain lists, amounts to, in one phrase."""
-    named = LABEL_FREE_TASKS | TRANSFER_TASKS
-    if task in named:
-        return named[task]
+EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
+NOT_KNOWN = "data that is not recorded"
+
+
+def trained_on(facts: Mapping[str, Any]) -> str:
+    """What an evaluated checkpoint was trained on, from `trained` of a record: "Icons/line (16 images per class)"."""
+    if not facts.get("dataset"):
+        return NOT_KNOWN
+    domains = "+".join(facts.get("source_domains", ()))
+    shots = facts.get("shots", -1)
+    told = ["all images" if shots < 1 else f"{shots} images per class"]
+    told += [f"{facts['class_subset']} classes"] if facts.get("class_subset", "all") != "all" else []
+    told += [f"config {facts['config']}"] if facts.get("config") else []
+    return f"{facts['dataset']}{'/' if domains else ''}{domains} ({', '.join(told)})"
+
+
+def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", data_protocol: str = "") -> str:
+    """The protocol that a task, or a pair of domain lists, amounts to, in one phrase.
+
+    Args:
+        source: source domains; empty for a data set without domains.
+        target: target domains.
+        task: name of the task, "" for a run by hand.
+        data_protocol: DATASET.PROTOCOL, which says what is tested; "" where an old record does not hold it.
+    """
+    if task in LABEL_FREE_TASKS:
+        whole = data_protocol == ALL_IMAGES if data_protocol else bool(target)
+        tested = f"{'every image' if whole else 'the test part'} of {'a domain' if target else 'the data set'} is"
+        return LABEL_FREE_TASKS[task].format(tested=tested)
+    if task in TRANSFER_TASKS:
+        return TRANSFER_TASKS[task]
     if not source or not target:
         return "training split to test split of one data set"
     if set(source) == set(target):

@@ -12,12 +12,13 @@ import io
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tabulate import tabulate
 
-from .records import TRANSFER_TASKS, FoundRecord, protocol_of
+from .records import TRANSFER_TASKS, FoundRecord, protocol_of, trained_on
+from .run_data import NOT_RECORDED, described
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
@@ -62,16 +63,21 @@ class Group:
     """Runs that may stand in one table.
 
     Attributes:
-        facts: what all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split.
+        facts: what all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split, trained_on (of
+            evaluations), data (a name for the data set's domains and classes).
         runs: row -> domain -> seed -> record.
+        remarks: what a reader of the table must know of its records.
+        variants: number of groups that would share a table if their images were the same.
     """
 
     facts: dict[str, Any]
     runs: dict[Row, dict[str, dict[int, Mapping[str, Any]]]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    variants: int = 1
 
     def renamed(self, names: Mapping[Row, str]) -> Group:
         """The same runs with other names for some rows."""
-        return Group(self.facts, {named(row, names): cells for row, cells in self.runs.items()})
+        return replace(self, runs={named(row, names): cells for row, cells in self.runs.items()})
 
     @property
     def rows(self) -> list[Row]:
@@ -119,26 +125,83 @@ class Group:
 
 
 def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> list[Group]:
-    """Sort records into groups that may share a table; of two records of one cell and seed the later finished counts.
+    """Sort records into groups that may share a table.
+
+    Runs of different data sets, tasks, shots, class subsets or weights never do; nor do evaluations of a checkpoint
+    with runs that were trained, or runs whose images differ: in each column of a group all runs had the same images to
+    choose from and tested the same ones. Of two records of one cell and seed the one finished later counts, and the
+    group says so.
 
     Args:
-        found: complete records.
+        found: complete records; `folder`, if it is there, names the record in remarks.
         split: the split whose metrics are wanted; records without it are left out.
     """
-    groups: dict[tuple[Any, ...], Group] = {}
+    groups: dict[tuple[Any, ...], list[Group]] = {}
     for record in sorted(found, key=lambda record: record["finished_at"]):
         if split not in record["metrics"]:
             continue
         facts = {key: record[key] for key in ("task", "dataset", "shots", "class_subset")}
-        if record["task"] in TRANSFER_TASKS:  # one table for the trained run and those that evaluate it
+        data, across = record.get("data"), record["task"] in TRANSFER_TASKS
+        if across:  # one table for the trained run and those that evaluate it
             facts["dataset"] = record.get("source_dataset", record["dataset"])
             facts["class_subset"] = "base and new" if record["task"] == "b2n" else "all"
         facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
         facts["split"] = split
-        group = groups.setdefault(tuple(facts.values()), Group(facts))
-        cell = group.runs.setdefault(row_of(record), {})
-        cell.setdefault(column_of(record), {})[record["seed"]] = record
-    return [groups[key] for key in sorted(groups, key=str)]
+        facts["trained_on"] = _trained_elsewhere(record, facts["dataset"])
+        facts["data"] = NOT_RECORDED if data is None else "" if across else data.get("names", "")
+        row, column, seed = row_of(record), column_of(record), record["seed"]
+        fitting = groups.setdefault(tuple(facts.values()), [])
+        group = next((group for group in reversed(fitting) if _same_images(group, column, record)), None)
+        if group is None:
+            group = Group(facts)
+            fitting.append(group)
+        cell = group.runs.setdefault(row, {}).setdefault(column, {})
+        if seed in cell and (told := _two_records(row, column, cell[seed], record, split)):
+            group.remarks.append(told)
+        cell[seed] = record
+    for fitting in groups.values():
+        for group in fitting:
+            group.variants = len(fitting)
+    return [group for key in sorted(groups, key=str) for group in groups[key]]
+
+
+def _trained_elsewhere(record: Mapping[str, Any], source: str) -> str:
+    """What an evaluated checkpoint was trained on; "" for a trained run, and where the task itself says it."""
+    if not record.get("evaluated_from"):
+        return ""
+    trained = record.get("trained", {})
+    expected = {"b2n": "base", "xd": "all", "dg": "all"}.get(record["task"])
+    if expected and (trained.get("dataset"), trained.get("class_subset")) == (source, expected):
+        return ""
+    return trained_on(trained)
+
+
+def _same_images(group: Group, column: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record had the same images to choose from, and tested the same, as those of its column in a group."""
+    data = record.get("data") or {}
+    for cells in group.runs.values():
+        for other in cells.get(column, {}).values():
+            theirs = other.get("data") or {}
+            if not data or not theirs:
+                continue
+            drawn = data.get("drawn_tests") and other["split_seed"] != record["split_seed"]
+            if data["listing"] != theirs["listing"] or (data["test"] != theirs["test"] and not drawn):
+                return False
+    return True
+
+
+def _two_records(row: Row, column: str, old: Mapping[str, Any], new: Mapping[str, Any], split: str) -> str:
+    """A remark on two records of one cell and seed; "" where one is a copy of the other."""
+    own = {"folder"}
+    if {k: v for k, v in old.items() if k not in own} == {k: v for k, v in new.items() if k not in own}:
+        return ""
+    each = [
+        f"{run['metrics'][split]['accuracy']:.1f} (finished {run['finished_at']}"
+        + (f", {run['folder']})" if "folder" in run else ")")
+        for run in (old, new)
+    ]
+    where = f"{row.label}, {column}, seed {new['seed']}"
+    return f"caution: two records of one cell differ: {where}: {each[0]} and {each[1]}; the latter is shown"
 
 
 def column_of(record: Mapping[str, Any]) -> str:
@@ -246,7 +309,7 @@ def method_table(
         against = [wanted.accuracies(base, name) for name in header[1:]]
         pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
-    below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows)
+    below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows) + group.remarks
     below += [f"broken: {item.folder}: {item.reason}" for item in broken]
     shown = [*header[:-1], group.summary_name]
     return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
@@ -263,7 +326,7 @@ def target_table(group: Group, row: Row) -> Table:
     header = ["target", *(f"seed {seed}" for seed in seeds), "accuracy (%)"]
     if len(seeds) == 1:
         header, lines = ["target", "accuracy (%)"], [[line[0], line[-1]] for line in lines]
-    below = _missing(group, [row], group.domains, seeds)
+    below = _missing(group, [row], group.domains, seeds) + group.remarks
     return Table(f"{row.label}: {group_title(group)}", header_lines(group, [row], seeds), header, lines, below)
 
 
@@ -280,7 +343,7 @@ def _select(group: Group, domains: Sequence[str], seeds: Sequence[int]) -> Group
     for cells in runs.values():
         for name in domains:
             cells.setdefault(name, {})
-    return Group(group.facts, runs)
+    return replace(group, runs=runs)
 
 
 def _reference(group: Group, name: str) -> Row:
@@ -310,9 +373,15 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     trained = any(run["num_train"] for runs in found.values() for run in runs)
     shots = ("none" if not trained else "all") if facts["shots"] < 1 else f"{facts['shots']} a class"
     listed = ", ".join(map(str, seeds))
+    protocol = f"protocol: {'; '.join(sorted(protocols))}"
+    training = f"training images: {shots}"
+    if facts["trained_on"]:
+        targets = sorted({f"{run['dataset']}/{column_of(run)}" for runs in found.values() for run in runs})
+        protocol = f"protocol: evaluation: trained on {facts['trained_on']}; tested on {', '.join(targets)}"
+        training = "training images: none of this data set" if not _tests_own(found) else training
     lines = [
-        f"protocol: {'; '.join(sorted(protocols))}",
-        f"training images: {shots}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
+        protocol,
+        f"{training}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
         f"selection rule: {_by_row(found, 'selection_rule')}",
         f"prompt: {_by_row(found, 'prompt')}",
         f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
@@ -329,9 +398,25 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     transductive = [row.label for row, runs in found.items() if any(run["transductive"] for run in runs)]
     if transductive:
         lines.append(f"transductive (uses unlabelled test images): {', '.join(transductive)}")
+    if facts["data"] == NOT_RECORDED:
+        lines.append(f"{NOT_RECORDED}: these records do not say which images they are of")
+    elif group.variants > 1:
+        lines.append(f"images: {_images_of(found)}; runs on other images of {facts['dataset']} stand in another table")
     if base is not None:
         lines.append(f"gains: over {base.label}, same domain and seed")
     return lines
+
+
+def _tests_own(found: Mapping[Row, Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether evaluated runs were trained on the data set that they are tested on."""
+    return any(run.get("trained", {}).get("dataset") == run["dataset"] for runs in found.values() for run in runs)
+
+
+def _images_of(found: Mapping[Row, Sequence[Mapping[str, Any]]]) -> str:
+    """`line: 32 test images 1a2b3c4d` for each column."""
+    runs = [run for own in found.values() for run in own]
+    told = {column_of(run): described(run.get("data") or {}) for run in runs}
+    return ", ".join(f"{column}: {text}" for column, text in sorted(told.items()))
 
 
 def _by_row(records: Mapping[Row, Sequence[Mapping[str, Any]]], key: str) -> str:
@@ -357,7 +442,7 @@ def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: S
 
 
 def _unlike(group: Group, rows: Sequence[Row]) -> list[str]:
-    """One line for each domain and seed in which the rows did not see the same images."""
+    """One line for each domain and seed in which the rows did not see the same images, such as other draws of shots."""
     prints: dict[tuple[str, int], dict[str, list[str]]] = {}
     for row in rows:
         for domain, runs in group.runs.get(row, {}).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl_clip.results import records
+from dassl_clip.results import records, run_data
 from dassl_clip.results.documents import read_run_config
 
 from .base import CLIPTrainer
@@ -73,7 +73,13 @@ def open_run(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: s
             f"{len(there & tested)} are the same; give both the same seed (the run's is {record['seed']}, this one's "
             f"{cfg.SEED}), so that no image that the run was trained on is tested"
         )
-    trainer.load_model(str(place))
+    if record.get("data") and record["data"]["test"] != (now := trainer.data).facts()["test"]:
+        then = run_data.read_data(place)
+        what = run_data.differences(then, now) if then is not None else "which ones is not known"
+        raise ValueError(
+            f"{key}: the run in {place} was tested on other images than are there now ({what}); run it again"
+        )
+    trainer.load_model(str(records.learned_folder(place)))
     trainer.set_model_mode("eval")
     trainer.before_test()
     logger.info("refining %s of %s", record["method"], place)

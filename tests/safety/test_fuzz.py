@@ -31,7 +31,7 @@ from dassl.utils import read_image as read_toolbox_image
 from dassl_clip.commands import sheet, table
 from dassl_clip.commands.config import default_config, merge_file
 from dassl_clip.commands.errors import is_user_error, sentence
-from dassl_clip.commands.train import read_config
+from dassl_clip.commands.identity import read_config
 from dassl_clip.datasets import fetch, listings, manifest, selections, split_file, split_lists
 from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folder_domains import read_class_file
