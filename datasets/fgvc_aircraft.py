@@ -43,7 +43,7 @@ class FGVCAircraft(SplitFileDataset):
         for part, name in LISTS.items():
             entries[part] = []
             for number, line in enumerate(read_text(folder / name).splitlines(), start=1):
-                image, _, variant = line.strip().partition(" ")
+                image, _, variant = line.strip().replace("\t", " ").partition(" ")
                 if not image:
                     continue
                 if name_key(variant) not in labels:

@@ -83,7 +83,7 @@ def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]
     labels = {name: label for label, name in enumerate(spec.classes)}
     images: dict[str, dict[str, list[ImageFile]]] = {domain: {part: [] for part in PARTS} for domain in spec.domains}
     missing = []
-    with readable_csv(folder / SPLIT_FILE), (folder / SPLIT_FILE).open(newline="", encoding="utf-8") as file:
+    with readable_csv(folder / SPLIT_FILE), (folder / SPLIT_FILE).open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             domain, label, part = row["domain"], labels.get(row["class"]), row["split"]
             if label is None or part not in images.get(domain, ()):

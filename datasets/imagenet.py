@@ -7,6 +7,7 @@ need no labels. In Kaggle's copy, where the validation images lie flat, `LOC_val
 """
 
 import csv
+import io
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base import Layout, PlainDataset, register
-from .folders import ImageFile, is_image, list_folder, read_classes, readable_csv
+from .folders import ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
 from .places import find_place
 from .spec import Spec, listed, load_spec, name_key
 
@@ -113,8 +114,8 @@ def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
             "delete its preprocessed.pkl then"
         )
     keys, labels = spec.class_keys(), {}
-    with readable_csv(path), path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
+    with readable_csv(path):
+        for number, row in enumerate(csv.reader(io.StringIO(read_text(path), newline="")), start=1):
             if len(row) != 2 or row[0] == "ImageId":
                 continue
             wnid = row[1].split(" ")[0]
@@ -154,7 +155,7 @@ def check_class_file(place: Path, spec: Spec) -> None:
         if not path.is_file():
             continue
         lines = [
-            line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+            line.split() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()
         ]
         for number, (words, wnid, name) in enumerate(zip(lines, spec.folder_names, spec.classes), start=1):
             if words[0] != wnid or " ".join(words[1:]) != name:

@@ -1,14 +1,32 @@
 """Finding the files that a list names, by reading each folder once.
 
-A path of a list is looked for below a folder; where the disk has it in another letter case, or in a folder that is
+A path of a list is looked for below a folder, whether it is written from there (`a/b.jpg`, `./a//b.jpg`, `a\\b.jpg`) or
+from the top of the disk; where the disk has it in another letter case, or in a folder that is
 nested once too often (`cars_train/cars_train/00001.jpg`), that file is meant.
 """
 
 import os
+import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .folders import list_folder
+
+
+def clean_path(path: str) -> str:
+    """A listed path with `/` between its steps and without `.`, `..` and empty steps."""
+    path = posixpath.normpath(path.strip().replace("\\", "/"))
+    return path[1:] if path.startswith("//") else path
+
+
+def below(path: str, folders: Iterable[Path]) -> str:
+    """An absolute path from the first of some folders on that it lies in; any other path as it is."""
+    if path.startswith("/"):
+        for folder in folders:
+            for top in dict.fromkeys((str(folder), os.path.realpath(folder))):
+                if path.startswith(f"{top}/"):
+                    return path[len(top) + 1 :]
+    return path
 
 
 class FileFinder:
@@ -23,8 +41,16 @@ class FileFinder:
         self._folders: dict[str, Path | None] = {"": base}
         self._names: dict[Path, tuple[dict[str, str], dict[str, str]]] = {}
 
+    def key(self, path: str) -> str:
+        """A clean path from the folder on."""
+        return below(path, [self.base]).lstrip("/")
+
     def find(self, path: str) -> str | None:
-        """Where the file lies that a list calls `path`, or None."""
+        """Where the file lies that a list calls by a clean `path`, or None."""
+        if path.startswith("../"):
+            place = os.path.normpath(self.base / path)
+            return place if os.path.isfile(place) else None
+        path = self.key(path)
         parent, _, name = path.rpartition("/")
         folder = self._folder(parent)
         while folder is not None:

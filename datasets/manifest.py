@@ -1,16 +1,19 @@
 """Manifest: a csv file with a line for each image, with or without domains and parts.
 
-The file is DATASET.MANIFEST, or `manifest.csv` in DATASET.ROOT. Its first line names the columns: `path` (absolute, or
-from DATASET.ROOT, or else from the csv's folder on) and `class`; and, if wanted, `label` (numbers from 0), `domain` and
-`split` (train, val or test). Without `label` the classes are sorted; without `split` a seeded fifth of each class is
-held out, as in folders; a held-out target is tested on its test lines if there are any, otherwise on all.
+The file is DATASET.MANIFEST, or `manifest.csv` or `metadata.csv` in DATASET.ROOT. Its first line names the columns:
+`path` (absolute, or from DATASET.ROOT, or else from the csv's folder on) and `class`; and, if wanted, `label` (numbers
+from 0), `domain` and `split` (train, val or test). Without `label` the classes are sorted; without `split` a seeded
+fifth of each class is held out, as in folders; a held-out target is tested on its test lines if there are any,
+otherwise on all. `metadata.csv` of the Hugging Face hub has `file_name` for `path`, `label` for `class`, and may have
+further columns. Spellings of a class that give one prompt are one class.
 """
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dassl_clip.results.files import no_file
@@ -18,14 +21,18 @@ from dassl_clip.results.files import no_file
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
 from .common import ListedDataset
 from .folders import ImageFile, read_text, readable_csv
-from .listed_files import FileFinder
+from .listed_files import FileFinder, below, clean_path
 from .protocols import PARTS, drawn_anew
 from .registration import split_seed
-from .spec import Spec, did_you_mean, listed, name_key
+from .spec import Spec, did_you_mean, in_order, listed, name_key, prompt_key
+
+logger = logging.getLogger(__name__)
 
 NAME = "Manifest"
-FILE = "manifest.csv"
+FILES = ("manifest.csv", "metadata.csv")
 COLUMNS = ("path", "class", "label", "domain", "split")
+HUB_PATH = "file_name"  # the column of paths in metadata.csv of the Hugging Face hub
+SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Manifest(ListedDataset):
     @classmethod
     def make_spec(cls, cfg) -> Spec:
         path = manifest_file(cfg)
-        rows = read_rows(path)
+        rows = read_rows(path, cfg.DATASET.ROOT)
         domains = sorted({row.domain for row in rows} - {""})
         keys: dict[str, str] = {}
         for domain in domains:
@@ -68,7 +75,7 @@ class Manifest(ListedDataset):
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         path = manifest_file(cfg)
-        rows = [row for row in read_rows(path) if (row.domain or WHOLE) in domains]
+        rows = [row for row in read_rows(path, cfg.DATASET.ROOT) if (row.domain or WHOLE) in domains]
         images = locate(rows, path, cfg.DATASET.ROOT, {name: label for label, name in enumerate(self.spec.classes)})
         split = any(row.split for row in rows)
         there = [part for part in PARTS if any(row.split == part for row in rows)]
@@ -97,33 +104,51 @@ def manifest_file(cfg) -> Path:
         FileNotFoundError: if there is none.
     """
     asked, root = cfg.DATASET.get("MANIFEST", ""), Path(cfg.DATASET.ROOT or ".").expanduser().absolute()
-    path = Path(asked).expanduser() if asked else root if root.is_file() else root / FILE
+    there = next((root / name for name in FILES if (root / name).is_file()), root / FILES[0])
+    path = Path(asked).expanduser() if asked else root if root.is_file() else there
     if not path.is_absolute():
         path = root / path if (root / path).is_file() else path.absolute()
     if not path.is_file():
-        raise FileNotFoundError(f"Manifest: {no_file(path)}; set DATASET.MANIFEST or put {FILE} into DATASET.ROOT")
+        raise FileNotFoundError(f"Manifest: {no_file(path)}; set DATASET.MANIFEST or put {FILES[0]} into DATASET.ROOT")
     return path
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The lines of the file.
+def read_rows(path: Path, root: str = "") -> list[Row]:
+    """The lines of the file, paths below DATASET.ROOT or the file's folder written from there on.
+
+    Args:
+        path: the file.
+        root: DATASET.ROOT.
 
     Raises:
         ValueError: if a column is missing or unknown, or a line cannot be used; names file and line.
     """
     with readable_csv(path):
-        return _read_rows(path)
+        return _read_rows(path, root)
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path, root: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     names = {name: name.strip().casefold() for name in reader.fieldnames or () if name}
+    from_hub = HUB_PATH in names.values() and "path" not in names.values()
+    names = {name: "path" if from_hub and key == HUB_PATH else key for name, key in names.items()}
+    if "class" not in names.values():  # a label without a class is its name
+        names = {name: "class" if key == "label" else key for name, key in names.items()}
     missing = [name for name in ("path", "class") if name not in names.values()]
     unknown = [name for name, key in names.items() if key not in COLUMNS]
-    if missing or unknown:
+    used = [name for mark, name in SEPARATORS.items() if missing and any(mark in name for name in names)]
+    if used:
+        raise ValueError(f"{path} separates its columns by {used[0]}; expected are commas")
+    if from_hub and unknown and not missing:
+        logger.info("%s: the columns %s are not read", path, listed(unknown))
+    elif missing or unknown:
         hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
         what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
         raise ValueError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
+    keys = [key for key in names.values() if key in COLUMNS]
+    if len(set(keys)) < len(keys) or len(names) < len([name for name in reader.fieldnames or () if name]):
+        raise ValueError(f"{path} names a column twice: {', '.join(reader.fieldnames or ())}")
+    tops = tops_of(path, root)
     rows = []
     for cells in reader:
         if None in cells:
@@ -133,7 +158,7 @@ def _read_rows(path: Path) -> list[Row]:
             continue
         row = Row(
             number=reader.line_num,
-            path=cell["path"].replace("\\", "/"),
+            path=below(clean_path(cell["path"]), tops) if cell["path"] else "",
             name=cell["class"],
             label=cell.get("label", ""),
             domain=cell.get("domain", ""),
@@ -144,7 +169,33 @@ def _read_rows(path: Path) -> list[Row]:
         check_row(row, path)
         rows.append(row)
     check_rows(rows, path)
-    return rows
+    return one_spelling(rows, path)
+
+
+def tops_of(path: Path, root: str) -> list[Path]:
+    """The folders at which the paths of a manifest may begin: DATASET.ROOT and its own."""
+    top = Path(root).expanduser().absolute() if root else path.parent
+    return [folder for folder in dict.fromkeys([top, path.parent]) if folder.is_dir()]
+
+
+def one_spelling(rows: Sequence[Row], path: Path) -> list[Row]:
+    """Lines in which classes with one prompt have one name, the first in sorted order; a warning names the others.
+
+    Raises:
+        ValueError: if names differ in blanks and `-` only, so that their prompts differ.
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in sorted({row.name for row in rows}):
+        spellings.setdefault(name_key(prompt_key(name)), []).append(name)
+    names = {name: found[0] for found in spellings.values() for name in found}
+    for name, kept in names.items():
+        if prompt_key(name) != prompt_key(kept):
+            raise ValueError(f'{path}: the classes "{kept}" and "{name}" are spellings of one name; choose one')
+    other = [f'"{name}" is "{kept}"' for name, kept in names.items() if name != kept]
+    if not other:
+        return list(rows)
+    logger.warning("%s: classes with one prompt are one class: %s", path, listed(other))
+    return [replace(row, name=names[row.name]) for row in rows]
 
 
 def check_row(row: Row, path: Path) -> None:
@@ -158,7 +209,7 @@ def check_row(row: Row, path: Path) -> None:
         raise ValueError(f"{where}: path and class must not be empty")
     if row.split not in ("", *PARTS):
         raise ValueError(f'{where}: split is "{row.split}"; it must be train, val, test or empty')
-    if row.label and not row.label.isdigit():
+    if row.label and not row.label.isdecimal():
         raise ValueError(f'{where}: label is "{row.label}"; it must be a whole number from 0 on, or empty')
     if "/" in row.domain:
         raise ValueError(f'{where}: the domain "{row.domain}" must not hold a slash')
@@ -191,9 +242,8 @@ def class_list(rows: Sequence[Row], path: Path) -> list[str]:
     Raises:
         ValueError: if two classes share a label, a class has two, or labels have gaps.
     """
-    names = sorted({row.name for row in rows})
     if not rows[0].label:
-        return names
+        return in_order({row.name for row in rows})
     labels: dict[str, int] = {}
     for row in rows:
         if labels.setdefault(row.name, int(row.label)) != int(row.label):
@@ -214,8 +264,7 @@ def locate(rows: Sequence[Row], path: Path, root: str, labels: Mapping[str, int]
     Raises:
         FileNotFoundError: naming the missing ones.
     """
-    top = Path(root).expanduser().absolute() if root else path.parent
-    folders = [folder for folder in dict.fromkeys([top, path.parent]) if folder.is_dir()]
+    folders = tops_of(path, root)
     finders, images, missing = [FileFinder(folder) for folder in folders], [], []
     for row in rows:
         if row.path.startswith("/"):

@@ -15,7 +15,7 @@ from .domainnet import HINT
 from .folders import read_text
 from .layouts import candidates
 from .spec import Spec, listed, load_spec, read_entry
-from .split_lists import lists_or_holdout
+from .split_lists import lists_or_holdout, split_line
 
 ENTRY = "mini_domainnet"
 LISTS_FOLDER = "splits_mini"
@@ -84,11 +84,11 @@ def listed_classes(paths: Sequence[Path], folder: Path) -> list[str]:
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             if not line.strip():
                 continue
-            file, _, label = line.strip().rpartition(" ")
-            steps = file.replace("\\", "/").split("/")
-            if not label.isdigit() or len(steps) < 2:
+            file, label = split_line(line, path, number)
+            steps = file.split("/")
+            if label < 0 or len(steps) < 2:
                 raise ValueError(f'{path}, line {number}: expected "domain/class/file label", found "{line.strip()}"')
-            known = names.setdefault(int(label), steps[-2])
+            known = names.setdefault(label, steps[-2])
             if known != steps[-2]:
                 raise ValueError(f'{path}, line {number}: label {label} is "{steps[-2]}" here and "{known}" elsewhere')
     if sorted(names) != list(range(len(names))):

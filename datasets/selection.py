@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from .duplicates import once
 from .folders import ImageFile
 from .spec import did_you_mean, listed
 
@@ -68,7 +69,7 @@ def hold_out(images: Sequence[ImageFile], seed: int, part: str) -> tuple[list[Im
         seed: negative means `HOLDOUT_SEED`, since a hold-out that differs at each start would let tested images train.
         part: name of what is split, such as the domain.
     """
-    seed = seed if seed >= 0 else HOLDOUT_SEED
+    seed, images = seed if seed >= 0 else HOLDOUT_SEED, once(images)
     held = set()
     for label, group in by_label(images).items():
         count = max(1, len(group) // 5) if len(group) > 1 else 0

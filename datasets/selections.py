@@ -76,7 +76,7 @@ def read_selection(
     if not file.is_file():
         raise FileNotFoundError(f"DATASET.SELECTION: {no_file(file)}")
     try:
-        data = json.loads(file.read_text(encoding="utf-8", errors="surrogateescape"))
+        data = json.loads(file.read_text(encoding="utf-8-sig", errors="surrogateescape"))
         lists = {part: [str(key) for key, _ in data[part]] for part in ("train", "val")}
         stored = (data["dataset"], data["shots"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -16,7 +16,7 @@ from dassl_clip.results.files import no_file
 
 from .base import Layout, PlainDataset
 from .folders import ImageFile, list_folder, open_root
-from .listed_files import FileFinder, best_base
+from .listed_files import FileFinder, best_base, clean_path
 from .places import places
 from .protocols import PARTS
 from .spec import Spec, listed, load_spec, name_key, read_entry
@@ -72,7 +72,7 @@ class SplitFileDataset(PlainDataset):
 
         def read(pool: str) -> dict[str, list[ImageFile]]:
             return {
-                part: [ImageFile(finder.find(path), label, path) for path, label in entries]
+                part: [ImageFile(finder.find(path), label, finder.key(path)) for path, label in entries]
                 for part, entries in split.entries.items()
             }
 
@@ -159,7 +159,7 @@ def read_split_file(path: Path, spec: Spec) -> Entries:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-        rows = {part: [(str(p).replace("\\", "/"), int(label), str(name)) for p, label, name in data[part]]
+        rows = {part: [(clean_path(str(p)), int(label), str(name)) for p, label, name in data[part]]
                 for part in PARTS if part in data}  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(
@@ -183,5 +183,5 @@ def read_split_file(path: Path, spec: Spec) -> Entries:
             if file in seen:
                 raise ValueError(f"{path} names {file} twice")
             seen.add(file)
-            entries[part].append((file.lstrip("/"), expected))
+            entries[part].append((file, expected))
     return entries

@@ -8,6 +8,7 @@ from pathlib import Path
 from .base import Layout, split_seed
 from .folders import WRAPPERS, ImageFile, is_image, list_folder, list_images, read_text
 from .layouts import candidates, holdout_layout, pick_domains
+from .listed_files import clean_path
 from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,20 @@ def check_lists(
         )
 
 
+def split_line(line: str, path: Path, number: int) -> tuple[str, int]:
+    """Path and label of a line of a split list, which blanks or tabs part.
+
+    Raises:
+        ValueError: if it is no such line; names file and line.
+    """
+    file, _, label = line.strip().replace("\t", " ").rpartition(" ")
+    if not label.removeprefix("-").isdecimal() or not file.strip():
+        marks = [mark for mark in ",;|" if mark in line]
+        hint = f' with a blank between them, not "{marks[0]}"' if marks else ""
+        raise ValueError(f'{path}, line {number}: expected "domain/class/file label"{hint}, found "{line.strip()}"')
+    return clean_path(file), int(label)
+
+
 def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "") -> list[ImageFile]:
     """Images that a split list names, in its order.
 
@@ -100,12 +115,12 @@ def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        fields = line.strip().rsplit(maxsplit=1)
-        steps = fields[0].replace("\\", "/").split("/")[-3:]
-        if len(fields) != 2 or not fields[1].lstrip("-").isdigit() or len(steps) != 3:
+        file, _ = split_line(line, path, number)
+        steps = file.split("/")[-3:]
+        if len(steps) != 3:
             raise ValueError(f'{path}, line {number}: expected "domain/class/file label", found "{line.strip()}"')
         if domains.get(name_key(steps[0])) != domain:
-            raise ValueError(f'{path}, line {number}: "{fields[0]}" is not of the domain {domain}')
+            raise ValueError(f'{path}, line {number}: "{file}" is not of the domain {domain}')
         label = labels.get(name_key(steps[1]))
         if label is None:
             raise ValueError(f'{path}, line {number}: {spec.name} has no class "{steps[1]}"')

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .common import ListedDataset
 from .datums import collection_paused
+from .duplicates import counted, real_paths
 from .file_checks import Progress, broken_files, copies, decoding_note, no_progress, web_page
 from .folders import ARCHIVES, ImageFile, find_candidates, list_folder, match_classes
 from .protocols import ALL_IMAGES, DASSL, check_protocol
@@ -121,6 +122,7 @@ def verify(
     if not report.images:
         for text in explanations(Path(report.root or ".").expanduser().absolute(), report.dataset):
             report.add(ERROR, text)
+    check_domains(report)
     check_images(report, decode, duplicates, jobs, progress)
     return report
 
@@ -227,6 +229,18 @@ def entry_of(name: str) -> dict:
 def entries() -> list[str]:
     """Stems of the entries in `lists/`."""
     return sorted(path.stem for path in LISTS.glob("*.json"))
+
+
+def check_domains(report: Report) -> None:
+    """Warn of files that lie in several domains; inside a domain its loader has looked."""
+    seen: dict[str, str] = {}
+    shared = [
+        f"{other} = {image.path}"
+        for path, image in zip(real_paths(report.images), report.images)
+        if (other := seen.setdefault(path, image.path)) != image.path
+    ]
+    if shared:
+        report.add(WARNING, f"{counted(shared)} in two domains, first: {shared[0]}")
 
 
 def check_images(report: Report, decode: bool, duplicates: bool, jobs: int, progress: Progress) -> None:

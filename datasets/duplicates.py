@@ -1,0 +1,97 @@
+"""One file that is named twice: by two links, by two spellings of its path, or by two lines of a list.
+
+Files are compared by their resolved path. Each folder is resolved once, and links are followed in the folders whose
+listing has any, so that nothing is asked of the disk for each file of an ordinary folder. Copies, which are files of
+their own, are looked for by `dassl-clip data verify --duplicates`.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from .folders import ImageFile, holds_links
+
+logger = logging.getLogger(__name__)
+
+Parts = dict[str, dict[str, list[ImageFile]]]  # pool -> part -> images
+
+
+def real_paths(images: Iterable[ImageFile]) -> Iterator[str]:
+    """The file that each image is, all links followed."""
+    folders: dict[str, tuple[str, bool]] = {}
+    for image in images:
+        folder, _, name = image.path.rpartition(os.sep)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder), holds_links(folder)
+        real, links = folders[folder]
+        path = image.path if real == folder else f"{real}{os.sep}{name}"
+        while links:
+            try:
+                target = os.path.join(real, os.readlink(path))
+            except OSError:  # a file
+                break
+            folder, _, name = target.rpartition(os.sep)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder), True
+            real = folders[folder][0]
+            path = f"{real}{os.sep}{name}"
+        yield path
+
+
+def once(images: Sequence[ImageFile]) -> list[ImageFile]:
+    """Images of one pool, each file once: before a hold-out would draw one file into both of its parts.
+
+    Raises:
+        ValueError: if one file has two classes.
+    """
+    return count_once({"": {"": list(images)}}, [""])[""][""]
+
+
+def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) -> Parts:
+    """Images by pool and part, each file once; a warning counts those that are left out.
+
+    Args:
+        parts: pool -> part -> images.
+        sources: pools that train; the others are only tested, with all the parts that they are tested with.
+        names: class names in label order, for the error.
+
+    Raises:
+        ValueError: if a file has two classes, or if what is trained on would be validated on or tested.
+    """
+    every = [(pool, part, image) for pool, lists in parts.items() for part, images in lists.items() for image in images]
+    real = list(real_paths(image for _, _, image in every))
+    if len(set(real)) == len(real):
+        return parts
+    first: dict[str, tuple[str, str, ImageFile]] = {}
+    kept: Parts = {pool: {part: [] for part in lists} for pool, lists in parts.items()}
+    classes: list[str] = []
+    leaks: list[str] = []
+    twice: list[str] = []
+    for path, entry in zip(real, every):
+        (pool, part, image), (other_pool, other_part, other) = entry, first.setdefault(path, entry)
+        if other is image:
+            kept[pool][part].append(image)
+            continue
+        pair = other.path if other.path == image.path else f"{other.path} = {image.path}"
+        if other.label != image.label:
+            both = [f'"{names[label]}"' if names else f"label {label}" for label in (other.label, image.label)]
+            classes.append(f"{' and '.join(both)}: {pair}")
+        elif (part if pool in sources else "test") != (other_part if other_pool in sources else "test"):
+            places = [" ".join(filter(None, place)) for place in ((other_pool, other_part), (pool, part))]
+            leaks.append(f"{' and '.join(places)}: {pair}")
+        else:
+            twice.append(pair)
+    if classes:
+        raise ValueError(f"{counted(classes)} in two classes, first in {classes[0]}; keep it in one of them")
+    if leaks:
+        raise ValueError(
+            f"{counted(leaks)} in two parts, so that what trains would be validated on or tested, first in {leaks[0]}; "
+            "keep it in one of them"
+        )
+    logger.warning("%s listed before and counted once, first: %s", counted(twice), twice[0])
+    return kept
+
+
+def counted(files: Sequence[str]) -> str:
+    """`1 file is` or `3 files are`."""
+    return "1 file is" if len(files) == 1 else f"{len(files)} files are"
