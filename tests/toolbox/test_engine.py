@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -612,13 +613,42 @@ class TestSimpleParts:
         assert torch.equal(domain, batch["domain"]) and set(domain.tolist()) == {0, 1}
 
 
-def test_nan_in_a_plugin_that_calls_backward_itself(make_cfg, mini):
-    class Careless(mini):
-        def forward_backward(self, batch):
-            return {"acc": float("nan"), "loss_u": float("nan") if self.batch_idx == 2 else 0.5}
+def test_9_3_what_is_only_shown_may_be_not_finite(make_cfg, mini, capsys):
+    """(row 9.3) A masked term without any item, a step that a loss scaler leaves out: the run ends as without it."""
 
-    with pytest.raises(FloatingPointError, match=r"Loss is infinite or NaN! \(loss_u = nan at epoch 1, batch 3 of 4\)"):
-        Careless(make_cfg()).train()
+    class Masked(mini):
+        def forward_backward(self, batch):
+            shown = super().forward_backward(batch)
+            empty = self.batch_idx == 2
+            return {**shown, "loss_u": math.nan if empty else 0.5, "scale": math.inf if empty else 1.0}
+
+    trainer = Masked(make_cfg())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    told = [str(item.message) for item in caught if "epoch 1, batch 3 of 4" in str(item.message)]
+    assert [line.split(" at ")[0] for line in told] == ["loss_u is nan", "scale is inf"]
+    assert not [item for item in caught if "at epoch 2" in str(item.message)]
+    assert "loss_u nan (nan)" in capsys.readouterr().out
+    plain = mini(make_cfg("OUTPUT_DIR", f"{trainer.output_dir}-plain"))
+    plain.train()
+    assert same(weights_of(trainer), weights_of(plain))
+
+
+@pytest.mark.parametrize("names", [None, "mini"])
+def test_9_3_the_optimised_loss_must_be_finite(make_cfg, mini, names):
+    class Broken(mini):
+        def forward_backward(self, batch):
+            image, label = self.parse_batch_train(batch)
+            loss = F.cross_entropy(self.model(image), label) / (0 if self.batch_idx == 2 else 1)
+            self.model_backward_and_update(loss, names)
+            self.steps = self.batch_idx + 1
+            return {"acc": 1.0}
+
+    trainer = Broken(make_cfg())
+    with pytest.raises(FloatingPointError, match=r"^Loss is infinite or NaN!$"):
+        trainer.train()
+    assert trainer.steps == 2 and all(torch.isfinite(value).all() for value in weights_of(trainer))
 
 
 def test_data_manager_fills_what_an_override_left_out(make_cfg, mini):

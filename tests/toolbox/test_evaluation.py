@@ -74,6 +74,18 @@ def test_results_per_class(make_cfg, capsys):
         Classification(make_cfg("TEST.PER_CLASS_RESULT", True))
 
 
+def test_9_6_the_line_of_the_confusion_matrix_is_the_originals(make_cfg, capsys):
+    """(row 9.6) Tools look for that line; labels that are missing are told on a line of their own."""
+    cfg = make_cfg("TEST.COMPUTE_CMAT", True)
+    feed(Classification(cfg), torch.eye(3), torch.arange(3))
+    assert capsys.readouterr().out.splitlines()[-1] == f"Confusion matrix is saved to {cfg.OUTPUT_DIR}/cmat.pt"
+    feed(Classification(cfg), torch.eye(5)[[0, 3]], torch.tensor([0, 3]))
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "Rows and columns of the confusion matrix are the labels [0, 3]",
+        f"Confusion matrix is saved to {cfg.OUTPUT_DIR}/cmat.pt",
+    ]
+
+
 def test_confusion_matrix_is_a_tensor_on_disk(make_cfg, scores):
     logits, labels = scores
     cfg = make_cfg("TEST.COMPUTE_CMAT", True)

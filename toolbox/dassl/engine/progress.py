@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
+import warnings
 from typing import Any
 
 from dassl.utils import AverageMeter, MetricMeter
@@ -29,19 +30,22 @@ class EpochReport:
         self.data_time.update(time.time() - self.since)
 
     def batch_done(self, summary: dict[str, Any] | None) -> None:
-        """The batch has been trained on; `summary` holds its losses.
+        """The batch has been trained on; `summary` holds what is shown of it.
 
-        Raises:
-            FloatingPointError: A loss is infinite or NaN.
+        A shown value may be infinite or NaN (a masked term without any item, a step that a loss scaler leaves out): the
+        run goes on with a warning. A loss that is optimised is checked in `model_backward_and_update`.
         """
         trainer = self.trainer
         self.batch_time.update(time.time() - self.since)
         self.losses.update(summary)
         for name in summary or ():
-            if "loss" in name and not math.isfinite(self.losses.meters[name].val):
-                raise FloatingPointError(
-                    f"Loss is infinite or NaN! ({name} = {self.losses.meters[name].val} at epoch {trainer.epoch + 1}, "
-                    f"batch {trainer.batch_idx + 1} of {trainer.num_batches})"
+            value = self.losses.meters[name].val
+            if name not in trainer.shown_not_finite and not math.isfinite(value):
+                trainer.shown_not_finite.add(name)
+                warnings.warn(
+                    f"{name} is {value} at epoch {trainer.epoch + 1}, batch {trainer.batch_idx + 1} of "
+                    f"{trainer.num_batches}, and so are its means of this epoch; this is said once",
+                    stacklevel=3,
                 )
         if self._is_due():
             print(self._line())

@@ -24,6 +24,7 @@ class TrainerBase:
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer = None
+        self.shown_not_finite: set[str] = set()  # names of shown values that were warned of
 
     # ---- models
 

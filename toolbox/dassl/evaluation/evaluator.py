@@ -138,7 +138,9 @@ class Classification(EvaluatorBase):
         mkdir_if_missing(self.cfg.OUTPUT_DIR)
         with atomic_write(path) as file:
             torch.save(torch.from_numpy(confusion / np.maximum(rows, 1)), file)
-        print(f"Confusion matrix of the labels {occurring.tolist()} is saved to {path}")
+        if len(occurring) <= occurring[-1]:
+            print(f"Rows and columns of the confusion matrix are the labels {occurring.tolist()}")
+        print(f"Confusion matrix is saved to {path}")
 
 
 def _count_pairs(true: list[int], predicted: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """Data sets by name."""
 
-from . import dg
+from . import da, dg
 from .base_dataset import DatasetBase, Datum
 from .build import DATASET_REGISTRY, build_dataset
+from .da import DomainNet, Office31, OfficeHome, VisDA17, miniDomainNet
 from .dg import PACS, VLCS, DigitsDG, OfficeHomeDG
 
 __all__ = [
@@ -10,9 +11,15 @@ __all__ = [
     "DatasetBase",
     "Datum",
     "DigitsDG",
+    "DomainNet",
+    "Office31",
+    "OfficeHome",
     "OfficeHomeDG",
     "PACS",
     "VLCS",
+    "VisDA17",
     "build_dataset",
+    "da",
     "dg",
+    "miniDomainNet",
 ]

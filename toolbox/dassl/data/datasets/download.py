@@ -11,23 +11,25 @@ from dassl.utils.errors import MissingFileError
 from dassl.utils.switches import is_on
 
 
-def require_folder(folder: str, url: str) -> bool:
+def require_folder(folder: str, url: str, fetchable: bool = True) -> bool:
     """Whether a data set's folder is missing and may be downloaded.
 
     Args:
         folder: The folder of the data set.
-        url: Where its archive lies.
+        url: Where its archive lies, or the page that says so.
+        fetchable: The toolbox can fetch that archive by itself.
 
     Raises:
-        FileNotFoundError: The folder is missing and DASSL_DOWNLOAD is not set.
+        FileNotFoundError: The folder is missing, and is not fetchable or DASSL_DOWNLOAD is not set.
     """
     if os.path.isdir(folder):
         return False
-    if is_on("DASSL_DOWNLOAD"):
+    if fetchable and is_on("DASSL_DOWNLOAD"):
         return True
+    offer = "; DASSL_DOWNLOAD=1 lets the toolbox fetch it (needs gdown)" if fetchable else ""
     raise MissingFileError(
         f'The data set\'s folder "{folder}" does not exist. Fetch {url}, unpack it there, or set DATASET.ROOT to the '
-        f'folder that holds "{os.path.basename(folder)}"; DASSL_DOWNLOAD=1 lets the toolbox fetch it (needs gdown).'
+        f'folder that holds "{os.path.basename(folder)}"{offer}.'
     )
 
 

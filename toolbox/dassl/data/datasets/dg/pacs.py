@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.build import DATASET_REGISTRY
 from dassl.data.datasets.download import require_folder
-from dassl.utils.errors import CheckError, MissingFileError
+from dassl.data.datasets.lists import read_list
 from dassl.utils.on_demand import import_on_demand
 
 __getattr__ = import_on_demand(__name__, osp="os.path")
@@ -47,20 +47,6 @@ class PACS(DatasetBase):
             Datum(os.path.join(self.image_dir, path), label, domain, path.split("/")[-2])
             for domain, name in enumerate(names)
             for split in splits
-            for path, label in self._read_split(os.path.join(self.split_dir, f"{name}_{split}_kfold.txt"))
+            for path, label in read_list(os.path.join(self.split_dir, f"{name}_{split}_kfold.txt"), first=1)
+            if path not in DAMAGED
         ]
-
-    def _read_split(self, fpath: str) -> list[tuple[str, int]]:
-        """Paths under `images` and labels from 0; the file's labels start at 1."""
-        if not os.path.isfile(fpath):
-            raise MissingFileError(f'There is no split file "{fpath}"')
-        entries = []
-        with open(fpath, encoding="utf-8") as file:
-            for line in filter(None, map(str.strip, file)):
-                path, _, label = line.rpartition(" ")
-                if path in DAMAGED:
-                    continue
-                if not label.isdigit() or int(label) < 1 or "/" not in path:
-                    raise CheckError(f'"{fpath}": expected "domain/class/image label", label from 1, but got "{line}"')
-                entries.append((path, int(label) - 1))
-        return entries

@@ -10,7 +10,7 @@ from dassl.data.datasets.build import DATASET_REGISTRY
 from dassl.data.datasets.download import require_folder
 from dassl.utils.on_demand import import_on_demand
 
-from .folders import read_domains
+from .folders import number_classes, read_domains
 
 __getattr__ = import_on_demand(__name__, osp="os.path", glob="glob", listdir_nohidden="dassl.utils:listdir_nohidden")
 
@@ -35,15 +35,22 @@ class VLCS(DatasetBase):
         if require_folder(self.dataset_dir, self.data_url):
             self.download_data(self.data_url, os.path.join(root, "vlcs.zip"))
         self.check_input_domains(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
+        asked = [*cfg.DATASET.SOURCE_DOMAINS, *cfg.DATASET.TARGET_DOMAINS]
+        splits = ("train", "crossval", "test")
+        self._labels = number_classes(self._folder(name, split) for name in asked for split in splits)
         super().__init__(
             train_x=self._read(cfg.DATASET.SOURCE_DOMAINS, "train"),
             val=self._read(cfg.DATASET.SOURCE_DOMAINS, "crossval"),
             test=self._read(cfg.DATASET.TARGET_DOMAINS, "test"),
         )
 
+    def _folder(self, name: str, split: str) -> str:
+        return os.path.join(self.dataset_dir, name.upper(), split)
+
     def _read(self, names: Sequence[str], split: str) -> list[Datum]:
         return read_domains(
             names,
-            lambda name: [os.path.join(self.dataset_dir, name.upper(), split)],
+            lambda name: [self._folder(name, split)],
             lambda folder: CLASSES.get(folder, folder),
+            self._labels,
         )

@@ -1,0 +1,5 @@
+"""Trainers of semi-supervised learning."""
+
+from .fixmatch import FixMatch
+
+__all__ = ["FixMatch"]
