@@ -24,11 +24,12 @@ from PIL import Image
 from reporting import describe, rates_table, rounded, write
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
 from dassl_clip.modeling.backbone import FrozenCLIP
 from dassl_clip.modeling.views import CROP_SCALE, GRAYSCALE_P, JITTER, JITTER_P, augmix_view, moco_view
+from dassl_clip.trainers.gopro import VIEW_CROP
 
 WORKERS = (0, 1, 2, 4, 8, 16)
 LOADED = 16  # images of a loader's batch
@@ -75,7 +76,7 @@ def pil_views_rate(clip: FrozenCLIP, pictures: list[Image.Image]) -> float:
     """Images a second of GOPro's two augmented views in one process, the mean."""
     like = (
         clip.image_size,
-        InterpolationMode(clip.interpolation),
+        VIEW_CROP,
         transforms.Normalize(clip.pixel_mean, clip.pixel_std),
     )
     views = (moco_view(*like), augmix_view(*like))

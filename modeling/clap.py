@@ -4,9 +4,9 @@ Source: Cai et al., "CLAP: Isolating Content from Style through Contrastive Lear
 (arXiv 2311.16445). The head is trained on text features alone and read on image and text features.
 
 The paper names the augmentations OSD and OCD (the object's size and colour are dropped), ITD and ASD (image type and
-art style; dropped together here, as in all of the paper's ablations), SPO (the prompt's order is swapped) and IGN
-(Gaussian noise tokens are inserted). The texts are finite in number, so `TextTables` lists each one once, and a
-training step reads features of the list by index (`clap_training.py`).
+art style are dropped), SPO (the prompt's order is swapped) and IGN (Gaussian noise tokens are inserted). Each is a
+decision of its own; `drop_type_style` drops type and style by one decision. The texts are finite in number, so
+`TextTables` lists each one once, and a training step reads features of the list by index (`clap_training.py`).
 
 Shapes: `C` classes, `E` joint embedding, `D` text width, `M` noise tokens, `K` distinct texts, `R` training texts of
 all classes, `A` augmented forms of each.
@@ -87,21 +87,45 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
     return any(_plain_key(key).startswith(f"{network}.") for key in state for network in NETWORKS)
 
 
-def published_state(state: Mapping[str, Tensor], network: str = NETWORK) -> dict[str, Tensor]:
+def published_network(state: Mapping[str, Tensor]) -> str:
+    """The network of a state dict of the authors that was trained.
+
+    Training on texts leaves `network_psi` as it starts, with a projection that is all zero; training on images (Im.Aug)
+    leaves `network_beta` so.
+
+    Returns:
+        The first that is there and has another projection; without one, the first that is there.
+
+    Raises:
+        ValueError: As in `published_state`.
+    """
+    named = {_plain_key(key): value for key, value in state.items()}
+    there = [network for network in NETWORKS if any(key.startswith(f"{network}.") for key in named)] or [NETWORK]
+    trained = (network for network in there if _head(named, network)[HEAD_KEYS[2]].any())
+    return next(trained, there[0])
+
+
+def published_state(state: Mapping[str, Tensor], network: str | None = None) -> dict[str, Tensor]:
     """The head inside a state dict of the authors, under this module's names, float32.
 
     Args:
         state: Keys `network_beta.linear.{weight,bias}` and `network_beta.projection.weight`, and the same under
             `network_psi`, perhaps behind `module.`.
-        network: Which of the two; the authors read `network_beta`.
+        network: Which of the two; None takes `published_network`.
 
     Returns:
         `linear.weight [latent, E]`, `linear.bias [latent]`, `projection.weight [E, latent]`.
 
     Raises:
-        ValueError: Keys are missing, or their shapes do not fit each other.
+        ValueError: Keys are missing, their shapes do not fit each other, or the head is not trained.
     """
-    named = {_plain_key(key): value for key, value in state.items()}
+    head = _head({_plain_key(key): value for key, value in state.items()}, network or published_network(state))
+    check_trained(head)
+    return head
+
+
+def _head(named: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    """One head of a state dict, once it is whole."""
     wanted = {key: f"{network}.{key}" for key in HEAD_KEYS}
     missing = [name for name in wanted.values() if name not in named]
     if missing:
@@ -113,6 +137,15 @@ def published_state(state: Mapping[str, Tensor], network: str = NETWORK) -> dict
     head = {key: named[name].detach().float() for key, name in wanted.items()}
     head_widths(head)
     return head
+
+
+def check_trained(state: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if a head's state dict has a projection that is all zero, as before any training."""
+    if not state[HEAD_KEYS[2]].any():
+        raise ValueError(
+            "the checkpoint's content head is not trained: its projection is all zero, so it returns CLIP's own "
+            "features; take the checkpoint of a trained head, or train one (TRAINER.CLAP.MAX_STEPS above 0)"
+        )
 
 
 def head_widths(state: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -188,7 +221,13 @@ class PromptWords:
     colour: str
 
     def render(
-        self, drop_size: bool = False, drop_colour: bool = False, drop_type_style: bool = False, swap: bool = False
+        self,
+        drop_size: bool = False,
+        drop_colour: bool = False,
+        drop_type_style: bool = False,
+        swap: bool = False,
+        drop_type: bool = False,
+        drop_style: bool = False,
     ) -> str:
         """The text "a(n) [style] [type] of a(n) [size] [colour] [class]", or an augmented form of it.
 
@@ -200,12 +239,15 @@ class PromptWords:
             drop_colour: Leave the colour out.
             drop_type_style: Leave out type and style and the word that joins them: "a large red dog", swapped or not.
             swap: "a(n) [size] [colour] [class] in a(n) [style] [type] style".
+            drop_type: Leave the type out; with `drop_style`, as `drop_type_style`.
+            drop_style: Leave the style out.
         """
         parts = [_article(self.size), "" if drop_size else self.size, "" if drop_colour else self.colour]
         thing = " ".join(part for part in (*parts, self.classname) if part)
-        if drop_type_style:
+        if drop_type_style or (drop_type and drop_style):
             return thing
-        picture = f"{_article(self.style)} {self.style} {self.type}"
+        words = [_article(self.style), "" if drop_style else self.style, "" if drop_type else self.type]
+        picture = " ".join(word for word in words if word)
         return f"{thing} in {picture} style" if swap else f"{picture} of {thing}"
 
 
@@ -240,21 +282,25 @@ class Augmentation:
         drop_colour: Probability that the colour goes.
         drop_type_style: Probability that type and style go, by one decision.
         swap: Probability that the order is swapped.
+        drop_type: Probability that the type goes.
+        drop_style: Probability that the style goes.
     """
 
     drop_size: float = 0.5
     drop_colour: float = 0.5
     drop_type_style: float = 0.0
     swap: float = 0.5
+    drop_type: float = 0.0
+    drop_style: float = 0.0
 
     def __post_init__(self) -> None:
         _check_probabilities(self)
 
-    def outcomes(self) -> dict[tuple[bool, bool, bool, bool], float]:
+    def outcomes(self) -> dict[tuple[bool, ...], float]:
         """Probability of each set of decisions that can happen, in the order of `render`'s arguments."""
-        chances = (self.drop_size, self.drop_colour, self.drop_type_style, self.swap)
+        chances = tuple(vars(self).values())  # the fields stand in that order
         every = {}
-        for decisions in product((False, True), (False, True), (False, True), (False, True)):
+        for decisions in product((False, True), repeat=len(chances)):
             probability = 1.0
             for decision, chance in zip(decisions, chances):
                 probability *= chance if decision else 1 - chance

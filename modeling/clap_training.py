@@ -24,6 +24,8 @@ from .losses import nt_xent
 from .peers import ALONE, Peers
 from .text_tower import ClassTokens, TextTower
 
+SHUFFLED, IN_TURN = ORDERS = ("shuffled", "in-turn")  # of the texts (or images) that batches are made of
+LAST_DROP, LAST_STEP = KEPT = ("last-drop", "last-step")  # which weights a fit ends with
 STEPS_AT_ONCE = 16  # batches that are drawn, and noise prompts that are encoded, together
 NOISE_POSITIONS = ("end", "middle", "front")  # of the text in `encode_prompts`: noise before, around, after the text
 
@@ -117,16 +119,20 @@ class PromptNoise:
 class TextPairs:
     """Batches of training texts with their augmented forms and class names.
 
-    Position `p = step * B + i` takes class `p mod C` and that class's text `(p div C) mod` its number of texts, so that
-    neighbours differ in class.
+    The batches take the texts of all classes in an order that is drawn anew for each pass over them, one pass after the
+    other: position `p = step * B + i` takes the text at place `p mod R` of pass `p div R`. A batch may hold several
+    texts of a class, as in the authors' program; these are then negatives of each other. With the order `in-turn`,
+    position `p` takes class `p mod C` and that class's text `(p div C) mod` its number of texts, so that neighbours
+    differ in class.
 
     Args:
         tables: The texts and their places.
         features: Features of `tables.texts`, `[K, E]`, not normalised.
         batch_size: `B`.
-        seed: Seed of the augmentation (and of the noise).
+        seed: Seed of the order and of the augmentation (and of the noise).
         noise: Adds noise tokens to the augmented prompts; None leaves them as they are.
         peers: The processes that each read their own rows of a batch.
+        order: `shuffled`, or `in-turn`.
 
     Raises:
         ValueError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs, or
@@ -141,6 +147,7 @@ class TextPairs:
         seed: int,
         noise: PromptNoise | None = None,
         peers: Peers = ALONE,
+        order: str = SHUFFLED,
     ):
         if features.dim() != 2 or len(features) != len(tables.texts):
             raise ValueError(
@@ -149,7 +156,7 @@ class TextPairs:
         _check_batch(batch_size, peers)
         self.tables, self.noise, self.peers = tables, noise, peers
         self.features = _checked_features(features, "text features")
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.order = batch_size, seed, order
         self._cumulative = tables.probabilities.cumsum(0)
         self._block = (-1, (self.features[:0],) * 3)
 
@@ -164,7 +171,7 @@ class TextPairs:
     def index(self, block: int, generator: torch.Generator) -> Tensor:
         """Places of prompts, augmented forms and class names for the batches of a block, `[3, STEPS_AT_ONCE, B]`."""
         tables = self.tables
-        labels, rows = _walk(block, self.batch_size, tables.starts, tables.counts)
+        labels, rows = _rows(block, self.batch_size, tables.counts, self.order, self.seed)
         chance = torch.rand(rows.shape, generator=generator, dtype=torch.float64)
         form = torch.searchsorted(self._cumulative, chance * self._cumulative[-1], right=True)
         form = form.clamp_max(len(self._cumulative) - 1)
@@ -182,21 +189,22 @@ class TextPairs:
 
 
 class ImagePairs:
-    """Batches of two augmented views of pictures with their class names: Im.Aug, the paper's image-side baseline.
+    """Batches of a plain and an augmented view of images: Im.Aug, the paper's image-side baseline.
 
-    Classes take turns as in `TextPairs`; the pictures of a class come in an order drawn once from the seed, and each
-    time two different views are drawn.
+    The images come in an order as in `TextPairs`, and one of the augmented views is drawn for each. Im.Aug's loss has
+    no class names: the third part of a batch is the plain view again, for `content_loss` with the weight 0.
 
     Args:
-        features: Features of `V` augmented views of each picture, `[N, V, E]`, not normalised.
-        labels: `[N]`, from 0 to `C - 1`.
-        class_features: Text features of the class names, `[C, E]`, not normalised.
+        features: Features of `V` views of each image, the plain one first, `[N, V, E]`, not normalised.
+        labels: `[N]`, from 0 to `C - 1`, sorted.
+        num_classes: `C`.
         batch_size: `B`.
         seed: Seed of the order and of the views.
         peers: The processes that each read their own rows of a batch.
+        order: `shuffled`, or `in-turn`.
 
     Raises:
-        ValueError: Shapes do not fit, a picture has less than 2 views, a class has no picture, or the batch cannot be
+        ValueError: Shapes do not fit, an image has less than 2 views, a class has no image, or the batch cannot be
             shared by the processes.
     """
 
@@ -204,66 +212,73 @@ class ImagePairs:
         self,
         features: Tensor,
         labels: Tensor,
-        class_features: Tensor,
+        num_classes: int,
         batch_size: int,
         seed: int,
         peers: Peers = ALONE,
+        order: str = SHUFFLED,
     ):
-        if features.dim() != 3 or features.shape[1] < 2 or class_features.shape[1:] != features.shape[2:]:
+        if features.dim() != 3 or features.shape[1] < 2:
             raise ValueError(
-                "pairs of views need features [N, V, E] with at least 2 views and class features [C, E], got "
-                f"{list(features.shape)} and {list(class_features.shape)}"
+                "pairs of views need features [N, V, E] with a plain view and at least 1 augmented one, got "
+                f"{list(features.shape)}"
             )
-        classes, labels = len(class_features), labels.cpu()
-        if labels.shape != features.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        labels = labels.cpu()
+        if labels.shape != features.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
-                f"{len(features)} pictures need {len(features)} labels from 0 to {classes - 1}, got {_shown(labels)}"
+                f"{len(features)} images need {len(features)} labels from 0 to {num_classes - 1}, got {_shown(labels)}"
             )
-        counts = torch.bincount(labels, minlength=classes)
+        if (labels.diff() < 0).any():
+            raise ValueError(f"the images must stand class after class, got the labels {_shown(labels)}")
+        counts = torch.bincount(labels, minlength=num_classes)
         if not counts.all():
             raise ValueError(
-                f"each class needs a picture; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
+                f"each class needs an image; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
             )
         _check_batch(batch_size, peers)
         self.peers = peers
         self.features = _checked_features(features, "image features")
-        self.class_features = _checked_features(class_features, "class features").to(self.features)
-        self.batch_size, self.seed = batch_size, seed
-        shuffled = torch.randperm(len(labels), generator=_generator(seed, -1))
-        self._order = shuffled[labels[shuffled].argsort(stable=True)]
-        self._counts, self._starts = counts, counts.cumsum(0) - counts
+        self.batch_size, self.seed, self.order = batch_size, seed, order
+        self._counts = counts
         self._block = (-1, (self.features[:0, 0],) * 3)
 
     def batch(self, step: int) -> Batch:
-        """Features of one view, of another view of the same picture, and of its class name, each `[B, E]`."""
+        """Features of the plain view, of an augmented view of the same image, and of the plain view, `[B, E]` each."""
         block, row = divmod(step, STEPS_AT_ONCE)
         if self._block[0] != block:
             self._block = (block, self._read(block))
-        first, second, names = self._block[1]
-        return first[row], second[row], names[row]
+        plain, augmented, again = self._block[1]
+        return plain[row], augmented[row], again[row]
 
     def _read(self, block: int) -> Batch:
         """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
-        generator, views = _generator(self.seed, block), self.features.shape[1]
-        labels, rows = _walk(block, self.batch_size, self._starts, self._counts)
-        one = torch.randint(views, rows.shape, generator=generator)
-        other = (one + 1 + torch.randint(views - 1, rows.shape, generator=generator)) % views
-        index = torch.stack([self._order[rows], one, other, labels])[:, :, self.peers.own(self.batch_size)]
-        picture, one, other, labels = index.to(self.features.device, non_blocking=True)
-        return self.features[picture, one], self.features[picture, other], self.class_features[labels]
+        generator = _generator(self.seed, block)
+        _, rows = _rows(block, self.batch_size, self._counts, self.order, self.seed)
+        view = 1 + torch.randint(self.features.shape[1] - 1, rows.shape, generator=generator)
+        index = torch.stack([rows, view])[:, :, self.peers.own(self.batch_size)]
+        image, view = index.to(self.features.device, non_blocking=True)
+        plain = self.features[image, 0]
+        return plain, self.features[image, view], plain
 
 
-def _walk(block: int, batch_size: int, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and rows `[STEPS_AT_ONCE, B]` of a block: the classes in turn, each with its own rows in turn."""
-    size = STEPS_AT_ONCE * batch_size
-    position = torch.arange(block * size, (block + 1) * size).view(STEPS_AT_ONCE, batch_size)
-    labels = position % len(counts)
-    return labels, starts[labels] + position // len(counts) % counts[labels]
+def _rows(block: int, batch_size: int, counts: Tensor, order: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Labels and rows `[STEPS_AT_ONCE, B]` of a block, of rows that stand class after class, `counts` of each."""
+    size, total = STEPS_AT_ONCE * batch_size, int(counts.sum())
+    position = torch.arange(block * size, (block + 1) * size)
+    if order == IN_TURN:
+        labels = position % len(counts)
+        rows = (counts.cumsum(0) - counts)[labels] + position // len(counts) % counts[labels]
+    else:
+        first, last = int(position[0]) // total, int(position[-1]) // total
+        passes = [torch.randperm(total, generator=_generator(seed, p, stream=1)) for p in range(first, last + 1)]
+        rows = torch.cat(passes)[position - first * total]
+        labels = torch.arange(len(counts)).repeat_interleave(counts)[rows]
+    return labels.view(STEPS_AT_ONCE, batch_size), rows.view(STEPS_AT_ONCE, batch_size)
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """A CPU generator for one block of a run; all blocks of all seeds differ."""
-    mixed = np.random.SeedSequence((seed % 2**64, number + 1)).generate_state(1, np.uint32)
+def _generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
+    """A CPU generator for one block of a run (stream 0) or one pass (stream 1); those of all seeds differ."""
+    mixed = np.random.SeedSequence((seed % 2**64, number + 1, stream)).generate_state(1, np.uint32)
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
@@ -301,11 +316,13 @@ class FitReport:
         steps: Steps done in all.
         checks: Step and mean loss at each check, the last steps included where they are no whole interval.
         stopped_early: Whether the loss had stopped to drop before the last step.
+        kept_step: The step whose weights the head has.
     """
 
     steps: int
     checks: tuple[tuple[int, float], ...]
     stopped_early: bool
+    kept_step: int
 
 
 def content_loss(
@@ -346,6 +363,7 @@ def fit_content_head(
     check_every: int = 480,
     patience: int = 5,
     min_drop: float = 0.01,
+    keep: str = LAST_DROP,
     on_check: Callable[[int, float], None] | None = None,
     state: dict[str, Any] | None = None,
     after_step: Callable[[int, Callable[[], dict[str, Any]]], None] | None = None,
@@ -354,8 +372,10 @@ def fit_content_head(
     """Train the head in place with Adam, until the loss no longer drops.
 
     The loss that is compared at a check is the mean over the steps since the check before. It counts as dropped if it
-    is at least `min_drop` under the lowest one that counted so far. The head keeps the weights of the last step. The
-    device is waited for at checks alone.
+    is at least `min_drop` under the lowest one that counted so far. The head ends with the weights of the last check at
+    which the loss dropped, as the authors' program keeps them; those of the last step if there was no check. What is
+    left of the steps after the last whole interval is reported as a check and does not count. The device is waited for
+    at checks alone.
 
     Args:
         head: The head; its own `alpha` plays no part.
@@ -368,11 +388,13 @@ def fit_content_head(
         check_every: Steps between checks.
         patience: Checks without a drop after which training stops.
         min_drop: What counts as a drop.
+        keep: `last-drop`, or `last-step` for the weights of the last step.
         on_check: Called at each check, and after the last step, with the step and the mean loss.
         state: Goes on from a state that `after_step` had made; the head's weights come from it.
         after_step: Called after each step with its number and a function that makes a state, all that is needed to go
-            on: `step`, `checks`, `losses` since the last check, `best`, `waited`, `head`, `optimizer` (plain values and
-            tensors, copies of the live ones). Several processes make it together.
+            on: `step`, `checks`, `losses` since the last check, `best`, `waited`, `kept_step`, `kept` (the weights
+            that the head would end with, by name; empty for those of the last step), `head`, `optimizer` (plain values
+            and tensors, copies of the live ones). Several processes make it together.
         peers: The processes that each have some pairs of a batch, an equal number.
 
     Returns:
@@ -389,19 +411,22 @@ def fit_content_head(
     device = head.linear.weight.device
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate, fused=device.type == "cuda")
     step, best, waited, checks = 0, math.inf, 0, []
+    kept_step, kept = 0, dict[str, Tensor]()
     losses: list[Tensor] = []
     if state is not None:
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         step, best, waited = state["step"], state["best"], state["waited"]
+        kept_step = state["kept_step"]
+        kept = {name: value.to(device) for name, value in state["kept"].items()}
         checks = [tuple(check) for check in state["checks"]]
         losses = list(state["losses"].to(device).unbind())
 
     def make_state() -> dict[str, Any]:
         live = {"head": head.state_dict(), "optimizer": optimizer.state_dict()}
         everywhere = peers.sum(torch.stack(losses)) / peers.size if losses else torch.zeros(0)
-        numbers = {"step": step, "checks": list(checks), "best": best, "waited": waited}
-        return {**numbers, "losses": everywhere, **deepcopy(live)}
+        numbers = {"step": step, "checks": list(checks), "best": best, "waited": waited, "kept_step": kept_step}
+        return {**numbers, "losses": everywhere, **deepcopy({**live, "kept": kept})}
 
     joined = peers.joined(head)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
@@ -417,15 +442,34 @@ def fit_content_head(
                 mean = _mean_loss(losses, step, peers)
                 checks.append((step, mean))
                 losses.clear()
-                if mean <= best - min_drop:
+                if whole and mean <= best - min_drop:
                     best, waited = mean, 0
+                    if keep == LAST_DROP:
+                        kept_step, kept = step, deepcopy(head.state_dict())
                 elif whole:
                     waited += 1
                 if on_check is not None:
                     on_check(step, mean)
             if after_step is not None:
                 after_step(step, make_state)
-    return FitReport(step, tuple(checks), waited >= patience and step < max_steps)
+    if kept:
+        head.load_state_dict(kept)
+    return FitReport(step, tuple(checks), waited >= patience and step < max_steps, kept_step if kept else step)
+
+
+def last_drop(checks: Sequence[Sequence[float]], check_every: int, min_drop: float) -> int:
+    """The step of the last check at which the loss dropped, as `fit_content_head` counts it; 0 if there was no check.
+
+    Args:
+        checks: Step and mean loss of each check.
+        check_every: Steps between checks.
+        min_drop: What counts as a drop.
+    """
+    best, dropped = math.inf, 0
+    for step, mean in checks:
+        if int(step) % check_every == 0 and mean <= best - min_drop:
+            best, dropped = mean, int(step)
+    return dropped
 
 
 def _mean_loss(losses: Sequence[Tensor], step: int, peers: Peers) -> float:

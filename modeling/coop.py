@@ -11,6 +11,11 @@ from .text_tower import ClassTokens, TextTower
 CONTEXT_STD = 0.02
 
 
+def initial_words(words: str) -> str:
+    """The words of `CTX_INIT`, with blanks for `_`; empty if there are none, and the context starts at random."""
+    return words.replace("_", " ").strip()
+
+
 def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
     """Context vectors to start from.
 
@@ -26,7 +31,7 @@ def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
         ValueError: Neither words nor a positive number of tokens is given, or the words are no tokens to the tower's
             tokenizer or leave no room for a class name.
     """
-    words = words.replace("_", " ").strip()
+    words = initial_words(words)
     if not words:
         if n_ctx < 1:
             raise ValueError(f"a random context needs N_CTX of at least 1, got {n_ctx}; or give words in CTX_INIT")
@@ -43,7 +48,9 @@ def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
 
 
 class ContextLearner(nn.Module):
-    """CoOp's learnable context, shared by all classes or one for each class.
+    """CoOp's learnable context, shared by all classes or, from a random start, one for each class.
+
+    A context that starts from words is shared, whatever `class_specific` says, as in CoOp's program.
 
     Its only parameter is `ctx`, `[M, D]` or `[C, M, D]`, the name in the state dicts of CoOp's released checkpoints.
     """
@@ -51,11 +58,9 @@ class ContextLearner(nn.Module):
     def __init__(self, text: TextTower, words: str, n_ctx: int, n_classes: int, class_specific: bool):
         super().__init__()
         context = initial_context(text, words, n_ctx)
-        if class_specific:
-            # A random start draws each class on its own; words start all classes alike.
-            shape = (n_classes, *context.shape)
-            context = context.expand(shape).clone() if words.strip() else torch.randn(shape) * CONTEXT_STD
-        self.class_specific = class_specific
+        self.class_specific = class_specific and not initial_words(words)
+        if self.class_specific:
+            context = torch.randn(n_classes, *context.shape) * CONTEXT_STD
         self.ctx = nn.Parameter(context)
 
     def forward(self, text: TextTower, classes: ClassTokens, position: str = "end") -> Tensor:

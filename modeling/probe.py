@@ -1,7 +1,8 @@
 """CLAP's few-shot linear probe: a linear classifier on normalised features.
 
 Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445): Adam, batches of 32, at most 1000 epochs, stopped by the
-training loss.
+training loss. The authors' program counts the epochs without a drop in all, and keeps the weights of the last drop
+that counted; `STOPPING` names that and the usual rule.
 
 Shapes: `N` images, `C` classes, `E` joint embedding.
 """
@@ -11,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+IN_ALL, IN_A_ROW = STOPPING = ("in-all", "in-a-row")  # how epochs without a drop are counted
 
 
 def fit_linear_probe(
@@ -23,12 +26,15 @@ def fit_linear_probe(
     patience: int = 10,
     min_drop: float = 0.001,
     seed: int = 0,
+    stopping: str = IN_ALL,
 ) -> tuple[Tensor, Tensor]:
     """Fit the scores `features @ weight.T + bias` to the labels with cross-entropy.
 
-    The training loss of an epoch is the mean over its images of the losses at their batches. Training stops after
-    `patience` epochs in which it is not at least `min_drop` under the lowest loss that counted so far; the weights at
-    the end of the epoch with the lowest training loss are kept. The start is `nn.Linear`'s, from the seed.
+    The training loss of an epoch is the mean of the losses of its batches. It counts as dropped if it is at least
+    `min_drop` under the lowest one that counted so far. Training stops after `patience` epochs without a drop in all,
+    and the weights at the end of the last epoch with a drop are kept, as in the authors' program. `in-a-row` counts
+    only epochs without a drop that follow each other, and keeps the weights of the epoch with the lowest loss. The
+    start is `nn.Linear`'s, from the seed.
 
     Args:
         features: `[N, E]`, normalised.
@@ -40,6 +46,7 @@ def fit_linear_probe(
         patience: Epochs without a drop after which training stops.
         min_drop: What counts as a drop.
         seed: Seed of the start and of the batches, the same on every device.
+        stopping: `in-all`, or `in-a-row`.
 
     Returns:
         Weight `[C, E]` and bias `[C]`, on the features' device, float32 (float64 for float64 features).
@@ -53,6 +60,8 @@ def fit_linear_probe(
         raise ValueError(
             f"batch_size, max_epochs and patience must be at least 1, got {batch_size}, {max_epochs} and {patience}"
         )
+    if stopping not in STOPPING:
+        raise ValueError(f"stopping is {stopping!r}; expected one of {', '.join(STOPPING)}")
     features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     device, labels = features.device, labels.to(features.device)
     generator = torch.Generator().manual_seed(seed)
@@ -66,23 +75,26 @@ def fit_linear_probe(
         for epoch in range(max_epochs):
             total = torch.zeros((), dtype=torch.float64, device=device)
             order = torch.randperm(len(features), generator=generator).to(device)
-            for rows in order.split(batch_size):
+            batches = order.split(batch_size)
+            for rows in batches:
                 loss = F.cross_entropy(F.linear(features[rows], weight, bias), labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.detach() * len(rows)
-            mean = total.item() / len(features)
+                total += loss.detach()
+            mean = total.item() / len(batches)
             if not math.isfinite(mean):
                 raise FloatingPointError(
                     f"the probe's training loss in epoch {epoch} is {mean}; lower the learning rate"
                 )
-            if mean < lowest:
-                lowest, kept = mean, (weight.detach().clone(), bias.detach().clone())
-            if mean <= reference - min_drop:
-                reference, waited = mean, 0
-            else:
+            dropped = mean <= reference - min_drop
+            if dropped if stopping == IN_ALL else mean < lowest:
+                kept = weight.detach().clone(), bias.detach().clone()
+            lowest = min(lowest, mean)
+            if not dropped:
                 waited += 1
+            else:
+                reference, waited = mean, waited if stopping == IN_ALL else 0
             if waited >= patience:
                 break
     return kept

@@ -2,7 +2,8 @@
 
 All randomness comes from torch's global generator, so that a loader's worker that seeds it for an image makes the same
 views every time. Sources: MoCo v2's recipe (Chen et al., 2020, arXiv 2003.04297) and AugMix (Hendrycks et al., ICLR
-2020, algorithm 1) at severity 1 with its nine operations.
+2020, algorithm 1) at severity 1 with its nine operations; degrees of rotation and pixels of translation are whole
+numbers there, and so they are here. GOPro's program makes each view of a random crop of its own.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def moco_view(
 
     Args:
         size: `(H, W)` of the frozen model.
-        interpolation: The model's interpolation.
+        interpolation: Of the crop.
         normalize: The model's pixel normalisation.
         blur_radius: Range of the blur's radius in pixels of the cropped image.
     """
@@ -94,7 +95,7 @@ def _posterize(image: Image.Image) -> Image.Image:
 
 
 def _rotate(image: Image.Image) -> Image.Image:
-    return image.rotate(_signed(_level(30)), resample=Image.Resampling.BILINEAR)
+    return image.rotate(_signed(int(_level(30))), resample=Image.Resampling.BILINEAR)
 
 
 def _solarize(image: Image.Image) -> Image.Image:
@@ -110,11 +111,11 @@ def _shear_y(image: Image.Image) -> Image.Image:
 
 
 def _translate_x(image: Image.Image) -> Image.Image:
-    return _affine(image, (1, 0, _signed(_level(image.width / 3)), 0, 1, 0))
+    return _affine(image, (1, 0, _signed(int(_level(image.width / 3))), 0, 1, 0))
 
 
 def _translate_y(image: Image.Image) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, _signed(_level(image.height / 3))))
+    return _affine(image, (1, 0, 0, 0, 1, _signed(int(_level(image.height / 3)))))
 
 
 AUGMIX_OPERATIONS = (
@@ -157,17 +158,17 @@ def augmix_view(
 ) -> transforms.Compose:
     """The transform PIL image -> `x_augmix [3, H, W]`, normalised.
 
-    Shorter side to the model's size, centre crop, AugMix.
+    Random resized crop (scale 0.08 to 1), horizontal flip with p 0.5, AugMix.
 
     Args:
         size: `(H, W)` of the frozen model.
-        interpolation: The model's interpolation.
+        interpolation: Of the crop.
         normalize: The model's pixel normalisation.
     """
     return transforms.Compose(
         [
-            transforms.Resize(max(size), interpolation=interpolation),
-            transforms.CenterCrop(size),
+            transforms.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=interpolation),
+            transforms.RandomHorizontalFlip(),
             augmix,
             tvf.to_tensor,
             normalize,

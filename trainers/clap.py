@@ -2,7 +2,7 @@
 
 Source: Cai et al., "CLAP: Isolating Content from Style through Contrastive Learning with Augmented Prompts", ECCV 2024
 (arXiv 2311.16445). Each distinct text is encoded once and its features are kept on disk; a training step is a small MLP
-on them. `MODALITY: image` trains the same head on pictures, the paper's baseline Im.Aug.
+on them. `MODALITY: image` trains the same head on images, the paper's baseline Im.Aug.
 
 No label is used in training. `ALPHA`, the head's weight at inference, is a number, or `source-val`: the candidate with
 the best accuracy on *source* validation images. It is never chosen on test images.
@@ -21,8 +21,15 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.modeling.clap import ContentHead, check_widths, is_published, published_state
-from dassl_clip.modeling.clap_training import FitReport, Pairs, fit_content_head
+from dassl_clip.modeling.clap import (
+    ContentHead,
+    check_trained,
+    check_widths,
+    is_published,
+    published_network,
+    published_state,
+)
+from dassl_clip.modeling.clap_training import KEPT, LAST_DROP, FitReport, Pairs, fit_content_head, last_drop
 from dassl_clip.modeling.templates import resolve_templates
 
 from . import bank, distributed, termination
@@ -66,6 +73,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             CHECK_EVERY=480,
             PATIENCE=5,
             MIN_DROP=0.01,
+            KEEP=LAST_DROP,  # the weights of the last check at which the loss dropped, or last-step
             **PAIR_KEYS,
             **KEYS,
         )
@@ -83,6 +91,8 @@ class CLAP(ReadingsMixin, CLIPTrainer):
                 f"and MAX_STEPS at least 0 (0 trains nothing); got TAU {node.TAU}, LAMBDA {node.LAMBDA}, LATENT_DIM "
                 f"{node.LATENT_DIM}, BATCH_SIZE {node.BATCH_SIZE}, MAX_STEPS {node.MAX_STEPS}"
             )
+        if node.KEEP not in KEPT:
+            raise ValueError(f"TRAINER.CLAP.KEEP is {node.KEEP!r}; expected one of {', '.join(KEPT)}")
         if node.BATCH_SIZE % distributed.world_size():
             raise ValueError(
                 f"TRAINER.CLAP.BATCH_SIZE is {node.BATCH_SIZE}, the number of pairs of all {distributed.world_size()} "
@@ -119,9 +129,16 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         self.start = parameters_to_vector(self.model.parameters()).detach()
 
     def published_state(self, state: dict) -> dict:
-        """The head of an authors' checkpoint, or the state as it is; other widths are refused by name."""
-        state = published_state(state) if is_published(state) else state
+        """The head of an authors' checkpoint, or the state as it is.
+
+        Heads of other widths, and heads that were not trained, are refused by name.
+        """
+        if is_published(state):
+            logger.info("the authors' checkpoint: the head is its %s", published_network(state))
+            state = published_state(state)
         check_widths(state, self.backbone.embed_dim, self.node.LATENT_DIM)
+        if self.node.MAX_STEPS or self.cfg.MODEL.INIT_WEIGHTS:  # else an untrained head is asked for
+            check_trained(state)
         return state
 
     def fit(self) -> None:
@@ -137,8 +154,9 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             self.save_model(0, self.output_dir)
             return
         pairs, facts = image_pairs(self) if node.MODALITY == "image" else text_pairs(self)
-        keys = ("LATENT_DIM", "TAU", "LAMBDA", "BATCH_SIZE", "MAX_STEPS", "CHECK_EVERY", "PATIENCE", "MIN_DROP")
-        facts |= {key: node[key] for key in keys} | {"seed": self.cfg.SEED, "rate": self.cfg.OPTIM.LR}
+        keys = ("LATENT_DIM", "TAU", "BATCH_SIZE", "MAX_STEPS", "CHECK_EVERY", "PATIENCE", "MIN_DROP", "KEEP")
+        facts |= {key: node[key] for key in keys}
+        facts |= {"LAMBDA": self._weight, "seed": self.cfg.SEED, "rate": self.cfg.OPTIM.LR}
         start = hashlib.sha256(self.start.cpu().numpy().tobytes()).hexdigest()
         facts |= {"kind": "content head", "start": start}
         keep = bank.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
@@ -148,6 +166,11 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
             self.save_model(0, self.output_dir)
 
+    @property
+    def _weight(self) -> float:
+        """The weight of the term with class names, which Im.Aug does not have."""
+        return 0.0 if self.node.MODALITY == "image" else self.node.LAMBDA
+
     def _note_checks(self, checks: list[list[float]]) -> None:
         """Step and loss of each check of the training, for the record."""
         self.checks = checks
@@ -155,7 +178,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         self.losses = {"contrastive": checks[-1][1]} if checks else {}
 
     def _train_head(self, pairs: Pairs, problem: str) -> Tensor:
-        """One vector: the number of checks, step and loss of each, and the trained parameters."""
+        """One vector: the number of checks, step and loss of each, and the kept parameters."""
         node, state = self.node, self.kept_fit(problem)
         if state is not None:
             state = {**state, "head": self.model.state_dict()}
@@ -165,19 +188,21 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             self.model,
             pairs,
             tau=node.TAU,
-            weight=node.LAMBDA,
+            weight=self._weight,
             learning_rate=self.cfg.OPTIM.LR,
             max_steps=node.MAX_STEPS,
             check_every=node.CHECK_EVERY,
             patience=node.PATIENCE,
             min_drop=node.MIN_DROP,
+            keep=node.KEEP,
             on_check=self._log_check,
             state=state,
             after_step=partial(self._after_step, problem),
             peers=distributed.peers(),
         )
         why = "the loss no longer drops" if self.report.stopped_early else "MAX_STEPS"
-        logger.info("content head trained: %d steps (%s)", self.report.steps, why)
+        report = self.report
+        logger.info("content head trained: %d steps (%s), kept step %d", report.steps, why, report.kept_step)
         weights = parameters_to_vector(self.model.parameters()).detach()
         checks = weights.new_tensor(self.report.checks)
         return torch.cat([weights.new_tensor([len(checks)]), checks.flatten(), weights])
@@ -245,7 +270,10 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         chosen = parse_alpha(self.node.ALPHA) is None
         facts["selection_rule"] = "last" + "; alpha by source validation images" * chosen
         if self.checks:
-            facts["training"] = {"steps": int(self.checks[-1][0]), "checks": self.checks, "reused": self.report is None}
+            steps, node = int(self.checks[-1][0]), self.node
+            dropped = last_drop(self.checks, node.CHECK_EVERY, node.MIN_DROP) if node.KEEP == LAST_DROP else 0
+            facts["training"] = {"steps": steps, "kept_step": dropped or steps, "checks": self.checks}
+            facts["training"]["reused"] = self.report is None
         return facts
 
 

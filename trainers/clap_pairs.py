@@ -1,6 +1,7 @@
-"""What CLAP's head is trained on: texts of a template, of random words or of a file; or pictures (Im.Aug).
+"""What CLAP's head is trained on: texts of a template, of random words or of a file; or images (Im.Aug).
 
-The features of all texts, and of all views of the pictures, are made once and kept on disk (`bank.py`).
+The features of all texts, and of all views of the images, are made once and kept on disk (`bank.py`). Im.Aug's authors
+draw a new view in every step; here each image has `IMAGE_VIEWS` augmented ones, and a step draws one of them.
 """
 
 import difflib
@@ -25,7 +26,7 @@ from dassl_clip.modeling.clap import (
     source_tables,
     template_tables,
 )
-from dassl_clip.modeling.clap_training import ImagePairs, PromptNoise, TextPairs
+from dassl_clip.modeling.clap_training import ORDERS, SHUFFLED, ImagePairs, PromptNoise, TextPairs
 
 from . import bank, dealing, distributed
 from .images import RAISE, SeededImages, mix_seed
@@ -34,20 +35,24 @@ logger = logging.getLogger(__name__)
 
 MODALITIES = ("text", "image")
 SOURCES = ("template", "random-words")  # or a file
-CROP = (0.64, 1.0)
+CROP = (0.64, 1.0)  # of the area, square
 PAIR_KEYS = {
     "MODALITY": "text",  # text, or image for Im.Aug
     "SOURCE": "template",  # template, random-words, or a file with one text a line, {} for the class name
     "DROP_SIZE": 0.5,
     "DROP_COLOUR": 0.5,
-    "DROP_TYPE_STYLE": 0.0,
+    "DROP_TYPE_STYLE": 0.0,  # both by one decision
+    "DROP_TYPE": 0.0,
+    "DROP_STYLE": 0.0,
     "SWAP": 0.5,
     "DROP_WORD": 0.25,  # of sources other than the template
     "NOISE_TOKENS": 0,  # noise embeddings beside an augmented prompt
     "NOISE_STD": 0.02,
-    "IMAGE_FOLDER": "",  # of Im.Aug: one folder of pictures a class
-    "IMAGE_VIEWS": 8,  # augmented views of each picture
-    "IMAGE_JITTER": (0.4, 0.4, 0.4, 0.1),  # brightness, contrast, saturation, hue
+    "BATCH_ORDER": SHUFFLED,  # all texts (or images) in a new order in each pass, or in-turn: the classes in turn
+    "TRAINING_NAMES": (),  # pairs of a class and its name in training texts, where that is another
+    "IMAGE_FOLDER": "",  # of Im.Aug: one folder of images per class
+    "IMAGE_VIEWS": 8,  # augmented views of each image, each against the plain one
+    "IMAGE_JITTER": (0.5, 0.0, 0.0, 0.3),  # brightness, contrast, saturation, hue
 }
 
 
@@ -61,10 +66,18 @@ def check_pair_keys(node: CfgNode) -> None:
     """
     if node.MODALITY not in MODALITIES:
         raise ValueError(f"TRAINER.CLAP.MODALITY is {node.MODALITY!r}; expected one of {', '.join(MODALITIES)}")
-    if node.MODALITY == "image" and (not node.IMAGE_FOLDER or node.IMAGE_VIEWS < 2):
+    if node.MODALITY == "image" and (not node.IMAGE_FOLDER or node.IMAGE_VIEWS < 1):
         raise ValueError(
-            "TRAINER.CLAP.MODALITY image trains on pictures: set TRAINER.CLAP.IMAGE_FOLDER to a folder with one folder "
-            f"of pictures a class, and IMAGE_VIEWS to 2 or more (now {node.IMAGE_VIEWS})"
+            "TRAINER.CLAP.MODALITY image trains on images: set TRAINER.CLAP.IMAGE_FOLDER to a folder with one folder "
+            f"of images per class, and IMAGE_VIEWS to 1 or more (now {node.IMAGE_VIEWS})"
+        )
+    if node.BATCH_ORDER not in ORDERS:
+        raise ValueError(f"TRAINER.CLAP.BATCH_ORDER is {node.BATCH_ORDER!r}; expected one of {', '.join(ORDERS)}")
+    pairs = node.TRAINING_NAMES
+    if any(not isinstance(pair, (list, tuple)) or [*map(type, pair)] != [str, str] for pair in pairs):
+        raise ValueError(
+            f"TRAINER.CLAP.TRAINING_NAMES is {pairs!r}; expected pairs of a class and its name in training texts, such "
+            "as (('flowers', 'flower'),)"
         )
     jitter = tuple(node.IMAGE_JITTER)
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
@@ -85,7 +98,8 @@ def check_pair_keys(node: CfgNode) -> None:
 
 
 def _augmentation(node: CfgNode) -> Augmentation:
-    return Augmentation(node.DROP_SIZE, node.DROP_COLOUR, node.DROP_TYPE_STYLE, node.SWAP)
+    chances = (node.DROP_SIZE, node.DROP_COLOUR, node.DROP_TYPE_STYLE, node.SWAP, node.DROP_TYPE, node.DROP_STYLE)
+    return Augmentation(*chances)
 
 
 def _dropping(node: CfgNode, seed: int) -> WordDropping:
@@ -111,25 +125,40 @@ def text_tables(classnames: Sequence[str], node: CfgNode, seed: int) -> TextTabl
 def text_pairs(trainer) -> tuple[TextPairs, dict]:
     """The batches of text features that the head is trained on, and what names them (`bank.py`)."""
     node, text, seed = trainer.node, trainer.backbone.text, max(trainer.cfg.SEED, 0)
-    tables = text_tables(trainer.classnames, node, seed)
+    tables = text_tables(training_names(trainer.classnames, node.TRAINING_NAMES), node, seed)
     logger.info("%d distinct texts of %d classes", len(tables.texts), len(tables.classnames))
     features = trainer.text_features(tables.texts)
     peers, noise = distributed.peers(), None
     if node.NOISE_TOKENS:
         noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, peers, trainer.precision.autocast)
-    keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "SWAP", "DROP_WORD", "NOISE_TOKENS", "NOISE_STD")
+    keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
+    keys += ("NOISE_TOKENS", "NOISE_STD", "BATCH_ORDER")
     facts = {key: node[key] for key in keys} | bank.text_facts(tables.texts) | trainer.tower_facts
-    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, peers), facts
+    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, peers, node.BATCH_ORDER), facts
+
+
+def training_names(classnames: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[str]:
+    """The names of the classes in training texts: those of the pairs of a class and its name, else the class names.
+
+    Case, blanks, `_` and `-` of the pairs' classes do not count. A pair of a class that is not there plays no part.
+    """
+    others = {_plain(classname): name for classname, name in pairs}
+    if absent := [classname for classname, _ in pairs if _plain(classname) not in map(_plain, classnames)]:
+        logger.warning("TRAINER.CLAP.TRAINING_NAMES: there is no class %s here", ", ".join(absent[:8]))
+    return [others.get(_plain(name), name) for name in classnames]
 
 
 def image_pairs(trainer) -> tuple[ImagePairs, dict]:
-    """The same for features of augmented pictures (Im.Aug: crop, colour jitter)."""
+    """The same for features of a plain and of augmented views of images (Im.Aug: square crop, colour jitter)."""
     node, seed = trainer.node, max(trainer.cfg.SEED, 0)
     items = class_pictures(Path(node.IMAGE_FOLDER).expanduser(), trainer.classnames)
     logger.info(
-        "Im.Aug: %d pictures of %d classes, %d views each", len(items), len(trainer.classnames), node.IMAGE_VIEWS
+        "Im.Aug: %d images of %d classes, %d augmented views each",
+        len(items),
+        len(trainer.classnames),
+        node.IMAGE_VIEWS,
     )
-    facts = {"kind": "augmented views", "views": node.IMAGE_VIEWS, "seed": seed, "crop": CROP}
+    facts = {"kind": "plain and augmented views", "views": node.IMAGE_VIEWS, "seed": seed, "crop": CROP}
     facts |= {"jitter": list(node.IMAGE_JITTER)} | bank.image_facts([item.impath for item in items])
     facts |= trainer.tower_facts | {"bad images": trainer.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE)}
     features = bank.cached(facts, lambda: _views(trainer, items, seed))
@@ -137,29 +166,26 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
     items, features = [item for item, good in zip(items, usable.tolist()) if good], features[usable].to(trainer.device)
     if lost := sorted(set(range(len(trainer.classnames))) - {item.label for item in items}):
         raise ValueError(
-            f"TRAINER.CLAP.IMAGE_FOLDER {node.IMAGE_FOLDER}: no picture of {trainer.classnames[lost[0]]!r} can be "
+            f"TRAINER.CLAP.IMAGE_FOLDER {node.IMAGE_FOLDER}: no image of {trainer.classnames[lost[0]]!r} can be "
             "decoded; each class needs one"
         )
-    names = trainer.text_features([name.replace("_", " ") for name in trainer.classnames])
-    labels = torch.tensor([item.label for item in items])
-    facts |= bank.text_facts(trainer.classnames)
-    return ImagePairs(features, labels, names, node.BATCH_SIZE, seed, distributed.peers()), facts
+    labels, classes = torch.tensor([item.label for item in items]), len(trainer.classnames)
+    facts |= bank.text_facts(trainer.classnames) | {"order": node.BATCH_ORDER}
+    peers = distributed.peers()
+    return ImagePairs(features, labels, classes, node.BATCH_SIZE, seed, peers, node.BATCH_ORDER), facts
 
 
 def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
-    """Features of augmented views, `[N, V, E]`; NaN for pictures that cannot be decoded."""
+    """Features of the plain and the augmented views, `[N, V, E]`; NaN for images that cannot be decoded."""
     backbone = trainer.backbone
-    transform = Compose(
-        [
-            RandomResizedCrop(backbone.image_size, CROP, interpolation=InterpolationMode(backbone.interpolation)),
-            ColorJitter(*trainer.node.IMAGE_JITTER),
-            ToTensor(),
-            backbone.normalize(),
-        ]
+    crop = RandomResizedCrop(
+        backbone.image_size, CROP, ratio=(1.0, 1.0), interpolation=InterpolationMode(backbone.interpolation)
     )
-    images = SeededImages(trainer.cfg, items, transform=transform, is_train=True)
+    augment = Compose([crop, ColorJitter(*trainer.node.IMAGE_JITTER), ToTensor(), backbone.normalize()])
     like, views = trainer.test_loader, []
-    for number in range(trainer.node.IMAGE_VIEWS):
+    for number in range(1 + trainer.node.IMAGE_VIEWS):
+        transform = augment if number else backbone.preprocess()
+        images = SeededImages(trainer.cfg, items, transform=transform, is_train=True)
         images.view_seed.fill_(mix_seed(seed, number))
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
         own = ((rows,) for rows in _encoded(trainer, dealing.own_batches(loader)))
@@ -170,8 +196,7 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
 def _encoded(trainer, loader: DataLoader) -> Iterator[Tensor]:
     """Features `[B, E]` of the batches of a loader; NaN where another picture stands in."""
     for batch in loader:
-        readable = torch.tensor(trainer.note_unreadable(batch), device=trainer.device)
-        yield trainer.encode(batch["img"].to(trainer.device)).masked_fill(~readable[:, None], float("nan"))
+        yield trainer.encoded_batch(batch, trainer.encode)
 
 
 def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:

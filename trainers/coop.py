@@ -4,15 +4,19 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022.
 parameter `ctx` are those of the released checkpoints, which load through `MODEL.INIT_WEIGHTS` and `--model-dir`.
 """
 
+import logging
+
 import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.modeling.coop import ContextLearner
+from dassl_clip.modeling.coop import ContextLearner, initial_words
 
 from .base import CLIPTrainer, trainer_node
 from .frozen import FixedViewMixin
+
+logger = logging.getLogger(__name__)
 
 POSITIONS = ("end", "middle", "front")
 
@@ -23,7 +27,7 @@ class CoOp(FixedViewMixin, CLIPTrainer):
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
-        """CoOp's own keys: `N_CTX` tokens or the words of `CTX_INIT`, `CSC` (class-specific),
+        """CoOp's own keys: `N_CTX` tokens or the words of `CTX_INIT`, `CSC` (class-specific; of tokens alone),
         `CLASS_TOKEN_POSITION`."""
         trainer_node(cfg, "COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end")
 
@@ -39,19 +43,25 @@ class CoOp(FixedViewMixin, CLIPTrainer):
     @property
     def class_specific(self) -> bool:
         """Whether every class has a context of its own."""
-        return self.node.CSC
+        return self.node.CSC and not initial_words(self.node.CTX_INIT)
 
     @property
     def prompt(self) -> str:
         """What the context started from."""
         start = repr(self.node.CTX_INIT) if self.node.CTX_INIT else f"{self.node.N_CTX} random tokens"
         return f"learned from {start}, class token {self.node.CLASS_TOKEN_POSITION}" + (
-            ", class-specific" * self.node.CSC
+            ", class-specific" * self.class_specific
         )
 
     def build_model(self) -> None:
         """The context and the tokens of the class names."""
         text, node = self.backbone.text, self.node
+        if node.CSC and not self.class_specific:
+            logger.warning(
+                "TRAINER.COOP.CSC is ignored: a context that starts from words (CTX_INIT %r) is shared by all classes, "
+                "as in CoOp's program; for one per class, empty CTX_INIT",
+                node.CTX_INIT,
+            )
         learner = ContextLearner(text, node.CTX_INIT, node.N_CTX, self.num_classes, node.CSC)
         self.classes = text.class_tokens(self.classnames, n_ctx=learner.ctx.shape[-2])
         self.model = self.register_learner("prompt_learner", learner)

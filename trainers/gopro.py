@@ -29,6 +29,7 @@ from . import dealing, distributed
 from .base import CLIPTrainer, trainer_node
 from .frozen import MOST_BYTES, FixedViewMixin
 
+VIEW_CROP = InterpolationMode.BILINEAR  # of the augmented views, as in the authors' program
 VARIANTS = ("released", "paper")
 
 
@@ -83,12 +84,11 @@ class GOPro(FixedViewMixin, CLIPTrainer):
     def train_transform(self) -> list:
         """The views that the loss terms with a weight need, each made of the PIL image."""
         size, normalize = tuple(self.backbone.image_size), self.backbone.normalize()
-        interpolation = InterpolationMode(self.backbone.interpolation)
         views = [super().train_transform()]
         if self.node.CONSISTENCY_WEIGHT or self.node.CONTRASTIVE_WEIGHT:
-            views.append(moco_view(size, interpolation, normalize, tuple(self.node.BLUR_RADIUS)))
+            views.append(moco_view(size, VIEW_CROP, normalize, tuple(self.node.BLUR_RADIUS)))
         if self.node.CONSISTENCY_WEIGHT:
-            views.append(augmix_view(size, interpolation, normalize))
+            views.append(augmix_view(size, VIEW_CROP, normalize))
         return views
 
     def build_model(self) -> None:

@@ -5,9 +5,11 @@ the prompt forms C, CP, PC and NC (Table 3), linear probes on a few images of th
 CW-20 against the class names (zero-shot) and the 1-shot probe (Table 5). A trainer with this mixin reads the same
 images in all these ways; what comes out stands beside `test` in the record's metrics.
 
-Two deviations from the released program. The noise of NC is drawn from the seed and averaged over draws, so it does not
-depend on the batch size (`NC_PER_BATCH` restores one draw a batch). Attacks work on pixels in [0, 1] with the
-normalisation inside the model (`ATTACK_SPACE: authors` attacks normalised pixels and clamps those to [0, 1]).
+Two deviations from the authors' program. The noise of NC is drawn from the seed and averaged over draws, so it does not
+depend on the batch size (`NC_PER_BATCH` restores one draw per batch). Attacks work on pixels in [0, 1] with the
+normalisation inside the model, and attack what is read. `ATTACK_SPACE: authors` attacks normalised pixels, clamps those
+to [0, 1], and attacks the 1-shot probe through head features that are not normalised, though the probe is trained and
+read on normalised ones.
 
 Shapes: `N` images, `C` classes, `E` joint embedding.
 """
@@ -23,7 +25,7 @@ from yacs.config import CfgNode
 
 from dassl_clip.modeling import attacks
 from dassl_clip.modeling.clap import noise_context, noise_features
-from dassl_clip.modeling.probe import fit_linear_probe
+from dassl_clip.modeling.probe import IN_ALL, STOPPING, fit_linear_probe
 from dassl_clip.modeling.templates import resolve_templates
 
 from .images import mix_seed
@@ -46,7 +48,8 @@ KEYS = {
     "NC_PER_BATCH": False,  # one draw for each test batch instead, as the authors' program
     "NC_TOKENS": 4,
     "NC_STD": 0.02,
-    "PROBE_SHOTS": (1, 4, 8, 16, 32),  # images a class
+    "PROBE_SHOTS": (1, 4, 8, 16, 32),  # images per class
+    "PROBE_STOPPING": IN_ALL,  # in-all or in-a-row: which epochs without a drop end the fit (`modeling/probe.py`)
     "PROBE_TEST": "all",  # all tested images, the shots included, or without-shots
     "ATTACKS": ("FGSM", "PGD-20", "CW-20"),
     "ATTACK_EPSILON": 0.031,
@@ -66,6 +69,7 @@ def check_keys(name: str, node: CfgNode) -> None:
         "EVALUATE": KINDS,
         "ATTACKS": tuple(attacks.ATTACKS),
         "ATTACK_TARGETS": ATTACK_TARGETS,
+        "PROBE_STOPPING": STOPPING,
         "PROBE_TEST": PROBE_TESTS,
         "ATTACK_SPACE": ATTACK_SPACES,
     }
@@ -167,8 +171,9 @@ class ReadingsMixin:
     def _probe(self, features: Tensor, labels: Tensor, shots: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """A probe of a few images a class, as a function of normalised features, and the places of its images."""
         places = torch.tensor(self._draw_shots(labels.tolist(), shots), device=labels.device)
+        seed, stopping = mix_seed(self.cfg.SEED, shots), self.node.PROBE_STOPPING
         weight, bias = fit_linear_probe(
-            features[places], labels[places], self.num_classes, seed=mix_seed(self.cfg.SEED, shots)
+            features[places], labels[places], self.num_classes, seed=seed, stopping=stopping
         )
         return lambda rows: F.linear(rows, weight, bias), places
 
@@ -204,32 +209,40 @@ class ReadingsMixin:
             places["1-shot"] = [place for place in places["zero-shot"] if place not in left_out]
             tested = "included" if node.PROBE_TEST == "all" else "left out"
             self.reading_notes.append(f"attacks on the 1-shot probe: the images that it was trained on are {tested}")
+            if node.ATTACK_SPACE == "authors":
+                note = "attacks on the 1-shot probe: through features that are not normalised, read on normalised ones"
+                self.reading_notes.append(note)
         for name in node.ATTACKS:
             for target in node.ATTACK_TARGETS:
                 if not places[target]:
                     logger.warning("no image is left to attack the %s reading with", target)
                     continue
-                features, labels = self._attacked([items[i] for i in places[target]], name, readers[target])
+                plain = target == "1-shot" and node.ATTACK_SPACE == "authors"
+                attacked = [items[i] for i in places[target]]
+                features, labels = self._attacked(attacked, name, readers[target], normalize=not plain)
                 if target == "zero-shot":
                     for form in FORMS:
                         yield f"{name} / {form}", self._averaged(features, labels, proxies[form])
                 else:
                     yield f"{name} / {target}", reading(readers[target](features), labels, self.num_classes)
 
-    def _attacked(self, items: Sequence, name: str, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Content features of images attacked through `scores` of content features, and their labels.
+    def _attacked(
+        self, items: Sequence, name: str, scores: Callable[[Tensor], Tensor], normalize: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised content features of images attacked through `scores` of content features, and their labels.
 
         Args:
             items: List of Datum.
             name: The attack.
-            scores: Normalised content features `[B, E]` to scores `[B, C]`.
+            scores: Content features `[B, E]` to scores `[B, C]`.
+            normalize: Whether the attack gives `scores` normalised features.
         """
         backbone, node = self.backbone, self.node
 
         def embed(images: Tensor) -> Tensor:
             with self.precision.autocast():
                 raw = backbone.embed_image(images, normalize=False)
-            return F.normalize(self.content(raw), dim=-1)
+            return self.content(raw)
 
         generator = torch.Generator().manual_seed(mix_seed(self.cfg.SEED, 1))
         read, features, labels = embed, [], []
@@ -240,9 +253,14 @@ class ReadingsMixin:
             if node.ATTACK_SPACE == "pixels":
                 images = attacks.to_pixels(images, backbone.pixel_mean, backbone.pixel_std)
             bad = attacks.attack(
-                name, lambda x: scores(read(x)), images, truth, node.ATTACK_EPSILON, generator=generator
+                name,
+                lambda x: scores(F.normalize(read(x), dim=-1) if normalize else read(x)),
+                images,
+                truth,
+                node.ATTACK_EPSILON,
+                generator=generator,
             )
             with torch.no_grad():
-                features.append(read(bad))
+                features.append(F.normalize(read(bad), dim=-1))
             labels.append(truth)
         return torch.cat(features), torch.cat(labels)

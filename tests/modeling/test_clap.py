@@ -19,6 +19,7 @@ from dassl_clip.modeling.clap import (
     ContentHead,
     PromptWords,
     WordDropping,
+    check_trained,
     check_widths,
     distinct_texts,
     file_texts,
@@ -26,6 +27,7 @@ from dassl_clip.modeling.clap import (
     is_published,
     noise_context,
     noise_features,
+    published_network,
     published_state,
     random_word_texts,
     source_tables,
@@ -125,6 +127,29 @@ def test_states_that_are_not_published_are_refused_by_name():
         head_widths({"linear.weight": torch.zeros(2, 2), "linear.bias": torch.zeros(2)})
 
 
+def untrained(state, network):
+    return state | {f"{network}.projection.weight": torch.zeros(6, 4)}
+
+
+def test_heads_of_images_are_those_of_the_other_network_and_untrained_ones_are_refused():
+    """(row 7.6) Im.Aug's published heads have a projection of zeros in network_beta."""
+    state = authors_state()
+    assert published_network(state) == "network_beta"
+    images = untrained(state, "network_beta")
+    assert published_network(images) == "network_psi"
+    assert torch.equal(published_state(images)["projection.weight"], state["network_psi.projection.weight"])
+    only = {key: value for key, value in state.items() if "psi" in key}
+    assert torch.equal(published_state(only)["linear.bias"], state["network_psi.linear.bias"])
+    texts = {key: value for key, value in images.items() if "beta" in key}
+    for wrong in (untrained(images, "network_psi"), texts):
+        with pytest.raises(ValueError, match="not trained: its projection is all zero"):
+            published_state(wrong)
+    with pytest.raises(ValueError, match="not trained"):
+        published_state(images, "network_beta")
+    with pytest.raises(ValueError, match="not trained"):
+        check_trained(ContentHead(6, 4).state_dict())
+
+
 def test_another_width_is_refused_by_a_sentence():
     state = published_state(authors_state(latent=4, embed_dim=6))
     check_widths(state, 6)
@@ -167,6 +192,11 @@ def test_augmented_forms_word_for_word():
     assert words.render(drop_type_style=True, swap=True) == "a normal sized orange elephant"
     dog = PromptWords("dog", "painting", "large", "realistic", "red")
     assert dog.render(drop_size=True, swap=True) == "a red dog in a realistic painting style"
+    assert words.render(drop_type=True) == "an impressionistic of a normal sized orange elephant"
+    assert words.render(drop_type=True, swap=True) == "a normal sized orange elephant in an impressionistic style"
+    assert words.render(drop_style=True) == "an mosaic art of a normal sized orange elephant"
+    assert dog.render(drop_style=True, swap=True) == "a large red dog in a painting style"
+    assert dog.render(drop_type=True, drop_style=True, drop_size=True) == "a red dog"
 
 
 def enumerated(name: str, without_picture: bool) -> set[str]:
@@ -190,13 +220,19 @@ def test_1408_distinct_texts_by_independent_enumeration():
     assert len(more) == 1452 and set(more) == enumerated("dog", without_picture=True)
     assert distinct_texts("dog", Augmentation(0, 0, 0, 0)) == training_texts("dog")
     assert len(distinct_texts("dog", Augmentation(1, 1, 0, 0))) == 480 + 16  # each picture of "a dog"
+    # (row 7.10) The type goes alone: two styles, before and after each of 44 dogs.
+    typeless = set(distinct_texts("dog", Augmentation(drop_type=1.0))) - set(training_texts("dog"))
+    things = [" ".join(f"{s} {c} dog".split()) for s, c in itertools.product(["a", *SIZES], ["", *COLOURS])]
+    assert typeless == {t for s in STYLES for thing in things for t in (f"{s} of {thing}", f"{thing} in {s} style")}
 
 
 def test_outcomes_are_the_products_of_the_decisions():
     outcomes = Augmentation(0.2, 0.5, 0.1, 1.0).outcomes()
     assert sum(outcomes.values()) == pytest.approx(1)
-    assert all(swap for *_, swap in outcomes) and len(outcomes) == 8
-    assert outcomes[True, False, True, True] == pytest.approx(0.2 * 0.5 * 0.1)
+    assert all(decisions[3] for decisions in outcomes) and len(outcomes) == 8
+    assert outcomes[True, False, True, True, False, False] == pytest.approx(0.2 * 0.5 * 0.1)
+    alone = Augmentation(drop_size=0.2, drop_colour=0.3, swap=0, drop_type=0.4, drop_style=0.1).outcomes()
+    assert len(alone) == 16 and alone[True, False, False, False, True, False] == pytest.approx(0.2 * 0.7 * 0.4 * 0.9)
     default = Augmentation().outcomes()
     assert len(default) == 8 and set(default.values()) == {0.125} and not any(d[2] for d in default)
     for wrong in ({"swap": 1.5}, {"drop_size": -0.1}):
@@ -291,8 +327,8 @@ def test_template_tables_index_by_index():
     assert tables.classnames == ("dog", "fire truck", "dog", "red dog")
     assert [tables.texts[k] for k in tables.names] == list(tables.classnames)
     assert tables.counts.tolist() == [480] * 4 and tables.starts.tolist() == [0, 480, 960, 1440]
-    decisions = list(itertools.product((False, True), repeat=4))
-    chances = [(0.3 if a else 0.7) * 0.5 * (0.2 if c else 0.8) * 0.5 for a, _, c, _ in decisions]
+    decisions = [(*four, False, False) for four in itertools.product((False, True), repeat=4)]
+    chances = [(0.3 if a else 0.7) * 0.5 * (0.2 if c else 0.8) * 0.5 for a, _, c, *_ in decisions]
     torch.testing.assert_close(tables.probabilities, torch.tensor(chances, dtype=torch.float64))
     row = 0
     for name in tables.classnames:

@@ -1,10 +1,11 @@
 """CLAP's batches, loss and stopping rule.
 
-Covers: batches against loops (class order, texts in turn, ragged classes, forms of the right text at the right rates);
+Covers: shuffled batches (each text once per pass, how many classes a batch has, what that does to the loss); batches in
+turn against loops (class order, texts in turn, ragged classes); forms of the right text at the right rates;
 batches as functions of seed and step; noise prompts against a plain full-length reading by the model's own transformer,
-for all three places, on a causal and a plain tower, and how places and noise are drawn; views of pictures; the loss
-against a float64 rewriting; the fit against a rewriting with Adam, its stopping rule, going on from a saved state, and
-what it does to content and style; refusals.
+for all three places, on a causal and a plain tower, and how places and noise are drawn; views of images; the loss
+against a float64 rewriting; the fit against a rewriting with Adam, its stopping rule and the weights that it keeps,
+resuming from a saved state, and what it does to content and style; refusals.
 """
 
 import io
@@ -24,6 +25,7 @@ from dassl_clip.modeling.clap_training import (
     TextPairs,
     content_loss,
     fit_content_head,
+    last_drop,
 )
 from dassl_clip.modeling.text_tower import TextTower
 
@@ -44,9 +46,74 @@ def texts_of(tables, part):
 # --------------------------------------------------------------------------------------------------------- batches
 
 
+def test_shuffled_batches_take_every_text_once_per_pass():
+    """(row 7.5) All texts of all classes, in another order in each pass, whatever the sizes of the classes."""
+    texts = [["a dog", "my dog runs"], ["the cat"], ["one cow", "two cow", "three cow", "four cow"]]
+    for tables in (template_tables(NAMES), source_tables(["dog", "cat", "cow"], texts, WordDropping(forms=4))):
+        pairs, total = TextPairs(tables, places(tables), batch_size=5, seed=1), len(tables.prompts)
+        steps = -(-3 * total // 5)
+        batches = [pairs.batch(step) for step in range(steps)]
+        prompts, forms, names = (torch.cat([batch[part][:, 0] for batch in batches]).long() for part in range(3))
+        orders = prompts[: 3 * total].view(3, total)
+        for order in orders:
+            assert sorted(order.tolist()) == sorted(tables.prompts.tolist())
+        assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[1], orders[2])
+        owner = {}
+        for c, (start, count) in enumerate(zip(tables.starts.tolist(), tables.counts.tolist())):
+            owner |= {int(k): (int(tables.names[c]), start + i) for i, k in enumerate(tables.prompts[start:][:count])}
+        for prompt, form, name in zip(prompts.tolist(), forms.tolist(), names.tolist()):
+            assert name == owner[prompt][0] and form in tables.augmented[owner[prompt][1]]
+        other = TextPairs(tables, places(tables), batch_size=5, seed=2)
+        assert any(not torch.equal(other.batch(step)[0], batches[step][0]) for step in range(5))
+
+
+@pytest.mark.parametrize(("classes", "size"), [(5, 8), (7, 8), (65, 96)])
+def test_shuffled_batches_have_as_many_classes_as_drawing_without_replacement(classes, size):
+    """(row 7.5) VLCS: 4.16 distinct classes in a batch of 8 (of 5 classes); in turn it is always all 5."""
+    tables = source_tables(
+        [f"c{k}" for k in range(classes)], [[f"{n} c{k}" for n in range(480)] for k in range(classes)]
+    )
+    pairs = TextPairs(tables, places(tables), size, seed=1)
+    steps = 480 * classes // size
+    distinct = [len(set(pairs.batch(step)[2][:, 0].tolist())) for step in range(steps)]
+    missing = math.comb(480 * (classes - 1), size) / math.comb(480 * classes, size)  # a batch without a given class
+    expected = classes * (1 - missing)
+    assert sum(distinct) / steps == pytest.approx(expected, rel=0.02)
+    if classes == 5:
+        assert expected == pytest.approx(4.16, abs=0.01)
+    turn = TextPairs(tables, places(tables), size, seed=1, order="in-turn")
+    assert {len(set(turn.batch(step)[2][:, 0].tolist())) for step in range(40)} == {min(classes, size)}
+
+
+def test_shuffled_batches_end_at_a_higher_loss_than_classes_in_turn():
+    """(row 7.5) Texts of the own class are negatives that a head cannot tell apart: they set the level of the loss.
+
+    A head that is perfect (all texts of a class at one place, classes orthogonal) has a loss in closed form: over the
+    sixteen rows of a batch, the log of the sum of exp(cos / tau) over all other rows, less 1 / tau.
+    """
+    names = [f"c{k}" for k in range(7)]
+    tables = source_tables(names, [[f"{n} {name}" for n in range(480)] for name in names])
+    owner = torch.tensor([int(text.split("c")[-1].split()[0]) for text in tables.texts])
+    perfect = torch.eye(7, dtype=torch.float64)[owner]
+    head, levels = a_head(7, 2), {}
+    for order in ("shuffled", "in-turn"):
+        pairs = TextPairs(tables, perfect, 8, seed=1, order=order)
+        found, expected = [], []
+        for step in range(420):
+            batch = pairs.batch(step)
+            found.append(content_loss(head, batch, 0.5, 1.0).item())
+            rows = batch[2].argmax(1).repeat(2)
+            alike = (rows[:, None] == rows).sum(1).double() - 1
+            parts = [(alike * math.exp(1 / t) + (15 - alike)).log() - 1 / t for t in (0.5, 1.0)]
+            expected.append(sum(parts).mean().item())
+        assert found == pytest.approx(expected, rel=1e-9)
+        levels[order] = sum(found) / len(found)
+    assert levels["shuffled"] > levels["in-turn"] + 0.2
+
+
 def test_batches_walk_the_classes_and_their_texts_in_turn():
     tables = template_tables(NAMES)
-    pairs = TextPairs(tables, places(tables), batch_size=8, seed=1)
+    pairs = TextPairs(tables, places(tables), batch_size=8, seed=1, order="in-turn")
     order = [words for name in NAMES for words in [[t.replace("dog", name.replace("_", " ")) for t in DOG_TEXTS]]]
     for step in (0, 1, STEPS_AT_ONCE - 1, STEPS_AT_ONCE, 179, 180, 2000):
         prompts, _, names = pairs.batch(step)
@@ -67,7 +134,7 @@ DOG_TEXTS = [
 def test_batches_of_classes_with_different_numbers_of_texts():
     texts = [["a dog", "my dog runs"], ["the cat"], ["one cow", "two cow", "three cow"]]
     tables = source_tables(["dog", "cat", "cow"], texts, WordDropping(forms=4))
-    pairs = TextPairs(tables, places(tables), batch_size=5, seed=0)
+    pairs = TextPairs(tables, places(tables), batch_size=5, seed=0, order="in-turn")
     for step in range(STEPS_AT_ONCE + 3):
         prompts, augmented, names = (texts_of(tables, part) for part in pairs.batch(step))
         for p, prompt, form, name in zip(range(5 * step, 5 * step + 5), prompts, augmented, names):
@@ -97,7 +164,16 @@ def test_forms_are_drawn_at_their_rates():
 def test_batches_are_functions_of_seed_and_step():
     tables = template_tables(NAMES)
     features = torch.randn(len(tables.texts), 4)
-    one, two, other = (TextPairs(tables, features, 6, seed=seed) for seed in (1, 1, 2))
+    one, two = (TextPairs(tables, features, 6, seed=1) for _ in range(2))
+    forwards = [one.batch(step) for step in range(600)]  # more than two passes
+    for step in reversed(range(0, 600, 7)):
+        assert all(map(torch.equal, forwards[step], two.batch(step)))
+
+
+def test_batches_in_turn_are_functions_of_seed_and_step():
+    tables = template_tables(NAMES)
+    features = torch.randn(len(tables.texts), 4)
+    one, two, other = (TextPairs(tables, features, 6, seed=seed, order="in-turn") for seed in (1, 1, 2))
     forwards = [one.batch(step) for step in range(40)]
     for step in reversed(range(40)):
         assert all(map(torch.equal, forwards[step], two.batch(step)))
@@ -197,7 +273,7 @@ def test_a_batch_has_one_noise_and_one_place(model):
     noise = PromptNoise(tower, tables, std=0.5)
     drawn, encode = [], noise.encode
     noise.encode = lambda *arguments: drawn.append(arguments) or encode(*arguments)
-    pairs = TextPairs(tables, tower.encode(list(tables.texts)), 4, 1, noise)
+    pairs = TextPairs(tables, tower.encode(list(tables.texts)), 4, 1, noise, order="in-turn")
     batches = [pairs.batch(step) for step in (2, 5, 11)]
     ((_, noises, positions),) = drawn
     assert len(noises) == len(positions) == STEPS_AT_ONCE and positions.unique().tolist() == [0, 1, 2]
@@ -227,35 +303,39 @@ def test_a_text_without_room_for_noise_is_refused(model):
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-def test_image_pairs_are_two_views_of_one_picture_with_its_class():
-    labels = torch.tensor([2, 0, 1, 0, 2, 0])
-    picture, view = torch.arange(6.0)[:, None].expand(6, 3), torch.arange(3.0).expand(6, 3)
-    pairs = ImagePairs(torch.stack([picture, view], -1), labels, torch.tensor([[9.0, 0], [9, 1], [9, 2]]), 6, seed=1)
-    seen, views = [], set()
+def test_image_pairs_are_the_plain_and_an_augmented_view_of_one_image():
+    """(row 7.6) Im.Aug: no pair of two augmented views, no class name."""
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    image, view = torch.arange(6.0)[:, None].expand(6, 3), torch.arange(3.0).expand(6, 3)
+    features = torch.stack([image, view], -1)
+    pairs, turn = (ImagePairs(features, labels, 3, 6, seed=1, order=order) for order in ("shuffled", "in-turn"))
+    views, orders = set(), set()
     for step in range(STEPS_AT_ONCE * 3):
-        one, other, names = pairs.batch(step)
-        assert names[:, 1].tolist() == [p % 3 for p in range(6 * step, 6 * step + 6)]
-        assert torch.equal(one[:, 0], other[:, 0]) and (one[:, 1] != other[:, 1]).all()
-        assert labels[one[:, 0].long()].tolist() == names[:, 1].tolist()
-        seen += one[:, 0].tolist()
-        views |= set(zip(one[:, 1].tolist(), other[:, 1].tolist()))
-    assert len(views) == 6  # every ordered pair of views
-    third = [k for k in seen if labels[int(k)] == 0]
-    assert set(third[:3]) == set(third[3:6]) == {1, 3, 5}  # the pictures of a class in turn
-    again = ImagePairs(pairs.features, labels, pairs.class_features, 6, seed=1)
+        plain, augmented, again = pairs.batch(step)
+        assert torch.equal(plain[:, 0], augmented[:, 0]) and torch.equal(plain, again)
+        assert (plain[:, 1] == 0).all() and (augmented[:, 1] > 0).all()
+        assert sorted(plain[:, 0].tolist()) == [0, 1, 2, 3, 4, 5]  # a pass is as long as a batch here
+        views |= set(augmented[:, 1].tolist())
+        orders.add(tuple(plain[:, 0].tolist()))
+        classes = [p % 3 for p in range(6 * step, 6 * step + 6)]
+        assert labels[turn.batch(step)[0][:, 0].long()].tolist() == classes
+    assert views == {1, 2} and len(orders) > 40
+    again = ImagePairs(features, labels, 3, 6, seed=1)
     assert all(map(torch.equal, again.batch(17), pairs.batch(17)))
 
 
 def test_image_pairs_refuse_what_does_not_fit():
-    features, labels, names = torch.randn(4, 2, 3), torch.tensor([0, 1, 1, 0]), torch.randn(2, 3)
-    for wrong in ((features[:, :1], labels, names), (features[:, 0], labels, names), (features, labels, names[:, :2])):
-        with pytest.raises(ValueError, match=r"features \[N, V, E\] with at least 2 views"):
-            ImagePairs(*wrong, 4, 0)
+    features, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 1])
+    for wrong in (features[:, :1], features[:, 0]):
+        with pytest.raises(ValueError, match=r"features \[N, V, E\] with a plain view and at least 1 augmented"):
+            ImagePairs(wrong, labels, 2, 4, 0)
     for wrong in (labels[:3], labels + 1, labels - 1):
         with pytest.raises(ValueError, match="4 labels from 0 to 1"):
-            ImagePairs(features, wrong, names, 4, 0)
+            ImagePairs(features, wrong, 2, 4, 0)
+    with pytest.raises(ValueError, match="class after class, got the labels 0, 1, 1, 0"):
+        ImagePairs(features, torch.tensor([0, 1, 1, 0]), 2, 4, 0)
     with pytest.raises(ValueError, match="there is none for the labels 2"):
-        ImagePairs(features, labels, torch.randn(3, 3), 4, 0)
+        ImagePairs(features, labels, 3, 4, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- loss, fit
@@ -301,8 +381,9 @@ def some_pairs(dtype=torch.float64, batch=6, seed=3):
 def test_fit_equals_a_rewriting_with_adam():
     head, twin, pairs = a_head(), a_head(), some_pairs()
     report = fit_content_head(
-        head, pairs, tau=0.5, weight=0.5, learning_rate=1e-2, max_steps=25, check_every=10, patience=9
-    )
+        head, pairs, tau=0.5, weight=0.5, learning_rate=1e-2, max_steps=25, check_every=10, patience=9,
+        keep="last-step",
+    )  # fmt: skip
     optimizer, losses = torch.optim.Adam(twin.parameters(), lr=1e-2), []
     for step in range(25):
         loss = naive_loss(twin, pairs.batch(step), 0.5, 0.5, 1.0)
@@ -365,6 +446,35 @@ def test_stopping_rule_equals_a_rewriting(seed, patience, min_drop):
     assert [loss for _, loss in report.checks] == pytest.approx(means[:done], rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("max_steps", [36, 35, 2])
+def test_the_weights_of_the_last_check_with_a_drop_are_kept(seed, max_steps):
+    """(row 7.3) Those of the last step by name, and where there was no check."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = (0.8 + torch.rand(36, generator=generator, dtype=torch.float64)).tolist()
+    settings = {"tau": 1.0, "weight": 0.0, "learning_rate": 0.01, "check_every": 3, "patience": 4, "min_drop": 0.02}
+    settings |= {"max_steps": max_steps}
+    weights = {}
+
+    def note(step, make_state):
+        weights[step] = make_state()["head"]
+
+    head, last = a_head(2, 2), a_head(2, 2)
+    report = fit_content_head(head, Scripted(losses), after_step=note, **settings)
+    other = fit_content_head(last, Scripted(losses), keep="last-step", **settings)
+    best, kept = math.inf, report.steps
+    for step, mean in report.checks:
+        if step % 3 == 0 and best - mean >= 0.02:
+            best, kept = mean, step
+    assert (report.kept_step, other.kept_step) == (kept, report.steps) and other.checks == report.checks
+    for name, value in head.state_dict().items():
+        assert torch.equal(value, weights[kept][name]) and torch.equal(
+            last.state_dict()[name], weights[report.steps][name]
+        )
+    assert last_drop(report.checks, 3, 0.02) == (kept if max_steps > 2 else 0)
+    assert kept < report.steps or (max_steps, seed) != (35, 0)  # some fits end without a drop
+
+
 def test_a_fit_that_goes_on_equals_an_undisturbed_one():
     pairs = some_pairs(torch.float32)
     settings = {"tau": 0.3, "weight": 0.1, "learning_rate": 1e-2, "max_steps": 50, "check_every": 12, "min_drop": 0.3}
@@ -398,7 +508,7 @@ def test_states_are_copies_and_stopped_fits_stay_stopped():
         states.append(make_state())
 
     report = fit_content_head(head, Scripted(losses), after_step=save, max_steps=30, **settings)
-    assert report == FitReport(6, report.checks, True)  # the first check counts as a drop from infinity
+    assert report == FitReport(6, report.checks, True, 2)  # the first check counts as a drop from infinity
     assert [state["step"] for state in states] == [1, 2, 3, 4, 5, 6]
     assert [state["waited"] for state in states] == [0, 0, 0, 1, 1, 2]
     assert [len(state["losses"]) for state in states] == [1, 0, 1, 0, 1, 0]

@@ -22,7 +22,7 @@ def some_data(n=45, width=6, classes=4, noise=0.7, dtype=torch.float32, seed=0):
     return F.normalize(features, dim=1).to(dtype), labels
 
 
-def naive_probe(features, labels, classes, max_epochs, patience, min_drop, seed, rate=0.005, batch=32):
+def naive_probe(features, labels, classes, max_epochs, patience, min_drop, seed, rate=0.005, batch=32, in_a_row=False):
     """The probe as one writes it with a module; also the training loss of each epoch."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(features.shape[1], classes).to(features.dtype)
@@ -33,45 +33,67 @@ def naive_probe(features, labels, classes, max_epochs, patience, min_drop, seed,
         start[:, -1].to(features.dtype).clone(),
     )
     optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
-    history, best, kept = [], math.inf, None
+    history, weights = [], []
     for _ in range(max_epochs):
         order, losses = torch.randperm(len(labels), generator=generator), []
         for first in range(0, len(labels), batch):
             rows = order[first : first + batch]
             optimizer.zero_grad()
-            loss = F.cross_entropy(layer(features[rows]), labels[rows], reduction="none")
-            loss.mean().backward()
+            loss = F.cross_entropy(layer(features[rows]), labels[rows])
+            loss.backward()
             optimizer.step()
-            losses += loss.tolist()
+            losses.append(loss.item())
         history.append(sum(losses) / len(losses))
-        if history[-1] < best:
-            best, kept = history[-1], [p.detach().clone() for p in layer.parameters()]
-        reference, since = math.inf, 0
-        for value in history:
-            reference, since = (value, 0) if value <= reference - min_drop else (reference, since + 1)
-        if since >= patience:
+        weights.append([p.detach().clone() for p in layer.parameters()])
+        reference, row, total, kept = math.inf, 0, 0, 0
+        for epoch, value in enumerate(history):
+            if value <= reference - min_drop:
+                reference, row, kept = value, 0, epoch
+            else:
+                row, total = row + 1, total + 1
+        if (row if in_a_row else total) >= patience:
             break
-    return kept, history
+    return weights[history.index(min(history)) if in_a_row else kept], history
 
 
+@pytest.mark.parametrize("stopping", ["in-all", "in-a-row"])
 @pytest.mark.parametrize("settings", [(7, 10, 0.001), (300, 3, 0.02), (300, 1, 0.5)])
-def test_weights_equal_a_rewriting(settings):
+def test_weights_equal_a_rewriting(settings, stopping):
+    """(row 7.7) The authors' counter is never set back, and their weights are those of the last counted drop."""
     features, labels = some_data(dtype=torch.float64)
     max_epochs, patience, min_drop = settings
     weight, bias = fit_linear_probe(
-        features, labels, 4, max_epochs=max_epochs, patience=patience, min_drop=min_drop, seed=3
+        features, labels, 4, max_epochs=max_epochs, patience=patience, min_drop=min_drop, seed=3, stopping=stopping
     )
-    expected, history = naive_probe(features, labels, 4, max_epochs, patience, min_drop, seed=3)
+    expected, history = naive_probe(
+        features, labels, 4, max_epochs, patience, min_drop, seed=3, in_a_row=stopping == "in-a-row"
+    )
     assert len(history) == 7 if max_epochs == 7 else 1 < len(history) < 300  # the rule has stopped the longer ones
     torch.testing.assert_close(weight, expected[0], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(bias, expected[1], rtol=1e-9, atol=1e-10)
     assert weight.dtype == torch.float64 and not weight.requires_grad
 
 
+def test_the_two_rules_differ_and_the_default_is_the_authors():
+    features, labels = some_data(noise=2.0, dtype=torch.float64)
+    settings = {"learning_rate": 0.05, "batch_size": 4, "max_epochs": 100, "patience": 3, "seed": 3}
+    default, authors, usual = (
+        fit_linear_probe(features, labels, 4, **settings, **more)
+        for more in ({}, {"stopping": "in-all"}, {"stopping": "in-a-row"})
+    )
+    assert all(map(torch.equal, default, authors)) and not torch.equal(authors[0], usual[0])
+    lengths = [len(naive_probe(features, labels, 4, 100, 3, 0.001, 3, 0.05, 4, row)[1]) for row in (False, True)]
+    assert lengths[0] < lengths[1]
+    with pytest.raises(ValueError, match="stopping is 'never'; expected one of in-all, in-a-row"):
+        fit_linear_probe(features, labels, 4, stopping="never")
+
+
 def test_the_weights_of_the_best_epoch_are_kept():
     features, labels = some_data(noise=2.0, dtype=torch.float64)
-    weight, bias = fit_linear_probe(features, labels, 4, learning_rate=2.0, batch_size=4, max_epochs=12, seed=3)
-    expected, history = naive_probe(features, labels, 4, 12, 10, 0.001, seed=3, rate=2.0, batch=4)
+    weight, bias = fit_linear_probe(
+        features, labels, 4, learning_rate=2.0, batch_size=4, max_epochs=12, seed=3, stopping="in-a-row"
+    )
+    expected, history = naive_probe(features, labels, 4, 12, 10, 0.001, seed=3, rate=2.0, batch=4, in_a_row=True)
     assert min(history) < history[-1]  # so the last weights are others
     torch.testing.assert_close(weight, expected[0], rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(bias, expected[1], rtol=1e-7, atol=1e-8)
@@ -108,7 +130,7 @@ def test_a_long_fit_comes_near_the_optimum_of_a_convex_solver():
 
 def test_separable_images_are_all_learnt_and_a_class_may_have_none():
     features, labels = some_data(n=40, noise=0.1)
-    weight, bias = fit_linear_probe(features, labels, 6, max_epochs=200)
+    weight, bias = fit_linear_probe(features, labels, 6, max_epochs=200, patience=200)
     assert weight.shape == (6, 6) and bias.shape == (6,)
     assert torch.equal(F.linear(features, weight, bias).argmax(1), labels)
 

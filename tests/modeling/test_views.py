@@ -93,3 +93,57 @@ def test_severity_one_bounds_the_strengths(image):
         torch.manual_seed(seed)
         columns = np.flatnonzero(np.asarray(views._translate_x(marked)).max(axis=(0, 2)) > 127)
         assert abs(columns.mean() - 29.5) <= 60 / 3 / 10 + 0.5
+
+
+def test_rotation_and_translation_are_whole_numbers(monkeypatch):
+    """(row 7.4) Degrees and pixels are truncated, as in AugMix: 2.9 are 2, and less than 1 is none."""
+    pixels = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    for drawn, whole in ((0.99, 0), (1.5, 1), (2.99, 2)):
+        monkeypatch.setattr(views, "_level", lambda maximum, drawn=drawn: drawn)
+        monkeypatch.setattr(views, "_signed", lambda value: value)
+        assert np.array_equal(
+            np.asarray(views._rotate(image)), np.asarray(image.rotate(whole, Image.Resampling.BILINEAR))
+        )
+        moved = np.zeros_like(pixels)
+        moved[:, : 96 - whole] = pixels[:, whole:]
+        assert np.array_equal(np.asarray(views._translate_x(image))[:, : 96 - whole], moved[:, : 96 - whole])
+        assert np.array_equal(np.asarray(views._translate_y(image))[: 96 - whole], pixels[whole:])
+
+
+@pytest.mark.parametrize("kind", ["moco", "augmix"])
+def test_each_view_has_a_crop_and_a_flip_of_its_own(kind):
+    """(row 7.4) Left and right, and small parts and nearly all, of an image that tells where each pixel was."""
+    ramp = np.linspace(60, 190, 64, dtype=np.uint8)
+    image = Image.fromarray(
+        np.stack([np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 128)], -1).astype(np.uint8)
+    )
+    slopes, spans = [], []
+    for seed in range(150):
+        torch.manual_seed(seed)
+        row = make(kind, lambda x: x)(image)[0].mean(0)
+        slopes.append(float(row[24:].mean() - row[:8].mean()) > 0)
+        spans.append(float(row.max() - row.min()))
+    if kind == "moco":  # jitter changes the span
+        assert 0.35 < sum(slopes) / 150 < 0.65
+        return
+    assert 0.35 < sum(slopes) / 150 < 0.65
+    whole = (190 - 60) / 255
+    assert min(spans) < 0.45 * whole and max(spans) > 0.7 * whole
+
+
+def test_an_augmix_view_is_as_far_from_the_image_as_a_crop_is():
+    """(row 7.4) Without its crop the mean squared distance is an order of magnitude smaller."""
+    image = Image.fromarray(
+        np.kron(np.random.default_rng(2).integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    )
+    plain = torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    distances = {"view": [], "augmix alone": []}
+    for seed in range(60):
+        torch.manual_seed(seed)
+        distances["view"].append((make("augmix", lambda x: x)(image) - plain).square().mean().item())
+        mixed = np.array(views.augmix(Image.fromarray((plain.permute(1, 2, 0) * 255).byte().numpy())))
+        distances["augmix alone"].append(
+            (torch.from_numpy(mixed).permute(2, 0, 1) / 255 - plain).square().mean().item()
+        )
+    assert np.mean(distances["view"]) > 4 * np.mean(distances["augmix alone"])
