@@ -245,10 +245,18 @@ def _named(record: Mapping[str, Any] | None) -> str:
 def trained_facts(folder: Path) -> dict[str, Any]:
     """What a checkpoint that is evaluated was trained on, from the record or the configuration of its run.
 
+    Args:
+        folder: the run's folder, or an export of it.
+
     Returns:
         `folder` alone where its run says nothing, such as that of another program.
     """
-    record, config = records.read_record(folder), read_config(folder)
+    if folder.is_file():
+        from dassl_clip.modeling.released import load_export
+
+        record, config = load_export(folder).record, None
+    else:
+        record, config = records.read_record(folder), read_config(folder)
     if record is not None and record.get("trained"):
         return dict(record["trained"])
     facts: dict[str, Any] = {"folder": str(folder.resolve())}

@@ -133,7 +133,7 @@ def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
     runs = [item for item in found.values() if item.record is not None]
     for item in found.values():
         if item.record is None:
-            print(f"left out, broken: {item.folder}: {item.reason}", file=sys.stderr)
+            print(f"left out, {item.state}: {item.folder}: {item.reason}", file=sys.stderr)
     if not runs:
         raise UserError(f"there is no finished run at or below {', '.join(args.runs)}")
     filters = {

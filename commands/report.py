@@ -72,7 +72,7 @@ def gather(args: argparse.Namespace) -> report.Content:
     root = Path(args.folder).expanduser()
     found = records.find_records(root)
     complete = [item for item in found if item.record is not None]
-    gaps = [gap(item.folder, root, f"broken: {item.reason}") for item in found if item.record is None]
+    gaps = [gap(item.folder, root, f"{item.state}: {item.reason}") for item in found if item.record is None]
     gaps += [gap(folder, root, "not finished") for folder in unfinished(root)]
     if not complete and not gaps:
         raise UserError(f"there is no run at or below {root}: neither {records.RECORD_NAME} nor {CONFIG_NAME}")

@@ -112,7 +112,8 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     """
     found = {item.folder.resolve(): item for folder in args.what for item in records.find_records(folder)}
     broken = [item for item in found.values() if item.record is None]
-    groups = tables.group_records((item.record for item in found.values() if item.record is not None), args.split)
+    usable = [item.record | {"folder": str(item.folder)} for item in found.values() if item.record is not None]
+    groups = tables.group_records(usable, args.split)
     if not groups:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in broken)
         raise UserError(f"no finished run with {args.split} images below {', '.join(args.what)}{reasons}")
@@ -129,7 +130,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
         labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
         if args.reference not in labels:
             raise UserError(f"--reference: no row '{args.reference}'.{suggestion(args.reference, labels)}")
-    made[-1].below += [f"broken: {item.folder}: {item.reason}" for item in broken]
+    made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made
 
 

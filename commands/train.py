@@ -127,11 +127,15 @@ def _run_until_told(args: argparse.Namespace, pairs: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace, pairs: Sequence[str]) -> None:
     """Resolve the configuration, open the log, and train or evaluate."""
+    register()
+    start(resolve_config(args, pairs), args)
+
+
+def start(cfg: Any, args: argparse.Namespace) -> None:
+    """Train or evaluate as a resolved configuration and the flags say; `register` has been called."""
     from dassl_clip.commands import ranks
     from dassl_clip.trainers import distributed
 
-    register()
-    cfg = resolve_config(args, pairs)
     folder = Path(cfg.OUTPUT_DIR)
     open_folders(cfg)
     with distributed.joined(cfg.USE_CUDA):
@@ -286,11 +290,12 @@ def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:
 
     Args:
         trainer: a built Dassl trainer.
-        model_dir: the run folder, one of the model folders inside it, or the folder of an evaluation of the run.
+        model_dir: the run folder, one of the model folders inside it, the folder of an evaluation of the run, or a file
+            that `dassl-clip export` made of it.
         epoch: the epoch to load; None: the best one if the run kept it, otherwise the last.
 
     Returns:
-        The run folder.
+        The run folder, or the exported file.
 
     Raises:
         UserError: no folder is given, or it holds no such checkpoint.
@@ -302,12 +307,19 @@ def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:
             f"{given}: {trainer.cfg.TRAINER.NAME} has learned parts ({', '.join(names)}), and untrained ones are not "
             "evaluated; give --model-dir the folder of a finished run"
         )
-    folder = Path(model_dir)
+    folder = Path(model_dir).expanduser()
+    if folder.is_file():
+        from dassl_clip.commands.predict_run import load_learned
+
+        load_learned(trainer, folder)
+        return folder
     if not folder.is_dir():
         raise UserError(f"--model-dir: there is no folder {folder}")
     if folder.name in names and not (folder / names[0]).is_dir():
         folder = folder.parent
-    folder = records.learned_folder(folder)
+    origin = records.learned_folder(folder)
+    if origin != folder:
+        return load_run(trainer, str(origin), epoch)
     if epoch is None and not (folder / names[0] / "model-best.pth.tar").is_file():
         files = (folder / names[0]).glob("model.pth.tar-*")
         epochs = [int(match[1]) for match in map(_EPOCH_FILE.fullmatch, (file.name for file in files)) if match]

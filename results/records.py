@@ -153,9 +153,10 @@ class FoundRecord:
 
     Attributes:
         folder: the run folder.
-        state: "complete", "broken" (there is a record, but it cannot be used) or "missing".
+        state: "complete", "broken" (there is a record, but it cannot be used), "copy" (another folder holds the same
+            record) or "missing".
         record: the record of a complete run, otherwise None.
-        reason: why a record is broken, as one sentence.
+        reason: why a record is broken, or of which folder it is a copy, as one sentence.
     """
 
     folder: Path
@@ -354,7 +355,7 @@ def learned_folder(folder: Path) -> Path:
 
 
 def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
-    """Every complete or broken record at or below a folder, ordered by path.
+    """Every complete or broken record at or below a folder, ordered by path; a copy of a run (`cp -r`) counts once.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -362,8 +363,14 @@ def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: give the output folder of a task, or any folder above run folders")
-    folders = sorted(path.parent for path in root.rglob(RECORD_NAME))
-    return [inspect_record(folder) for folder in folders]
+    found, first = [], dict[str, Path]()
+    for folder in sorted(path.parent for path in root.rglob(RECORD_NAME)):
+        item = inspect_record(folder)
+        text = json.dumps(item.record, sort_keys=True)
+        if item.record is not None and first.setdefault(text, folder) != folder:
+            item = FoundRecord(folder, "copy", reason=f"a copy of the run in {first[text]}")
+        found.append(item)
+    return found
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

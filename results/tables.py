@@ -310,7 +310,7 @@ def method_table(
         pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
     below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows) + group.remarks
-    below += [f"broken: {item.folder}: {item.reason}" for item in broken]
+    below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     shown = [*header[:-1], group.summary_name]
     return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
 

@@ -119,9 +119,11 @@ def test_evaluation_of_a_run_folder(world, call):
         assert (code, "epoch [" in out) == (0, False)
         record = records.read_record(other)
         assert record["metrics"] == trained["metrics"]
-        assert record["evaluated_from"] == str(model_dir)
-    code, _, _ = call("--eval-only", "--model-dir", world.out)  # the run's own folder keeps the record of its training
-    assert (code, json.loads((world.out / "record.json").read_text())) == (0, trained)
+        assert record["evaluated_from"] == str(world.out)
+    before = {path: path.read_bytes() for path in world.out.rglob("*.*") if path.is_file() and path.name != "log.txt"}
+    code, _, err = call("--eval-only", "--model-dir", world.out)  # an evaluation has a folder of its own
+    assert code == 2 and "is the folder of the run that is evaluated" in err and err.count("\n") == 1
+    assert before.items() <= {path: path.read_bytes() for path in world.out.rglob("*.*") if path.is_file()}.items()
     code, out, _ = call("--eval-only", "--model-dir", world.out, "--load-epoch", 2, "--output-dir", world.root / "c")
     assert code == 0 and records.read_record(world.root / "c")["metrics"] == trained["metrics"]
 

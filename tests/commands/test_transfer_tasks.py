@@ -195,7 +195,7 @@ def test_plans_from_imagenet_to_others(name, tested):
         assert own["DATASET"]["NAME"] == run.target
         assert Path(args.config_file) == Path(train.parse(first.words)[0].config_file)
         assert (args.root, args.task) == ("/data", name)
-        assert (run.needs, args.model_dir) == ((None, "") if run is first else (first.folder, str(first.folder)))
+        assert (run.needs, args.model_dir) == ((None, None) if run is first else (first.folder, str(first.folder)))
         assert args.eval_only == (run is not first)
         assert run.row == first.row
     few = planned("imagenet", "GOPro", name, (1, 2), out="out", targets=(Path(runs[-1].words[3]).stem,))

@@ -53,6 +53,7 @@ def make_record(**changes):
         "device": "cpu",
         "precision": "fp32",
         "data_fingerprint": "cd" * 32,
+        "data": {},
     }
     return record | changes
 
@@ -61,16 +62,16 @@ def test_a_written_record_reads_back_equal(tmp_path):
     record = make_record(note={"x": [1, 2.5, None, True]})
     path = records.write_record(tmp_path / "a" / "b", record)
     assert path == tmp_path / "a" / "b" / "record.json"
-    assert records.read_record(path.parent) == {"schema_version": 1, **record}
+    assert records.read_record(path.parent) == {"schema_version": 2, **record}
     assert records.is_complete(path.parent)
     assert os.listdir(path.parent) == ["record.json"]  # no temporary file is left
 
 
 @pytest.mark.parametrize("key", records.FIELDS)
 def test_each_key_is_required_and_typed(tmp_path, key):
-    record = {"schema_version": 1, **make_record()}
+    record = {"schema_version": 2, **make_record()}
     missing = {name: value for name, value in record.items() if name != key}
-    if key != "schema_version":  # filled in on writing
+    if key not in ("schema_version", "data"):  # filled in on writing
         with pytest.raises(ValueError, match=f"'{key}' is missing"):
             records.write_record(tmp_path, missing)
     with pytest.raises(ValueError, match=f"'{key}' should be"):
@@ -109,7 +110,8 @@ def change(path, value):
         ("losses", {"loss": np.float32(0.5)}, "'losses.loss' should be a number"),
         ("note", np.zeros(2), "'note' is a ndarray, which JSON cannot hold"),
         ("note", [1, {"a": math.nan}], r"'note\[1\].a' is nan"),
-        ("schema_version", 2, "'schema_version' is 2, this program writes 1"),
+        ("schema_version", 3, "'schema_version' is 3, this program writes 2"),
+        ("data", {"fingerprint": 1}, "'data.fingerprint' should be a text"),
     ],
 )
 def test_faults_are_named_and_nothing_is_written(tmp_path, path, value, sentence):

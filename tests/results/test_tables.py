@@ -245,3 +245,81 @@ def test_rows_that_saw_other_images_are_named():
 def test_no_change_is_plus_zero():
     assert tables.cell_text([-0.04], 1, signed=True) == "+0.0"
     assert tables.cell_text([-0.06], 1, signed=True) == "-0.1"
+
+
+def with_data(record, test="t1", listing="l1", names="n1", drawn=False):
+    """The record with what `RunData.facts` says of its images."""
+    facts = {"fingerprint": f"{test}{listing}", "test": test * 8, "listing": listing, "names": names}
+    facts |= {"drawn_tests": drawn, "counts": {"test": 1000, "train": 10}, "sampled": 256}
+    return record | {"schema_version": 2, "data": facts, "data_fingerprint": facts["fingerprint"]}
+
+
+def test_1_3_two_data_sets_of_one_name_have_two_tables():
+    """Two `folder_domains` sets in one output folder: no mean over the domains of both."""
+    found = [with_data(make_record("GOPro", domain, 1, 50.0), names="a") for domain in ("art", "photo")]
+    found += [with_data(make_record("GOPro", domain, 1, 90.0), names="b") for domain in ("day", "night")]
+    groups = tables.group_records(found)
+    assert [group.domains for group in groups] == [["art", "photo"], ["day", "night"]]
+
+
+def test_1_3_seeds_on_other_images_are_not_averaged():
+    """Seeds that ran before and after images were added, and images replaced under their names."""
+    for change in ({"test": "t2", "listing": "l2"}, {"listing": "l2"}, {"test": "t2"}):
+        found = [with_data(make_record("GOPro", "art", seed, 50.0 + seed)) for seed in (1, 2)]
+        found.append(with_data(make_record("GOPro", "art", 3, 90.0), **change))
+        first, second = tables.group_records(found)
+        assert list(first.accuracies(first.rows[0], "art")) == [1, 2]
+        assert list(second.accuracies(second.rows[0], "art")) == [3]
+        above = tables.method_table(second).above
+        assert f"images: art: 1,000 test images {(change.get('test', 't1') * 8)[:8]}; runs on other images of PACS" in (
+            "\n".join(above)
+        )
+    found = [with_data(make_record("GOPro", "art", seed, 50.0), test=f"t{seed}", drawn=True) for seed in (1, 2)]
+    assert len(tables.group_records(found)) == 1  # a hold-out that the seed draws
+    assert not [line for line in tables.method_table(tables.group_records(found)[0]).above if line.startswith("images")]
+
+
+def test_old_records_say_that_their_data_are_not_recorded():
+    old = make_record("GOPro", "art", 1, 50.0, data_fingerprint="a")
+    new = with_data(make_record("GOPro", "art", 2, 60.0))
+    groups = tables.group_records([old, new])
+    assert len(groups) == 2
+    shown = ["data not recorded" in "\n".join(tables.method_table(group).above) for group in groups]
+    assert sorted(shown) == [False, True]
+
+
+def test_2_1_evaluations_are_not_pooled_with_trained_runs():
+    """A checkpoint trained on Icons and tested on PACS stands in a table of its own, which says so."""
+    trained = {"dataset": "Icons", "source_domains": ["line"], "shots": 16, "config": "icons", "class_subset": "all"}
+    runs = [make_record("CoOp", "sketch", 1, 60.0), make_record("CoOp", "sketch", 1, 86.8, task="eval")]
+    runs[1] |= {"evaluated_from": "somewhere", "trained": trained}
+    for found in (runs, [runs[0], runs[1] | {"task": "lodo"}], [runs[0], runs[1] | {"trained": {}, "task": "lodo"}]):
+        assert len(tables.group_records(found)) == 2
+    (group,) = (group for group in tables.group_records(runs) if group.facts["trained_on"])
+    text = tables.method_table(group).render()
+    assert "trained on Icons/line (16 images per class, config icons); tested on PACS/sketch" in text
+    assert "training images: none of this data set" in text and "leave one domain out" not in text
+
+
+def test_2_1_an_evaluation_of_another_checkpoint_is_no_cell_of_a_transfer_task():
+    """Base to new: the new classes are those of the run that was trained on the base classes of this data set."""
+    trained = {"dataset": "DTD", "class_subset": "base", "source_domains": [], "shots": 16, "config": "vit"}
+    shared = {"task": "b2n", "dataset": "DTD", "source_domains": [], "target_domains": []}
+    base = make_record("CoOp", "art", 1, 80.0, **shared, class_subset="base")
+    new = make_record("CoOp", "art", 1, 60.0, **shared, class_subset="new", evaluated_from="x", trained=trained)
+    assert len(tables.group_records([base, new])) == 1
+    for other in ({"dataset": "Food101"}, {"class_subset": "all"}):
+        assert len(tables.group_records([base, new | {"trained": trained | other}])) == 2
+
+
+def test_1_6_two_records_of_one_cell_that_differ_are_named():
+    first = make_record("GOPro", "art", 1, 50.0) | {"folder": "a"}
+    copy = first | {"folder": "b"}
+    assert tables.group_records([first, copy])[0].remarks == []
+    edited = make_record("GOPro", "art", 1, 70.0, finished_at="2024-02-01T00:00:00+00:00") | {"folder": "b"}
+    (group,) = tables.group_records([edited, first])
+    assert tables.method_table(group).below[-1] == (
+        "caution: two records of one cell differ: GOPro (vit), art, seed 1: 50.0 (finished 2024-01-01T00:00:00+00:00, "
+        "a) and 70.0 (finished 2024-02-01T00:00:00+00:00, b); the latter is shown"
+    )
+    assert tables.target_table(group, group.rows[0]).below == group.remarks
