@@ -8,8 +8,6 @@ likely it is that the picture shows any of them.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import sys
@@ -20,6 +18,7 @@ from typing import Any
 
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.errors import UserError, guarded, printable
+from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import no_file
 from dassl_clip.results.records import write_text_atomically
 
@@ -123,6 +122,7 @@ def predict(args: argparse.Namespace) -> Answers:
         UserError: there are no pictures, or none of them can be read.
     """
     from dassl_clip.commands.predict_pictures import batches, find_pictures
+    from dassl_clip.modeling.finite import check_rows
 
     paths = find_pictures(args.pictures)
     scorer = open_names(args) if args.names else open_scorer(args, paths)
@@ -131,7 +131,9 @@ def predict(args: argparse.Namespace) -> Answers:
     for good, images, bad in batches(paths, scorer.preprocess, args.batch_size, args.workers):
         skipped += [(shown(path), reason) for path, reason in bad]
         if good:
-            shares = scorer.scores(images).softmax(dim=1)
+            scores = scorer.scores(images)
+            check_rows(scores, "scores", [shown(path) for path in good])
+            shares = scores.softmax(dim=1)
             best = shares.topk(min(args.top, shares.shape[1]), dim=1)
             for path, indices, values in zip(good, best.indices.tolist(), best.values.tolist()):
                 found = zip(indices, values)
@@ -232,11 +234,7 @@ def render(answers: Answers, suffix: str) -> str:
             "skipped": [{"path": path, "reason": reason} for path, reason in answers.skipped],
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows((path, rank, name, f"{share:.6f}") for path, rank, name, share in answers.rows)
-    return buffer.getvalue()
+    return csv_text([COLUMNS, *((path, rank, name, f"{share:.6f}") for path, rank, name, share in answers.rows)])
 
 
 def table(answers: Answers) -> str:

@@ -28,6 +28,7 @@ from torch import Tensor
 from dassl_clip.results.files import no_file
 
 from .backbone import FrozenCLIP
+from .finite import check_state
 from .weights import hash_state
 
 FORMAT, VERSION, SUFFIX = "dassl-clip export", 1, ".safetensors"
@@ -186,6 +187,7 @@ def _read(metadata: Any, tensors: Mapping[str, Tensor], path: str) -> Export:
     storage, base = _check_metadata(metadata, path), None
     if hash_state(tensors) != metadata["sha256"]:
         raise ValueError(f"{path}: the learned parts are not those that were written (another sha256); get it again")
+    check_state(tensors, path)
     learned: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(LEARNED):

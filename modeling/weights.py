@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dassl_clip.results.files import kind_of, no_file
 
 from .archive import Refused, check_members, pickled_names, read_archive
+from .finite import check_state
 from .layouts import arrange, known_kind, unwrap
 from .listing import listed
 
@@ -49,7 +50,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not one of the forms above, or holds more than tensors.
+        ValueError: The file is not one of the forms above, holds more than tensors, or numbers that are not finite.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -66,7 +67,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
         state = read_archive(path)
     else:
         state = _load_pickle(path)
-    return unwrap(state, path), form
+    state = unwrap(state, path)
+    check_state(state, str(path))
+    return state, form
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
@@ -246,6 +249,7 @@ def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
             f"{path} is a numpy archive (big_vision's form) that open_clip cannot convert for {wanted} ({error!r:.120})"
             "; it is read for SigLIP's architectures, such as ViT-B-16-SigLIP"
         ) from error
+    check_state(model.state_dict(), str(path))
     own = sum(value.numel() for value in model.state_dict().values())
     if numbers != own:  # the converter takes no notice of blocks that the model has not
         raise ValueError(f"{path} does not fit {wanted}: it holds {numbers:,} numbers, and the model {own:,}")

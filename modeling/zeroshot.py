@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .finite import check_rows
 from .text_tower import TextTower
 
 TEXTS_AT_ONCE = 65536
@@ -34,6 +35,7 @@ def zeroshot_weights(
 
     Raises:
         ValueError: There are no class names or no templates.
+        FloatingPointError: The text features of a class are not finite.
     """
     if isinstance(classnames, str) or isinstance(templates, str) or not len(classnames) or not len(templates):
         raise ValueError(
@@ -48,6 +50,7 @@ def zeroshot_weights(
             for start in range(0, len(distinct), step)
         ]
     )
+    check_rows(columns, "text features", [f"the class {name!r}" for name in distinct])
     place = {name: index for index, name in enumerate(distinct)}
     return columns[[place[name] for name in names]].T
 

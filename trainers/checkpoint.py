@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dassl_clip.results.files import write_atomically
+from dassl_clip.modeling.finite import check_state
+from dassl_clip.results.files import check_regular, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ FACTS = {
         isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "weights_hash"))
     ),
     "classnames": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "identity": lambda value: isinstance(value, dict),
+    "data": lambda value: isinstance(value, str),
+    "files": lambda value: isinstance(value, dict),
     "left_out": lambda value: isinstance(value, (list, tuple)),
 }
 # What leftovers are made with; these load as placeholders too.
@@ -84,6 +88,7 @@ def load_checkpoint(path: Path) -> dict:
         ValueError: The file is torn, is not a checkpoint, or holds pickled objects other than optimiser leftovers.
     """
     path = Path(path)
+    check_regular(path)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no checkpoint at {path}; beside it: {', '.join(beside) or 'nothing'}")
@@ -215,7 +220,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     """Load learned parts strictly, after dropping `module.` and the known class-dependent buffers by name.
 
     Raises:
-        ValueError: Names or shapes do not fit; the message lists each of them.
+        ValueError: Names or shapes do not fit, or numbers are not finite; the message says which.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     dropped = [name for name in state if name in CLASS_BUFFERS]
@@ -236,4 +241,5 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
             f"{source} does not fit this trainer: {'; '.join(problems)}. Is it of the same trainer, configuration, "
             f"backbone and (for class-specific parts) classes?"
         )
+    check_state(state, source)
     module.load_state_dict(state)

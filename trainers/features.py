@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dassl_clip.modeling.finite import check_rows, finite_rows
 from dassl_clip.modeling.memory import activation_budget
 
 from . import bank, dealing, distributed
@@ -160,8 +161,10 @@ class FeatureMixin:
 
     def readable_places(self, items: Sequence, features: Tensor, rows: Tensor) -> Tensor:
         """Places of the items whose features are finite, in their order; the others are noted as skipped."""
-        finite = torch.cat([part.isfinite().flatten(1).all(dim=1) for part in features.split(ROWS_AT_ONCE)])[rows]
+        finite = torch.cat([finite_rows(part) for part in features.split(ROWS_AT_ONCE)])[rows]
         bad = [items[place].impath for place in (~finite).nonzero().flatten().tolist()]
+        if bad and self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == RAISE:  # else NaN stands for unreadable images
+            raise FloatingPointError(f"the image features of {bad[0]} are not finite ({len(bad)} of {len(items)})")
         self.note_unreadable({"unreadable": bad, "label": bad})
         return finite.nonzero().flatten()
 
@@ -208,7 +211,9 @@ class FeatureMixin:
 
         def encode() -> Tensor:
             with self.precision.autocast():
-                return self.backbone.text.encode(list(texts)).float()
+                features = self.backbone.text.encode(list(texts)).float()
+            check_rows(features, "text features", [repr(text) for text in texts])
+            return features
 
         facts = {"kind": "text features"} | bank.text_facts(texts) | self.tower_facts
         return bank.cached(facts, encode).to(self.device)
@@ -228,12 +233,19 @@ class FeatureMixin:
     def _encoded_batches(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Rows `[B, ...]` of the batches of a loader."""
         for batch in self._bar(loader, "features"):
-            images = self.on_device(batch["img"])
-            readable = torch.tensor(self.note_unreadable(batch), device=self.device)
-            found = encode(images)
-            if not found.isfinite().all():
-                raise FloatingPointError(f"image features are not finite, in the batch of {', '.join(batch['impath'])}")
-            yield found.masked_fill(~readable[:, None], float("nan"))
+            yield self.encoded_batch(batch, encode)
+
+    def encoded_batch(self, batch: dict, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows `[B, ...]` of a batch of images; NaN for those that could not be decoded.
+
+        Raises:
+            FloatingPointError: Others are not finite.
+        """
+        images = self.on_device(batch["img"])
+        readable = torch.tensor(self.note_unreadable(batch), device=self.device)
+        features = encode(images)
+        check_rows(features, "image features", batch["impath"])
+        return features.masked_fill(~readable[:, None], float("nan"))
 
     def row_batches(self, items: Sequence, features: Tensor, rows: Tensor) -> DataLoader:
         """A loader of the places of readable items, `[B]`, in batches of the test's size."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dassl_clip.modeling.finite import check_rows
 from dassl_clip.modeling.inmap import Cosines
 
 from . import bank, dealing, distributed, kept
@@ -59,18 +60,21 @@ class TestingMixin(FeatureMixin):
         self.evaluator.reset()
         self.before_test()
         logger.info("evaluate on the %s images", split)
-        hits, top, shares, truth, paths = [], [], [], [], []
+        hits, top, shares, truth, paths, finite = [], [], [], [], [], []
         for scores, labels, names in self._scored(loader, split):
             if not len(labels):
                 continue
             paths += names
             if distributed.is_main():
                 self.evaluator.process(scores, labels)
+            finite.append(scores.isfinite().all(dim=1))  # looked at after the last batch: a GPU need not wait for it
             hits.append(top_hits(scores, labels))
             best = scores.softmax(dim=1).topk(min(TOP, scores.shape[1]), dim=1)
             top.append(best.indices)
             shares.append(best.values)
             truth.append(labels)
+        if hits and not bool((good := torch.cat(finite)).all()):
+            check_rows(torch.where(good, 0.0, float("nan")), "scores", paths)
         metrics = distributed.from_main(lambda: {k: float(v) for k, v in self.evaluator.evaluate().items()})
         for key, value in metrics.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
@@ -195,9 +199,17 @@ def reading(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str,
     Returns:
         Accuracy, error, top-5 accuracy in percent, counts, and the accuracy of each class (None for one without
         images).
+
+    Raises:
+        FloatingPointError: Scores are not finite.
     """
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(labels), ROWS_AT_ONCE)]
-    hits = torch.cat([top_hits(scores[rows], labels[rows]) for rows in blocks])
+    hits = []
+    for rows in blocks:
+        part = scores[rows]
+        check_rows(part, "scores", [f"image {number}" for number in range(rows.start, rows.start + len(part))])
+        hits.append(top_hits(part, labels[rows]))
+    hits = torch.cat(hits)
     shown = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[hits[:, 0]], minlength=classes).tolist()
     counts = count_hits(hits)
