@@ -19,7 +19,6 @@ ROOMS = ("modeling", "trainers", "datasets", "results", "commands", "embedded", 
 ALLOWED = {
     "unpickling": {
         "modeling/archive.py": "an Unpickler whose find_class knows tensors and containers alone",
-        "toolbox/dassl/utils/checkpoints.py": "behind the switch DASSL_ALLOW_PICKLE, which names the file in a warning",
     },
     "running code": {
         "commands/config.py": "--import FILE.py: the user's own code, named on the command line",

@@ -2,14 +2,20 @@
 
 import os
 import pickle
+import re
+import zipfile
+from argparse import Namespace
+from collections import Counter, defaultdict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler
 from dassl.utils import (
     load_checkpoint,
     load_pretrained_weights,
@@ -30,18 +36,6 @@ def state_of(model: nn.Module, epoch: int, **more) -> dict:
 
 def pointer(folder: str) -> str:
     return Path(folder, "checkpoint").read_text()
-
-
-def old_warmup_state() -> dict:
-    """A checkpoint as the original toolbox writes it with a warm-up schedule: the inner scheduler is an object."""
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
-    inner = CosineAnnealingLR(optimizer, 50)
-    scheduler = {
-        "successor": inner, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.002], "last_epoch": 1,
-        "_step_count": 2, "_last_lr": [0.002],
-    }  # fmt: skip
-    return {**state_of(model, 3), "optimizer": optimizer.state_dict(), "scheduler": scheduler, "val_result": None}
 
 
 def test_file_pointer_and_lines(folder, capsys):
@@ -115,32 +109,89 @@ def test_damaged_files_are_named(folder):
             load_checkpoint(str(path))
 
 
-def test_objects_are_refused_by_name_and_admitted_on_request(tmp_path, monkeypatch):
-    path = str(tmp_path / "model.pth.tar-3")
-    torch.save(old_warmup_state(), path)
-    monkeypatch.delenv("DASSL_ALLOW_PICKLE", raising=False)
-    with pytest.raises(pickle.UnpicklingError, match=r"model\.pth\.tar-3.*DASSL_ALLOW_PICKLE"):
-        load_checkpoint(path)
-    monkeypatch.setenv("DASSL_ALLOW_PICKLE", str(tmp_path / "another"))
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(path)
-    for value in ("1", f"{tmp_path / 'another'}{os.pathsep}{path}"):
-        monkeypatch.setenv("DASSL_ALLOW_PICKLE", value)
-        with pytest.warns(UserWarning, match=r"model\.pth\.tar-3"):
-            loaded = load_checkpoint(path)
-        assert isinstance(loaded["scheduler"]["successor"], CosineAnnealingLR)
+def leftovers() -> dict:
+    """What programs of others leave in their checkpoints, and what is to be read of it."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    inner = CosineAnnealingLR(optimizer, 50)
+    warmup = ConstantWarmupScheduler(optimizer, inner, 1, 1e-5)
+    for _ in range(4):
+        warmup.step()
+    state = {key: value for key, value in vars(warmup).items() if key != "optimizer"}  # as the original saves it
+    steps = MultiStepLR(optimizer, [3, 5])
+    facts = {"state_dict": model.state_dict(), "epoch": 3, "optimizer": optimizer.state_dict()}
+    shapes = {"args": Namespace(lr=0.002, names=["a"]), "counts": Counter("aab"), "groups": defaultdict(list, a=[1])}
+    numbers = {"val_result": np.float64(81.5), "flag": np.bool_(True), "seed": np.int64(3), "half": np.float16(0.5)}
+    return {**facts, **shapes, **numbers, "scheduler": state, "whole": warmup, "steps": steps, "optim": optimizer}
 
 
-def test_code_in_a_file_does_not_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_9_4_leftovers_of_others_are_read_as_numbers(tmp_path, zipped):
+    """(row 9.4) The state dict and the numbers load; no object is made, no switch is needed."""
+    path, made = str(tmp_path / "model.pth.tar-3"), leftovers()
+    torch.save(made, path, _use_new_zipfile_serialization=zipped)
+    admitted = torch.serialization.get_safe_globals()
+    with pytest.warns(UserWarning, match=r"model\.pth\.tar-3.*\['optim'\] are left out"):
+        loaded = load_checkpoint(path)
+    assert set(torch.serialization.get_safe_globals()) == set(admitted)
+    assert all(torch.equal(loaded["state_dict"][key], value) for key, value in made["state_dict"].items())
+    assert loaded["optimizer"]["param_groups"] == made["optimizer"]["param_groups"] and loaded["optim"] is None
+    inner = made["scheduler"]["successor"]
+    for wrapper in (loaded["scheduler"], loaded["whole"]):
+        assert type(wrapper["successor"]) is dict and "optimizer" not in wrapper["successor"]
+        assert (wrapper["last_epoch"], wrapper["cons_lr"]) == (1, 1e-5)
+        assert wrapper["successor"]["last_epoch"] == inner.last_epoch == 3
+        assert wrapper["successor"]["T_max"] == 50
+    assert loaded["steps"]["milestones"] == Counter([3, 5])
+    assert loaded["args"] == {"lr": 0.002, "names": ["a"]} and loaded["groups"] == {"a": [1]}
+    assert loaded["counts"] == Counter("aab")
+    numbers = [loaded[key] for key in ("val_result", "flag", "seed", "half")]
+    assert numbers == [81.5, True, 3, 0.5] and [*map(type, numbers)] == [float, bool, int, float]
+    live = ConstantWarmupScheduler(*fresh_schedule(), 1, 1e-5)
+    live.load_state_dict(loaded["scheduler"])
+    live.step()
+    made["whole"].step()
+    assert live.successor.last_epoch == 4 and live.get_last_lr() == made["whole"].get_last_lr()
+
+
+def fresh_schedule() -> tuple:
+    optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.002, momentum=0.9)
+    return optimizer, CosineAnnealingLR(optimizer, 50)
+
+
+def test_9_4_scalars_of_another_numpy(tmp_path):
+    """(row 9.4) numpy 1 calls the module of its scalars `numpy.core`, numpy 2 `numpy._core`."""
+    path = tmp_path / "model.pth.tar-3"
+    torch.save({"state_dict": {}, "epoch": 3, "val_result": np.float32(0.1)}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    for room in (b"numpy.core", b"numpy._core"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in content.items():
+                archive.writestr(name, re.sub(rb"numpy\._?core", room, data))
+        assert load_checkpoint(str(path))["val_result"] == float(np.float32(0.1))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_9_4_other_objects_are_refused_and_named(tmp_path, zipped):
+    """(row 9.4) Nothing of a file runs, whatever stands beside what is known."""
+
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
+    class EvilScalar:
+        def __reduce__(self):
+            return np.dtype, (Evil(),)
+
     path = str(tmp_path / "evil")
-    torch.save({"state_dict": {}, "epoch": 1, "extra": Evil()}, path)
-    monkeypatch.delenv("DASSL_ALLOW_PICKLE", raising=False)
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(path)
+    for extra in (Evil(), EvilScalar(), [leftovers(), Evil()], Fraction(1, 2)):
+        torch.save({"state_dict": {}, "epoch": 1, "extra": extra}, path, _use_new_zipfile_serialization=zipped)
+        name = "fractions.Fraction" if isinstance(extra, Fraction) else "posix.mkdir"
+        with pytest.raises(pickle.UnpicklingError, match=rf"evil.*refused.*\({name}\).*state dict alone"):
+            load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -84,17 +84,19 @@ class _BaseWarmupScheduler(LRScheduler):
 
         Args:
             state_dict: From `state_dict`, or from the original toolbox, whose state holds the following schedule itself
-                as `successor`: its numbers are taken, the object is dropped.
+                as `successor`, or its numbers where `load_checkpoint` read it: they are taken, an object is dropped.
         """
         self.last_epoch = state_dict["last_epoch"]
         self.warmup_epoch = state_dict.get("warmup_epoch", self.warmup_epoch)
         self.base_lrs = list(state_dict.get("base_lrs", self.base_lrs))
         self._last_lr = list(state_dict.get("last_lr", state_dict.get("_last_lr", self._last_lr)))
-        inner = state_dict.get("successor_state")
-        if inner is None and "successor" in state_dict:
-            inner = {key: value for key, value in vars(state_dict["successor"]).items() if key != "optimizer"}
+        inner = state_dict.get("successor_state", state_dict.get("successor"))
+        if isinstance(inner, LRScheduler):
+            inner = {key: value for key, value in vars(inner).items() if key != "optimizer"}
         if inner is not None:
             self.successor.load_state_dict(inner)
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr):
+            group["lr"] = rate  # schedules go on from the present rate
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):

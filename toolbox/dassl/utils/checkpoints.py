@@ -1,8 +1,7 @@
 """Checkpoints on disk: one file an epoch, and a pointer file that names the newest.
 
-A file holds tensors, numbers, strings, lists and dictionaries only, so that it loads with `weights_only=True`. Files of
-the original toolbox that hold Python objects (a whole warm-up scheduler) are refused unless `DASSL_ALLOW_PICKLE` admits
-them.
+A file holds tensors, numbers, strings, lists and dictionaries only, so that it loads with `weights_only=True`. Of the
+Python objects in files of others (a whole warm-up schedule, scalars of numpy) the numbers are read, see `leftovers.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from .atomic import atomic_write
-from .switches import admits_path
+from .leftovers import Inert, drop_leftovers, leftovers_admitted
 from .tools import mkdir_if_missing
 
 POINTER = "checkpoint"
@@ -65,7 +64,7 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
     Raises:
         ValueError: The path is None.
         FileNotFoundError: There is no such file.
-        pickle.UnpicklingError: The file holds Python objects and `DASSL_ALLOW_PICKLE` does not admit it.
+        pickle.UnpicklingError: The file holds Python objects of other kinds than `leftovers.py` knows.
         RuntimeError: The file is damaged.
     """
     if fpath is None:
@@ -74,23 +73,43 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     if not os.path.isfile(fpath):  # reading a pipe may never end
         raise ValueError(f'"{fpath}" is not a regular file, so it holds no checkpoint')
-    if admits_path("DASSL_ALLOW_PICKLE", fpath):
-        warnings.warn(f'DASSL_ALLOW_PICKLE: unpickling "{fpath}" in full, which can run any code in it', stacklevel=2)
-        return torch.load(fpath, map_location="cpu", weights_only=False)
     damaged = f'The checkpoint "{fpath}" is damaged; remove it and go on from an earlier one'
     if not _saved_by_torch(fpath):
         raise RuntimeError(damaged)
     try:
-        return torch.load(fpath, map_location="cpu", weights_only=True)
+        with leftovers_admitted():
+            return _without_leftovers(torch.load(fpath, map_location="cpu", weights_only=True), fpath)
     except pickle.UnpicklingError as error:
+        names = _list_objects(fpath, error)
+        if not names:
+            raise pickle.UnpicklingError(f"{damaged}. The loader said: {_first_line(error)}") from error
         raise pickle.UnpicklingError(
-            f'The checkpoint "{fpath}" is damaged or holds Python objects, not only tensors and numbers (as the '
-            "original toolbox writes them with a warm-up schedule); loading objects can run any code in the file. If "
-            f"you trust it, set DASSL_ALLOW_PICKLE={fpath} (or 1 for every file) and run again. "
-            f"The loader said: {_first_line(error)}"
+            f'The checkpoint "{fpath}" is refused: besides tensors and numbers it holds Python objects '
+            f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}), and loading them could run any code. Save "
+            "its state dict alone, in the program that made it"
         ) from error
     except Exception as error:  # a damaged file makes its reader raise almost anything
         raise RuntimeError(damaged) from error
+
+
+def _without_leftovers(content: Any, fpath: str) -> Any:
+    """The content with numbers in place of stand-ins; a warning says which entries held nothing else."""
+    lost = [key for key, value in content.items() if isinstance(value, Inert)] if isinstance(content, dict) else []
+    content = drop_leftovers(content)
+    lost = [key for key in lost if content[key] is None]
+    if lost:
+        warnings.warn(f'The checkpoint "{fpath}": the Python objects under {lost} are left out', stacklevel=3)
+    return content
+
+
+def _list_objects(fpath: str, error: Exception) -> list[str]:
+    """Full names of the classes and functions that a file asks for and may not have."""
+    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # since torch 2.6
+    try:
+        with leftovers_admitted():
+            return sorted(find(fpath))
+    except Exception:  # not a zip archive, or an older torch: the first one stands in the error
+        return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
 
 
 def _saved_by_torch(fpath: str) -> bool:

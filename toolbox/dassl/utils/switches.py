@@ -2,7 +2,6 @@
 
 | variable | when set to 1 |
 | --- | --- |
-| `DASSL_ALLOW_PICKLE` | checkpoints with Python objects are unpickled in full; a list of paths admits those files |
 | `DASSL_DETERMINISTIC` | deterministic kernels, no cudnn benchmark |
 | `DASSL_REFUSE_TEST_SELECTION` | best_val without validation data is an error instead of a warning |
 | `DASSL_SKIP_FILE_CHECK` | `Datum` does not look whether its file exists |
@@ -20,12 +19,3 @@ OFF = {"", "0", "false", "no", "off"}
 def is_on(name: str) -> bool:
     """Whether the environment variable `name` holds anything but a word for off."""
     return os.environ.get(name, "").strip().lower() not in OFF
-
-
-def admits_path(name: str, path: str) -> bool:
-    """Whether the variable is 1 (any path), or a list of paths (separated as in PATH) with `path` in it."""
-    value = os.environ.get(name, "").strip()
-    if value.lower() in {"1", "true", "yes", "on"}:
-        return True
-    wanted = os.path.realpath(path)
-    return any(os.path.realpath(item) == wanted for item in value.split(os.pathsep) if item and item.lower() not in OFF)
