@@ -58,10 +58,15 @@ def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) 
     Raises:
         ValueError: if a file has two classes, or if what is trained on would be validated on or tested.
     """
-    every = [(pool, part, image) for pool, lists in parts.items() for part, images in lists.items() for image in images]
-    real = list(real_paths(image for _, _, image in every))
+    paths = [image.path for lists in parts.values() for images in lists.values() for image in images]
+    folders = {path[: path.rfind(os.sep)] for path in paths}
+    apart = len({os.path.realpath(folder) for folder in folders}) == len(folders)
+    if len(set(paths)) == len(paths) and apart and not any(map(holds_links, folders)):
+        return parts
+    real = list(real_paths(image for lists in parts.values() for images in lists.values() for image in images))
     if len(set(real)) == len(real):
         return parts
+    every = [(pool, part, image) for pool, lists in parts.items() for part, images in lists.items() for image in images]
     first: dict[str, tuple[str, str, ImageFile]] = {}
     kept: Parts = {pool: {part: [] for part in lists} for pool, lists in parts.items()}
     classes: list[str] = []
