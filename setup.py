@@ -58,6 +58,7 @@ setup(
             "scikit-learn>=1.3",
             "submitit>=1.5",
         ],
+        "hf": ["transformers>=4.40", "sentencepiece>=0.1.99"],
         "build": ["resvg_py>=0.1"],
         "plots": ["matplotlib>=3.8", "scikit-learn>=1.3"],
         "umap": ["umap-learn>=0.5.4"],

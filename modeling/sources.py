@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .listing import listed
 from .neighbours import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
+from .tokens import DEFAULT_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ WEIGHT_FILES = (
     "model.pth",
 )
 HUB_FILES = (*WEIGHT_FILES[:3], "model.safetensors", "pytorch_model.bin")
-DEFAULT_LENGTH = 77  # tokens of a text where a configuration says nothing, as in open_clip
 HF_EXTRA = "pip install 'dassl-clip[hf]'"
 CODE = "trust_remote_code"  # an option of transformers that runs a repository's own code
 MOST_MERGES = 64 << 20  # bytes of a tokenizer's merges when unpacked

@@ -11,7 +11,8 @@ A tower that is causal and is read only at the end-of-text token allows these sa
 5. Where the class tokens are the same for a batch of contexts, their part of the first layer is computed once.
 
 Classes are taken in chunks; chunks that do not fit the memory budget are computed again in the backward pass. Other
-towers (SigLIP's, CoCa's, Hugging Face's) run their own forward pass over full-length rows of embeddings.
+towers run their own forward pass: transformers' over rows as long as the longest prompt, since they mask the padding,
+and the rest (SigLIP's, CoCa's) over rows of full length.
 
 Every weight is read from the open_clip modules at the moment of use; none is copied. Shapes: `P` prefixes, `B` images,
 `C` classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.
@@ -22,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -37,11 +39,12 @@ from .text_blocks import (
     run_block,
     run_prefix_block,
 )
-from .tokens import ClassTokens, TokenReader, prompt_order
+from .tokens import DEFAULT_LENGTH, ClassTokens, TokenReader, prompt_order
 
 __all__ = ["ClassTokens", "TextTower"]
 
 POSITIONS = ("end", "middle", "front")
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta")  # their first position is the one after the padding's id
 TEXTS_AT_ONCE = 16384  # whole texts sorted and packed together
 FLOATS_PER_ROW = 20  # what a layer keeps for its backward pass, in multiples of D a row
 PART_KEPT = 8  # a chunk that is computed again takes one part in 8 of the memory budget
@@ -62,9 +65,10 @@ class TextTower(nn.Module):
     Attributes:
         width: `D`.
         embed_dim: `E`.
-        context_length: Tokens that the tower reads, start and end included.
+        context_length: Tokens that the tower reads, start and end included: as many as open_clip's tokenizer gives.
         vocab_size: Number of token embeddings.
         causal: Whether the savings apply: a causal mask, read at the end-of-text token, blocks of a known kind.
+        masks_padding: Whether the tower takes no notice of padding after a text, so that rows need none.
         memory_budget: Bytes that a pass may keep for its backward pass; None takes a quarter of the device's memory.
     """
 
@@ -82,8 +86,9 @@ class TextTower(nn.Module):
         self.token_embedding = _token_embedding(owner)
         self.width = self.token_embedding.embedding_dim
         self.vocab_size = self.token_embedding.num_embeddings
-        self.context_length = int(owner.context_length)
+        self.context_length = _context_length(owner, tokenizer)
         self.tokens = TokenReader(tokenizer, self.context_length)
+        self.masks_padding = isinstance(owner, HFTextEncoder) and owner.config.pad_token_id == self.tokens.pad
         self.embed_dim = _embed_dim(owner, self.width)
         self.pool_type = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "own"))
         self.eos_id: int = getattr(owner, "text_eos_id", getattr(owner, "eos_id", -1))
@@ -150,8 +155,8 @@ class TextTower(nn.Module):
         if not len(ids):
             return torch.zeros(0, self.embed_dim, dtype=self.out_dtype, device=self.device)
         if not self.causal:
-            size = _chunk_size(chunk, len(ids), auto=max(1, self._rows_at_once() // self.context_length))
-            parts = [self._own_forward(None, part.to(self.device)) for part in ids.split(size)]
+            size = _chunk_size(chunk, len(ids), auto=max(1, self._rows_at_once() // self._row_length(ids)))
+            parts = [self._own_forward(None, p[:, : self._row_length(p)].to(self.device)) for p in ids.split(size)]
             return torch.cat(parts).to(self.out_dtype)
         size = _chunk_size(chunk, len(ids), auto=TEXTS_AT_ONCE)
         ends = self._pooled_row(ids).tolist()
@@ -308,7 +313,8 @@ class TextTower(nn.Module):
         shared = self._prefix_pass(prefix) if self.causal else prefix
         offset = prefix.shape[1]
         parts: list[Tensor] = []
-        for start, stop, again in self._plan(lengths, grad, chunk, contexts):
+        planned = lengths if self.causal else tuple(offset + length for length in lengths)
+        for start, stop, again in self._plan(planned, grad, chunk, contexts):
             arguments = (shared, offset, rows, start, stop, lengths[start:stop])
             if again:
                 parts.append(checkpoint(encode, *arguments, use_reentrant=False, preserve_rng_state=False))
@@ -321,6 +327,7 @@ class TextTower(nn.Module):
     ) -> Iterator[tuple[int, int, bool]]:
         """The chunks: first class, last class + 1, and whether the backward pass computes it again.
 
+        `lengths` are the rows of each class, with those of the prefix where no pass shares them.
         "auto" depends on the sizes and the device alone, never on memory that happens to be free, so that a run repeats
         bit by bit.
         """
@@ -330,7 +337,7 @@ class TextTower(nn.Module):
             again = grad and chunk is not None
             yield from ((start, min(start + size, count), again) for start in range(0, count, size))
             return
-        rows = sum(lengths) / count if self.causal else self.context_length
+        rows = sum(lengths) / count if self.causal else max(lengths) if self.masks_padding else self.context_length
         if not grad:
             size = max(1, int(self._rows_at_once() / (contexts * rows)))
             yield from ((start, min(start + size, count), False) for start in range(0, count, size))
@@ -404,17 +411,17 @@ class TextTower(nn.Module):
     def _encode_plain(
         self, prefix: Tensor, offset: int, rows: Rows, start: int, stop: int, lengths: tuple[int, ...]
     ) -> Tensor:
-        """Features `[P, C', E]` through the model's own forward pass, each prompt padded to the context length."""
+        """Features `[P, C', E]` through the model's own forward pass, all prompts padded to one length."""
         table, index = rows(start, stop)
         batch, classes = max(len(prefix), len(table)), len(index)
         suffix = table.index_select(1, index.flatten()).unflatten(1, index.shape)  # [P or 1, C', S1, D]
         x = torch.cat(
             [prefix[:, None].expand(batch, classes, -1, -1), suffix.expand(batch, -1, -1, -1)], dim=2
         )  # [P, C', S0 + S1, D]
-        reader, total = self.tokens, self.context_length
+        reader, total = self.tokens, offset + max(lengths) if self.masks_padding else self.context_length
         stops = offset + torch.tensor(lengths, device=self.device)
         place = torch.arange(total, device=self.device)
-        inside = place < stops[:, None]  # [C', context_length]
+        inside = place < stops[:, None]  # [C', total]
         ids = torch.where(inside, reader.placeholder, reader.pad)
         if reader.tail:
             ids[torch.arange(classes), stops - 1] = reader.tail[-1]
@@ -427,7 +434,7 @@ class TextTower(nn.Module):
         return by_class.to(self.out_dtype)
 
     def _own_forward(self, embeddings: Tensor | None, ids: Tensor) -> Tensor:
-        """The model's own text features `[N, E]` of `ids` `[N, context_length]`, from other embeddings if given."""
+        """The model's own text features `[N, E]` of `ids` `[N, S]`, from other embeddings if given."""
         owner = self._owner[0]
         handles = []
         if embeddings is not None:
@@ -440,6 +447,11 @@ class TextTower(nn.Module):
                 handle.remove()
         return features[0] if isinstance(features, tuple) else features
 
+    def _row_length(self, ids: Tensor) -> int:
+        """Tokens of the longest of some texts `[K, S]` where padding counts for nothing, else `S`."""
+        filled = ids.ne(self.tokens.pad).any(0).nonzero() if self.masks_padding else ids.new_empty(0)
+        return int(filled.max()) + 1 if len(filled) else ids.shape[1]
+
     def _cast(self, x: Tensor) -> Tensor:
         """`x` in the dtype of the transformer's weights, as open_clip casts its embeddings."""
         return x.to(self.transformer.resblocks[0].mlp.c_fc.weight.dtype)
@@ -447,6 +459,17 @@ class TextTower(nn.Module):
     def _pooled_row(self, ids: Tensor) -> Tensor:
         """Index `[K]` of the row that a causal tower reads, for `ids` `[K, S]`."""
         return ids.eq(self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)
+
+
+def _context_length(owner: Any, tokenizer: Any) -> int:
+    """Tokens of a text: the positions of open_clip's own towers; of transformers' as many as the tokenizer gives."""
+    positions = int(owner.context_length or 0)
+    if not isinstance(owner, HFTextEncoder):
+        return positions
+    length = int(getattr(tokenizer, "context_length", None) or DEFAULT_LENGTH)
+    if owner.config.model_type in COUNT_FROM_PADDING:
+        positions -= owner.config.pad_token_id + 1
+    return min(length, positions) if positions > 0 else length
 
 
 def _token_embedding(owner: Any) -> nn.Embedding:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_LENGTH = 77  # tokens of a text where a configuration says nothing, as in open_clip
 PLACEHOLDER = "X"
 CACHED_TEXTS = 65536
 CACHED_CLASS_LISTS = 8
@@ -57,6 +58,8 @@ class TokenReader:
     """
 
     def __init__(self, tokenizer: Callable[..., Tensor], context_length: int):
+        if context_length < 1:
+            raise ValueError(f"a text tower reads 1 token or more, not {context_length}")
         self.tokenizer = tokenizer
         self.context_length = context_length
         self._texts: dict[str, Tensor] = {}

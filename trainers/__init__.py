@@ -26,6 +26,7 @@ __all__ = ["CLAP", "CoOp", "GOPro", "InMaP", "LinearProbe", "ZeroshotCLIP", "add
 def add_config(cfg: CfgNode) -> None:
     """Add the settings that all trainers share, and those of every registered trainer that declares some."""
     cfg.MODEL.BACKBONE.setdefault("WEIGHTS", "")
+    cfg.MODEL.BACKBONE.setdefault("TOKENIZER", "")  # folder with a Hugging Face tokenizer, for towers that need one
     cfg.MODEL.BACKBONE.setdefault("COMPILE", False)  # torch.compile of the frozen image tower
     cfg.DATALOADER.setdefault("ON_BAD_IMAGE", "error")  # or skip: leave out, and list, what cannot be decoded
     cfg.TRAIN.setdefault("CHECKPOINT_STEPS", 0)  # also save every so many steps inside an epoch

@@ -23,7 +23,7 @@ from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records, run_data
 
 from . import dealing, distributed
-from .images import RAISE, SKIP, SeededImages
+from .images import RAISE, SKIP, SeededImages, seeded_loader
 from .loggers import LoggingMixin, services
 from .loop import LoopMixin
 from .precision import PRECISIONS, Precision
@@ -110,7 +110,13 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         cfg = self.cfg
         self.precision = Precision(self.node.PREC, self.device)
         node = cfg.MODEL.BACKBONE
-        self.backbone = load_backbone(node.NAME, node.WEIGHTS, self.device, compiled=node.get("COMPILE", False))
+        self.backbone = load_backbone(
+            node.NAME,
+            node.WEIGHTS,
+            self.device,
+            compiled=node.get("COMPILE", False),
+            tokenizer=node.get("TOKENIZER", ""),
+        )
         self.logit_scale = self.backbone.logit_scale
         self.asked, self.cfg = cfg, self._with_model_input(cfg)
         warn_of_input(self.asked, self.cfg)
@@ -122,7 +128,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             dataset_wrapper=SeededImages,
         )
         check_labels(self.dm.dataset, cfg.DATASET.NAME)
-        self.train_loader_x = dealing.own_rows(self.dm.train_loader_x)
+        self.train_loader_x = dealing.own_rows(seeded_loader(self.dm.train_loader_x, cfg.SEED, "train_x"))
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
         self.test_loader = self.dm.test_loader
