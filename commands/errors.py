@@ -11,6 +11,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
+from dassl_clip.results.escaping import printable
+
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
 GOES_ON = "interrupted: the same command goes on from here"
@@ -49,8 +51,6 @@ _MACHINE = {
 _OF_WORKER = re.compile(
     r"Caught \w+ in (?:DataLoader worker|pin memory thread).*?\n\S*(?:Error|Image|Exception): ", re.S
 )
-# Control characters but for tab and line feed, marks that turn the direction of text, undecodable bytes.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -107,14 +107,6 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         text = f"not enough memory{text and f': {text}'}"
     return printable(" ".join(text.split()) or type(error).__name__)
-
-
-def printable(text: str) -> str:
-    """A text in which control characters and bytes that are no text are written out as escapes.
-
-    Names of files and classes come from strangers: none of them shall steer a terminal or fail to be printed.
-    """
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def wants_traceback(flag: bool = False) -> bool:

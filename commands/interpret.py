@@ -9,8 +9,6 @@ Shapes: `C` classes, `M` context tokens, `D` text width, `W` words of the vocabu
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 
 from dassl_clip.commands.arguments import Parser
 from dassl_clip.commands.errors import UserError, guarded, suggestion
+from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.records import RECORD_NAME, write_text_atomically
 
 METRICS = ("euclidean", "cosine")
@@ -202,11 +201,7 @@ def render(found: Sequence[Neighbour], facts: dict[str, Any], suffix: str) -> st
     if suffix == ".json":
         content = {**facts, "caveat": CAVEAT, "words": [dict(zip(COLUMNS, row)) for row in rows]}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text([COLUMNS, *rows])
 
 
 def table(found: Sequence[Neighbour], facts: dict[str, Any]) -> str:

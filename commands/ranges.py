@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.commands.errors import UserError, suggestion
+from dassl_clip.results.records import flatten_config
 
 # key -> least value
 LEAST = {
@@ -19,6 +21,10 @@ LEAST = {
     "TRAIN.PRINT_FREQ": 1,
     "TRAIN.CHECKPOINT_FREQ": 0,
 }
+# key -> largest value: a seed of numpy's generator
+MOST = {"SEED": 2**32 - 1, "DATASET.SPLIT_SEED": 2**32 - 1}
+_LARGEST = 2**63 - 1  # of any whole number: torch's own
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 SPLITS = ("test", "val")  # of TEST.SPLIT
 
 
@@ -28,16 +34,30 @@ def check_ranges(cfg: Any) -> None:
     Raises:
         UserError: naming the key, its value and what is possible.
     """
+    values = flatten_config(cfg)
+    for key, value in values.items():
+        trouble = next(filter(None, map(_trouble, value if isinstance(value, list) else [value])), "")
+        if trouble:
+            raise UserError(f"{key} is {value!r:.80}: {trouble}")
     for key, least in LEAST.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if not math.isfinite(value) or value < least:
-            raise UserError(f"{key} is {value}: it should be {least} or more")
+        if values[key] < least:
+            raise UserError(f"{key} is {values[key]}: it should be {least} or more")
+    for key, most in MOST.items():
+        if values.get(key, 0) > most:
+            raise UserError(f"{key} is {values[key]}: it should be {most} or less; below 0 means unseeded")
     if cfg.TEST.SPLIT not in SPLITS:
         hint = suggestion(cfg.TEST.SPLIT, SPLITS)
         hint = " Training images are not tested." if cfg.TEST.SPLIT == "train" else hint
         raise UserError(f"TEST.SPLIT is '{cfg.TEST.SPLIT}'.{hint} Known: {', '.join(SPLITS)}.")
+
+
+def _trouble(value: Any) -> str:
+    """Why no program can use a value, or an empty text."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        return "this is no text in UTF-8; rename the file or folder"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number is expected"
+    return "the number is too large" if isinstance(value, int) and abs(value) > _LARGEST else ""
 
 
 def open_folders(cfg: Any) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .escaping import one_line, printable
 from .records import write_bytes_atomically
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, 
         caption: what was measured.
         markerscale: size of the legend's markers over that of the drawn ones.
     """
+    handles, caption = {printable(one_line(label)): drawn for label, drawn in handles.items()}, printable(caption)
     width = figure.get_size_inches()[0]
     lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_AN_INCH))]
     if handles:
@@ -144,7 +146,8 @@ def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, 
 
 
 def shortened(text: str, limit: int) -> str:
-    """A text cut to a number of characters, with an ellipsis where something was cut."""
+    """A text on one line, cut to a number of characters, with an ellipsis where something was cut."""
+    text = printable(one_line(text))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -71,7 +71,7 @@ def curves_plot(found: Iterable[Record]) -> Plot:
         ValueError: no record has a history, or there are too many lines.
     """
     found = list(found)
-    records = [record for record in found if record.get("history")]
+    records = [record for record in found if any(entry.keys() - set(COUNTERS) for entry in record.get("history", ()))]
     if not records:
         methods = ", ".join(sorted({record["method"] for record in found}))
         raise ValueError(
@@ -126,9 +126,11 @@ def shots_plot(found: Iterable[Record], split: str = "test") -> Plot:
     panels = {group: domains for group, domains in panels.items() if _most_shots(domains) > 1}
     drawn = [line for domains in panels.values() for lines in domains.values() for line in lines.values()]
     if not drawn:
+        whole = sum(bool(record["num_train"]) and record["shots"] < 1 for record in records)
+        counted = f" ({whole} of the {len(records)} runs used all images)" if whole else ""
         raise ValueError(
-            "no method was measured with two or more numbers of shots: give runs with different --shots, or runs of "
-            "the task 'probe' (dassl-clip task METHOD DATASET SEED --task probe)"
+            f"no method was measured with two or more numbers of shots{counted}: give runs with different --shots, or "
+            "runs of the task 'probe' (dassl-clip task METHOD DATASET SEED --task probe)"
         )
     shown = [(group, name) for group, domains in panels.items() for name in domains]
     only_means = len(shown) > MOST_PANELS
@@ -315,7 +317,7 @@ def _mean_lines(domains: Sequence[Mapping[str, _Cells]]) -> dict[str, _Cells]:
 
 def _most_shots(domains: Mapping[str, Mapping[str, _Cells]]) -> int:
     """The most numbers of shots that one line has."""
-    return max(len(line.keys() - {0}) for lines in domains.values() for line in lines.values())
+    return max((len(line.keys() - {0}) for lines in domains.values() for line in lines.values()), default=0)
 
 
 def _measured(record: Record) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ text, whatever its source, goes through `escape`.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
+from .escaping import printable
 from .plot_style import Plot
 from .tables import Table, column_of, row_of
 
@@ -107,6 +108,11 @@ def render(content: Content) -> str:
     )
 
 
+def escape(text: str) -> str:
+    """A text as HTML that shows it, control characters as escapes."""
+    return html.escape(printable(text))
+
+
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", texts: int = 1) -> str:
     """A table.
 
@@ -151,7 +157,7 @@ def inline_svg(plot: Plot, prefix: str) -> str:
             elif "url(#" in value:
                 element.set(key, _REFERENCE.sub(rf"url(#{prefix}-\1)", value))
     root.set("role", "img")
-    root.set("aria-label", plot.caption)
+    root.set("aria-label", printable(plot.caption))
     return ElementTree.tostring(root, encoding="unicode")
 
 

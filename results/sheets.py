@@ -10,8 +10,6 @@ Published numbers are printed as published; none is computed here.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,10 +17,9 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from tabulate import tabulate
-
+from .escaping import csv_text
 from .readings import MEASURES
-from .tables import FORMATS, STYLES, cell_text, framed, mean_and_spread
+from .tables import FORMATS, cell_text, framed, mean_and_spread, tabulated
 
 MEAN, HARMONIC = "mean", "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
@@ -108,12 +105,8 @@ class Sheet:
             sheet = {"title": self.title, "about": self.above, "cells": self.records(), "notes": self.below}
             return json.dumps(sheet, indent=1, ensure_ascii=False)
         if style == "csv":
-            out = io.StringIO()
-            rows = self.records()
-            writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, "got_by_seed": json.dumps(row["got_by_seed"])} for row in rows)
-            return out.getvalue().rstrip("\n")
+            rows = [{**row, "got_by_seed": json.dumps(row["got_by_seed"])} for row in self.records()]
+            return csv_text([list(rows[0]) if rows else [], *(list(row.values()) for row in rows)]).rstrip("\n")
         blocks = [self._block(group, columns, style) for group, columns in self.places.items()]
         body = "\n\n".join(block for block in blocks if block)
         return framed(self.title, self.above, body, self.below, style)
@@ -133,9 +126,7 @@ class Sheet:
             lines += [[f"{name}, difference", *apart]] if any(text != "-" for text in apart) else []
         if not lines:
             return ""
-        align = ("left", *["right"] * len(columns))
-        head = [group or "accuracy (%)", *columns]
-        return str(tabulate(lines, head, tablefmt=STYLES[style], colalign=align, disable_numparse=True))
+        return tabulated([group or "accuracy (%)", *columns], lines, style)
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell that holds something, flat."""

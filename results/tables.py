@@ -7,8 +7,6 @@ domain and seed. Records of different tasks, data sets, shots, class subsets, ba
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from .escaping import csv_text, markdown, one_line
 from .records import TRANSFER_TASKS, FoundRecord, protocol_of, trained_on
 from .run_data import NOT_RECORDED, described
 
@@ -253,16 +252,22 @@ class Table:
             sheet = {"title": self.title, "about": self.above, "rows": rows, "notes": self.below}
             return json.dumps(sheet, indent=1, ensure_ascii=False)
         if style == "csv":
-            out = io.StringIO()
-            csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
-            return out.getvalue().rstrip("\n")
-        align = ("left", *["right"] * (len(self.columns) - 1))
-        body = tabulate(self.rows, self.columns, tablefmt=STYLES[style], colalign=align, disable_numparse=True)
-        return framed(self.title, self.above, body, self.below, style)
+            return csv_text([self.columns, *self.rows]).rstrip("\n")
+        return framed(self.title, self.above, tabulated(self.columns, self.rows, style), self.below, style)
+
+
+def tabulated(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+    """Header and rows of texts as text, Markdown or LaTeX, the first column to the left; every cell is as it is."""
+    escape = markdown if style == "markdown" else one_line  # tabulate escapes LaTeX itself
+    head, *body = [[escape(cell) for cell in row] for row in (columns, *rows)]
+    align = ("left", *["right"] * (len(columns) - 1))
+    return str(tabulate(body, head, tablefmt=STYLES[style], colalign=align, disable_numparse=True))
 
 
 def framed(title: str, above: Sequence[str], body: str, below: Sequence[str], style: str) -> str:
     """A table with the lines around it, as text, Markdown or LaTeX (where they are comments)."""
+    escape = markdown if style == "markdown" else one_line
+    title, above, below = escape(title), [escape(line) for line in above], [escape(line) for line in below]
     if style == "text":
         return "\n".join([title, *above, "", body, *below])
     if style == "markdown":
