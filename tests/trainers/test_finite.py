@@ -1,7 +1,8 @@
 """NaN and infinite numbers in weights, learned parts, features and scores: refused by name, nothing is recorded.
 
 Covers `modeling/finite.py` against the plain check, and all ways to score through the command line: a run,
-`--eval-only`, `MODEL.INIT_WEIGHTS`, `predict`, `export`, a run that is refined, and a trainer that is not of this project.
+`--eval-only`, `MODEL.INIT_WEIGHTS`, `predict`, `export`, a run that is refined, and a trainer that is not of this
+project.
 """
 
 import json
