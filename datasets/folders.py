@@ -8,6 +8,7 @@ import csv
 import logging
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ PART_NAMES = {
     "test": ("test", "testing"),
 }
 WRAPPERS = ("images", "kfold", "data")
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".parquet")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
 IGNORED_FOLDERS = ("__MACOSX",)
 
@@ -108,6 +109,18 @@ def readable_csv(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as a csv file ({error}); save it as plain text in UTF-8") from error
 
 
+def unpack_command(path: Path) -> str:
+    """The command that unpacks an archive into its own folder."""
+    name, file, folder = path.name.lower(), shlex.quote(str(path)), shlex.quote(str(path.parent))
+    if name.endswith(".zip"):
+        return f"unzip {file} -d {folder}"
+    if ".tar" in name or name.endswith(".tgz"):
+        return f"tar -xf {file} -C {folder}"
+    programs = {".7z": f"7z x {file} -o{folder}", ".rar": f"unrar x {file} {folder}/", ".gz": f"gunzip -k {file}"}
+    programs |= {".bz2": f"bunzip2 -k {file}", ".xz": f"unxz -k {file}"}
+    return programs[path.suffix.lower()]
+
+
 def is_image(name: str) -> bool:
     """Whether a file name has the ending of an image, in any letter case."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
@@ -142,7 +155,8 @@ def open_root(root: str, name: str) -> Path:
         raise ValueError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
     path = Path(root).expanduser().absolute()
     if path.exists() and not path.is_dir():
-        kind = "an archive: unpack it, and" if path.name.lower().endswith(ARCHIVES) else f"{kind_of(path)}:"
+        packed = path.is_file() and path.name.lower().endswith(ARCHIVES)
+        kind = f"an archive: unpack it ({unpack_command(path)}), and" if packed else f"{kind_of(path)}:"
         raise FileNotFoundError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
     if not path.is_dir():
         parent = next(folder for folder in path.parents if folder.is_dir())
@@ -197,21 +211,6 @@ def walk_folders(root: Path, depth: int) -> Iterator[Path]:
             yield folder
             following += [folder / name for name in names]
         level = following
-
-
-def not_found(root: Path, spec: Spec) -> FileNotFoundError:
-    """The error for a root in which the data set cannot be seen."""
-    places = [f"{root.name}/ itself", *(f"{name}/" for name in spec.folders)]
-    wrappers = ", ".join(f"{wrapper}/" for wrapper in WRAPPERS)
-    message = (
-        f"{spec.name} not found in {root}. Looked for the folders {listed(spec.domains)} in {', '.join(places)} "
-        f"(any letter case, blanks, _ and - alike) and in {wrappers} inside them. "
-        f"{root} holds {listed(list_folder(root)[0])}."
-    )
-    nested = find_elsewhere(root, spec)
-    if nested is not None:
-        message += f" Folders of that kind lie in {nested}: set DATASET.ROOT to {nested}."
-    return FileNotFoundError(f"{message} Nothing is downloaded; see docs/datasets.md")
 
 
 def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[int, Path]:
@@ -280,7 +279,8 @@ def nesting_hint(folder: Path, spec: Spec) -> str:
         return f" {images} images lie in it directly, outside any class folder."
     archives = [name for name in files if name.lower().endswith(ARCHIVES)]
     if archives:
-        return f" It holds {listed(archives, 3)}: unpack {'it' if len(archives) == 1 else 'them'} first."
+        command = unpack_command(folder / archives[0])
+        return f" It holds {listed(archives, 3)}: unpack {'it' if len(archives) == 1 else 'them'} first ({command})."
     return f" It holds {listed(folders)}." if folders else " It has no folders."
 
 

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from .base import Layout, PlainDataset, register
+from .folder_domains import PART_KEYS
 from .folders import list_folder, read_classes
-from .imagenet import WNID
+from .imagenet import INNER_FOLDERS, WNID
 from .places import find_place
 from .protocols import DASSL
 from .spec import Spec, did_you_mean, load_spec, name_key
@@ -63,17 +64,26 @@ class ImageNetVariant(PlainDataset):
 
     def find(self, cfg) -> Path:
         """The folder of the class folders."""
-        return find_place(cfg, self.spec, self.fits(), "folders called like wnids (n01440764, ...)", self.inner)
+        names = (*self.inner, *PART_KEYS)
+        return find_place(cfg, self.spec, self.fits(), "folders called like wnids (n01440764, ...)", names)
 
     def fits(self) -> Callable[[Path], bool]:
-        """Whether a folder holds class folders of this data set, and of no other that has more classes."""
+        """Whether a folder holds class folders of this data set, and of no other that has more classes.
+
+        A folder called like a part is read unless it is one of several, or in a folder called like ImageNet's: then it
+        is more likely ImageNet's own.
+        """
         keys, most = self.spec.class_keys(), len(self.spec.classes)
+        imagenet = {name_key(name) for name in (*load_spec("imagenet").folders, *INNER_FOLDERS)}
 
         def check(folder: Path) -> bool:
             folders = list_folder(folder)[0]
             wnids = sum(WNID.fullmatch(name) is not None for name in folders)
             known = sum(name_key(name) in keys for name in folders)
-            return known > 0 and wnids <= most
+            if not known or wnids > most or name_key(folder.name) not in PART_KEYS:
+                return known > 0 and wnids <= most
+            parts = sum(name_key(name) in PART_KEYS for name in list_folder(folder.parent)[0])
+            return parts == 1 and name_key(folder.parent.name) not in imagenet
 
         return check
 

@@ -4,15 +4,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from . import packed
 from .base import Layout
 from .folders import (
     SPLIT_FOLDERS,
+    WRAPPERS,
     ImageFile,
     check_classes,
     find_candidates,
+    find_elsewhere,
     is_image,
     list_folder,
-    not_found,
     open_root,
     read_classes,
 )
@@ -34,6 +36,23 @@ def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
         raise not_found(root, spec)
     most = len(found[0][1])
     return [entry for entry in found if len(entry[1]) == most]
+
+
+def not_found(root: Path, spec: Spec) -> FileNotFoundError:
+    """The error for a root in which the data set cannot be seen."""
+    places = [f"{root.name}/ itself", *(f"{name}/" for name in spec.folders)]
+    wrappers = ", ".join(f"{wrapper}/" for wrapper in WRAPPERS)
+    message = (
+        f"{spec.name} not found in {root}. Looked for the folders {listed(spec.domains)} in {', '.join(places)} "
+        f"(any letter case, blanks, _ and - alike) and in {wrappers} inside them. "
+        f"{root} holds {listed(list_folder(root)[0])}."
+    )
+    nested = find_elsewhere(root, spec)
+    if nested is not None:
+        message += f" Folders of that kind lie in {nested}: set DATASET.ROOT to {nested}."
+    else:
+        message += packed.hint(root, spec.folders)
+    return FileNotFoundError(f"{message} Nothing is downloaded; see docs/datasets.md")
 
 
 def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence[str], spec: Spec) -> dict[str, Path]:

@@ -1,10 +1,14 @@
 """Finding the folder of a data set without domains below DATASET.ROOT."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .folders import WRAPPERS, list_folder, open_root
+from . import packed
+from .folders import WRAPPERS, list_folder, open_root, walk_folders
 from .spec import Spec, listed, name_key
+
+MOST = 2000  # folders looked into
 
 
 def places(root: Path, names: Iterable[str], depth: int = 4) -> Iterator[Path]:
@@ -46,8 +50,13 @@ def find_place(
     inside = "; ".join(
         f"{place} holds {listed([*list_folder(place)[0], *list_folder(place)[1]])}" for place in seen[:4]
     )
+    nested = next((folder for folder in itertools.islice(walk_folders(root, depth=5), MOST) if fits(folder)), None)
+    if nested is None:
+        elsewhere = packed.hint(root, spec.folders)
+    else:
+        elsewhere = f" It lies in {nested}: set DATASET.ROOT to {nested}."
     raise FileNotFoundError(
         f"{spec.name} not found in {root}. Looked for {looked_for} in {root.name}/ itself and in folders called "
-        f"{listed(spec.folders)} (any letter case, blanks, _ and - alike). {inside}.{hint} Nothing is downloaded; see "
-        "docs/datasets.md"
+        f"{listed(spec.folders)} (any letter case, blanks, _ and - alike). {inside}.{hint}{elsewhere} Nothing is "
+        "downloaded; see docs/datasets.md"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dassl_clip.results.files import no_file
 
+from . import packed
 from .base import Layout, PlainDataset
 from .folders import ImageFile, list_folder, open_root
 from .listed_files import FileFinder, best_base, clean_path
@@ -99,9 +100,9 @@ class SplitFileDataset(PlainDataset):
             link = next(item for item in entry["links"] if item["what"] == name)
             raise FileNotFoundError(
                 f"{self.spec.name}: {name} not found in {listed(dict.fromkeys([root, *found]), 4)} nor in the folders "
-                f"{listed(SPLIT_FOLDERS[1:])} there.{contents_hint([root])} It is published at {link['url']}. Results "
-                f"on another split are not comparable; `dassl-clip data verify {self.spec.name} --root {root} "
-                "--make-split` makes one under another name"
+                f"{listed(SPLIT_FOLDERS[1:])} there.{contents_hint([root], self.spec.folders)} "
+                f"It is published at {link['url']}. Results on another split are not comparable; `dassl-clip data "
+                f"verify {self.spec.name} --root {root} --make-split` makes one under another name"
             )
         entries = read_split_file(path, self.spec)
         return Split(f"split file {path}{self._likeness(entries, entry)}", entries)
@@ -140,12 +141,12 @@ def image_bases(found: Sequence[Path], names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys([*inner, *found]))
 
 
-def contents_hint(folders: Sequence[Path]) -> str:
-    """What some folders hold, for an error; starts with a blank."""
+def contents_hint(folders: Sequence[Path], names: Sequence[str] = ()) -> str:
+    """What some folders hold, for an error; starts with a blank. `names`: those of the data set's archive."""
     texts = [
         f"{folder} holds {listed([*list_folder(folder)[0], *list_folder(folder)[1]], 5)}" for folder in folders[:3]
     ]
-    hint = f" {'; '.join(texts)}."
+    hint = f" {'; '.join(texts)}.{packed.hint(folders[0], names)}"
     if any(name.startswith("n02") for folder in folders for name in list_folder(folder)[0]):
         hint += " Folders such as n02086646-... are those of Stanford Dogs or ImageNet, which are other data sets."
     return hint

@@ -13,7 +13,7 @@ from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
 
-LIST_FOLDERS = ("splits", "txt_lists", "image_list", "txt")
+LIST_FOLDERS = ("splits", "txt_lists", "image_list", "txt", "pacs_label")
 
 
 def find_lists(
@@ -21,8 +21,9 @@ def find_lists(
 ) -> dict[str, dict[str, Path]]:
     """Split lists that belong to a folder of domains: domain -> part -> file.
 
-    They lie in the folder itself, in the folder above if this one is called `images`, `kfold` or `data`, or in
-    `splits`, `txt_lists`, `image_list` or `txt` there. The first place that has lists is taken.
+    They lie in the folder itself, in those above as long as it is called `images`, `kfold`, `data` or like the data
+    set, or in `splits`, `txt_lists`, `image_list`, `txt` or `pacs_label` there (or in a folder of the same name inside:
+    Kaggle's copy of PACS has `pacs_label/pacs_label`). The first place that has lists is taken.
 
     Args:
         folder: the folder that holds the domains.
@@ -31,8 +32,12 @@ def find_lists(
             first. Lists of two families are never mixed; the family with the most lists is taken.
         list_folders: the only folders to look in, for a data set whose lists have one of their own.
     """
-    homes = [folder, folder.parent] if name_key(folder.name) in WRAPPERS else [folder]
-    places = [home / name for home in homes for name in list_folder(home)[0] if name in (list_folders or LIST_FOLDERS)]
+    homes, wrappers = [folder], {name_key(name) for name in (*WRAPPERS, *spec.folders)}
+    while name_key(homes[-1].name) in wrappers and len(homes) < 4:
+        homes.append(homes[-1].parent)
+    known = {name_key(name) for name in list_folders or LIST_FOLDERS}
+    places = [home / name for home in homes for name in list_folder(home)[0] if name_key(name) in known]
+    places = [place for outer in places for place in (outer, outer / outer.name) if place.is_dir()]
     keys = spec.domain_keys(letters=False)
     for place in places if list_folders else [*places, *homes]:
         names = {name.lower(): place / name for name in list_folder(place)[1] if name.lower().endswith(".txt")}

@@ -13,8 +13,9 @@ from pathlib import Path
 from .common import ListedDataset
 from .datums import collection_paused
 from .duplicates import counted, real_paths
-from .file_checks import Progress, broken_files, copies, decoding_note, no_progress, web_page
-from .folders import ARCHIVES, ImageFile, find_candidates, list_folder, match_classes
+from .file_checks import Progress, broken_files, copies, decoding_note, no_progress
+from .folders import ImageFile, find_candidates, list_folder, match_classes
+from .packed import packed
 from .protocols import ALL_IMAGES, DASSL, check_protocol
 from .spec import LISTS, Spec, listed, load_spec, name_key, read_entry
 
@@ -121,7 +122,8 @@ def verify(
         report.unread += [domain for domain in domains if domain not in read]
     if not report.images:
         for text in explanations(Path(report.root or ".").expanduser().absolute(), report.dataset):
-            report.add(ERROR, text)
+            if not any(text in finding.text for finding in report.findings):
+                report.add(ERROR, text)
     check_domains(report)
     check_images(report, decode, duplicates, jobs, progress)
     return report
@@ -161,7 +163,9 @@ def look_at(loader: type[ListedDataset], cfg, domain: str, report: Report) -> No
     with collection_paused():
         pools = dataset.open(cfg)
     spec, parts = dataset.spec, next(iter(pools.values()))
-    report.classes = spec.classes
+    report.classes = tuple(dataset.names)
+    if dataset.names_note:
+        report.add(NOTE, dataset.names_note)
     text = f"{dataset.layout.text}{dataset.count_note}"
     if text not in report.layouts:
         report.layouts.append(text)
@@ -285,23 +289,10 @@ def note_copies(groups: Sequence[Sequence[ImageFile]], report: Report) -> None:
 
 
 def explanations(root: Path, asked: str) -> list[str]:
-    """Why nothing was found, as far as the folder tells: archives, web pages saved as archives, other data sets."""
+    """Why nothing was found, as far as the folder tells: archives, copies of the hub, other data sets."""
     if not root.is_dir():
         return []
-    texts = []
-    try:
-        files = list_folder(root)[1]
-    except OSError:
-        return []
-    for name in [name for name in files if name.lower().endswith(ARCHIVES)][:3]:
-        with contextlib.suppress(OSError), open(root / name, "rb") as file:
-            start = file.read(512)
-            if web_page(start):
-                texts.append(f"{root / name} is a web page, not an archive: the download failed; get it again")
-            elif start:
-                texts.append(f"{root / name} is an archive: unpack it first")
-            else:
-                texts.append(f"{root / name} is empty (0 bytes): get it again")
+    texts = packed(root)
     others = [name for name in recognise(root) if name != asked]
     if others:
         texts.append(f"{root} looks like {' or '.join(others)}: ask for that data set")

@@ -7,13 +7,17 @@ crossval together, so that "full+test" is every image once). The other release h
 `{Caltech101,LabelMe,SUN09,VOC2007}/{bird,...}` and no splits.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from .base import DomainDataset, Layout, register, split_seed
+from .folders import list_folder
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
 from .protocols import DASSL, HOLDOUT
-from .spec import Spec, did_you_mean, load_spec
+from .spec import Spec, did_you_mean, listed, load_spec
+
+logger = logging.getLogger(__name__)
 
 NOTE = " (Dassl's release; its test/ is 30 % of a domain, DATASET.VLCS_TEST full+test tests all of a held-out one)"
 TEST_PARTS = {"test": ("test",), "full+test": ("train", "val", "test")}
@@ -50,7 +54,26 @@ class VLCS(DomainDataset):
                 "leave it at test where a domain is both source and target, or use DATASET.PROTOCOL all-images"
             )
         parts = {"train": "train", "val": "crossval", "test": "test"}
-        return part_folders_layout(folder, folders, self.spec, parts, tested, note=NOTE)
+        without = [domain for domain, path in folders.items() if not holds(path, "crossval")]
+        if without and len(without) < len(folders):
+            raise FileNotFoundError(
+                f"VLCS: no crossval/ in {listed(folders[domain] for domain in without)}, while other domains have it: "
+                "add it, or move it away everywhere"
+            )
+        if not without:
+            return part_folders_layout(folder, folders, self.spec, parts, tested, note=NOTE)
+        if tested != TEST_PARTS["test"]:
+            raise FileNotFoundError(
+                f"VLCS: DATASET.VLCS_TEST full+test tests every image of a domain, but {folder} has no crossval/"
+            )
+        logger.warning("VLCS: no crossval/ in %s: a source has no validation images of its own", folder)
+        del parts["val"]
+        return part_folders_layout(folder, folders, self.spec, parts, tested, note=f"{NOTE}, no crossval")
+
+
+def holds(domain: Path, part: str) -> bool:
+    """Whether a domain has the folder of a part."""
+    return any(name.lower() == part for name in list_folder(domain)[0])
 
 
 def test_parts(option: str) -> tuple[str, ...]:

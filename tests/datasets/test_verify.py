@@ -245,7 +245,7 @@ def test_damaged_trees(damage, verdict, text, tmp_path, pacs_tree, config):
 def test_an_archive_as_root_and_a_wrong_protocol(tmp_path, pacs_tree, config):
     (tmp_path / "PACS.zip").touch()
     said = texts(verify(PACS, config(tmp_path / "PACS.zip", [], [])), ERROR)
-    assert any("PACS.zip is an archive: unpack it, and give the folder that holds PACS" in text for text in said)
+    assert any("PACS.zip is an archive: unpack it (unzip " in text for text in said)
     report = verify(PACS, config(pacs_tree(tmp_path, "PACS", size=1), [], [], PROTOCOL="holdot"))
     assert any('Did you mean "holdout"?' in text for text in texts(report, ERROR)) and report.verdict == UNUSABLE
 
