@@ -15,6 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .escaping import printable
+
 DISTRIBUTION = "dassl-clip"
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "yacs", DISTRIBUTION)
 _ROOT = Path(__file__).resolve().parents[1]
@@ -124,8 +126,9 @@ def torch_threads() -> int:
 
 
 def command_line() -> str:
-    """The command that started this process, quoted so that it can be pasted into a shell."""
-    program, *arguments = sys.argv
+    """The command that started this process, quoted so that it can be pasted into a shell; bytes that are no text as
+    escapes."""
+    program, *arguments = map(printable, sys.argv)
     name = os.path.basename(program)
     if name == "__main__.py":
         return shlex.join(["python", "-m", "dassl_clip.commands", *arguments])

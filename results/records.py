@@ -207,7 +207,8 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     for key, shape in _SHAPES.items():
         if key in record and not _fits(record[key], shape):
             yield f"'{key}' should be {_said(shape)}, not {record[key]!r:.80}"
-    if record.get("refines") and not {"method", "config"} <= set(record["refines"]):
+    base = record.get("refines")
+    if base and isinstance(base, Mapping) and not {"method", "config"} <= base.keys():
         yield "'refines' should name method and config"
     for split, metrics in record["metrics"].items():
         if not isinstance(metrics, Mapping):

@@ -186,6 +186,22 @@ def test_shots_of_probes_and_their_notes():
         plots.shots_plot(grid())
 
 
+def test_8_1_runs_on_all_images_say_what_a_figure_of_shots_needs():
+    """(row 8.1)"""
+    whole = [record(d, 50.0, task="fewshot", shots=-1, seed=s) for d in DOMAINS for s in (1, 2)]
+    with pytest.raises(ValueError, match=r"numbers of shots \(6 of the 6 runs used all images\): give runs"):
+        plots.shots_plot(whole)
+    several = [record("art", 50.0 + n, task="fewshot", shots=n, dataset="Other") for n in (1, 2)]
+    assert len([axis for axis in plots.shots_plot(whole + several).figure.axes if axis.get_visible()]) == 1
+
+
+@pytest.mark.parametrize("history", [[{}], [{"epoch": 1}], [{"step": 1}, {"step": 2}]])
+def test_8_1_a_history_without_terms_is_none(history):
+    """(row 8.1)"""
+    with pytest.raises(ValueError, match="has a history of its losses"):
+        plots.curves_plot([record(history=history)])
+
+
 def test_groups_without_several_shots_are_left_out():
     found = [r for k in (1, 4) for r in grid(shots=k)] + grid(task="fewshot", method="GOPro")
     plot = plots.shots_plot(found)

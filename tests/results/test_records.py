@@ -120,6 +120,44 @@ def test_faults_are_named_and_nothing_is_written(tmp_path, path, value, sentence
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("history", [{"loss": 1.0}, "x", [1], [[]], [{"loss": "x"}], [{"loss": None}], [{"loss": True}], None]),
+        ("reading_notes", ["note", [1], None, {}]),
+        ("classnames", ["cat", [1], None]),
+        ("source_dataset", [1, None, []]),
+        ("alpha", ["0.5", None, True, []]),
+        ("versions", [{"torch": 2}, {"torch": None}]),
+        ("toolbox", [{"kind": 1}]),
+        ("refines", [{"method": "CoOp"}, {"method": 1, "config": ""}, "CoOp", 3, True, [1]]),
+        ("trained", [{"shots": "all"}, {"source_domains": "photo"}, [], 1]),
+        ("prompt", ["caf\udce9"]),
+        ("target_domains", [["\ud800"]]),
+        ("seed", [2**63, 10**400]),
+        ("peak_memory_mb", [10**400]),
+    ],
+)
+def test_8_1_what_tables_and_figures_read_has_its_shape(tmp_path, path, values):
+    """(row 8.1) Any other shape is a broken record that names the key, never an error of what reads it."""
+    for value in values:
+        record = make_record(schema_version=records.SCHEMA_VERSION) | {path: value}
+        (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+        found = records.inspect_record(tmp_path)
+        assert found.state == "broken" and f"'{path}" in found.reason, value
+        found.reason.encode("utf-8", "backslashreplace")
+    deep = json.dumps(make_record(schema_version=records.SCHEMA_VERSION))[:-1] + f', "a": {"[" * 900}{"]" * 900}' + "}"
+    (tmp_path / "record.json").write_text(deep, encoding="utf-8")
+    assert records.inspect_record(tmp_path).state in ("broken", "complete")
+
+
+def test_8_1_a_command_of_bytes_that_are_no_text_can_be_recorded(tmp_path, monkeypatch):
+    """(row 8.1)"""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--import", "caf\udce9.py"])
+    written = records.write_record(tmp_path, make_record())
+    assert r"caf\udce9.py" in json.loads(written.read_text(encoding="utf-8"))["command"]
+
+
 def test_a_refused_record_leaves_the_old_one(tmp_path):
     records.write_record(tmp_path, make_record(seed=7))
     with pytest.raises(ValueError, match="seed"):
