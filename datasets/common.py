@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 
 from dassl.data.datasets import DatasetBase, Datum
 
+from .class_names import class_file, prompt_names
 from .datums import collection_paused, fingerprint, make_datum
 from .duplicates import count_once
 from .folders import ImageFile
@@ -40,6 +41,8 @@ class ListedDataset(DatasetBase):
 
     Attributes:
         spec: names and facts of the data set.
+        names: the class names of prompts in label order, of all classes; the data set's own, or those of a file.
+        names_note: where names come from that are not the data set's own, or nothing.
         layout: the layout found on the disk, its parts as the protocol has them.
         domains: canonical names of all its domains; empty for a data set without.
         shots: images a class, 0 for all.
@@ -110,7 +113,8 @@ class ListedDataset(DatasetBase):
         check_options(options, self)
         self.subset = options.get("SUBSAMPLE_CLASSES", "all")
         self._labels = subset_labels(len(self.spec.classes), self.subset)
-        self._names = [self.spec.classes[label] for label in self._labels]
+        self.names, self.names_note = prompt_names(self.spec, self.spec.names_file or class_file(cfg))
+        self._names = [self.names[label] for label in self._labels]
 
         needed = list(dict.fromkeys(self._sources + self._targets))
         self.layout = self.open_layout(cfg, needed)
@@ -277,7 +281,7 @@ class ListedDataset(DatasetBase):
     def _datums(self, images: Sequence[ImageFile], pools: Sequence[str]) -> list[Datum]:
         """Dassl's records; the domain is a position in `pools`, labels count from the first class of the subset."""
         positions = {name: position for position, name in enumerate(pools)} if self.domains else {}
-        first, names = self._labels[0], self.spec.classes
+        first, names = self._labels[0], self.names
         return [
             make_datum(
                 image.path,
@@ -300,6 +304,7 @@ class ListedDataset(DatasetBase):
             texts += [drawn, f"selection {self.selection}"] if self.shots and self.selection else [drawn]
             texts.append(f"split seed {self.seed}" if self.seed >= 0 else "unseeded")
         texts.append(f"classes: {self.subset} ({self.num_classes})")
+        texts += [self.names_note] if self.names_note else []
         return f"{self.spec.name}: {'; '.join(texts)}"
 
     def _describe_parts(self) -> list[str]:

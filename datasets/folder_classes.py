@@ -10,17 +10,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import packed
 from .base import Layout, PlainDataset, register
+from .class_names import class_file, own_classes, with_file
 from .folder_domains import (
-    CLASS_FILE,
     check_spellings,
     class_folders,
     find_tree,
     look_through,
     part_folders,
-    read_class_file,
     shape_hint,
-    union,
 )
 from .folders import ImageFile, is_image, list_folder, open_root, read_classes
 from .protocols import drawn_anew
@@ -45,22 +44,21 @@ class FolderClasses(PlainDataset):
         top = look_through(root)
         parts = find_parts(top)
         found = {str(folder.relative_to(root)): class_folders(folder) for folder in parts.values() or [top]}
-        folders = sorted({name for names in found.values() for name in names})
-        if not folders:
+        if not any(found.values()):
             hint = shape_hint(top, SHAPE)
             with contextlib.suppress(ValueError):
                 if tree := find_tree(root):
                     hint = f" The tree of domains ({listed(tree)}) is read by DATASET.NAME FolderDomains."
+            hint += packed.hint(root)
             raise FileNotFoundError(f"{NAME}: no class folder with images found in {root}.{hint}")
         check_spellings(root, found, NAME)
-        classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)
-        return Spec(name=NAME, classes=tuple(classes), domains={})
+        return with_file(own_classes(found, NAME), class_file(cfg, [root, top, *parts.values()]))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, SHAPE)
         top = look_through(root)
         parts = find_parts(top)
-        source = CLASS_FILE if (root / CLASS_FILE).is_file() else "the class folders, sorted"
+        source = getattr(self.spec.names_file, "name", "the class folders, sorted")
         note = f"(class list: {source})"
         names = {part: folder.relative_to(top).parts[0] for part, folder in parts.items()}
         used = set(names.values()) or set(class_folders(top))

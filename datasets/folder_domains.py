@@ -14,16 +14,18 @@ must have the same parts, and none may be called like a part.
 import logging
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from . import packed
 from .base import DomainDataset, Layout, register, split_seed
-from .folders import PART_NAMES, WRAPPERS, ImageFile, is_image, list_folder, open_root, read_classes, read_text
+from .class_names import class_file, own_classes, with_file
+from .folders import PART_NAMES, WRAPPERS, ImageFile, is_image, list_folder, open_root, read_classes
 from .layouts import holdout_layout
-from .spec import Spec, did_you_mean, listed, name_key
+from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
 
-CLASS_FILE = "classnames.txt"
 IMAGES = "images"
 PART_KEYS = {name_key(name): part for part, names in PART_NAMES.items() for name in names}
 NO_DOMAINS = (*PART_KEYS, "full", *WRAPPERS)  # a domain called so is a part of something else
@@ -43,14 +45,15 @@ class FolderDomains(DomainDataset):
             hint = shape_hint(look_through(root))
             if class_folders(look_through(root)):
                 hint += " A tree class/image, without domains, is read by DATASET.NAME FolderClasses."
+            hint += packed.hint(root)
             raise FileNotFoundError(f"FolderDomains: no domain found in {root}.{hint}")
         found = {
             str(folder.relative_to(root)): class_folders(folder) for parts in tree.values() for folder in parts.values()
         }
         check_spellings(root, {**{domain: [] for domain in tree}, **found}, "FolderDomains")
-        folders = sorted({name for names in found.values() for name in names})
-        classes = read_class_file(root / CLASS_FILE, folders) if (root / CLASS_FILE).is_file() else union(folders)
-        return Spec(name="FolderDomains", classes=tuple(classes), domains=dict.fromkeys(tree, ()))
+        spec = own_classes(found, "FolderDomains")
+        folders = [root, *(folder for parts in tree.values() for folder in parts.values())]
+        return replace(with_file(spec, class_file(cfg, folders)), domains=dict.fromkeys(tree, ()))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
@@ -62,7 +65,7 @@ class FolderDomains(DomainDataset):
             absent = [name for label, name in enumerate(self.spec.classes) if label not in present]
             if absent:
                 logger.warning("FolderDomains: %s has no images of %s", root / domain, listed(absent))
-        source = CLASS_FILE if (root / CLASS_FILE).is_file() else "the class folders of all domains, sorted"
+        source = getattr(self.spec.names_file, "name", "the class folders of all domains, sorted")
         note = f" (class list: {source})"
         parts = list(tree[domains[0]])
         if len(parts) == 1:
@@ -217,14 +220,6 @@ def class_folders(domain: Path) -> list[str]:
     return [name for name in list_folder(domain)[0] if any(map(is_image, list_folder(domain / name)[1]))]
 
 
-def union(folders: Sequence[str]) -> list[str]:
-    """Sorted class names; of several spellings of one name the first is kept."""
-    names: dict[str, str] = {}
-    for folder in folders:
-        names.setdefault(name_key(folder), folder)
-    return sorted(names.values())
-
-
 def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> None:
     """Raise if two domains, or two classes of one domain, have names that differ in case, blanks, `_` and `-` only.
 
@@ -245,27 +240,6 @@ def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> 
                     f'{dataset}: "{other}" and "{name}" in {parent} are one name when letter case, blanks, _ and - '
                     "are left aside; rename one"
                 )
-
-
-def read_class_file(path: Path, folders: Sequence[str]) -> list[str]:
-    """Class names of a file, one a line; they must be the class folders found, in any order.
-
-    Raises:
-        ValueError: if a name is twice in the file, has no folder, or a folder is not in the file.
-    """
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    keys = {name_key(folder) for folder in folders}
-    seen: dict[str, str] = {}
-    for name in names:
-        if name_key(name) in seen:
-            raise ValueError(f'{path} names the class "{name}" twice')
-        seen[name_key(name)] = name
-        if name_key(name) not in keys:
-            raise ValueError(f'{path}: there is no class folder "{name}".{did_you_mean(name, folders)}')
-    extra = sorted(folder for folder in folders if name_key(folder) not in seen)
-    if extra:
-        raise ValueError(f"{path} does not name the class folders {listed(extra)}; add them, or move the folders away")
-    return names
 
 
 def shape_hint(root: Path, shape: str = "root/domain/class/image") -> str:

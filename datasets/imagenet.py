@@ -47,7 +47,8 @@ class ImageNet(PlainDataset):
                 f"ImageNet: {place} has no val/ (or {listed(VAL_FOLDERS[1:])}), whose images are the test; it holds "
                 f"{listed(list_folder(place)[0])}"
             )
-        check_class_file(place, self.spec)
+        if not cfg.DATASET.get("CLASSNAMES", ""):
+            check_class_file(place, self.spec)
         labels = flat_labels(val, self.spec)
         found = {"train": train, "test": val} if train is not None and holds_something(train) else {"test": val}
 
@@ -160,7 +161,8 @@ def check_class_file(place: Path, spec: Spec) -> None:
         for number, (words, wnid, name) in enumerate(zip(lines, spec.folder_names, spec.classes), start=1):
             if words[0] != wnid or " ".join(words[1:]) != name:
                 logger.warning(
-                    '%s, line %d is "%s", expected "%s %s": this is not CLIP\'s list; the built-in names are used',
+                    '%s, line %d is "%s", expected "%s %s": this is not CLIP\'s list; the built-in names are used, '
+                    "and those of a file by DATASET.CLASSNAMES FILE",
                     *(path, number, " ".join(words), wnid, name),
                 )
                 break

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from dassl_clip.results.files import no_file
 
+from . import packed
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
+from .class_names import class_file, with_file, without_counters
 from .common import ListedDataset
 from .folders import ImageFile, read_text, readable_csv
 from .listed_files import FileFinder, below, clean_path
@@ -63,7 +65,12 @@ class Manifest(ListedDataset):
             other = keys.setdefault(name_key(domain), domain)
             if other != domain:
                 raise ValueError(f'{path}: the domains "{other}" and "{domain}" are spellings of one name; choose one')
-        return Spec(name=NAME, classes=tuple(class_list(rows, path)), domains=dict.fromkeys(domains, ()))
+        classes = class_list(rows, path)
+        spec = Spec(
+            name=NAME, classes=tuple(classes), domains=dict.fromkeys(domains, ()), said=without_counters(classes)
+        )
+        file = class_file(cfg, tops_of(path, cfg.DATASET.ROOT))
+        return replace(spec, names_file=file) if rows[0].label else with_file(spec, file)
 
     def choose_pools(self, cfg) -> tuple[list[str], list[str]]:
         """The domains that the config names, or the data set itself if the file has no domains."""
@@ -109,7 +116,10 @@ def manifest_file(cfg) -> Path:
     if not path.is_absolute():
         path = root / path if (root / path).is_file() else path.absolute()
     if not path.is_file():
-        raise FileNotFoundError(f"Manifest: {no_file(path)}; set DATASET.MANIFEST or put {FILES[0]} into DATASET.ROOT")
+        hint = f".{packed.hint(root)}" if root.is_dir() and not asked else ""
+        raise FileNotFoundError(
+            f"Manifest: {no_file(path)}; set DATASET.MANIFEST or put {FILES[0]} into DATASET.ROOT{hint}"
+        )
     return path
 
 

@@ -33,9 +33,9 @@ def prompt_key(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sorted names; if all of them are numbers, by their value."""
-    names = list(names)
-    return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
+    """Sorted names; if all of them begin with a number, by its value."""
+    numbers = {name: re.match(r"\d+", name) for name in names}
+    return sorted(numbers, key=lambda name: (int(numbers[name][0]), name)) if all(numbers.values()) else sorted(numbers)
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:
@@ -68,6 +68,8 @@ class Spec:
         names_are_keys: whether a class is known by its name; if not, by its folder alone, since names may be equal.
         skip: `domain/class/file` of images that are known to be bad.
         details: the JSON entry of each domain (counts of parts and classes).
+        said: class -> its name in prompts, for classes that are called like a user's own folders.
+        names_file: a file of class names that lies beside the class folders.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Spec:
     names_are_keys: bool = True
     skip: frozenset[str] = frozenset()
     details: Mapping[str, Mapping] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
+    names_file: Path | None = None
 
     @property
     def folder_names(self) -> tuple[str, ...]:

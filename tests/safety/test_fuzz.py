@@ -34,7 +34,7 @@ from dassl_clip.commands.errors import is_user_error, sentence
 from dassl_clip.commands.identity import read_config
 from dassl_clip.datasets import fetch, listings, manifest, selections, split_file, split_lists
 from dassl_clip.datasets.file_checks import read_image
-from dassl_clip.datasets.folder_domains import read_class_file
+from dassl_clip.datasets.class_names import read_names
 from dassl_clip.datasets.folders import ImageFile
 from dassl_clip.datasets.spec import load_spec
 from dassl_clip.modeling import released, sources, weights
@@ -295,7 +295,7 @@ def test_selections(content):
 def test_split_lists(content):
     with file_of(content) as path:
         refuse_or_read(split_lists.read_list, path, path.parent, "sketch", load_spec("pacs"))
-        refuse_or_read(read_class_file, path, ["dog", "elephant"])
+        refuse_or_read(read_names, path, load_spec("pacs"))
 
 
 # --------------------------------------------------------------------------------------------------------------- caches

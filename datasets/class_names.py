@@ -1,0 +1,311 @@
+"""The class names that prompts say: those of a published list, of a user's file, or of the class folders.
+
+DATASET.CLASSNAMES names a file for any data set; `classnames.txt` beside the class folders is one for a user's own. Its
+lines are one of
+
+- `folder<TAB>name`, or CoOp's `n01440764 tench`: a class folder and its name, in any order;
+- plain names, one for each class in label order. Where they are the class folders themselves (letter case, blanks, `_`
+  and `-` alike), their order is the label order of a user's own data set.
+
+Without a file, a wnid (`n01440764`) has the name of ImageNet's published list, and a counter or a wnid before a name
+(`001.Black_footed_Albatross`, `n02086646-Blenheim_spaniel`) is not said. No two classes may have one prompt.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dassl_clip.results.files import no_file
+
+from .folders import read_text
+from .spec import Spec, did_you_mean, in_order, listed, load_spec, name_key, prompt_key
+
+logger = logging.getLogger(__name__)
+
+CLASS_FILE = "classnames.txt"
+OPTION = "DATASET.CLASSNAMES"
+WNID = re.compile(r"n\d{8}")
+COUNTER = re.compile(r"(n\d{8}|\d+)(?:[\s_-]+|\s*\.\s*)(?=\D*[^\W\d_])(.+)")
+NUMBER = re.compile(r"(?:class|cls|category|label|id|c)?[\W\d_]*")  # of a folded name: nothing that CLIP could know
+
+
+def class_key(name: str) -> str:
+    """Form in which two folders are one class: their prompts agree but for blanks and `-`."""
+    return name_key(prompt_key(name))
+
+
+def without_counters(names: Sequence[str]) -> dict[str, str]:
+    """The names without the counter, or wnid, before each of them; as they are if it may be a part of the name.
+
+    Counters stand before all names, and no two are equal: neither with the rest nor without it. They begin with 0, end
+    in a dot, or count from 0 or 1 on; so years and model numbers stay.
+    """
+    found = {name: COUNTER.fullmatch(name) for name in names}
+    parts = [(match[1], match[2]) for match in found.values() if match]
+    counters, rests = [counter for counter, _ in parts], {class_key(rest) for _, rest in parts}
+    if not names or len(parts) < len(names) or len(set(counters)) < len(names) or len(rests) < len(names):
+        return {name: name for name in names}
+    numbers = sorted(int(counter) for counter in counters if counter.isdecimal())
+    if numbers and not (
+        any(counter.startswith("0") for counter in counters)
+        or all(name[len(counter) :].lstrip().startswith(".") for name, counter in zip(found, counters))
+        or numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+    ):
+        return {name: name for name in names}
+    return {name: rest for name, (_, rest) in zip(found, parts)}
+
+
+def own_classes(found: Mapping[str, Sequence[str]], dataset: str) -> Spec:
+    """The classes of a user's class folders, in label order, without domains.
+
+    Folders of several parents whose names are spellings of one name, with or without a counter, are one class, called
+    by the first spelling; an info line names them.
+
+    Args:
+        found: parent folder -> names of its class folders.
+        dataset: registry name.
+
+    Raises:
+        ValueError: if two folders of one parent are one class.
+    """
+    spellings: dict[str, dict[str, str]] = {}
+    for parent, folders in found.items():
+        seen: dict[str, str] = {}
+        for folder, name in without_counters(folders).items():
+            other = seen.setdefault(class_key(name), folder)
+            if other != folder:
+                raise ValueError(
+                    f'{dataset}: "{other}" and "{folder}" in {parent} are one name when letter case, blanks, _ and - '
+                    "are left aside; rename one, or put their images into one folder"
+                )
+            spellings.setdefault(class_key(name), {})[folder] = name
+    groups = [sorted(group) for group in spellings.values()]
+    if merged := [" = ".join(f'"{name}"' for name in group) for group in groups if len(group) > 1]:
+        logger.info("%s: folders that are spellings of one class are one class: %s", dataset, listed(merged))
+    others = {first: tuple(rest) for first, *rest in groups}
+    said = {first: spellings[key][first] for key, (first, *_) in zip(spellings, groups)}
+    return Spec(name=dataset, classes=tuple(in_order(said)), domains={}, class_folders=others, said=said)
+
+
+def class_file(cfg, folders: Iterable[Path] = ()) -> Path | None:
+    """The file that DATASET.CLASSNAMES names, or `classnames.txt` in one of some folders.
+
+    Args:
+        cfg: the config.
+        folders: where a file may lie that is not asked for.
+
+    Raises:
+        FileNotFoundError: if the file that is asked for is not there.
+        ValueError: if two of the folders have different files.
+    """
+    asked = cfg.DATASET.get("CLASSNAMES", "")
+    if asked:
+        path = Path(asked).expanduser()
+        below = Path(cfg.DATASET.ROOT).expanduser().absolute() / path
+        path = below if cfg.DATASET.ROOT and below.is_file() else path.absolute()
+        if not path.is_file():
+            raise FileNotFoundError(f"{OPTION}: {no_file(path)}; it holds the class names, one a line")
+        return path
+    there = [folder / CLASS_FILE for folder in dict.fromkeys(folders) if (folder / CLASS_FILE).is_file()]
+    for path in there[1:]:
+        if path.read_bytes() != there[0].read_bytes():
+            raise ValueError(f"{there[0]} and {path} name the classes differently; keep one, or set {OPTION}")
+    return there[0] if there else None
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of class names, without empty ones.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    lines = [line.strip(" \r\n") for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty; it holds the class names, one a line")
+    return lines
+
+
+def with_file(spec: Spec, path: Path | None) -> Spec:
+    """A user's own classes with a file of names: in its order, if its lines are the classes themselves."""
+    if path is None:
+        return spec
+    classes = {class_key(name): folder for folder, name in spec.said.items()}
+    keys = [class_key(line) for line in lines_of(path)]
+    same = len(keys) == len(classes) and {*keys} == {*classes}
+    return replace(spec, names_file=path, classes=tuple(classes[key] for key in keys) if same else spec.classes)
+
+
+def read_names(path: Path, spec: Spec) -> list[str]:
+    """Class names by label, of a file.
+
+    Args:
+        path: the file.
+        spec: the classes.
+
+    Raises:
+        ValueError: if a class has no name or two, or a line is of no class; says which.
+    """
+    lines, labels = lines_of(path), spec.class_keys()
+    folders = list(spec.folder_names)
+    pairs = [line.split("\t") if "\t" in line else line.split(maxsplit=1) for line in lines]
+    tabs = sum("\t" in line for line in lines)
+    if 0 < tabs < len(lines) or any(len(pair) != 2 or not pair[1].strip() for pair in pairs if tabs):
+        number = next(n for n, line in enumerate(lines, 1) if line.count("\t") != 1 or not line.split("\t")[1].strip())
+        raise ValueError(
+            f'{path}, name {number}: expected "folder<TAB>name" as in other lines, found "{lines[number - 1]}"'
+        )
+    known = [len(pair) == 2 and (name_key(pair[0]) in labels or bool(WNID.fullmatch(pair[0]))) for pair in pairs]
+    whole = all(class_key(line) in map(class_key, spec.said.values()) for line in lines)
+    if not tabs and (whole or not all(known)):
+        return plain_names(path, [line.strip() for line in lines], spec)
+    names: dict[int, str] = {}
+    shipped = imagenet_names()
+    for folder, name in ((folder.strip(), name.strip()) for folder, name in pairs):
+        label = labels.get(name_key(folder))
+        if label is None:
+            if folder in shipped:  # CoOp's list has all of ImageNet's classes, also for a part of them
+                continue
+            raise ValueError(f'{path}: there is no class folder "{folder}".{did_you_mean(folder, folders)}')
+        if label in names:
+            raise ValueError(f'{path} names the class folder "{folder}" twice: "{names[label]}" and "{name}"')
+        names[label] = name
+    missing = [folder for label, folder in enumerate(folders) if label not in names]
+    if missing:
+        raise ValueError(
+            f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away"
+        )
+    return [names[label] for label in range(len(folders))]
+
+
+def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
+    """Plain names as the file has them, if they stand in label order.
+
+    Raises:
+        ValueError: if they are too few or too many, or name a class of another place.
+    """
+    folders = list(spec.folder_names)
+    places: dict[str, set[int]] = {}
+    for label, (name, folder) in enumerate(zip(spec.classes, spec.folder_names)):
+        for spelling in (spec.said.get(name, name), name, folder, *spec.class_folders.get(name, ())):
+            places.setdefault(class_key(spelling), set()).add(label)
+    seen: dict[str, str] = {}
+    for name in names:
+        if seen.setdefault(class_key(name), name) != name or names.count(name) > len(places.get(class_key(name), "1")):
+            raise ValueError(f'{path} names the class "{name}" twice')
+    wrong = [label for label, name in enumerate(names) if label not in places.get(class_key(name), {label})]
+    if len(names) == len(folders) and not wrong:
+        return names
+    unknown = [name for name in names if class_key(name) not in places]
+    if len(unknown) == len(names):
+        raise ValueError(
+            f"{path} holds {len(names)} names, but there are {len(folders)} classes ({listed(folders, 4)}): write one "
+            "for each, in this order, or folder<TAB>name"
+        )
+    if unknown:
+        raise ValueError(
+            f'{path}: there is no class folder "{unknown[0]}".{did_you_mean(unknown[0], folders)} Names that are not '
+            "the folders' are written as folder<TAB>name"
+        )
+    named = {label for name in seen for label in places.get(name, ())}
+    missing = [
+        spelling
+        for label, (name, folder) in enumerate(zip(spec.classes, spec.folder_names))
+        for spelling in (folder, *spec.class_folders.get(name, ()))
+        if label not in named
+    ]
+    if missing:
+        raise ValueError(
+            f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away"
+        )
+    raise ValueError(
+        f'{path}: name {wrong[0] + 1} is "{names[wrong[0]]}", expected "{spec.classes[wrong[0]]}": the labels of '
+        f"{spec.name} have a fixed order; write the names in it, or folder<TAB>name"
+    )
+
+
+def imagenet_names() -> dict[str, str]:
+    """wnid -> class name, of ImageNet's published list."""
+    spec = load_spec("imagenet")
+    return dict(zip(spec.folder_names, spec.classes))
+
+
+def prompt_names(spec: Spec, path: Path | None) -> tuple[list[str], str]:
+    """The name of each class as prompts say it, and a note on where names come from that are not the data set's own.
+
+    Args:
+        spec: the classes.
+        path: a file of names, or None.
+
+    Raises:
+        ValueError: if the file does not fit, or two classes have one prompt.
+    """
+    names, notes = list(spec.classes), []
+    if path is not None:
+        names, notes = read_names(path, spec), [f"class names of {path}"]
+    elif spec.said:
+        names, notes = names_of_folders(spec)
+    check_prompts(names, spec)
+    if path is not None or spec.said:
+        warn_of_numbers(names, spec)
+    note = ", ".join(notes)
+    if note:
+        changed = [f"{old} = {new}" for old, new in zip(spec.folder_names, names) if old != new]
+        logger.info("%s: %s%s", spec.name, note, f": {listed(changed, 4)}" if changed else "")
+    return names, note
+
+
+def names_of_folders(spec: Spec) -> tuple[list[str], list[str]]:
+    """Class names of a user's folders, wnids by the published list and counters left out; and notes on both."""
+    shipped, notes = imagenet_names(), []
+    wnids = [name for name in spec.classes if WNID.fullmatch(name)]
+    if unknown := [name for name in wnids if name not in shipped]:
+        logger.warning(
+            "%s: %d class folders are wnids that ImageNet's list of 1000 classes does not name (%s), so that prompts "
+            'such as "a photo of a %s." say nothing: give names by %s beside the class folders (folder<TAB>name) or by '
+            "%s FILE",
+            *(spec.name, len(unknown), listed(unknown, 4), unknown[0], CLASS_FILE, OPTION),
+        )
+    if len(wnids) > len(unknown):
+        notes.append(f"class names of ImageNet's published list for {len(wnids) - len(unknown)} wnids")
+    if any(name != said for name, said in spec.said.items()):
+        notes.append("class names without the counter before them")
+    return [shipped.get(name) or spec.said[name] for name in spec.classes], notes
+
+
+def check_prompts(names: Sequence[str], spec: Spec) -> None:
+    """Refuse two classes with one prompt; two of ImageNet's own names occur twice in its published list.
+
+    Raises:
+        ValueError: naming both.
+    """
+    shipped, seen = None, {}
+    for label, name in enumerate(names):
+        other = seen.setdefault(prompt_key(name), label)
+        if other == label:
+            continue
+        shipped = imagenet_names() if shipped is None else shipped
+        published = [prompt_key(shipped.get(spec.folder_names[place], str(place))) for place in (other, label)]
+        if published[0] == published[1]:
+            continue
+        folders = " and ".join(f'"{spec.folder_names[place]}"' for place in (other, label))
+        raise ValueError(
+            f'{spec.name}: the classes {folders} have one prompt, by the names "{names[other]}" and "{name}": give '
+            "them different names, or make them one class"
+        )
+    empty = [spec.folder_names[label] for label, name in enumerate(names) if not prompt_key(name)]
+    if empty:
+        raise ValueError(f"{spec.name}: the classes {listed(empty)} have no name that a prompt could say")
+
+
+def warn_of_numbers(names: Sequence[str], spec: Spec) -> None:
+    """Warn of class names that are numbers, of which CLIP knows nothing."""
+    numbers = [name for name in names if NUMBER.fullmatch(name.casefold())]
+    if numbers:
+        logger.warning(
+            '%s: %d of %d class names are bare numbers (%s), so that prompts such as "a photo of a %s." say nothing: '
+            "give names by %s beside the class folders (a name for each class, in the order of the numbers, or "
+            "folder<TAB>name) or by %s FILE",
+            *(spec.name, len(numbers), len(names), listed(numbers, 4), numbers[0], CLASS_FILE, OPTION),
+        )
