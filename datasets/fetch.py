@@ -1,22 +1,29 @@
-"""Fetching and unpacking published archives: goes on where it stopped, checks sums, unpacks nothing unsafe."""
+"""Fetching and unpacking published archives: resumes what was begun, checks sums, unpacks nothing unsafe."""
 
+import gzip
 import hashlib
+import http.client
+import json
 import os
 import re
 import shutil
 import stat
 import tarfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from email.message import Message
 from pathlib import Path, PurePosixPath
 
 from .file_checks import web_page
 
 BLOCK = 1 << 20
-TIMEOUT = 60
+TIMEOUT = 60  # seconds without any answer
+PATIENCE, SLOWEST = 60, 60 * 1024  # seconds, and the bytes that must have come in them
+CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
 FILE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz", ".mat", ".json")
 SPECIAL = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -30,7 +37,10 @@ def is_file(url: str) -> bool:
 
 
 def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, total: None) -> Path:
-    """Download a file; one that was begun is gone on with, one that is there and whole is kept.
+    """Download a file; one that was begun is resumed, one that is there and whole is kept.
+
+    The bytes go into `<name>.part`, with the server's mark of their version in `<name>.part.json`; the file gets its
+    name when it is whole: by its checksum, or by the length that the server gives, or by its own format.
 
     Args:
         url: its address.
@@ -50,44 +60,139 @@ def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, 
         return target
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
+    mark = target.with_name(f"{target.name}.part.json")
     try:
-        download(url, part, report)
-    except (urllib.error.URLError, OSError) as error:
-        raise ValueError(f"{url} could not be fetched ({error}); the same command goes on from {part}") from error
-    with open(part, "rb") as file:
-        if web_page(file.read(512)):
-            part.unlink()
-            raise ValueError(f"{url} gave a web page in place of the file; open it in a browser")
+        total = download(url, part, mark, bool(md5), report)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise ValueError(f"{url} could not be fetched ({error}); the same command resumes from {part}") from error
     try:
+        with open(part, "rb") as file:
+            if web_page(file.read(512)):
+                raise ValueError(f"{url} gave a web page in place of the file; open it in a browser")
         check_sum(part, md5)
+        if not md5 and not total:
+            check_format(part, target.name)
     except ValueError:
         part.unlink()
+        mark.unlink(missing_ok=True)
         raise
     os.replace(part, target)
+    mark.unlink(missing_ok=True)
     return target
 
 
-def download(url: str, part: Path, report: Report) -> None:
-    """Append to `part` what is missing of a file."""
-    there = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing
-            return
-        raise
+def download(url: str, part: Path, mark: Path, checked: bool, report: Report) -> int:
+    """Write to `part` what is missing of a file, or all of it if the server has another version by now.
+
+    Args:
+        url: its address.
+        part: what is there of it.
+        mark: the server's mark of the version that `part` is of.
+        checked: whether a checksum will tell if the pieces are of two versions.
+        report: is told the progress.
+
+    Returns:
+        Its length, 0 if the server does not say.
+
+    Raises:
+        OSError: the file did not come whole, or too slowly.
+    """
+    there, known = part.stat().st_size if part.is_file() else 0, read_mark(mark)
+    answer = None
+    if there and (known.get("version") or checked):  # otherwise nothing says that the rest is of the same file
+        headers = {"Range": f"bytes={there}-", "If-Range": known.get("version", "")}
+        headers = {key: value for key, value in headers.items() if value}
+        try:
+            answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:
+                raise
+            if there == (ranges(error.headers)[1] or known.get("total")):
+                return there
+    if answer is not None and answer.status == 206:
+        start, total = ranges(answer.headers)
+        if start != there or known.get("total") not in (None, 0, total):
+            answer.close()
+            answer = None
+    else:
+        there = 0
+    if answer is None:
+        there, answer = 0, urllib.request.urlopen(url, timeout=TIMEOUT)
     with answer:
-        if answer.status != 206:
-            there = 0
-        total = there + int(answer.headers.get("Content-Length") or 0)
+        if there == 0 and answer.status != 200:
+            raise OSError(f"the server answers {answer.status} {answer.reason} in place of the file")
+        length = answer.headers.get("Content-Length") or ""
+        if not there or not total:
+            total = there + int(length) if length.isdigit() else 0
+        version = answer.headers.get("ETag") or ""
+        if not version or version.startswith("W/"):  # a weak one holds for pages that read alike
+            version = answer.headers.get("Last-Modified") or ""
+        mark.write_text(json.dumps({"version": version, "total": total}), encoding="utf-8")
         with open(part, "ab" if there else "wb") as file:
-            while block := answer.read(BLOCK):
+            for block in blocks(answer):
                 file.write(block)
                 there += len(block)
                 report(there, total)
-    if there < total:
+    if total and there != total:
         raise OSError(f"the connection ended after {there:,} of {total:,} bytes")
+    return total
+
+
+def ranges(headers: Message) -> tuple[int, int]:
+    """First byte of a part of a file, and the file's length, by Content-Range; -1 and 0 where it does not say."""
+    found = CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "")
+    start, total = (found["start"], found["total"]) if found else (None, "*")
+    return -1 if start is None else int(start), 0 if total == "*" else int(total)
+
+
+def blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What a server sends, as it comes.
+
+    Raises:
+        OSError: it sends less than `SLOWEST` bytes in `PATIENCE` seconds.
+    """
+    begin, size = time.monotonic(), 0
+    while block := answer.read1(BLOCK):
+        yield block
+        size += len(block)
+        if time.monotonic() - begin > PATIENCE:
+            if size < SLOWEST:
+                raise OSError(f"the server sent {size:,} bytes in {PATIENCE} seconds")
+            begin, size = time.monotonic(), 0
+
+
+def read_mark(mark: Path) -> dict:
+    """The version and the length of what was begun; empty if they are not known."""
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        return {"version": str(found["version"]), "total": int(found["total"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def check_format(path: Path, name: str) -> None:
+    """Refuse a file that may have been cut, where neither a checksum nor a length tells: one without its end.
+
+    Raises:
+        ValueError: it is cut, or its format does not tell.
+    """
+    try:
+        if name.endswith(".zip"):
+            zipfile.ZipFile(path).close()  # its list of members is the end of the file
+        elif name.endswith(".tar"):
+            with open(path, "rb") as file:
+                if file.seek(-1024, os.SEEK_END) % 512 or any(file.read()):
+                    raise ValueError("its end is missing")
+        elif name.endswith("gz"):
+            with gzip.open(path) as file:
+                while file.read(BLOCK):
+                    pass
+        elif name.endswith(".json"):
+            json.loads(path.read_bytes())
+        else:
+            raise ValueError("neither its length nor a checksum is known")
+    except Exception as error:  # damaged archives make their readers raise almost anything
+        raise ValueError(f"{path} is not whole ({error or type(error).__name__}): get {name} by hand") from error
 
 
 def check_sum(path: Path, md5: str) -> None:

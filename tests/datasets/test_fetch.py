@@ -2,7 +2,8 @@
 
 Covers: a whole file, one that was begun (with and without a server that can go on), one that is there already,
 checksums, web pages in place of files, errors of the server, archives (zip, tar, tgz) and members that would leave the
-folder, links and devices, of which nothing is written, damaged archives, which addresses are files.
+folder, links and devices, of which nothing is written, damaged archives, which addresses are files; versions that
+change between two tries, answers to ranges that are none, files without a length, servers that drip (row 8.6).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from dassl_clip.datasets import fetch as fetching
 from dassl_clip.datasets.fetch import fetch, is_file, unpack
 
 CONTENT = bytes(range(256)) * 5000
@@ -33,9 +35,14 @@ def server():
             body = b"<!DOCTYPE html><html>quota</html>" if "page" in self.path else CONTENT
             partial = start and "whole" not in self.path
             if partial and start >= len(body):
-                return self.send_error(416)
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             body = body[start:] if partial else body
             self.send_response(206 if partial else 200)
+            if partial:
+                self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
             self.send_header("Content-Length", str(len(body) + (99 if "short" in self.path else 0)))
             self.end_headers()
             self.wfile.write(body)
@@ -79,9 +86,146 @@ def test_what_servers_do(server, tmp_path):
     with pytest.raises(ValueError, match=r"c.zip.part has the md5"):
         fetch(f"{server.address}/c.zip", tmp_path, "0" * 32)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match=r"short.zip could not be fetched .* the same command goes on from .*part"):
+    with pytest.raises(ValueError, match=r"short.zip could not be fetched .* the same command resumes from .*part"):
         fetch(f"{server.address}/short.zip", tmp_path)
     assert (tmp_path / "short.zip.part").read_bytes() == CONTENT
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers each request by the next of some functions of the handler, and keeps what was asked."""
+
+    answers: list = []
+    asked: list = []
+
+    def do_GET(self):
+        self.asked.append((self.headers.get("Range"), self.headers.get("If-Range")))
+        self.answers.pop(0)(self)
+
+    def give(self, status, body, **headers):
+        self.send_response(status)
+        for key, value in {"Content_Length": len(body), **headers}.items():
+            if value is not None:
+                self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def scripted():
+    """`scripted(answer, ...)` gives an address whose answers are these, one after the other."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+
+        def script(*answers):
+            Scripted.answers, Scripted.asked = list(answers), []
+            return f"http://127.0.0.1:{running.server_port}/a.zip"
+
+        yield script
+        running.shutdown()
+
+
+def whole(version, content=CONTENT):
+    return lambda self: self.give(200, content, ETag=version)
+
+
+def cut(version, size=1000, content=CONTENT):
+    return lambda self: self.give(200, content[:size], Content_Length=len(content), ETag=version)
+
+
+def rest(start, version, content=CONTENT, said=None):
+    said = said or f"bytes {start}-{len(content) - 1}/{len(content)}"
+    return lambda self: self.give(206, content[start:], Content_Range=said, ETag=version)
+
+
+def cut_then(scripted, folder, *answers, **options):
+    """Fetch twice: the first answer is cut after 1000 bytes, the others follow."""
+    url = scripted(cut('"1"'), *answers)
+    with pytest.raises(ValueError, match=r"ended after 1,000 of 1,280,000 bytes.*; the same command resumes from"):
+        fetch(url, folder, **options)
+    assert not (folder / "a.zip").exists()
+    return fetch(url, folder, **options)
+
+
+def test_8_6_a_cut_file_is_resumed_if_it_is_the_same(scripted, tmp_path):
+    assert cut_then(scripted, tmp_path, rest(1000, '"1"')).read_bytes() == CONTENT
+    assert Scripted.asked == [(None, None), ("bytes=1000-", '"1"')]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_8_6_a_file_that_changed_is_fetched_anew(scripted, tmp_path):
+    other = CONTENT[::-1]
+    assert cut_then(scripted, tmp_path, whole('"2"', other)).read_bytes() == other
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        rest(0, '"1"'),  # all of it, where the rest was asked for
+        rest(1000, '"1"', said="bytes 0-1278999/1280000"),
+        rest(1000, '"1"', said="bytes 1000-1279999/1300000"),  # of a file of another length
+        rest(1000, '"1"', said="garbage"),
+        lambda self: self.give(206, CONTENT[1000:], ETag='"1"'),
+        lambda self: self.give(416, b"", Content_Range="bytes */1280000"),  # of half a file
+        lambda self: self.give(416, b""),
+    ],
+)
+def test_8_6_answers_that_do_not_continue_are_not_appended(answer, scripted, tmp_path):
+    assert cut_then(scripted, tmp_path, answer, whole('"1"')).read_bytes() == CONTENT
+    assert Scripted.asked == [(None, None), ("bytes=1000-", '"1"'), (None, None)]
+
+
+def test_8_6_without_a_mark_of_the_version_nothing_is_resumed(scripted, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(b"x" * 1000)
+    assert fetch(scripted(whole(None)), tmp_path).read_bytes() == CONTENT
+    assert Scripted.asked == [(None, None)]
+    (tmp_path / "a.zip").unlink()
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:1000])
+    (tmp_path / "a.zip.part.json").write_text('{"version": "", "total": 5}')
+    assert fetch(scripted(rest(1000, None), whole(None)), tmp_path, MD5).read_bytes() == CONTENT
+
+
+def test_8_6_a_whole_part_is_recognised_by_its_size(scripted, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+    (tmp_path / "a.zip.part.json").write_text('{"version": "x", "total": 1280000}')
+    url = scripted(lambda self: self.give(416, b"", Content_Range="bytes */1280000"))
+    assert fetch(url, tmp_path).read_bytes() == CONTENT
+
+
+def test_8_6_a_file_of_unknown_length_shows_its_end(scripted, tmp_path):
+    archive = make(tmp_path / "made.zip", [("a/1.jpg", b"one")]).read_bytes()
+    endless = {"Content_Length": None}
+    path = fetch(scripted(lambda self: self.give(200, archive, **endless)), tmp_path)
+    assert path.read_bytes() == archive
+    for name in ("a.zip", "a.tar", "a.tgz", "a.json", "a.mat"):
+        content = b'{"a": [1, 2]}' * 1 if name == "a.json" else b"x" * 99
+        if name in ("a.zip", "a.tar", "a.tgz"):
+            content = make(tmp_path / f"made-{name}", [("a/1.jpg", bytes(range(256)) * 9)]).read_bytes()
+        url = scripted(lambda self, content=content: self.give(200, content[:-8], **endless)).replace("a.zip", name)
+        with pytest.raises(ValueError, match=rf"{name}.part is not whole \(.*\): get {name} by hand"):
+            fetch(url, tmp_path / "cut")
+        assert list((tmp_path / "cut").iterdir()) == []
+
+
+def test_8_6_a_server_that_drips_is_left(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "PATIENCE", 0.3)
+    gone = threading.Event()
+
+    def drip(self):
+        self.give(200, b"", Content_Length=len(CONTENT), ETag='"1"')
+        while not gone.wait(0.05):
+            try:
+                self.wfile.write(b"x")
+            except OSError:
+                return
+
+    with pytest.raises(ValueError, match=r"the server sent \d+ bytes in 0.3 seconds"):
+        fetch(scripted(drip), tmp_path)
+    gone.set()
+    assert not (tmp_path / "a.zip").exists()
 
 
 def make(path, entries):
