@@ -2,8 +2,9 @@
 
 Keys: `title`; `published` (name of a published table); `task` or `tasks`; `datasets`; `seeds`; `shots`; `readings`
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
-`{dataset}` is the data set's name) and, if wanted, `label` (the row's name in tables and `--rows`; beside published
-numbers the one printed there), `datasets`, `task(s)`, `seeds`, `shots` and `set`, a mapping of config keys to values.
+`{dataset}` is the data set's name) and, if wanted, `method_for` (a mapping of data sets to methods in its place),
+`label` (the row's name in tables and `--rows`; beside published numbers the one printed there), `datasets`, `task(s)`,
+`seeds`, `shots` and `set`, a mapping of config keys to values.
 A row with a single seed of its own is run once, whichever seeds are asked for.
 """
 
@@ -22,12 +23,13 @@ from dassl_clip.results import records, sheets, tables
 from dassl_clip.results.documents import read_yaml
 
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
-ROW_KEYS = ("method", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
-KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[2:])
+ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
+KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[3:])
 _NAMES, _NUMBERS = "a list of names", "a list of whole numbers"
 _KINDS = {"title": "a text", "published": "a text", "method": "a text", "label": "a text", "task": "a text",
           "readings": _NAMES, "datasets": _NAMES, "tasks": _NAMES, "seeds": _NUMBERS, "shots": "a whole number",
-          "rows": "a list", "set": "a mapping of config keys to values"}  # fmt: skip
+          "rows": "a list", "set": "a mapping of config keys to values",
+          "method_for": "a mapping of data sets to methods"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ def read_sweep(name: str) -> Sweep:
         if not isinstance(row, dict) or not isinstance(row.get("method"), str):
             raise UserError(f"{path}: row {number} needs a `method`, such as GOPro or CLAP:icons")
         _check_keys(row, ROW_KEYS, f"{path}, row {number}")
-        given = {key: tree[key] for key in ROW_KEYS[2:] if key in tree} | row
+        given = {key: tree[key] for key in KEYS[4:] if key in tree} | row
+        for dataset in row.get("method_for", {}):
+            if dataset not in given.get("datasets", ()):
+                there = ", ".join(given.get("datasets", ())[:8])
+                raise UserError(f"{path}, row {number}: `method_for` names {dataset!r}, but its data sets are {there}")
         once = len(row.get("seeds", ())) == 1
         rows.append(given | {"label": row.get("label", row["method"]), "named": "label" in row, "once": once})
         if not rows[-1].get("datasets"):
@@ -155,7 +161,11 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
                 tasks=tuple(tasks),
                 shots=row.get("shots") if request.shots is None else request.shots,
             )
-            word = row["method"].replace("{dataset}", catalogue.dataset_file(dataset).stem)
+            word = (
+                row.get("method_for", {})
+                .get(dataset, row["method"])
+                .replace("{dataset}", catalogue.dataset_file(dataset).stem)
+            )
             method = task.method_of(word, asked, (*own, *pairs))
             for run in plan.plan_runs(asked, method):
                 group = "" if plan.TASKS[run.task].tested_on else run.cfg.DATASET.NAME
@@ -236,8 +246,11 @@ def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published:
     by_row: dict[str, set[int]] = {}
     for entry in entries:
         by_row.setdefault(entry.label, set()).add(entry.run.seed)
-    once = [label for label, own in by_row.items() if len(own) == 1 < len({run.seed for run in runs})]
-    seeds += f" ({', '.join(once)}: one seed)" if once else ""
+    fewer = [(label, own) for label, own in by_row.items() if len(own) < len({run.seed for run in runs})]
+    fewer_text = [
+        f"{label}: {'one seed' if len(own) == 1 else ', '.join(map(str, sorted(own)))}" for label, own in fewer
+    ]
+    seeds += f" ({'; '.join(fewer_text)})" if fewer else ""
     lines = [
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
         f"ours: protocol: {_several(_protocol(run) for run in runs)}",

@@ -117,7 +117,7 @@ def test_clap_zeroshot_without_records_is_the_published_table_with_a_command_a_c
     lines = missing_in(out)
     assert len(lines) == len(entries) == 72
     for entry, (what, command) in zip(entries, lines):
-        assert what == f"{entry.label}, zeroshot, {entry.group}/{entry.column}, seed 1"
+        assert what == f"{entry.label}, zeroshot, {entry.group}/{entry.column}, seed 2024"
         args, pairs = train.parse(command)
         assert args.output_dir == str(entry.run.folder)
         assert (args.source_domains, args.target_domains) == ([entry.column], [entry.column])
@@ -134,12 +134,12 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
         "ours: backbone: ViT-B/16; ViT-L/14; training images a class: none",
         "ours: selection rule: ",
         "templates: clap_pc",
-        "ours: seeds: 1; tolerance of a check: 1 points",
+        "ours: seeds: 2024; tolerance of a check: 1 points",
         *(f"note: {note}" for note in published["footnotes"]),
     ):
         assert part in out, part
     b2n = show(capsys, "gopro-b2n")
-    assert "training images a class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed);" in b2n
+    assert "training images a class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed; CoOp: 1, 2, 3);" in b2n
     assert "base to new: trained on the base classes, tested on base and on new classes" in b2n
 
 
@@ -215,7 +215,7 @@ def test_clap_zeroshot_with_planted_records(place, capsys):
 def test_gopro_b2n_with_planted_records(place, capsys):
     draw, got = random.Random(1), {}
     for entry in entries_of("gopro-b2n", ["CoOp", "GOPro"]):
-        if (entry.label, entry.group, entry.column, entry.run.seed) == ("CoOp", "EuroSAT", "new", 3):
+        if (entry.label, entry.group, entry.column, entry.run.seed) == ("GOPro", "EuroSAT", "new", 3):
             continue
         value = draw.uniform(30, 95)
         plant(entry.run, {"test": value}, selection_rule="last")
@@ -226,12 +226,12 @@ def test_gopro_b2n_with_planted_records(place, capsys):
     rows = rows_of(out)
     names = sorted({group for _, group, _, _ in got})
     assert len(names) == 11
-    seeds = (1, 2, 3, 4, 5)
+    all_seeds = {"CoOp": (1, 2, 3), "GOPro": (1, 2, 3, 4, 5)}
 
     def harmonic(x, y):
         return 2 * x * y / (x + y)
 
-    for label in ("CoOp", "GOPro"):
+    for label, seeds in all_seeds.items():
         for group in names:
             whole = [s for s in seeds if (label, group, "new", s) in got]
             hm = [harmonic(got[label, group, "base", s], got[label, group, "new", s]) for s in whole]
@@ -240,7 +240,7 @@ def test_gopro_b2n_with_planted_records(place, capsys):
             assert cell["got"] == pytest.approx(statistics.fmean(hm))
             assert cell["std"] == pytest.approx(statistics.stdev(hm))
             assert cell["difference"] == pytest.approx(statistics.fmean(hm) - printed[label]["test"][f"{group}/HM"])
-        whole = [s for s in seeds if label == "GOPro" or s != 3]
+        whole = [s for s in seeds if label == "CoOp" or s != 3]
         average = {
             name: {
                 s: statistics.fmean(got[label, g, name, s] for g in names)
@@ -257,11 +257,51 @@ def test_gopro_b2n_with_planted_records(place, capsys):
         assert cells[label, "test", "Average", "HM"]["difference"] == pytest.approx(
             statistics.fmean(hm) - printed[label]["test"]["Average/HM"]
         )
-    assert "(n=4)" in rows["EuroSAT", "CoOp"]["new"] and "(n=4)" in rows["EuroSAT", "CoOp"]["HM"]
-    assert "(n=" not in rows["EuroSAT", "GOPro"]["new"] and " +/- " in rows["EuroSAT", "GOPro"]["new"]
+    assert "(n=4)" in rows["EuroSAT", "GOPro"]["new"] and "(n=4)" in rows["EuroSAT", "GOPro"]["HM"]
+    assert " +/- " in rows["EuroSAT", "CoOp"]["new"]
     assert rows["Average", "CLIP, published"] == {"base": "69.34", "new": "74.22", "HM": "71.7"}
     ours = [what for what, _ in missing_in(out) if not what.startswith("CLIP")]
-    assert ours == ["CoOp, b2n, EuroSAT/new, seed 3"]
+    assert ours == ["GOPro, b2n, EuroSAT/new, seed 3"]
+
+
+@pytest.mark.parametrize("name", ["gopro-b2n", "gopro-xd", "gopro-dg"])
+def test_the_coop_rows_of_gopros_tables_are_runs_from_words(place, name):
+    """(row 7.1) "a photo of a", 4 tokens, 200 epochs, but 50 on ImageNet; seeds 1 to 3, batches of 32."""
+    entries = entries_of(name, ["CoOp"])
+    trained = [entry.run.cfg for entry in entries if entry.run.cfg.DATASET.NAME == "ImageNet" or name == "gopro-b2n"]
+    assert {entry.run.seed for entry in entries} == {1, 2, 3} and trained
+    for cfg in trained:
+        node, short = cfg.TRAINER.COOP, cfg.DATASET.NAME == "ImageNet" or name != "gopro-b2n"
+        assert (node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION) == ("a photo of a", False, "end")
+        made = cfg.OPTIM.MAX_EPOCH, cfg.RUN.CONFIG
+        assert made == ((50, "vit_b16_ep50_ctxv1") if short else (200, "vit_b16_ctxv1"))
+        assert (cfg.OPTIM.LR, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATASET.NUM_SHOTS) == (0.002, 32, 16)
+    assert len({cfg.DATASET.NAME for cfg in trained}) == (11 if name == "gopro-b2n" else 1)
+    assert {entry.run.seed for entry in entries_of(name, ["GOPro"])} == {1, 2, 3, 4, 5}
+
+
+def test_configurations_of_coop_by_shots(place):
+    """(row 7.1) CoOp's own few-shot setting: 50 epochs for 1 shot and ImageNet, 100 for 2 and 4, 200 for 8 and 16."""
+    for words in ("", "_ctxv1"):
+        for name, epochs in (("vit_b16", 200), ("vit_b16_ep100", 100), ("vit_b16_ep50", 50)):
+            tree = {"task": "fewshot", "datasets": ["pacs"], "rows": [f"CoOp:{name}{words}"]}
+            (place / "mine.yaml").write_text(yaml.safe_dump(tree))
+            cfg = entries_of("mine.yaml")[0].run.cfg
+            made = cfg.OPTIM.MAX_EPOCH, cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.COOP.CTX_INIT
+            assert made == ((epochs, 4, "a photo of a") if words else (epochs, 16, ""))
+
+
+def test_claps_tables_are_of_seed_2024(place):
+    """(row 7.10)"""
+    for name in ("clap-zeroshot", "clap-fewshot", "clap-attacks"):
+        assert {entry.run.seed for entry in entries_of(name)} == {2024}
+
+
+def test_a_method_for_a_data_set_that_the_row_has_not_is_refused(place, capsys):
+    tree = {"task": "fewshot", "datasets": ["pacs"], "rows": [{"method": "CoOp", "method_for": {"imagenet": "CoOp"}}]}
+    (place / "mine.yaml").write_text(yaml.safe_dump(tree))
+    err = show(capsys, "mine.yaml", code=2).err
+    assert "`method_for` names 'imagenet', but its data sets are pacs" in err and err.count("\n") == 1
 
 
 def test_gopro_xd_leaves_imagenet_out_of_the_mean(place, capsys):

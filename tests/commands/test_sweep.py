@@ -379,10 +379,10 @@ def wanted_runs():
     wanted = {"clap-zeroshot": {}, "clap-fewshot": {}, "clap-attacks": {}, "icons": {}}
     for dataset, count in DOMAINS_OF.items():
         for row in ("CLIP", "CLAP", "CLIP ViT-L/14", "CLAP ViT-L/14"):
-            wanted["clap-zeroshot"][row, dataset, 1] = count
+            wanted["clap-zeroshot"][row, dataset, 2024] = count
         for row in ("CLIP", "CLAP"):
             wanted["clap-fewshot"][row, dataset, 2024] = wanted["clap-attacks"][row, dataset, 2024] = count
-    pairs = [("CLIP", 1), *((row, seed) for row in ("CoOp", "GOPro") for seed in FIVE)]
+    pairs = [("CLIP", 1), *(("CoOp", seed) for seed in (1, 2, 3)), *(("GOPro", seed) for seed in FIVE)]
     wanted["gopro-b2n"] = {(row, name, seed): 2 for row, seed in pairs for name in ELEVEN}
     wanted["gopro-xd"] = {(row, "imagenet", seed): 11 for row, seed in pairs}
     wanted["gopro-dg"] = {(row, "imagenet", seed): 5 for row, seed in pairs}

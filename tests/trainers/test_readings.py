@@ -55,11 +55,11 @@ def faint(tmp_path_factory):
     return root
 
 
-def content(x):
+def content(x, unit=True):
     head = random_head()
     hidden = F.silu(x) @ head["linear.weight"].T + head["linear.bias"]
     z = x + ALPHA * hidden @ head["projection.weight"].T
-    return z / z.norm(dim=-1, keepdim=True)
+    return z / z.norm(dim=-1, keepdim=True) if unit else z
 
 
 def in_order(folder, sketch):
@@ -323,6 +323,31 @@ def test_the_one_shot_probe_under_attack(attacked, plain, tested):
     assert after > before + 0.01
     said = "included" if tested == "all" else "left out"
     assert f"attacks on the 1-shot probe: the images that it was trained on are {said}" in trainer.reading_notes
+
+
+def test_in_the_authors_space_the_probe_is_attacked_through_features_that_are_not_normalised(attacked, plain):
+    """(row 7.2) The attack's gradient is that of W z + b; the reading is that of W z / |z| + b."""
+    _, found, seen, paths, labels = attacked(
+        ATTACKS="('FGSM',)", ATTACK_TARGETS="('1-shot',)", ATTACK_SPACE="authors", PROBE_SHOTS="(1,)"
+    )
+    clean = content(plain.images(paths))
+    places = drawn(labels, 1, 1)
+    weight, bias = fit_linear_probe(clean[places], labels[places], 3, seed=mix_seed(1, 1))
+    bad, images = torch.cat(seen[1::2]), torch.cat([plain.picture(path) for path in paths])
+    agree = {True: [], False: []}
+    for i, image in enumerate(images):
+        for normalised in agree:
+
+            def scores(x, normalised=normalised):
+                z = content(plain.model.encode_image(x), unit=normalised)
+                return z @ weight.T + bias
+
+            wanted = plain_attack("FGSM", scores, image[None], int(labels[i]), None, 0, 1)
+            agree[normalised].append(((bad[i] - wanted[0]).abs() < 1e-4).float().mean().item())
+    assert min(agree[False]) > 0.99 and min(agree[True]) < 0.99
+    with torch.no_grad():
+        read = content(plain.model.encode_image(bad)) @ weight.T + bias
+    assert_accuracy(found["FGSM / 1-shot"], read, labels)
 
 
 def test_a_part_of_the_images_can_be_attacked(clap):

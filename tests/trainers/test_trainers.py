@@ -4,6 +4,7 @@ Parametrised over the registry's trainers of this package: records, checkpoints 
 repeatability with 0 and 2 workers, resuming, precision, base to new classes, and the refusals a user meets.
 """
 
+import contextlib
 import json
 import re
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.optimize import minimize
+from torch.utils.data import DataLoader, RandomSampler
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl_clip.trainers import checkpoint
@@ -109,6 +111,29 @@ def test_runs_repeat_with_any_number_of_workers(run, variant):
         assert record["metrics"] == other["metrics"]
 
 
+@pytest.mark.parametrize(("variant", "workers"), [("CoOp", 0), ("CoOp", 2), ("GOPro", 0)])
+def test_9_7_one_seed_means_the_same_images_on_the_original_toolbox(run, variant, workers, monkeypatch):
+    """(row 9.7) There, loaders and views draw from the global generators; here, a run equals the embedded one's."""
+    random_views = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
+    first, record, _ = run(*VARIANTS[variant], *random_views)
+
+    def original(cfg, sampler_type, data_source, batch_size, tfm, is_train, dataset_wrapper, **kwargs):
+        return DataLoader(
+            dataset_wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+            batch_size=batch_size,
+            sampler=RandomSampler(data_source) if is_train else None,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            drop_last=is_train and len(data_source) >= batch_size,
+        )
+
+    monkeypatch.setattr("dassl.data.data_manager.build_data_loader", original)
+    monkeypatch.setattr("dassl.data.wrapper.image_randomness", lambda *args: contextlib.nullcontext())
+    monkeypatch.setattr("dassl.data.wrapper.DatasetWrapper.epoch_seed", None)
+    again, other, _ = run(*VARIANTS[variant], *random_views, "DATALOADER.NUM_WORKERS", workers, name="original")
+    assert_equal_states(final_state(first), final_state(again))
+    assert record["metrics"] == other["metrics"] and record["losses"] == other["losses"]
+
+
 @pytest.mark.parametrize("variant", LOOPED)
 def test_a_resumed_run_equals_an_undisturbed_one(run, variant):
     keys = ("OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 1)
@@ -170,6 +195,19 @@ def test_class_specific_parts_refuse_other_classes(run):
             *VARIANTS[variant], name=f"all-{variant}", flags=("--eval-only", "--model-dir", str(base)), code=2
         )
         assert "holds parts for 2 classes" in output.err and "this run has 3" in output.err
+
+
+def test_a_context_that_starts_from_words_is_shared_by_all_classes(run):
+    """(row 7.9) CoOp's program ignores CSC with CTX_INIT; the run says so, and serves other classes."""
+    words = ("CoOp", "TRAINER.COOP.CTX_INIT", "a photo of a")
+    shared, record, output = run(*words, "TRAINER.COOP.CSC", True, name="both")
+    assert "TRAINER.COOP.CSC is ignored" in output.out and "class-specific" not in record["prompt"]
+    alone, again, output = run(*words, name="words")
+    assert "is ignored" not in output.out and again["metrics"] == record["metrics"]
+    assert final_state(shared)["state_dict"]["ctx"].dim() == 2
+    assert_equal_states(final_state(shared), final_state(alone))
+    _, record, _ = run("CoOp", "TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.CSC", True, name="random")
+    assert "class-specific" in record["prompt"]
 
 
 def test_evaluating_a_checkpoint_gives_the_numbers_of_its_run(run):
