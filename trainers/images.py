@@ -1,5 +1,6 @@
 """Images of a data source as the trainers see them: reproducible views, and errors that name the file."""
 
+import hashlib
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, RandomSampler, Sampler, get_worker_info
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
@@ -50,6 +51,58 @@ def seeded(seed: int) -> Iterator[None]:
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed of several numbers, independent of the platform."""
     return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def derive_seed(*parts: int | str) -> int:
+    """One 63-bit seed of numbers and names, as the embedded toolbox makes those of its loaders."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class SeededLoader(DataLoader):
+    """A loader whose epochs follow from a seed and their number, where the toolbox seeds no loader.
+
+    The embedded toolbox's loaders are of this kind by themselves: one seed then means the same order and views on both.
+
+    Args:
+        seed: Seed of the loader's stream.
+    """
+
+    def __init__(self, *args, seed: int, **kwargs):
+        self.seed, self.epochs_started = seed, 0
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self):
+        self.dataset.epoch_seed = derive_seed(self.seed, self.epochs_started)
+        self.generator.manual_seed(self.dataset.epoch_seed)
+        self.epochs_started += 1
+        return super().__iter__()
+
+
+def seeded_loader(loader: DataLoader, seed: int, stream: str) -> DataLoader:
+    """A training loader of the same images whose order and views follow from a seed.
+
+    Args:
+        loader: A loader over `SeededImages`; one that is seeded by itself is given back, as without a seed.
+        seed: Seed of the run; negative: none.
+        stream: What the loader is for.
+    """
+    if seed < 0 or hasattr(loader, "seed"):
+        return loader
+    generator, sampler = torch.Generator(), loader.sampler
+    if isinstance(sampler, RandomSampler):  # others draw from python's generator, which each epoch seeds
+        sampler = RandomSampler(loader.dataset, generator=generator)
+    return SeededLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        generator=generator,
+        seed=derive_seed(seed, stream),
+    )
 
 
 class _AsWithNewWorkers(Sampler):
@@ -109,7 +162,8 @@ class SeededImages(DatasetWrapper):
     """Dassl's wrapper with a generator of its own for each image and epoch.
 
     The views of image `i` in epoch `e` depend on `(seed, e, i)` alone: not on the number of workers, nor on what was
-    drawn before. `view_seed` lives in shared memory, so that persistent workers see it change.
+    drawn before. `epoch_seed`, of a seeded loader, or else `view_seed` says which; both live in shared memory, so that
+    persistent workers see them change.
 
     An image that cannot be decoded raises `UnreadableImage`. Under `DATALOADER.ON_BAD_IMAGE: skip` each item names in
     `unreadable` what could not be read (one path a line): in training the next readable image of the list stands in;
@@ -132,7 +186,7 @@ class SeededImages(DatasetWrapper):
 
     @property
     def epoch_seed(self) -> int | None:
-        """The embedded toolbox's seed of the epoch; in shared memory, so that workers of earlier epochs see it too."""
+        """What a seeded loader, the embedded toolbox's or our own, sets at the start of an epoch."""
         seed = int(self._epoch_seed)
         return None if seed == UNSEEDED else seed
 
@@ -181,7 +235,8 @@ class SeededImages(DatasetWrapper):
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 if not self.is_train:
                     return super().__getitem__(index)
-                with seeded(mix_seed(int(self.view_seed), index)):
+                epoch = self.epoch_seed
+                with seeded(mix_seed(int(self.view_seed), index) if epoch is None else derive_seed(epoch, index)):
                     return super().__getitem__(index)
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             path = self.data_source[index].impath

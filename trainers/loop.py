@@ -66,7 +66,7 @@ class LoopMixin:
         else:
             seed = int(torch.randint(2**62, ()))
         self.train_loader_x.dataset.view_seed.fill_(seed)
-        if hasattr(self.train_loader_x, "epochs_started"):  # the embedded toolbox orders images by this number
+        if hasattr(self.train_loader_x, "epochs_started"):  # a seeded loader orders images by this number
             self.train_loader_x.epochs_started = self.epoch
 
     def run_epoch(self) -> None:
