@@ -231,12 +231,13 @@ def imagenet_names() -> dict[str, str]:
     return dict(zip(spec.folder_names, spec.classes))
 
 
-def prompt_names(spec: Spec, path: Path | None) -> tuple[list[str], str]:
+def prompt_names(spec: Spec, path: Path | None, root: str) -> tuple[list[str], str]:
     """The name of each class as prompts say it, and a note on where names come from that are not the data set's own.
 
     Args:
         spec: the classes.
         path: a file of names, or None.
+        root: DATASET.ROOT, for errors.
 
     Raises:
         ValueError: if the file does not fit, or two classes have one prompt.
@@ -246,7 +247,7 @@ def prompt_names(spec: Spec, path: Path | None) -> tuple[list[str], str]:
         names, notes = read_names(path, spec), [f"class names of {path}"]
     elif spec.said:
         names, notes = names_of_folders(spec)
-    check_prompts(names, spec)
+    check_prompts(names, spec, f"{spec.name}{f' in {root}' if root else ''}")
     if path is not None or spec.said:
         warn_of_numbers(names, spec)
     note = ", ".join(notes)
@@ -274,7 +275,7 @@ def names_of_folders(spec: Spec) -> tuple[list[str], list[str]]:
     return [shipped.get(name) or spec.said[name] for name in spec.classes], notes
 
 
-def check_prompts(names: Sequence[str], spec: Spec) -> None:
+def check_prompts(names: Sequence[str], spec: Spec, where: str) -> None:
     """Refuse two classes with one prompt; two of ImageNet's own names occur twice in its published list.
 
     Raises:
@@ -291,12 +292,12 @@ def check_prompts(names: Sequence[str], spec: Spec) -> None:
             continue
         folders = " and ".join(f'"{spec.folder_names[place]}"' for place in (other, label))
         raise ValueError(
-            f'{spec.name}: the classes {folders} have one prompt, by the names "{names[other]}" and "{name}": give '
+            f'{where}: the classes {folders} have one prompt, by the names "{names[other]}" and "{name}": give '
             "them different names, or make them one class"
         )
     empty = [spec.folder_names[label] for label, name in enumerate(names) if not prompt_key(name)]
     if empty:
-        raise ValueError(f"{spec.name}: the classes {listed(empty)} have no name that a prompt could say")
+        raise ValueError(f"{where}: the classes {listed(empty)} have no name that a prompt could say")
 
 
 def warn_of_numbers(names: Sequence[str], spec: Spec) -> None:

@@ -28,7 +28,7 @@ from .duplicates import count_once
 from .folders import ImageFile
 from .listings import kept_listings
 from .protocols import ALL_IMAGES, DASSL, HOLDOUT, PARTS, PROTOCOLS, Layout, check_protocol, drawn_anew, every_image
-from .registration import split_seed
+from .registration import split_seed, wants_unlabelled
 from .selection import VAL_SHOTS, check_shots, draw_shots, hold_out, subset_labels
 from .selections import read_selection, write_selection
 from .spec import Spec, listed
@@ -88,9 +88,10 @@ class ListedDataset(DatasetBase):
             logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
         train, val = (self._datums(lists[part], self._sources) for part in ("train", "val"))
         test = self._datums(lists["test"], self._targets)
+        unlabelled = self._datums(self._unlabelled_list(parts), self._targets) if wants_unlabelled(cfg) else None
         with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
             warnings.simplefilter("ignore", UserWarning)
-            super().__init__(train_x=train, val=val or None, test=test)
+            super().__init__(train_x=train, train_u=unlabelled, val=val or None, test=test)
 
     def open(self, cfg) -> dict[str, dict[str, list[ImageFile]]]:
         """Find the data set and read its listings, the first half of construction.
@@ -113,7 +114,7 @@ class ListedDataset(DatasetBase):
         check_options(options, self)
         self.subset = options.get("SUBSAMPLE_CLASSES", "all")
         self._labels = subset_labels(len(self.spec.classes), self.subset)
-        self.names, self.names_note = prompt_names(self.spec, self.spec.names_file or class_file(cfg))
+        self.names, self.names_note = prompt_names(self.spec, self.spec.names_file or class_file(cfg), options.ROOT)
         self._names = [self.names[label] for label in self._labels]
 
         needed = list(dict.fromkeys(self._sources + self._targets))
@@ -238,6 +239,15 @@ class ListedDataset(DatasetBase):
             for part in self._tested_parts(name):
                 test += parts[name][part]
         return test
+
+    def _unlabelled_list(self, parts: Mapping[str, dict[str, list[ImageFile]]]) -> list[ImageFile]:
+        """Images of the targets that adaptation sees without labels: the training part, or else all that is tested."""
+        unlabelled = []
+        for name in self._targets:
+            tested = self._tested_parts(name)
+            for part in tested if "train" in tested or "train" not in self.layout.parts else ["train"]:
+                unlabelled += parts[name][part]
+        return [image for image in unlabelled if image.label in self._labels]
 
     def _tested_parts(self, name: str) -> tuple[str, ...]:
         """The parts of a target that are its test."""

@@ -33,8 +33,8 @@ from dassl_clip.commands.config import default_config, merge_file
 from dassl_clip.commands.errors import is_user_error, sentence
 from dassl_clip.commands.identity import read_config
 from dassl_clip.datasets import fetch, listings, manifest, selections, split_file, split_lists
-from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.class_names import read_names
+from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import ImageFile
 from dassl_clip.datasets.spec import load_spec
 from dassl_clip.modeling import released, sources, weights
