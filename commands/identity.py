@@ -108,6 +108,14 @@ def changed_since(record: Mapping[str, Any], folder: Path, cfg: Any) -> tuple[st
     return f"finished on other images: {_difference(folder, record['data']['fingerprint'], data_now(cfg))}", ""
 
 
+def is_finished(folder: Path, cfg: Any) -> bool:
+    """Whether a folder holds a finished run of this configuration, of the files and images that are there now."""
+    record = records.read_record(folder)
+    if record is None or record["config_hash"] != records.config_hash(cfg):
+        return False
+    return not changed_since(record, folder, cfg)[0]
+
+
 def left_by_others(folder: Path, cfg: Any) -> str:
     """Why what lies in a folder cannot be resumed by a run of this configuration, as one phrase; "" if it can."""
     there = read_config(folder)

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl_clip.commands.errors import USAGE_EXIT
+from dassl_clip.commands.identity import is_finished
 from dassl_clip.commands.locks import BUSY_EXIT, busy_sentence, lock
 from dassl_clip.commands.progress import Reporter, fraction_done
-from dassl_clip.results import environment, records
+from dassl_clip.results import environment
 
 if TYPE_CHECKING:
     from dassl_clip.commands.plan import Run
@@ -215,7 +216,7 @@ def _in_child(run: Run, execute: Callable[[Run], int], slot: int, jobs: int, gpu
         if not free:
             print(busy_sentence(run.folder), file=sys.stderr)
             return BUSY_EXIT
-        if records.is_complete(run.folder):  # finished by another process in the meantime
+        if is_finished(run.folder, run.cfg):  # finished by another process in the meantime
             return 0
         return execute(run)
 

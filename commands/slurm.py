@@ -13,10 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dassl_clip.commands import locks, plan, pool, task, train
+from dassl_clip.commands import identity, locks, plan, pool, task, train
 from dassl_clip.commands.errors import UserError
 from dassl_clip.commands.paths import leave_checkout
-from dassl_clip.results import environment, records
+from dassl_clip.results import environment
 
 JOB_MINUTES = 24 * 60  # most time of a job, unless --slurm says otherwise
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of runs that were told to end and can go on
@@ -120,9 +120,10 @@ def run_words(words: list[str], folder: str) -> int:
     with locks.lock(place) as free:
         if not free:
             return locks.BUSY_EXIT
-        if records.is_complete(place):  # finished by another process in the meantime
+        cfg = plan.resolve(words, ())
+        if identity.is_finished(place, cfg):  # finished by another process in the meantime
             return 0
-        code = task.execute_words(words, place, plan.resolve(words, ()))
+        code = task.execute_words(words, place, cfg)
         if code and code not in INTERRUPTED:
             log = place / pool.LOG_NAME
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []

@@ -201,7 +201,7 @@ def differences(there: RunData, now: RunData) -> str:
     kinds = ((added, "added"), (removed, "removed"), (changed, "changed"), (moved, "with another label or part"))
     for paths, what in kinds:
         if paths:
-            told.append(f"{_count(len(paths))} {what} (first: {paths[0]})")
+            told.append(f"{_count(len(paths))} {what} (first: {min(paths)})")
     return ", ".join(told)
 
 

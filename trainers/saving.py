@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from dassl_clip.modeling.weights import hash_state
+from dassl_clip.results import records, run_data
 
 from . import checkpoint, distributed, randomness
 
@@ -80,6 +81,9 @@ class CheckpointMixin:
                 "history": self.history,
                 "skipped": list(self.skipped),
                 "seconds": self.seconds_so_far(),
+                "identity": records.identity(self.asked),
+                "data": self.data.fingerprint,
+                "files": records.named_files(self.asked),
                 **more,
             }
             path = Path(directory) / name / file
@@ -118,7 +122,10 @@ class CheckpointMixin:
         paths = checkpoint.newest_checkpoint(folders[names[0]], steps=True) if names else iter(())
         while file := distributed.from_main(lambda: getattr(next(paths, None), "name", None)):
             path = folders[names[0]] / file
-            states = self._load_everywhere({name: folder / file for name, folder in folders.items()})
+            states = self._load_everywhere(
+                {name: folder / file for name, folder in folders.items()},
+                strict=Path(directory).resolve() == Path(self.output_dir).resolve(),
+            )
             if states is None:
                 continue
             try:
@@ -146,6 +153,26 @@ class CheckpointMixin:
             logger.info("no checkpoint under %s: training from the start", directory)
         return 0
 
+    def _other_run(self, state: dict, path: Path) -> str:
+        """What a checkpoint has of another configuration, of other images or files than this run; "" for nothing."""
+        if "identity" not in state:
+            logger.warning("%s does not say which configuration and images it is of: data not recorded", path)
+            return ""
+        theirs, own = state["identity"], records.identity(self.asked)
+        if theirs.get("OPTIM.MAX_EPOCH", 0) < own["OPTIM.MAX_EPOCH"]:  # Dassl's way to train on
+            theirs = theirs | {"OPTIM.MAX_EPOCH": own["OPTIM.MAX_EPOCH"]}
+        changed = records.identity_differences(theirs, own)
+        files = records.named_files(self.asked)
+        changed += [f"{key}: another content of its file" for key in files if state["files"].get(key) != files[key]]
+        if changed:
+            return f"{path} is of another configuration ({'; '.join(changed[:8])})"
+        if state["data"] == self.data.fingerprint:
+            return ""
+        there = run_data.read_data(path.parent.parent)
+        known = there is not None and there.fingerprint == state["data"]
+        what = run_data.differences(there, self.data) if known else "which ones is not known"
+        return f"{path} was trained on other images ({what})"
+
     def _go_on_from(self, states: dict[str, dict]) -> dict:
         """Put the states of optimisers, schedules and scaler in place; returns the last model's checkpoint."""
         for name, state in states.items():
@@ -157,24 +184,44 @@ class CheckpointMixin:
         self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
         return state
 
-    def _load_everywhere(self, paths: dict[str, Path]) -> dict[str, dict] | None:
+    def _load_everywhere(self, paths: dict[str, Path], strict: bool) -> dict[str, dict] | None:
         """As `_load_together`, in the main process first: what it finds whole, all load.
 
         Raises:
             FileNotFoundError: Another process cannot read the file.
+            ValueError: As `_load_together`.
         """
-        states = self._load_together(paths) if distributed.is_main() else None
+        states = self._load_together(paths, strict) if distributed.is_main() else None
         if not distributed.from_main(lambda: states is not None):
             return None
         if distributed.is_main():
             return states
         return {name: self._load(self._models[name], path) for name, path in paths.items()}
 
-    def _load_together(self, paths: dict[str, Path]) -> dict[str, dict] | None:
-        """Load a file for each model; None, with a warning, if one is missing or torn."""
+    def _load_together(self, paths: dict[str, Path], strict: bool) -> dict[str, dict] | None:
+        """Load a file for each model; None, with a warning, if one is missing or torn.
+
+        Args:
+            paths: Name of a model -> its file.
+            strict: Do not resume what is of another configuration, or of other images; otherwise (a start from the
+                checkpoint of another run) a warning says what differs.
+
+        Raises:
+            ValueError: The checkpoint is of another configuration or of other images. A method without epochs, which
+                can start anew, gets None and a warning instead.
+        """
         states = {}
         for name, path in paths.items():
             try:
+                if other := self._other_run(checkpoint.load_checkpoint(path), path):
+                    if strict and self._optims[name] is not None:
+                        raise ValueError(
+                            f"{other}, which is not resumed: give another --output-dir, and --resume "
+                            f"{path.parent.parent} with it to start from these checkpoints"
+                        )
+                    logger.warning("%s%s", other, ": training from the start" if strict else "")
+                    if strict:
+                        return None
                 states[name] = self._load(self._models[name], path)
             except FileNotFoundError as error:
                 logger.warning("%s; an older checkpoint is taken", error)
@@ -225,11 +272,8 @@ class CheckpointMixin:
             )
         classes = state.get("classnames")
         if self.class_specific and classes is not None and list(classes) != self.classnames:
-            raise ValueError(
-                f"{path} holds parts for {len(classes)} classes ({', '.join(classes[:3])}, ...), but this run has "
-                f"{len(self.classnames)} ({', '.join(self.classnames[:3])}, ...); class-specific parts fit no other "
-                f"classes"
-            )
+            what = run_data.first_difference(classes, self.classnames, "class")
+            raise ValueError(f"{path} holds parts for other classes: {what}; class-specific parts fit no other classes")
         learned = self.published_state(state["state_dict"])
         absent = [key for key in state.get("left_out", ()) if key not in learned]
         if absent:
