@@ -62,6 +62,15 @@ def add_config(cfg) -> None:
             cfg.DATASET[key] = value
 
 
+def wants_unlabelled(cfg) -> bool:
+    """Whether the trainer of a config takes unlabelled images of the targets beside the labelled ones."""
+    from dassl.engine import TRAINER_REGISTRY, TrainerXU
+
+    name = cfg.TRAINER.NAME
+    trainer = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
+    return isinstance(trainer, type) and issubclass(trainer, TrainerXU)
+
+
 def split_seed(cfg) -> int:
     """Seed of the few-shot draw and the hold-out: DATASET.SPLIT_SEED, or SEED if that is negative."""
     seed = cfg.DATASET.get("SPLIT_SEED", -1)

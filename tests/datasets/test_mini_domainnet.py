@@ -47,6 +47,18 @@ def test_labels_and_images(home, mini, config):
     assert {item.impath.rsplit("_", 1)[1] for item in data.test} == {"test.jpg"}
 
 
+def test_9_2_a_trainer_of_adaptation_gets_the_targets_training_part(mini, config):
+    """(row 9.2) Without labels of the target: as in Dassl's own data set, which ours takes the place of."""
+    cfg = config(mini(), ["clipart", "real"], ["sketch"])
+    assert miniDomainNet(cfg).train_u is None
+    cfg.defrost()
+    cfg.TRAINER.NAME = "SourceOnly"
+    data = miniDomainNet(cfg)
+    assert {item.impath.rsplit("/", 1)[1] for item in data.train_u} == {"sketch_train.jpg"}
+    assert len(data.train_u) == 126 and all(item.classname == CLASSES[item.label] for item in data.train_u)
+    assert {item.impath.rsplit("/", 1)[1] for item in data.test} == {"sketch_test.jpg"}
+
+
 def test_classes_come_from_all_lists(mini, config):
     root = mini()
     path = root / "domainnet/splits_mini/clipart_train.txt"
