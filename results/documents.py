@@ -1,4 +1,4 @@
-"""YAML and JSON documents of other people's making: plain values only, and no more of them than a document needs.
+"""YAML documents of other people's making: plain values only, and no more of them than a document needs.
 
 YAML is read by the safe loader, which makes no objects. Aliases may share values, but a document whose aliases stand
 for a vast number of values ("a billion laughs") or that holds itself is refused, as is one that is nested without end.
@@ -6,7 +6,6 @@ for a vast number of values ("a billion laughs") or that holds itself is refused
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -30,16 +29,6 @@ def read_yaml(path: Path) -> Any:
         OSError: It cannot be read.
     """
     return _read(path, parse_yaml, "yaml file")
-
-
-def read_json(path: Path) -> Any:
-    """The values of a JSON file.
-
-    Raises:
-        ValueError: It is no JSON text; the sentence names the file.
-        OSError: It cannot be read.
-    """
-    return _read(path, json.loads, "JSON file")
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
@@ -106,8 +95,21 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     if id(node) not in known:
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
+            _refuse_twice(node)
             inner = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             inner = node.value
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in inner)
     return known[id(node)]
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """Refuse a key that stands twice in a mapping: the second value would replace the first without a word."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
+            lines[key.value] = line
+
