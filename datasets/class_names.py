@@ -3,7 +3,8 @@
 DATASET.CLASSNAMES names a file for any data set; `classnames.txt` beside the class folders is one for a user's own. Its
 lines are one of
 
-- `folder<TAB>name`, or CoOp's `n01440764 tench`: a class folder and its name, in any order;
+- `folder<TAB>name`, or CoOp's `n01440764 tench` where all folders are wnids or numbers: a class folder and its name, in
+  any order;
 - plain names, one for each class in label order. Where they are the class folders themselves (letter case, blanks, `_`
   and `-` alike), their order is the label order of a user's own data set.
 
@@ -149,6 +150,7 @@ def read_names(path: Path, spec: Spec) -> list[str]:
     """
     lines, labels = lines_of(path), spec.class_keys()
     folders = list(spec.folder_names)
+    numbers = {folder for folder in folders if folder.isdecimal()}
     pairs = [line.split("\t") if "\t" in line else line.split(maxsplit=1) for line in lines]
     tabs = sum("\t" in line for line in lines)
     if 0 < tabs < len(lines) or any(len(pair) != 2 or not pair[1].strip() for pair in pairs if tabs):
@@ -156,9 +158,8 @@ def read_names(path: Path, spec: Spec) -> list[str]:
         raise ValueError(
             f'{path}, name {number}: expected "folder<TAB>name" as in other lines, found "{lines[number - 1]}"'
         )
-    known = [len(pair) == 2 and (name_key(pair[0]) in labels or bool(WNID.fullmatch(pair[0]))) for pair in pairs]
-    whole = all(class_key(line) in map(class_key, spec.said.values()) for line in lines)
-    if not tabs and (whole or not all(known)):
+    codes = [len(pair) == 2 and bool(WNID.fullmatch(pair[0]) or pair[0] in numbers) for pair in pairs]
+    if not tabs and not all(codes):
         return plain_names(path, [line.strip() for line in lines], spec)
     names: dict[int, str] = {}
     shipped = imagenet_names()
