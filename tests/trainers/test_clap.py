@@ -7,11 +7,14 @@ tested ones; runs that repeat, resume and take heads and features from the bank;
 
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from dassl.data.datasets import build_dataset
 from dassl.engine import TRAINER_REGISTRY
@@ -19,7 +22,10 @@ from dassl_clip import trainers
 from dassl_clip.commands import config, train
 from dassl_clip.modeling.clap import Augmentation, ContentHead, template_tables
 from dassl_clip.modeling.clap_training import TextPairs, fit_content_head
-from dassl_clip.trainers import checkpoint
+from dassl_clip.trainers import checkpoint, clap_pairs
+from dassl_clip.trainers.clap_pairs import training_names
+
+ROOT = Path(trainers.__file__).resolve().parents[1]
 
 SHORT = (
     "TRAINER.CLAP.LATENT_DIM", 8, "TRAINER.CLAP.MAX_STEPS", 30, "TRAINER.CLAP.CHECK_EVERY", 10,
@@ -141,6 +147,24 @@ def test_the_authors_checkpoint_loads_and_reads_as_a_plain_program_does(run, pla
     assert evaluated["metrics"] == record["metrics"]
 
 
+def test_heads_of_images_are_served_and_untrained_ones_refused(run, plain, sketch, tmp_path):
+    """(row 7.6) Im.Aug's published heads: network_beta has a projection of zeros, network_psi is the head."""
+    _, _, names, features = sketch
+    head, zeros = random_head(), random_head(seed=5)
+    zeros["projection.weight"] = torch.zeros_like(zeros["projection.weight"])
+    state = {f"network_beta.{key}": value for key, value in zeros.items()}
+    torch.save(state | {f"network_psi.{key}": value for key, value in head.items()}, tmp_path / "images.pth")
+    keys = ("MODEL.INIT_WEIGHTS", tmp_path / "images.pth")
+    folder, record, output = run("CLAP", *clap(MAX_STEPS=0), *keys, name="images")
+    assert_reads(folder, record, plain_shares(plain, features, names, head, 0.6), sketch)
+    assert "the head is its network_psi" in output.out
+    for wrong in (state, zeros):
+        torch.save(wrong, tmp_path / "zeros.pth")
+        _, none, output = run("CLAP", *clap(MAX_STEPS=0), *keys[:1], tmp_path / "zeros.pth", name="zeros", code=2)
+        assert none is None and "is not trained: its projection is all zero" in output.err
+        assert output.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("head", "sentence"),
     [
@@ -179,11 +203,41 @@ def test_the_settings_reach_the_fit(run, plain):
     assert record["losses"]["contrastive"] == record["history"][-1]["contrastive"]
 
 
+def test_names_in_training_texts_may_be_others_than_those_of_the_folders(run, plain):
+    """(row 7.10) As OfficeHome's "flower" for the folder "Flowers": trained on the former, tested by the latter."""
+    names = ("TRAINER.CLAP.TRAINING_NAMES", "(('Fire truck', 'lorry'), ('cat', 'kitten'))")
+    folder, _, output = run("CLAP", *clap(MAX_STEPS=7), *names)
+    assert "there is no class cat here" in output.out
+    pairs = TextPairs(tables := template_tables(["dog", "lorry", "house"]), plain.texts(tables.texts), 8, seed=1)
+    torch.manual_seed(1)
+    head = ContentHead(16, 8)
+    fit_content_head(head, pairs, tau=0.5, weight=0.7, learning_rate=0.01, max_steps=7, check_every=10)
+    for key, value in head.state_dict().items():
+        torch.testing.assert_close(head_of(folder)[key], value, rtol=1e-3, atol=1e-4)
+    assert [str(name) for name in np.load(folder / "predictions.npz")["classnames"]] == ["dog", "fire_truck", "house"]
+    for shipped in ("office_home", "office_home_vit_l14"):
+        tree = yaml.safe_load((ROOT / f"configs/trainers/CLAP/{shipped}.yaml").read_text())
+        assert training_names(["fan", "flowers"], tree["TRAINER"]["CLAP"]["TRAINING_NAMES"]) == ["fan", "flower"]
+
+
+def test_the_kept_weights_and_their_step_are_in_the_record(run):
+    """(row 7.3) A drop of 9 never comes after the first check, which always counts."""
+    folder, record, output = run("CLAP", *clap(MIN_DROP=9.0), name="first")
+    assert (record["training"]["steps"], record["training"]["kept_step"]) == (30, 10)
+    assert "content head trained: 30 steps (MAX_STEPS), kept step 10" in output.out
+    short, _, _ = run("CLAP", *clap(MIN_DROP=9.0, MAX_STEPS=10), name="short")
+    last, record, _ = run("CLAP", *clap(MIN_DROP=9.0, KEEP="last-step"), name="last")
+    assert record["training"]["kept_step"] == 30
+    one, two, three = (head_of(run)["projection.weight"] for run in (folder, short, last))
+    assert torch.equal(one, two) and not torch.equal(one, three)
+
+
 def test_every_switch_of_the_ablations_changes_the_head(run):
     base = head_of(run("CLAP", *SHORT, name="base")[0])
     switches = {
         "TAU": 0.2, "LAMBDA": 0.0, "DROP_SIZE": 0.0, "DROP_COLOUR": 0.0, "DROP_TYPE_STYLE": 0.5, "SWAP": 0.0,
-        "BATCH_SIZE": 6, "SOURCE": "random-words", "NOISE_TOKENS": 4,
+        "BATCH_SIZE": 6, "SOURCE": "random-words", "NOISE_TOKENS": 4, "BATCH_ORDER": "in-turn", "DROP_TYPE": 0.5,
+        "DROP_STYLE": 0.5,
     }  # fmt: skip
     heads = {key: head_of(run("CLAP", *clap(**{key: value}), name=key)[0]) for key, value in switches.items()}
     heads["seed"] = head_of(run("CLAP", *SHORT, "SEED", 2, name="seed")[0])
@@ -223,7 +277,7 @@ def synthetic(tmp_path):
 
 
 def test_a_head_of_pictures(run, plain, sketch, synthetic):
-    """Im.Aug: trained on pictures, read like any head; the tested images play no part."""
+    """Im.Aug: trained on pictures, read like any head; the tested images play no part, nor do class names (row 7.6)."""
     _, _, names, features = sketch
     image = {"MODALITY": "image", "IMAGE_FOLDER": synthetic, "IMAGE_VIEWS": 3}
     folder, record, _ = run("CLAP", *clap(**image), name="one")
@@ -231,8 +285,33 @@ def test_a_head_of_pictures(run, plain, sketch, synthetic):
     again, _, _ = run("CLAP", *clap(**image), "DATALOADER.NUM_WORKERS", 2, name="two")
     fewer, _, _ = run("CLAP", *clap(**(image | {"IMAGE_VIEWS": 2})), name="fewer")
     calmer, _, _ = run("CLAP", *clap(**image, IMAGE_JITTER="(0.0, 0.0, 0.0, 0.0)"), name="calmer")
-    one, two, three, four = (head_of(run)["projection.weight"] for run in (folder, again, fewer, calmer))
-    assert torch.equal(one, two) and not torch.equal(one, three) and not torch.equal(one, four)
+    nameless, _, _ = run("CLAP", *clap(**image), "TRAINER.CLAP.LAMBDA", 0.0, name="nameless")
+    folders = (folder, again, nameless, fewer, calmer)
+    one, two, three, four, five = (head_of(run)["projection.weight"] for run in folders)
+    assert torch.equal(one, two) and torch.equal(one, three)
+    assert not torch.equal(one, four) and not torch.equal(one, five)
+
+
+def test_im_aug_contrasts_the_plain_view_with_square_crops(run, plain, synthetic, monkeypatch):
+    """(row 7.6) One pair of views of each picture: the model's own view, and a square crop of 0.64 to 1 of its area."""
+    seen, settings = [], {"MODALITY": "image", "IMAGE_FOLDER": synthetic, "IMAGE_VIEWS": 2}
+    made = clap_pairs.ImagePairs
+    monkeypatch.setattr(clap_pairs, "ImagePairs", lambda *args: seen.append(args) or made(*args))
+    crops, params = [], RandomResizedCrop.get_params
+    monkeypatch.setattr(
+        RandomResizedCrop, "get_params", staticmethod(lambda *args: crops.append((args, params(*args))) or crops[-1][1])
+    )
+    run("CLAP", *clap(**settings, IMAGE_JITTER="(0.0, 0.0, 0.0, 0.0)"))
+    ((features, labels, classes, size, *_),) = seen
+    assert (
+        features.shape == (12, 3, 16) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and (classes, size) == (3, 8)
+    )
+    files = [path for name in ("Dog", "fire-truck", "HOUSE") for path in sorted((synthetic / name).rglob("*.png"))]
+    torch.testing.assert_close(features[:, 0].cpu(), plain.images(files), rtol=1e-4, atol=1e-5)
+    assert len(crops) == 24
+    for (_, scale, ratio), (_, _, height, width) in crops:
+        assert height == width and (height + 1) ** 2 >= 0.64 * 48 * 40
+        assert (tuple(scale), tuple(ratio)) == ((0.64, 1.0), (1.0, 1.0))
 
 
 def test_pictures_that_cannot_be_decoded_are_left_out(run, synthetic):
@@ -479,7 +558,7 @@ def test_a_training_on_texts_that_changed_since_starts_anew(strike, tmp_path, mo
         ({"MODALITY": "image", "IMAGE_FOLDER": ".", "IMAGE_VIEWS": 0}, "IMAGE_VIEWS to 1 or more (now 0)"),
         ({"BATCH_ORDER": "random"}, "BATCH_ORDER is 'random'; expected one of shuffled, in-turn"),
         ({"KEEP": "best"}, "KEEP is 'best'; expected one of last-drop, last-step"),
-        ({"TRAINING_NAMES": "('dog', 'cat',)"}, "TRAINING_NAMES is ('dog', 'cat',); expected pairs of a class"),
+        ({"TRAINING_NAMES": "('dog', 'cat',)"}, "TRAINING_NAMES is ('dog', 'cat'); expected pairs of a class"),
         ({"PROBE_STOPPING": "never"}, "PROBE_STOPPING is 'never'; expected any of in-all, in-a-row"),
         ({"MODALITY": "image", "IMAGE_FOLDER": ".", "IMAGE_JITTER": "(0.4, 0.4)"}, "IMAGE_JITTER"),
         ({"SOURCE": "templates"}, "SOURCE is 'templates'; expected template, random-words, or a text file"),
