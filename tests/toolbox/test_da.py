@@ -14,6 +14,7 @@ from dassl.data.datasets import (
     DomainNet,
     Office31,
     OfficeHome,
+    OfficeHomeDG,
     VisDA17,
     build_dataset,
     miniDomainNet,
@@ -29,7 +30,7 @@ COLORS = {"Alarm_Clock": (200, 40, 40), "TV": (40, 200, 40), "Table": (40, 40, 2
 @pytest.fixture(autouse=True)
 def own_loaders(monkeypatch):
     """The toolbox's own loaders under their names, also where a plugin has put others in their place."""
-    for loader in (OfficeHome, Office31, VisDA17, DomainNet, miniDomainNet):
+    for loader in (OfficeHome, OfficeHomeDG, Office31, VisDA17, DomainNet, miniDomainNet):
         monkeypatch.setitem(DATASET_REGISTRY._obj_map, loader.__name__, loader)
 
 
