@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # greys of more than 8 bits
+MAX_BYTES = 512 << 20  # of an image and its copy in RGB
 MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
@@ -93,6 +94,7 @@ def read_image(path: str | os.PathLike[str]) -> "Image.Image":
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+                check_memory(image.mode, width, height)
                 if max(width, height) > MAX_RATIO * min(width, height):
                     raise OSError(
                         f"its {width} x {height} pixels are a strip, more than {MAX_RATIO} times as long as wide"
@@ -102,6 +104,20 @@ def read_image(path: str | os.PathLike[str]) -> "Image.Image":
         raise
     except Exception as error:  # damaged files make decoders raise almost anything
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def check_memory(mode: str, width: int, height: int) -> None:
+    """Refuse an image that would take more than `MAX_BYTES` in memory, by its mode: itself, and its copy in RGB.
+
+    Raises:
+        OSError: it would.
+    """
+    own = {"1": 1, "L": 1, "P": 1, "RGB": 0}.get(mode, 6 if mode in DEEP_MODES else 4)
+    size = width * height * (4 + own)  # Pillow keeps RGB in 4 bytes
+    if size > MAX_BYTES:
+        raise OSError(
+            f"its {width} x {height} pixels ({mode}) take {size >> 20} MiB to decode, more than {MAX_BYTES >> 20} MiB"
+        )
 
 
 def as_rgb(image: "Image.Image") -> "Image.Image":
@@ -114,7 +130,8 @@ def as_rgb(image: "Image.Image") -> "Image.Image":
         OSError: the values are of no such range.
     """
     if image.mode not in DEEP_MODES:
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # of an RGB image that would be a second copy
     import numpy as np
     from PIL import Image
 
@@ -131,7 +148,11 @@ def as_rgb(image: "Image.Image") -> "Image.Image":
             f"its grey values ({image.mode}) reach from {low:g} to {high:g}, which is neither 8 nor 16 bits nor 0 to "
             "1: save it with 8 bits"
         )
-    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8)).convert("RGB")
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(grey), 256):  # the floating-point values of all rows would take eight times the image
+        grey[top : top + 256] = values[top : top + 256] * (255 / white) + 0.5
+    del values
+    return Image.fromarray(grey).convert("RGB")
 
 
 def decoding_note(path: str) -> str:

@@ -54,6 +54,10 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write(file)` fill a temporary file beside `path`, sync it and put it in place in one step.
 
+    What is no regular file, such as `/dev/null` or a pipe, is written into, and stays what it is.
+
+    A device or a pipe (`/dev/stdout`) is written to; a file never takes its place.
+
     Args:
         path: The file; its folder is made if it is absent.
         write: Called with the open binary file.
@@ -61,17 +65,25 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: No room, no right to write, ...; the old file is as it was, and nothing else is left.
     """
+    if kind_of(path) in ("a device", "a named pipe"):
+        with open(path, "wb") as file:
+            write(file)
+        return
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}")
+    stays = path.exists() and not path.is_file() and not path.is_dir()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file, _Output(file) as output:  # closed in reverse order, or it would flush later
+        # closed in reverse order, or it would flush later
+        with open(path if stays else temporary, "wb") as file, _Output(file) as output:
             try:
                 write(cast(BinaryIO, output))
             except Exception as error:
                 raise output.trouble or error from None
             output.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if not stays:
+                os.fsync(file.fileno())
+        if not stays:
+            os.replace(temporary, path)
     except OSError as error:  # names the file that was asked for; a full disk names none
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:

@@ -4,10 +4,12 @@ Covers: CMYK, palette with and without transparency, alpha, grey with alpha, two
 data (which stays as it is stored), GIF, PNG and WebP under a name that ends in jpg, several frames (the first counts),
 jfif: through FolderClasses and the wrapper that trainers read with, through `read_image` of this package and of the
 toolbox, and by `verify` with `decode`; greys of 16 bits, of 32, and of floating point are scaled by their range or
-refused.
+refused; what an image may take in memory (row 8.8).
 """
 
+import os
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +178,46 @@ def test_3_3_verify_tells_of_scaled_and_of_transparent_images(tmp_path, config):
     )
     assert any(text.startswith("2 images, each of which is of one colour without its transparency") for text in texts)
     assert len(texts) == 2
+
+
+def peak_of(read, path) -> int:
+    """MiB that a process of its own needs beyond what it has, to read an image."""
+
+    def high() -> int:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) >> 10
+
+    end, begin = os.pipe()
+    if not (child := os.fork()):
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here on
+        before = high()
+        read(path)
+        os.write(begin, str(high() - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(begin)
+    with open(end) as file:
+        return int(file.read())
+
+
+@pytest.mark.parametrize("read", [read_image, toolbox_image])
+@pytest.mark.parametrize(("mode", "ending", "most"), [("RGB", "jpg", 4), ("RGBA", "png", 8), ("I;16", "png", 10)])
+def test_8_8_decoding_takes_one_copy(mode, ending, most, read, tmp_path):
+    """Row 8.8: no copy of an image that is RGB already, no array of floats for a deep one."""
+    side = 4000
+    path = tmp_path / f"large.{ending}"
+    Image.new(mode, (side, side), 255).save(path, compress_level=1)
+    assert peak_of(read, str(path)) < most * side * side / 2**20 + 12
+
+
+@pytest.mark.parametrize("read", [read_image, toolbox_image])
+def test_8_8_an_image_that_would_take_too_much_is_refused_from_its_header(read, tmp_path):
+    for mode, side, size in (("RGBA", 8300, 525), ("I;16", 7400, 522)):
+        path = tmp_path / f"{mode[:1]}.png"
+        Image.new(mode, (side, 1)).save(path)
+        content = bytearray(path.read_bytes())
+        content[20:24] = side.to_bytes(4, "big")  # the height of a header that promises a square
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=f"take {size} MiB to decode, more than 512 MiB"):
+            read(str(path))

@@ -8,6 +8,7 @@ weights; lists of names; DATASET.ROOT.
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from dassl.config import get_cfg_default
 from dassl.utils import load_checkpoint as toolbox_checkpoint
 from dassl.utils import read_image as toolbox_image
+from dassl.utils.atomic import atomic_write
 from dassl_clip.commands import catalogue, config, predict, predict_pictures, report
 from dassl_clip.datasets import add_config, file_checks, folders, manifest, selections, split_file
 from dassl_clip.modeling import released, weights
@@ -101,6 +103,22 @@ def test_5_4_kinds(tmp_path):
         "a folder",
         "nothing",
     ]
+
+
+@pytest.mark.parametrize("write", ["results", "toolbox"])
+def test_5_4_a_pipe_or_device_that_is_written_to_stays_one(write, tmp_path):
+    """`--out /dev/stdout`: the temporary file takes the place of regular files alone."""
+    path, heard = pipe(tmp_path / "out"), []
+    reader = threading.Thread(target=lambda: heard.append(path.read_bytes()))
+    reader.start()
+    if write == "results":
+        files.write_text_atomically(path, "a table")
+    else:
+        with atomic_write(path, "w") as file:
+            file.write("a table")
+    reader.join()
+    assert heard == [b"a table"] and files.kind_of(path) == "a named pipe"
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
 def test_5_4_pictures_of_a_folder_beside_a_pipe(tmp_path):

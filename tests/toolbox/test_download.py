@@ -76,6 +76,17 @@ def test_checksums(serve, dataset, tmp_path):
         dataset.download_data("address", str(tmp_path / "x.zip"), sha256="0" * 64)
 
 
+def test_8_6_cut_files_and_web_pages_are_not_kept(serve, dataset, tmp_path):
+    """Row 8.6: the archive has its name only when it is whole."""
+    serve(b"\n<!DOCTYPE html><html>Quota exceeded</html>")
+    with pytest.raises(ValueError, match="address gave a web page in place of the archive"):
+        dataset.download_data("address", str(tmp_path / "x.zip"))
+    with pytest.raises(ValueError, match="checksum"):
+        serve(b"PK cut")
+        dataset.download_data("address", str(tmp_path / "x.zip"), sha256="0" * 64)
+    assert not (tmp_path / "x.zip").exists()
+
+
 def test_refusals(serve, dataset, tmp_path, monkeypatch):
     serve(b"")
     with pytest.raises(NotImplementedError, match=r"x\.rar"):

@@ -13,6 +13,8 @@ from typing import IO
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file beside `path`; it takes the place of `path` when the block ends without an error.
 
+    What is no regular file, such as `/dev/null` or a pipe, is opened itself, and stays what it is.
+
     Args:
         path: The file to make or replace; its folder must exist.
         mode: "wb" or "w" (UTF-8).
@@ -20,6 +22,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     Raises:
         OSError: No room, no right to write, ...; it names `path`, which is as it was.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        return
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import sys
+import time
 import urllib.request
 import warnings
 from collections.abc import Iterable
@@ -19,10 +20,13 @@ import torch
 from .atomic import atomic_write
 from .on_demand import import_on_demand
 
-__getattr__ = import_on_demand(__name__, time="time", errno="errno", osp="os.path", PIL="PIL", Image="PIL.Image")
+__getattr__ = import_on_demand(__name__, errno="errno", osp="os.path", PIL="PIL", Image="PIL.Image")
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
+PATIENCE = 60  # seconds without a download getting on
+MAX_BYTES = 512 << 20  # of an image and its copy in RGB
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # greys of more than 8 bits
 MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
 __all__ = [
     "mkdir_if_missing",
@@ -76,18 +80,29 @@ def set_random_seed(seed: int) -> None:
 
 
 def download_url(url: str, dst: str) -> None:
-    """Downloads `url` to the file `dst`, with progress on stdout; `dst` appears only when it is complete."""
+    """Downloads `url` to the file `dst`, with progress on stdout; `dst` appears only when it is complete.
+
+    Raises:
+        OSError: The file came cut, or less than 64 KiB of it in a minute.
+    """
     print(f'* url="{url}"')
     print(f'* destination="{dst}"')
     mkdir_if_missing(os.path.dirname(dst))
-    with urllib.request.urlopen(url) as answer, atomic_write(dst) as file:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer, atomic_write(dst) as file:
         total, done = int(answer.headers.get("Content-Length") or 0), 0
-        while block := answer.read(1 << 16):
+        begin, before = time.monotonic(), 0
+        while block := answer.read1(1 << 16):
             file.write(block)
             done += len(block)
+            if time.monotonic() - begin > PATIENCE:
+                if done - before < 1 << 16:
+                    raise OSError(f"{url} gave {done - before} bytes in {PATIENCE} seconds; try again later")
+                begin, before = time.monotonic(), done
             share = f"{100 * done / total:.0f}%, " if total else ""
             sys.stdout.write(f"\r...{share}{done / 2**20:.1f} MB")
             sys.stdout.flush()
+        if done < total:
+            raise OSError(f"{url} ended after {done} of {total} bytes; fetch it again")
     sys.stdout.write("\n")
 
 
@@ -111,6 +126,13 @@ def read_image(path: str):
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+                own = {"1": 1, "L": 1, "P": 1, "RGB": 0}.get(image.mode, 6 if image.mode in _DEEP_MODES else 4)
+                size = width * height * (4 + own)  # with its copy in RGB, which Pillow keeps in 4 bytes
+                if size > MAX_BYTES:
+                    raise OSError(
+                        f"its {width} x {height} pixels ({image.mode}) take {size >> 20} MiB to decode, more than "
+                        f"{MAX_BYTES >> 20} MiB"
+                    )
                 if max(width, height) > MAX_RATIO * min(width, height):
                     raise OSError(
                         f"its {width} x {height} pixels are a strip, more than {MAX_RATIO} times as long as wide"
@@ -128,8 +150,9 @@ def _as_rgb(image):
     Whole numbers up to 255 are 8 bits in a larger type; those above 4095 are 16 bits, so that 65535 is white. Floats
     reach up to 1 or up to 255.
     """
-    if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
-        return image.convert("RGB")
+    if image.mode not in _DEEP_MODES:
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # of an RGB image that would be a second copy
     from PIL import Image
 
     values = np.asarray(image)
@@ -145,7 +168,11 @@ def _as_rgb(image):
             f"its grey values ({image.mode}) reach from {low:g} to {high:g}, which is neither 8 nor 16 bits nor 0 to "
             "1: save it with 8 bits"
         )
-    return Image.fromarray((values * (255 / white) + 0.5).astype(np.uint8)).convert("RGB")
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(grey), 256):  # the floating-point values of all rows would take eight times the image
+        grey[top : top + 256] = values[top : top + 256] * (255 / white) + 0.5
+    del values
+    return Image.fromarray(grey).convert("RGB")
 
 
 @functools.cache

@@ -39,7 +39,8 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
     Raises:
         NotImplementedError: Another source, or an ending other than .zip, .tar, .tar.gz.
         ModuleNotFoundError: gdown is not installed.
-        ValueError: The checksum differs, or the archive is refused (see `unpack_archive`).
+        ValueError: Nothing or a web page came, the checksum differs, or the archive is refused (see
+            `unpack_archive`).
     """
     folder = os.path.dirname(dst) or "."
     mkdir_if_missing(folder)
@@ -54,12 +55,25 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
             f"Downloading from Google Drive needs gdown: pip install gdown, or fetch {url} by hand to {dst}",
             name="gdown",
         ) from error
-    gdown.download(url, dst, quiet=False)
+    part = os.path.join(folder, f"part-{os.path.basename(dst)}")  # `dst` appears only when it is whole
+    gdown.download(url, part, quiet=False)
+    _check_archive(part, url)
     if sha256:
-        _check_sum(dst, sha256)
+        _check_sum(part, sha256)
+    os.replace(part, dst)
     print("Extracting file ...")
     unpack_archive(dst, folder)
     print(f"File extracted to {folder}")
+
+
+def _check_archive(path: str, url: str) -> None:
+    if not os.path.isfile(path):
+        raise ValueError(f"{url} gave no file; fetch it by hand")
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        os.remove(path)
+        raise ValueError(f"{url} gave a web page in place of the archive (a quota, or a login); fetch it by hand")
 
 
 def _check_sum(path: str, expected: str) -> None:
