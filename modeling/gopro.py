@@ -5,7 +5,8 @@ Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-
 comparing every image with views of the batch's first image, the unused meta-net, and literal layer sizes.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,12 @@ from .peers import ALONE, Peers
 
 STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
 VIEWS = ("original", "moco", "augmix")
+# Names in a checkpoint of the authors' program.
+LEARNER, PROJECTOR = "prompt_learner.", "simproj."
+PUBLISHED_LAYER = re.compile(r"prompt_learner\.(style|content)\w*\.(?:\w+\.)*?(\d+)\.(weight|bias)$")
+UNREAD = ("image_encoder.", "text_encoder.", "logit_scale", f"{LEARNER}token_", f"{LEARNER}meta_net.")
+PROJECTOR_KEYS = {f"image_projector.{key}" for key in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean",
+                  "1.running_var", "1.num_batches_tracked")}  # fmt: skip
 
 
 def block_statistics(block: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,6 +245,47 @@ class GOProLearner(nn.Module):
         if contrastive:
             terms["contrastive"] = nt_xent(projected[0], projected[1], temperature, self.peers)
         return terms, logits
+
+
+def is_published(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is one of the authors' program."""
+    return any(PUBLISHED_LAYER.match(_plain(name)) for name in state)
+
+
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `GOProLearner` in a checkpoint of the authors' program, as far as it holds one.
+
+    Theirs also holds CLIP's towers, the training classes' tokens and a meta-net that nothing reads. The layers that
+    mix the blocks and the image projector are known by their shapes; entries that are neither keep their names.
+    """
+    state = {_plain(name): value for name, value in state.items() if not _plain(name).startswith(UNREAD)}
+    learned = {"generator.shift_scale": torch.tensor(1.0)}
+    layers: set[str] = set()
+    for name, value in state.items():
+        head, _, kind = name.rpartition(".")
+        if name == f"{LEARNER}ctx":
+            learned["generator.ctx"] = value
+        elif found := PUBLISHED_LAYER.match(name):
+            learned[f"generator.{found[1]}.{found[2]}.{found[3]}"] = value
+            layers.add(found[2])
+        elif name.startswith(PROJECTOR):
+            weight = state.get(f"{head}.weight", value)
+            learned[f"image_projector.{0 if weight.dim() == 2 else 1}.{kind}"] = value
+        elif not name.startswith(LEARNER):
+            learned[name] = value
+    rest = [name for name in state if name.startswith(LEARNER) and name != f"{LEARNER}ctx"]
+    rest = [name for name in rest if not PUBLISHED_LAYER.match(name)]
+    mixing = [name for name in rest if name.endswith(".weight") and tuple(state[name].shape) == (1, len(layers))]
+    for view, name in enumerate(mixing):
+        learned[f"generator.rho.{view}.weight"] = state[name]
+        learned[f"generator.rho.{view}.bias"] = state.get(f"{name.removesuffix('weight')}bias", torch.zeros(1))
+    known = {*mixing, *(f"{name.removesuffix('weight')}bias" for name in mixing)}
+    return learned | {name: state[name] for name in rest if name not in known}
+
+
+def _plain(name: str) -> str:
+    """A published name without the prefix of a wrapped model."""
+    return name.removeprefix("module.")
 
 
 def image_conditioned_scores(features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

@@ -43,17 +43,18 @@ POSITIONS = ("positional_embedding", "text.positional_embedding", "text_model.em
 GRID = "visual.positional_embedding"
 APPLE = "image_encoder.model."
 LONG_CLIP, LONG_CLIP_KEPT = "positional_embedding_res", 20  # Long-CLIP keeps CLIP's first rows and trains the others
-# Files that are often taken for weights of a CLIP: a pattern of their names, and what they are.
+# Files that are often taken for weights of a CLIP: a pattern that some name has, one that none has, what they are.
+NEVER = r"(?!)"
 KINDS = (
-    (r"(^|\.)lora_|\.base_layer\.", "PEFT's LoRA, not merged into its model; save model.merge_and_unload()"),
-    (r"^learned\.", "an export of a run of this project, which holds no backbone; --model-dir takes it"),
-    (r"^vision_model\.head\.probe$", "transformers' SiglipModel; take the same model in open_clip's form, "
-                                     "such as hf-hub:timm/ViT-B-16-SigLIP"),
-    (r"^text_model\.encoder\.|^text_model\.final", "the text tower alone of transformers' CLIPModel"),
-    (r"^vision_model\.", "the image tower alone of transformers' CLIPModel"),
-    (rf"^{APPLE}", "Apple's MobileCLIP; open_clip reads those of MobileCLIP-S1, MobileCLIP-S2 and MobileCLIP-B"),
-    (r"^prompt_learner\.|^ctx$", "a learned prompt, without a backbone; MODEL.INIT_WEIGHTS takes it"),
-    (r"^blocks\.\d+\.attn\.qkv\.", "an image tower of timm, without a text tower"),
+    (r"(^|\.)lora_|\.base_layer\.", NEVER, "PEFT's LoRA, not merged into its model; save model.merge_and_unload()"),
+    (r"^learned\.", NEVER, "an export of a run of this project, which holds no backbone; --model-dir takes it"),
+    (r"^vision_model\.head\.probe$", NEVER, "transformers' SiglipModel; take the same model in open_clip's form, "
+                                            "such as hf-hub:timm/ViT-B-16-SigLIP"),
+    (r"^text_model\.", r"^vision_model\.", "the text tower alone of transformers' CLIPModel"),
+    (r"^vision_model\.", r"^text_model\.", "the image tower alone of transformers' CLIPModel"),
+    (rf"^{APPLE}", NEVER, "Apple's MobileCLIP; open_clip reads those of MobileCLIP-S1, MobileCLIP-S2 and MobileCLIP-B"),
+    (r"^prompt_learner\.|^ctx$", NEVER, "a learned prompt, without a backbone; MODEL.INIT_WEIGHTS takes it"),
+    (r"^blocks\.\d+\.attn\.qkv\.", NEVER, "an image tower of timm, without a text tower"),
 )  # fmt: skip
 
 
@@ -195,4 +196,8 @@ def _fit_grid(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
 
 def known_kind(state: Mapping[str, Tensor]) -> str:
     """What a state dict that is no CLIP of open_clip's is, where its names tell; else ""."""
-    return next((kind for pattern, kind in KINDS if any(re.search(pattern, name) for name in state)), "")
+
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in state)
+
+    return next((kind for pattern, absent, kind in KINDS if has(pattern) and not has(absent)), "")

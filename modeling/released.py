@@ -29,6 +29,7 @@ from dassl_clip.results.files import no_file
 
 from .backbone import FrozenCLIP
 from .finite import check_state
+from .listing import listed
 from .weights import hash_state
 
 FORMAT, VERSION, SUFFIX = "dassl-clip export", 1, ".safetensors"
@@ -147,6 +148,15 @@ def as_bytes(export: Export) -> bytes:
     return save(export.tensors, metadata)
 
 
+def is_export(path: Path) -> bool:
+    """Whether a safetensors file says that it is an export."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("format", "null")) == FORMAT
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+
+
 def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
     """Read an export and check it.
 
@@ -162,7 +172,7 @@ def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
     path = Path(path).expanduser()
     if not path.is_file():
         beside = sorted(item.name for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"{no_file(path)}; exports beside it: {', '.join(beside[:8]) or 'none'}")
+        raise FileNotFoundError(f"{no_file(path)}; exports beside it: {listed(beside) or 'none'}")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}

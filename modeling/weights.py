@@ -28,6 +28,7 @@ from .listing import listed
 
 SAFETENSORS, STATE_DICT, ARCHIVE = "safetensors", "state dict", "OpenAI JIT archive"
 SHARDS, NUMPY = "index of shards", "numpy archive"
+PART = re.compile(r"-\d{5}-of-(\d{5})\.\w+$")
 MOST_INDEX = 16 << 20  # bytes of an index of shards
 # What begins like this is no weights that are read here, and what to do.
 STRANGERS = (
@@ -55,6 +56,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(_not_found(path))
+    if part := PART.search(path.name):
+        indices = [
+            file.name for file in path.parent.glob("*.index.json") if path.name in file.read_text(errors="replace")
+        ]
+        raise ValueError(
+            f"{path} is one of {int(part[1])} parts; give {listed(indices) or 'their *.index.json'} instead"
+        )
     form = _form(path)
     state: object
     if form == NUMPY:
@@ -62,7 +70,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if form == SHARDS:
         state = _load_shards(path)
     elif form == SAFETENSORS:
-        state = _load_safetensors(path)
+        state = load_safetensors(path)
     elif form == ARCHIVE:
         state = read_archive(path)
     else:
@@ -85,7 +93,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         ValueError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
     """
     target = model.state_dict()
-    arranged = arrange(model, state, label)
+    kind, arranged = known_kind(state), arrange(model, state, label)
     state = dict(arranged)
     for name, value in target.items():
         if name.endswith("num_batches_tracked"):
@@ -107,16 +115,16 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         ]
         raise ValueError(
             f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
-            f"{describe_weights(arranged)} Name the architecture that the file belongs to."
+            + (f"The file is {kind}." if kind else f"{describe_weights(arranged)} Name its architecture.")
         )
     model.load_state_dict(state)
 
 
 def describe_weights(state: dict[str, Tensor]) -> str:
     """A sentence on the model that a state dict belongs to, with the names of the architectures that it fits."""
-    sizes, kind = _sizes(state), known_kind(state)
-    if kind or not sizes:
-        return f"The file looks like {kind or f'no CLIP known here (first entries: {listed(sorted(state), 3)})'}."
+    sizes = _sizes(state)
+    if not sizes:
+        return f"The file looks like no CLIP known here (first entries: {listed(sorted(state), 3)})."
     names = [name for name in open_clip.list_models() if _sizes_of_config(open_clip.get_model_config(name)) == sizes]
     tower = "ResNet" if isinstance(sizes["layers"], tuple) else "ViT"
     patch = f", patch {sizes['patch']}" if sizes["patch"] else ""
@@ -159,7 +167,7 @@ def _form(path: Path) -> str:
         if not any(name.endswith("data.pkl") for name in names):
             raise ValueError(f"{path} is a zip archive of other files ({listed(names, 3)}); unpack it first")
         return ARCHIVE if any(name.endswith("constants.pkl") for name in names) else STATE_DICT
-    if len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+    if is_safetensors(path):
         return SAFETENSORS
     if start.startswith(b"\x80"):
         return STATE_DICT
@@ -175,6 +183,13 @@ def _form(path: Path) -> str:
     )
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON object, and the object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
 def _members(path: Path) -> list[str]:
     """Names in a zip archive."""
     with zipfile.ZipFile(path) as archive:
@@ -182,7 +197,7 @@ def _members(path: Path) -> list[str]:
         return archive.namelist()
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def load_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -211,7 +226,7 @@ def _load_shards(path: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name in files:
         part = path.parent / name
-        loaded = _load_safetensors(part) if _form(part) == SAFETENSORS else _load_pickle(part)
+        loaded = load_safetensors(part) if _form(part) == SAFETENSORS else _load_pickle(part)
         if not isinstance(loaded, dict):
             raise ValueError(f"{part} holds a {type(loaded).__name__} in place of a state dict")
         state |= loaded
@@ -221,7 +236,8 @@ def _load_shards(path: Path) -> dict[str, Tensor]:
 def _load_pickle(path: Path) -> object:
     """What torch saved in `path`, tensors and plain containers only."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by a path, torch goes by its ending
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes its reader raise almost anything
         names = pickled_names(path)
         if names:

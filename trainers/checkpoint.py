@@ -8,9 +8,7 @@ that old toolboxes pickled into them are read as inert placeholders.
 import contextlib
 import logging
 import pickle
-import pickletools
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dassl_clip.modeling.archive import pickled_names
 from dassl_clip.modeling.finite import check_state
+from dassl_clip.modeling.listing import listed
+from dassl_clip.modeling.released import is_export, load_export
+from dassl_clip.modeling.weights import is_safetensors, load_safetensors
 from dassl_clip.results.files import check_regular, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,19 @@ FACTS = {
     "data": lambda value: isinstance(value, str),
     "files": lambda value: isinstance(value, dict),
     "left_out": lambda value: isinstance(value, (list, tuple)),
+}
+# A part of some name in the checkpoints of other programs, and the method that it tells.
+METHODS = {
+    "prompt_learner.style": "GOPro's authors",
+    "compound_prompts_text": "MaPLe",
+    "VPT": "PromptSRC",
+    "bias_vectors": "KgCoOp",
+    "meta_net": "CoCoOp",
+    "text_feature_residuals": "TaskRes",
+    "network_beta": "CLAP's authors",
+    "w_lora_": "CLIP-LoRA",
+    "generator.": "GOPro",
+    "prompt_learner.": "a prompt learner of another program",
 }
 # What leftovers are made with; these load as placeholders too.
 PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr", "__builtin__.dict", "__builtin__.getattr", "_codecs.encode")
@@ -91,28 +106,46 @@ def load_checkpoint(path: Path) -> dict:
     check_regular(path)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no checkpoint at {path}; beside it: {', '.join(beside) or 'nothing'}")
+        raise FileNotFoundError(f"no checkpoint at {path}; beside it: {listed(beside) or 'nothing'}")
+    if is_safetensors(path):
+        return _load_safetensors(path)
     if not _saved_by_torch(path):
         raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)")
     try:
-        with _inert_leftovers(path):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        names = _pickled_names(path)
+        with _inert_leftovers(path), path.open("rb") as file:  # by a path, torch goes by its ending
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes its reader raise almost anything
+        names = pickled_names(path) if isinstance(error, pickle.UnpicklingError) else []
         if not names:
             raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)") from error
         raise ValueError(
-            f"{path} was refused: it holds pickled objects besides tensors ({', '.join(names)}), which could run code "
+            f"{path} was refused: it holds pickled objects besides tensors ({listed(names)}), which could run code "
             f"when loaded. Re-save its state dict alone, in the environment that made it"
         ) from None
-    except Exception as error:  # a damaged file makes its reader raise almost anything
-        raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind): {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
     content = content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
     content = {name: value for name, value in content.items() if not isinstance(value, _Inert)}
     _check_facts(content, path)
     return content
+
+
+def _load_safetensors(path: Path) -> dict:
+    """The content of a safetensors file: an export of a run, or a state dict.
+
+    Raises:
+        ValueError: It is not whole, or an export without the one learned part that is wanted.
+    """
+    if not is_export(path):
+        return {"state_dict": load_safetensors(path)}
+    export = load_export(path)
+    if len(export.learned) != 1:
+        found = listed(export.learned) or "none: the run refines another, or learns nothing"
+        method = export.record["method"]
+        raise ValueError(f"{path} is an export of {method} whose learned parts are {found}; one is wanted")
+    ((name, state),) = export.learned.items()
+    left_out = list(export.storage.left_out.get(name, ()))
+    return {"state_dict": state, "backbone": export.backbone, "classnames": export.classnames, "left_out": left_out}
 
 
 def _saved_by_torch(path: Path) -> bool:
@@ -136,33 +169,14 @@ def _check_facts(content: dict, path: Path) -> None:
         raise ValueError(f"{path}: what it says of {', '.join(wrong)} cannot be read; get it again")
 
 
-def _pickled_names(path: Path) -> list[str]:
-    """Names of the classes and functions that a file's pickle asks for beyond tensors and plain containers."""
-    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", _unsafe_names)
-    try:
-        return sorted(find(path))
-    except Exception:  # not a zip archive, or a torn one: nothing can be said of it
-        return []
-
-
-def _unsafe_names(path: Path) -> set[str]:
-    """The same for torch before 2.6, which does not tell by itself."""
-    from torch._weights_only_unpickler import _get_allowed_globals
-
-    with zipfile.ZipFile(path) as archive:
-        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-    names = {arg.replace(" ", ".") for code, arg, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
-    return names - _get_allowed_globals().keys()
-
-
 @contextlib.contextmanager
 def _inert_leftovers(path: Path) -> Iterator[None]:
     """A context in which the optimiser objects of old toolboxes' files load as placeholders; others stay refused."""
-    names = [name for name in _pickled_names(path) if name not in PLAIN_BUILTINS]
+    names = [name for name in pickled_names(path) if name not in PLAIN_BUILTINS]
     if not names or not all(name.startswith(INERT_MODULES) for name in names):
         yield
         return
-    logger.info("%s: read as placeholders, not needed: %s", path.name, ", ".join(names))
+    logger.info("%s: read as placeholders, not needed: %s", path.name, listed(names))
     admitted = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals([_stand_in(name) for name in (*names, *PLAIN_BUILTINS)])
     try:
@@ -220,12 +234,12 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     """Load learned parts strictly, after dropping `module.` and the known class-dependent buffers by name.
 
     Raises:
-        ValueError: Names or shapes do not fit, or numbers are not finite; the message says which.
+        ValueError: Names or shapes do not fit, or numbers are not finite; the message has the first of them.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     dropped = [name for name in state if name in CLASS_BUFFERS]
     if dropped:
-        logger.info("%s: dropped class-dependent buffers %s", source, ", ".join(dropped))
+        logger.info("%s: dropped class-dependent buffers %s", source, listed(dropped))
     state = {name: value for name, value in state.items() if name not in CLASS_BUFFERS}
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
@@ -237,9 +251,11 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
         if name in own and isinstance(value, Tensor) and value.shape != own[name].shape
     ]
     if problems:
+        method = next((method for part, method in METHODS.items() if any(part in name for name in state)), "")
+        looks = f"it looks like a checkpoint of {method}: " if method else ""
         raise ValueError(
-            f"{source} does not fit this trainer: {'; '.join(problems)}. Is it of the same trainer, configuration, "
-            f"backbone and (for class-specific parts) classes?"
+            f"{source} does not fit this trainer: {looks}{listed(problems, separator='; ')}. Is it of the same "
+            f"trainer, configuration, backbone and (for class-specific parts) classes?"
         )
     check_state(state, source)
     module.load_state_dict(state)

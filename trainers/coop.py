@@ -53,6 +53,13 @@ class CoOp(FixedViewMixin, CLIPTrainer):
             ", class-specific" * self.class_specific
         )
 
+    def published_state(self, state: dict) -> dict:
+        """The context of a KgCoOp checkpoint, which is scored as CoOp's is; other states as they are."""
+        if "bias_vectors" not in state or "ctx" not in state:
+            return state
+        logger.info("a checkpoint of KgCoOp: its context is read, its parts without use are not")
+        return {name: value for name, value in state.items() if not name.startswith(("bias_vectors", "meta_net."))}
+
     def build_model(self) -> None:
         """The context and the tokens of the class names."""
         text, node = self.backbone.text, self.node

@@ -6,6 +6,7 @@ Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-
 the image projector, so its contrastive term cannot change a prediction; in the paper's variant it can.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +18,14 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.modeling.coop import initial_context
 from dassl_clip.modeling.gopro import (
+    PROJECTOR_KEYS,
     VIEWS,
     GOProLearner,
     PromptGenerator,
     image_conditioned_scores,
     image_statistics,
+    is_published,
+    published_state,
 )
 from dassl_clip.modeling.views import augmix_view, moco_view
 
@@ -30,6 +34,8 @@ from .base import CLIPTrainer, trainer_node
 from .frozen import MOST_BYTES, FixedViewMixin
 
 VIEW_CROP = InterpolationMode.BILINEAR  # of the augmented views, as in the authors' program
+logger = logging.getLogger(__name__)
+
 VARIANTS = ("released", "paper")
 
 
@@ -80,6 +86,17 @@ class GOPro(FixedViewMixin, CLIPTrainer):
     def unread_parts(self) -> tuple[str, ...]:
         """In the released variant the image projector serves the contrastive loss alone."""
         return () if self.node.VARIANT == "paper" else ("image_projector.",)
+
+    def published_state(self, state: dict) -> dict:
+        """The learned parts of a checkpoint of the authors' program, or the state as it is."""
+        if not is_published(state):
+            return state
+        learned = published_state(state)
+        own = {key for key in learned if key.startswith("image_projector.")}
+        if self.unread_parts and own != PROJECTOR_KEYS:
+            logger.info("the image projector of the authors' checkpoint is of another form; no score needs it")
+            learned = {key: value for key, value in learned.items() if key not in own}
+        return learned
 
     def train_transform(self) -> list:
         """The views that the loss terms with a weight need, each made of the PIL image."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dassl_clip.modeling.listing import listed
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import records, run_data
 
@@ -275,10 +276,11 @@ class CheckpointMixin:
             what = run_data.first_difference(classes, self.classnames, "class")
             raise ValueError(f"{path} holds parts for other classes: {what}; class-specific parts fit no other classes")
         learned = self.published_state(state["state_dict"])
-        absent = [key for key in state.get("left_out", ()) if key not in learned]
-        if absent:
-            logger.info("%s is without %s, which no score needs: they stay as they are", path, ", ".join(absent))
         own = module.state_dict()
+        unread = () if learned is state["state_dict"] else (key for key in own if key.startswith(self.unread_parts))
+        absent = [key for key in (*state.get("left_out", ()), *unread) if key not in learned]
+        if absent:
+            logger.info("%s is without %s, which no score needs: they stay as they are", path, listed(absent))
         learned = {**{key: own[key] for key in absent if key in own}, **learned}
         checkpoint.load_state(module, learned, str(path))
         return state

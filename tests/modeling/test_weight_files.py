@@ -9,18 +9,14 @@ MobileCLIP; big_vision's numpy archive; refused pickles.
 import json
 import logging
 import math
-from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dassl_clip.modeling import sources
 from dassl_clip.modeling.backbone import load_backbone
 
 TEXTS = ["a photo of a dog.", "a sketch of a cat", "wow!"]
@@ -63,7 +59,7 @@ def hf_config(activation: str = "quick_gelu", eps: float = 1e-5) -> dict:
     text = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "vocab_size": 49408,
             "max_position_embeddings": 77, "eos_token_id": 49407}  # fmt: skip
     vision = {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
-    return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 24, "logit_scale_init_value": 2.6592,
+    return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 24,
             "text_config": {**both, **text}, "vision_config": {**both, **vision}}  # fmt: skip
 
 
@@ -232,9 +228,9 @@ def test_6_1_the_activation_is_that_of_the_configuration_beside_the_file(
     [
         ({"hidden_act": "gelu", "text_config": {}, "vision_config": {}}, "gelu"),  # at the top alone
         ({"hidden_act": "gelu", "model_type": None, "text_config": None, "vision_config": None}, "gelu"),
-        ({"text_config": {"num_attention_heads": 2}, "vision_config": {"num_attention_heads": 3}}, "quick_gelu"),  # default
-        ({"text_config_dict": {"hidden_act": "gelu", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                               "intermediate_size": 128},
+        ({"text_config": {"num_attention_heads": 2}, "vision_config": {"num_attention_heads": 3}}, "quick_gelu"),
+        ({"text_config_dict": {"hidden_act": "gelu", "hidden_size": 32, "num_hidden_layers": 2,
+                               "num_attention_heads": 2, "intermediate_size": 128},
           "vision_config_dict": {"hidden_act": "gelu", "hidden_size": 48, "num_hidden_layers": 2, "patch_size": 8,
                                  "num_attention_heads": 3, "intermediate_size": 192}}, "gelu"),
         ({"text_config_dict": None, "vision_config_dict": None}, "quick_gelu"),
@@ -325,3 +321,186 @@ def test_6_1_a_folder_or_repository_in_transformers_form_needs_no_name(tmp_path)
     (path.parent / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_act": "gelu"}))
     with pytest.raises(FileNotFoundError, match=r"nor the config.json of a CLIPModel"):
         load_backbone(f"local-dir:{path.parent}")
+
+
+# ---------------------------------------------------------------------------------------------- other grids and lengths
+
+
+def test_6_6_image_positions_of_another_grid_are_resampled_as_open_clip_does(tmp_path, caplog):
+    """Row 6.6: a file of 32-pixel images under a name of 64 pixels, against open_clip's own loading."""
+    path = folder_with(tmp_path / "m", to_open_clip(hf_state()), None, "w.pt")
+    with caplog.at_level(logging.WARNING):
+        frozen = load_backbone("small-clip-64", weights=str(path))
+    assert "4 x 4 patches: its positions are resampled" in caplog.text
+    config = open_clip.get_model_config("small-clip-64")
+    theirs = open_clip.CLIP(**config)
+    open_clip.load_checkpoint(theirs, str(path))
+    positions = theirs.visual.positional_embedding.detach()
+    torch.testing.assert_close(frozen.model.visual.positional_embedding.detach(), positions)
+    assert frozen.image_size == (64, 64) and positions.shape == (65, 48)
+    Naive(hf_state(), "gelu").assert_equals(frozen, positions, count=1)
+
+
+def test_6_6_an_archive_in_half_precision_is_resampled_too(tmp_path):
+    state = {name: value.half() for name, value in to_open_clip(hf_state()).items()}
+    path = folder_with(tmp_path / "m", state, None, "w.pt")
+    assert load_backbone("small-clip-64", weights=str(path)).image_size == (64, 64)
+
+
+@pytest.mark.parametrize("layout", ["open_clip", "transformers", "long-clip"])
+def test_6_6_texts_are_as_long_as_the_positions_of_the_file(layout, tmp_path, caplog):
+    """Row 6.6: 248 positions; Long-CLIP trains those from the 21st on under a name of their own."""
+    state, long = hf_state(), 0.3 * torch.randn(248, 32, generator=torch.Generator().manual_seed(9))
+    state["text_model.embeddings.position_embedding.weight"] = long
+    stored = state if layout == "transformers" else to_open_clip(state)
+    if layout == "long-clip":
+        kept = torch.arange(248)[:, None] < 20
+        stored["positional_embedding"] = torch.where(kept, long, torch.full_like(long, 7))
+        stored["positional_embedding_res"] = torch.where(kept, torch.full_like(long, 9), long)
+    path = folder_with(tmp_path / "m", stored, None)
+    with caplog.at_level(logging.WARNING):
+        frozen = load_backbone("small-clip", weights=str(path))
+    assert frozen.context_length == 248 and "248 text positions" in caplog.text
+    naive = Naive(state, "gelu")
+    naive.assert_equals(frozen, count=1)
+    words = "a very long description of a dog " * 25
+    ids = open_clip.SimpleTokenizer(context_length=248)([words])[0]
+    assert 150 < int(ids.argmax()) < 247
+    torch.testing.assert_close(frozen.text.encode([words])[0].double(), naive.text(ids), rtol=1e-4, atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------- wrappings, conversions
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "clip_model.", "base_model.model.", "_orig_mod.module.", "student.net.clip."]
+)
+def test_6_6_whatever_stands_before_all_names_is_dropped(prefix, tmp_path, caplog):
+    """Row 6.6: DataParallel, Lightning (which keeps parts of its own beside the model), PEFT, compiled models."""
+    state = {f"{prefix}{name}": value for name, value in hf_state().items()} | {"criterion.weight": torch.ones(2)}
+    path = folder_with(tmp_path / "m", {"state_dict": state, "epoch": 3}, None, "last.ckpt")
+    with caplog.at_level(logging.WARNING):
+        frozen = load_backbone("small-clip", weights=str(path))
+    assert f"1 entries outside '{prefix}' are left out: criterion.weight" in caplog.text
+    Naive(hf_state(), "gelu").assert_equals(frozen, count=1)
+
+
+def test_6_6_two_models_in_one_file_are_refused_by_their_names(tmp_path):
+    state = {f"{part}.{name}": value for part in ("student", "teacher") for name, value in hf_state().items()}
+    path = folder_with(tmp_path / "m", state, None)
+    with pytest.raises(ValueError, match=r"holds several models, under student\., teacher\.; save the one"):
+        load_backbone("small-clip", weights=str(path))
+
+
+def lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a model with PEFT's adapters on the queries, not merged."""
+    out = {}
+    for name, value in state.items():
+        query = name.endswith("q_proj.weight")
+        out[f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.') if 'q_proj' in name else name}"] = value
+        if query:
+            stem = f"base_model.model.{name.removesuffix('weight')}"
+            out[f"{stem}lora_A.default.weight"] = torch.zeros(4, value.shape[1])
+            out[f"{stem}lora_B.default.weight"] = torch.zeros(value.shape[0], 4)
+    return out
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (lambda: lora(hf_state()), "PEFT's LoRA, not merged into its model; save model.merge_and_unload"),
+        (lambda: {k: v for k, v in lora(hf_state()).items() if "lora" in k}, "PEFT's LoRA, not merged"),
+        (
+            lambda: {k: v for k, v in hf_state().items() if k.startswith("text_model")},
+            "text tower alone of",
+        ),
+        (lambda: {k: v for k, v in hf_state().items() if k.startswith("vision_model")}, "image tower alone of"),
+        (
+            lambda: {"vision_model.head.probe": torch.ones(1), **hf_state()},
+            "SiglipModel; .*timm/ViT-B-16-SigLIP",
+        ),
+        (
+            lambda: {"image_encoder.model.x": torch.ones(1), "logit_scale": torch.ones(1)},
+            "Apple's MobileCLIP; open",
+        ),
+        (lambda: {"prompt_learner.ctx": torch.ones(4, 32)}, "a learned prompt, without a backbone; MODEL.INIT_WEIGHTS"),
+        (lambda: {"learned.prompt_learner.ctx": torch.ones(4, 32)}, "an export of a run of this project"),
+    ],
+)
+def test_6_6_what_is_no_clip_is_called_by_its_name(content, message, tmp_path):
+    path = folder_with(tmp_path / "m", content(), None)
+    with pytest.raises(ValueError, match=message) as error:
+        load_backbone("small-clip", weights=str(path))
+    assert len(str(error.value)) < 1200
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_6_6_shards_are_read_through_their_index(ending, tmp_path):
+    """Row 6.6: the index by name and in a folder; a missing shard and a shard alone are told."""
+    state, folder = hf_state(), tmp_path / "m"
+    names = sorted(state)
+    parts = {f"model-0000{n}-of-00003.{ending}": names[n - 1 :: 3] for n in (1, 2, 3)}
+    for file, own in parts.items():
+        folder_with(folder, {name: state[name] for name in own}, hf_config(), file)
+    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, own in parts.items() for name in own}}
+    stem = "model.safetensors" if ending == "safetensors" else "pytorch_model.bin"
+    path = folder / f"{stem}.index.json"
+    path.write_text(json.dumps(index))
+    Naive(state, "quick_gelu").assert_equals(load_backbone("small-clip", weights=str(path)), count=1)
+    Naive(state, "quick_gelu").assert_equals(load_backbone(f"local-dir:{folder}"), count=1)
+    with pytest.raises(ValueError, match=rf"is one of 3 parts; give {stem}.index.json"):
+        load_backbone("small-clip", weights=str(folder / f"model-00002-of-00003.{ending}"))
+    (folder / f"model-00002-of-00003.{ending}").unlink()
+    with pytest.raises(FileNotFoundError, match=r"names 3 files of weights, of which 1 are not beside it: model-00002"):
+        load_backbone("small-clip", weights=str(path))
+    path.write_text('{"weight_map": {"a": "../m/other"}}')
+    with pytest.raises(FileNotFoundError, match=r"1 are not beside it"):
+        load_backbone("small-clip", weights=str(path))
+    path.write_text('{"model": 1}')
+    with pytest.raises(ValueError, match=r"no index of shards with 'weight_map'"):
+        load_backbone("small-clip", weights=str(path))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "model.bin"])
+def test_6_6_the_content_counts_and_not_the_ending(name, tmp_path):
+    state = to_open_clip(hf_state())
+    path = tmp_path / name
+    if name.endswith("safetensors"):
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    Naive(hf_state(), "gelu").assert_equals(load_backbone("small-clip", weights=str(path)), count=1)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    Naive(hf_state(), "gelu").assert_equals(load_backbone("small-clip", weights=str(path)), count=1)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("openai/clip-vit-base-patch32", r"Did you mean ViT-B/32 or hf-hub:openai/clip-vit-base-patch32\?"),
+        ("clip-vit-large-patch14-336", r"Did you mean ViT-L/14@336px\?"),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", r"Did you mean ViT-B-32:laion2b_s34b_b79k or hf-hub:laion/CLIP"),
+        ("google/siglip-base-patch16-224", r"Did you mean hf-hub:google/siglip-base-patch16-224\?"),
+        ("{folder}", r"Did you mean local-dir:"),
+        ("{file}", r"is a file: name its architecture, and give the file with MODEL.BACKBONE.WEIGHTS"),
+    ],
+)
+def test_6_6_names_of_repositories_and_paths(name, expected, tmp_path):
+    (tmp_path / "w.pt").touch()
+    with pytest.raises(ValueError, match=expected):
+        load_backbone(name.format(folder=tmp_path, file=tmp_path / "w.pt"))
+
+
+class Anything:
+    """An object that a pickle could carry."""
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "older format"])
+def test_6_7_a_refused_pickle_names_its_objects(new, tmp_path):
+    """Row 6.7: and says nothing of torch's advice to switch the protection off."""
+    path = tmp_path / "w.pt"
+    content = {"state_dict": hf_state(), "args": Anything(), "path": Path("x")}
+    torch.save(content, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(ValueError, match=r"refused: it holds Python objects besides tensors \(.*Anything") as error:
+        load_backbone("small-clip", weights=str(path))
+    assert "weights_only" not in str(error.value) and "pathlib" in str(error.value)
