@@ -38,6 +38,7 @@ _NAMED_APART = frozenset(
     }
 )
 _NAMED_APART_ENDS = (".EVALUATE", ".FROM")
+_LISTS_OF_NAMES = ("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")  # a name may be a number
 _TEXT_OR_TEXTS = ".TEMPLATES"  # the name of a set of templates, or the templates themselves
 _LONGEST_CHANGES = 120
 AUTO = "auto"  # of --resume: the folder of the run itself
@@ -207,7 +208,7 @@ def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
         if value is not None:
             set_key(cfg, key, tuple(value) if isinstance(value, list) else value, f"--{flag.replace('_', '-')}")
     for key, text in zip(pairs[::2], pairs[1::2]):
-        set_key(cfg, key, _decode(text), "the command line")
+        set_key(cfg, key, decode(text), "the command line")
     _check_registered(cfg)
     check_ranges(cfg)
     plain.TRAINER.NAME = cfg.TRAINER.NAME
@@ -243,7 +244,7 @@ def _merge_tree(cfg: Any, tree: dict[str, Any], prefix: str, origin: str) -> Non
             _find(cfg, key, origin)
             _merge_tree(cfg, value, f"{key}.", origin)
         else:
-            set_key(cfg, key, _decode(value) if isinstance(value, str) else value, origin)
+            set_key(cfg, key, decode(value) if isinstance(value, str) else value, origin)
 
 
 def set_key(cfg: Any, key: str, value: Any, origin: str) -> None:
@@ -295,7 +296,7 @@ def known_keys(cfg: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _decode(text: Any) -> Any:
+def decode(text: Any) -> Any:
     """The Python value that a text stands for, as yacs reads it: `0.1`, `True`, `('a', 'b')`, otherwise the text."""
     try:
         return ast.literal_eval(text) if isinstance(text, str) else text
@@ -305,6 +306,14 @@ def _decode(text: Any) -> Any:
 
 def coerce(value: Any, present: Any, key: str, origin: str) -> Any:
     """A value as the type of the one it replaces, where no information is lost."""
+    if key in _LISTS_OF_NAMES:
+        names = value if isinstance(value, (tuple, list)) else [] if value is None else [value]
+        odd = next((name for name in names if isinstance(name, bool) or not isinstance(name, (str, int, float))), None)
+        if odd is not None:
+            raise UserError(
+                f"{origin}: {key} names domains, but {odd!r} is none; put quotes around a name such as 'on'"
+            )
+        return type(present)(map(str, names))
     if present is None or type(value) is type(present) or (value is None and not isinstance(present, (int, float))):
         return value
     if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):

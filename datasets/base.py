@@ -65,9 +65,9 @@ class PlainDataset(ListedDataset):
         """
         for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
             if cfg.DATASET[key]:
+                names = ", ".join(map(str, cfg.DATASET[key]))
                 raise ValueError(
-                    f"{self.spec.name} has no domains, but DATASET.{key} names {', '.join(cfg.DATASET[key])}: "
-                    "leave both lists of domains empty"
+                    f"{self.spec.name} has no domains, but DATASET.{key} names {names}: leave both lists of domains empty"
                 )
         self.source_domains, self.target_domains = [], []
         return [WHOLE], [WHOLE]

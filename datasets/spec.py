@@ -121,14 +121,14 @@ class Spec:
         if not given:
             raise ValueError(f"{option} is empty: name at least one domain of {self.name} ({', '.join(self.domains)})")
         keys, resolved = self.domain_keys(), []
-        for name in given:
+        for name in map(str, [given] if isinstance(given, str | int) else given):  # a yaml file may name a number
             domain = keys.get(name_key(name))
             if domain is None:
                 known = list(self.domains)
                 hint = did_you_mean(name, known)
                 raise ValueError(f'{option}: {self.name} has no domain "{name}"; it has {", ".join(known)}.{hint}')
             if domain in resolved:
-                raise ValueError(f"{option} names the domain {domain} twice: {', '.join(given)}")
+                raise ValueError(f"{option} names the domain {domain} twice: {', '.join(map(str, given))}")
             resolved.append(domain)
         return resolved
 

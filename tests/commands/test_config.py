@@ -6,6 +6,7 @@ Covers `commands/config.py` and `commands/arguments.py`.
 import pytest
 
 from dassl_clip.commands import config, train
+from dassl_clip.commands.config import default_config, merge_file
 from dassl_clip.commands.errors import UserError
 
 SINGLE = ["--root", "--seed", "--output-dir"]
@@ -90,6 +91,22 @@ def test_numbers_and_lists_fit_their_keys(world):
     assert resolve_in(world, "TRAINER.ZEROSHOTCLIP.TEMPLATES", texts, "--trainer", "ZeroshotCLIP")
     world.config.write_text("OPTIM:\n  LR: 1\n  WARMUP_CONS_LR: 1e-5\n")
     assert resolve_in(world).OPTIM.WARMUP_CONS_LR == 1e-5
+
+
+@pytest.mark.parametrize("words", ["[0, 15]", "(0, '15')", "15", "0.5", "photo"])
+def test_4_6_domain_names_may_be_numbers(world, words):
+    """`SOURCE_DOMAINS: [0, 15]` was a TypeError (row 4.6)."""
+    names = {"15": ("15",), "0.5": ("0.5",), "photo": ("photo",)}.get(words, ("0", "15"))
+    cfg = resolve_in(world, "DATASET.SOURCE_DOMAINS", words)
+    assert names == cfg.DATASET.SOURCE_DOMAINS
+    cfg = default_config()
+    world.config.write_text(f"DATASET:\n  TARGET_DOMAINS: {words}\n")
+    merge_file(cfg, str(world.config))
+    assert names == cfg.DATASET.TARGET_DOMAINS
+    for text in ("[on, off]", "[[a]]"):
+        world.config.write_text(f"DATASET:\n  TARGET_DOMAINS: {text}\n")
+        with pytest.raises(UserError, match=r"tiny\.yaml: DATASET\.TARGET_DOMAINS names domains, but .* is none; put"):
+            resolve_in(world)
 
 
 @pytest.mark.parametrize(

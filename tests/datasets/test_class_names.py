@@ -1,7 +1,8 @@
 """The names that prompts say: of wnids, numbers, counters, files of names; never two classes with one prompt.
 
 Covers: wnids in FolderClasses, FolderDomains and Manifest, also unknown ones; bare numbers; each form of
-`classnames.txt` and of DATASET.CLASSNAMES, in loaders with folders, split files and lists; everything that does not fit; spellings of one class; counters before names; the shipped lists.
+`classnames.txt` and of DATASET.CLASSNAMES, in loaders with folders, split files and lists; everything that does not
+fit; spellings of one class; counters before names; the shipped lists.
 """
 
 import logging

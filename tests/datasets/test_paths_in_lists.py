@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from dassl_clip.datasets import PACS, DescribableTextures, FGVCAircraft, Manifest
+from dassl_clip.datasets import PACS, DescribableTextures, FGVCAircraft, FolderDomains, Manifest
 
 SPELLINGS = ["./{}", "{}//", "back\\slash", "x/../{}", "absolute", "absolute by a link", " {} "]
 
@@ -141,3 +141,16 @@ def test_4_4_tabs_in_the_lists_of_aircraft(tmp_path, config):
             lines.append(f"{start}{label:06d}\t{name}\r")
         (folder / f"images_variant_{part}.txt").write_text("\n".join(lines))
     assert len(FGVCAircraft(config(tmp_path, [], [])).test) == 100
+
+
+@pytest.mark.parametrize("given", [(0, 15), ("0", "15"), [0, "15"]])
+def test_4_6_domains_that_are_numbers(given, tmp_path, draw, config):
+    for domain in ("0", "15", "30"):
+        for name in ("cat", "dog"):
+            for number in range(5):
+                draw(tmp_path / domain / name / f"{number}.jpg")
+    data = FolderDomains(config(tmp_path, given, [30]))
+    assert (data.source_domains, data.target_domains) == (["0", "15"], ["30"])
+    assert len(data.test) == 10 and {item.domain for item in data.train_x} == {0, 1}
+    with pytest.raises(ValueError, match=r'FolderDomains has no domain "45"; it has 0, 15, 30'):
+        FolderDomains(config(tmp_path, given, [45]))
