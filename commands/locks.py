@@ -1,4 +1,10 @@
-"""One process a run folder: who comes first works there, anybody else is told who that is."""
+"""One process per run folder: the first one holds the lock, any other is told who that is.
+
+Two locks are taken. That on the file `.lock` (`results/locking.py`) holds between all machines that share the folder.
+That on the folder itself (`flock` of a directory) holds between the processes of one machine, and still does when
+somebody removes `.lock`. A process of another machine gets in if `.lock` is removed while it is held. `.lock.json`
+says who holds the folder.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +18,15 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dassl_clip.results import environment
+from dassl_clip.results import environment, locking
 
 LOCK_NAME = ".lock"
+HOLDER_NAME = ".lock.json"
+NAMES = (LOCK_NAME, HOLDER_NAME, locking.soft_path(Path(LOCK_NAME)).name)
 BUSY_EXIT = 75
-_TRIES, _PAUSE = 80, 0.0125  # a second in all: who only looks holds a lock for far less, but may look often
+_SECONDS, _PAUSE = 1.0, locking.PAUSE  # who only looks holds a lock for far less, but may look often
 _HELD: set[tuple[int, Path]] = set()
-_HANDLES: set[int] = set()
+_HANDLES: set[int] = set()  # of folders that this process holds
 
 
 class BusyError(Exception):
@@ -38,25 +46,35 @@ def lock(folder: Path) -> Iterator[bool]:
         yield True
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    held = locking.acquire(folder / LOCK_NAME, _SECONDS)
+    if held is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
     free = False
     try:
-        for _ in range(_TRIES):
-            if free := _try_lock(handle, fcntl.LOCK_EX):
-                break
-            time.sleep(_PAUSE)
-        if free:
+        if free := _lock_folder(handle):
             _HELD.add(key)
             _HANDLES.add(handle)
-            _write_holder(handle)
+            _write_holder(folder)
         yield free
     finally:
         _HELD.discard(key)
-        if free and handle in _HANDLES:
-            os.truncate(handle, 0)
+        if free and handle in _HANDLES:  # else this is a process that was forked off
+            with contextlib.suppress(OSError):
+                (folder / HOLDER_NAME).unlink(missing_ok=True)
         if not free or handle in _HANDLES:
             os.close(handle)
         _HANDLES.discard(handle)
+        held.release()
+
+
+def _lock_folder(handle: int) -> bool:
+    """Lock an open folder, where that is supported; False where another process of this machine holds it."""
+    end = time.monotonic() + _SECONDS
+    while (free := _try_lock(handle, fcntl.LOCK_EX)) is False and time.monotonic() < end:
+        time.sleep(_PAUSE)
+    return free is not False
 
 
 def _let_go() -> None:
@@ -70,38 +88,56 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process works in a run folder."""
-    try:
-        handle = os.open(folder / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _try_lock(handle, fcntl.LOCK_SH)
-    finally:
-        os.close(handle)
+    """Whether a process works in a run folder."""
+    if (os.getpid(), folder.resolve()) in _HELD:
+        return True
+    supported = True
+    for path in (folder, folder / LOCK_NAME):
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            free = _try_lock(handle, fcntl.LOCK_SH)
+        finally:
+            os.close(handle)
+        if free is False:
+            return True
+        supported = supported and free is not None
+    if not supported and any((folder / name).exists() for name in NAMES):
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            held = locking.acquire(folder / LOCK_NAME, 0.0)
+            if held is None:
+                return True
+            held.release()
+    return False
 
 
 def busy_sentence(folder: Path) -> str:
     """Who holds a run folder, and what to do."""
     try:
-        holder = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))
+        holder = json.loads((folder / HOLDER_NAME).read_text(encoding="utf-8"))
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']} ({holder['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
-    return f"{who} works in {folder}: wait for it or end it, or give another --output-dir"
+    soft = locking.soft_path(folder / LOCK_NAME)
+    gone = f", or remove {soft} if that process is gone" if soft.exists() else ""
+    return f"{who} works in {folder}: wait for it or end it, or give another --output-dir{gone}"
 
 
-def _write_holder(handle: int) -> None:
+def _write_holder(folder: Path) -> None:
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": environment.command_line()}
     holder["since"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    os.truncate(handle, 0)
     with contextlib.suppress(OSError):  # a full disk does not hinder the lock itself
-        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        (folder / HOLDER_NAME).write_text(json.dumps(holder), encoding="utf-8")
 
 
-def _try_lock(handle: int, kind: int) -> bool:
+def _try_lock(handle: int, kind: int) -> bool | None:
+    """Lock an open file or folder; False where another process holds it, None where that is not supported."""
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True

@@ -14,7 +14,7 @@ from dassl_clip.commands import identity, locks, plan
 from dassl_clip.commands.identity import CONFIG_NAME
 from dassl_clip.results import records
 
-LEFT_THERE = (locks.LOCK_NAME, CONFIG_NAME, records.RECORD_NAME, ".*.tmp")
+LEFT_THERE = (*locks.NAMES, CONFIG_NAME, records.RECORD_NAME, ".*.tmp")
 
 
 def take_over(runs: Sequence[plan.Run]) -> list[plan.Run]:
@@ -74,7 +74,7 @@ def set_aside(folder: Path) -> None:
 
     The configuration, which tells what the rest belongs to, goes last.
     """
-    content = [path for path in folder.iterdir() if path.name != locks.LOCK_NAME]
+    content = [path for path in folder.iterdir() if path.name not in locks.NAMES]
     if content:
         aside = free_name(folder, "stale")
         aside.mkdir()
