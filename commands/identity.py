@@ -221,9 +221,7 @@ def _is_ours(cfg: Any) -> bool:
 
 def _has_epochs(cfg: Any) -> bool:
     """Whether a trainer resumes epochs; the others solve their problem anew."""
-    from dassl_clip.trainers.base import CLIPTrainer
-
-    return not _is_ours(cfg) or _kind(cfg).fit is CLIPTrainer.fit
+    return getattr(_kind(cfg), "has_epochs", True)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluations

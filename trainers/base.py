@@ -59,6 +59,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     """
 
     trains_on_labels = True  # False: no label decides anything that is learned
+    has_epochs = True  # False: `fit` solves the problem anew and resumes no epochs
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one

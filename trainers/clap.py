@@ -48,6 +48,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     """Contrasts prompts with their augmented forms, and these with class names."""
 
     trains_on_labels = False
+    has_epochs = False
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
     kept_splits = ("val",)  # accuracy by alpha is drawn of them

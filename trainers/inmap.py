@@ -55,6 +55,7 @@ class InMaP(CLIPTrainer):
 
     class_specific = True
     trains_on_labels = False
+    has_epochs = False
     unused_keys, used_keys = EPOCH_LOOP, ("TRAIN.CHECKPOINT_STEPS",)
     used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
 
@@ -223,7 +224,7 @@ class InMaP(CLIPTrainer):
         seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
         facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
         if self.base_record is not None:
-            keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed")
+            keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed", "finished_at")
             facts["refines"] = {"folder": self.node.FROM} | {key: self.base_record[key] for key in keys}
             facts["num_train"] = self.base_record["num_train"]
             facts["selection_rule"] = self.base_record["selection_rule"]

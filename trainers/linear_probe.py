@@ -69,6 +69,7 @@ class LinearProbe(CLIPTrainer):
     """The pull is a value of `PULL`; of several, the one with the best accuracy on *source* validation images."""
 
     class_specific = True
+    has_epochs = False
     unused_keys = EPOCH_LOOP
     used_instead = "L-BFGS solves for the weights on all images at once, see TRAINER.LINEARPROBE"
 

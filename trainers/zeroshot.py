@@ -20,6 +20,7 @@ class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
     """Cosines of image features with the (averaged) text features of each class's prompts."""
 
     trains_on_labels = False
+    has_epochs = False
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
 
