@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 
@@ -22,6 +23,13 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         hint = suggestion(unknown[1], flags) if unknown else ""
         self.exit(USAGE_EXIT, f"error: {message}.{hint} `{self.prog} --help` lists the arguments.\n")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> object:
+        """The value of a word; no number that a program can do nothing with."""
+        value = super()._get_value(action, arg_string)
+        if (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value)):
+            raise argparse.ArgumentError(action, f"{arg_string:.40} is no number of 64 bits")
+        return value
 
     def single_value_flags(self) -> list[str]:
         """Flags that take exactly one value."""

@@ -161,6 +161,8 @@ def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) 
 
     if args.images < 4:
         raise UserError(f"--images {args.images}: at least 4 are needed")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: a whole number from 0 to {2**32 - 1} is needed")
     if len(found) > MOST_PANELS:
         first = ", ".join(str(item.folder) for item in found[:2])
         raise UserError(f"{len(found)} runs, and at most {MOST_PANELS} fit: give fewer run folders, such as {first}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl_clip.commands.errors import USAGE_EXIT
+from dassl_clip.commands.errors import USAGE_EXIT, report
 from dassl_clip.commands.identity import is_finished
 from dassl_clip.commands.locks import BUSY_EXIT, busy_sentence, lock
 from dassl_clip.commands.progress import Reporter, fraction_done
@@ -177,6 +177,8 @@ def _start(run: Run, execute: Callable[[Run], int], slot: int, jobs: int, gpus: 
         code = _in_child(run, execute, slot, jobs, gpus)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        code = report(error)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,18 @@ def open_folders(cfg: Any) -> None:
     """
     if cfg.RESUME and not Path(cfg.RESUME).is_dir():
         raise UserError(f"--resume: there is no folder {cfg.RESUME}; give the folder of a run that was begun, or auto")
-    folder = Path(cfg.OUTPUT_DIR)
+    make_folder(Path(cfg.OUTPUT_DIR), "--output-dir")
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder that a flag names, if it is absent.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--output-dir: the folder {folder} cannot be made ({error.strerror}); name one that can"
-        ) from error
+        raise UserError(f"{flag}: the folder {folder} cannot be made ({error.strerror}); name one that can") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: the folder {folder} cannot be written to; name one that can")

@@ -18,6 +18,7 @@ from pathlib import Path
 from dassl_clip.commands import locks, plan, pool, sheet, slurm, task, train
 from dassl_clip.commands.arguments import Parser, split_command
 from dassl_clip.commands.errors import GOES_ON, UserError, guarded
+from dassl_clip.commands.ranges import make_folder
 from dassl_clip.results import records
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -80,6 +81,8 @@ def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
         for run in todo:
             print(run.command)
         return 0
+    if todo:
+        make_folder(Path(args.out), "--out")
     if args.launcher == "slurm":
         with slurm.launcher(slurm.parameters(args.slurm), Path(args.out), args.jobs, len(todo)) as submit:
             task.run_stages(todo, submit)

@@ -20,6 +20,7 @@ from dassl_clip.commands.arguments import Parser, seeds, split_command
 from dassl_clip.commands.config import import_user_code
 from dassl_clip.commands.errors import GOES_ON, UserError, guarded
 from dassl_clip.commands.progress import Reporter
+from dassl_clip.commands.ranges import make_folder
 from dassl_clip.results import environment, readings, records, tables
 
 NO_REFERENCE = "none"
@@ -163,6 +164,8 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
         for run in todo:
             print(run.command)
         return 0
+    if todo:
+        make_folder(Path(request.out), "--out")
     failed = run_stages(todo, lambda some: run_missing(some, jobs))
     print_tables(runs)
     for outcome in failed:
@@ -239,7 +242,8 @@ def prepare_folder(folder: Path, cfg: Any) -> None:
 
 def note_failure(folder: Path, code: int, lines: Sequence[str]) -> None:
     """Leave a failed run's exit code and last lines in its folder; the next try removes them."""
-    records.write_text_atomically(folder / FAILURE_NAME, "\n".join([f"exit code {code}", *lines]) + "\n")
+    with contextlib.suppress(OSError):  # the disk that failed the run may fail this, too; its log is named anyway
+        records.write_text_atomically(folder / FAILURE_NAME, "\n".join([f"exit code {code}", *lines]) + "\n")
 
 
 def run_missing(runs: Sequence[plan.Run], jobs: int | None, gpus: int | None = None) -> list[pool.Outcome]:

@@ -3,6 +3,8 @@
 It is $DASSL_CLIP_CACHE, or else `dassl-clip/` in $XDG_CACHE_HOME or in `~/.cache`; DASSL_CLIP_CACHE=off keeps nothing.
 """
 
+import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -25,15 +27,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that it is there as a whole or not at all.
+
+    Raises:
+        OSError: No room, no right to write, ...; it names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "there is something else than a file", str(path))
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -54,9 +54,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write(file)` fill a temporary file beside `path`, sync it and put it in place in one step.
 
-    What is no regular file, such as `/dev/null` or a pipe, is written into, and stays what it is.
-
-    A device or a pipe (`/dev/stdout`) is written to; a file never takes its place.
+    What is no regular file, such as `/dev/stdout` or a pipe, is written into, and stays what it is.
 
     Args:
         path: The file; its folder is made if it is absent.
@@ -65,12 +63,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: No room, no right to write, ...; the old file is as it was, and nothing else is left.
     """
-    if kind_of(path) in ("a device", "a named pipe"):
-        with open(path, "wb") as file:
-            write(file)
-        return
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}")
-    stays = path.exists() and not path.is_file() and not path.is_dir()
+    stays = kind_of(path) in ("a device", "a named pipe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # closed in reverse order, or it would flush later
