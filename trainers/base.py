@@ -30,7 +30,7 @@ from .precision import PRECISIONS, Precision
 from .saving import CheckpointMixin
 from .schedule import EpochSchedule
 from .testing import TestingMixin
-from .unused import warn_of_input, warn_of_unused
+from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     has_epochs = True  # False: `fit` solves the problem anew and resumes no epochs
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
+    overridden: Overridden = {}  # settings of its node that another one may take the place of
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one
 
     @property
@@ -78,10 +79,13 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         """Refuse impossible settings before anything is built.
 
         Raises:
-            ValueError: Unknown precision or selection rule, or a logger that is unknown or not installed.
+            ValueError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
+                setting that another one takes the place of.
         """
         services(cfg)
         warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
+        if self.overridden:
+            refuse_overridden(cfg, type(self).__name__.upper(), self.overridden, self.add_config)
         key = f"TRAINER.{type(self).__name__.upper()}"
         precision = cfg.TRAINER[type(self).__name__.upper()].PREC
         if precision not in PRECISIONS:

@@ -34,7 +34,7 @@ from dassl_clip.modeling.templates import resolve_templates
 
 from . import bank, distributed, termination
 from .base import CLIPTrainer, trainer_node
-from .clap_pairs import PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
+from .clap_pairs import OVERRIDDEN_PAIRS, PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
 from .readings import KEYS, ReadingsMixin, check_keys
 from .unused import EPOCH_LOOP
 
@@ -49,6 +49,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
 
     trains_on_labels = False
     has_epochs = False
+    overridden = OVERRIDDEN_PAIRS
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
     kept_splits = ("val",)  # accuracy by alpha is drawn of them

@@ -56,6 +56,15 @@ PAIR_KEYS = {
 }
 
 
+TEXT_KEYS = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
+TEXT_KEYS += ("NOISE_TOKENS", "NOISE_STD", "TRAINING_NAMES")
+# Keys of the other modality; of texts also those of the template's parts where the texts come from elsewhere.
+OVERRIDDEN_PAIRS = {
+    **{key: ("MODALITY", lambda node: node.MODALITY == "image") for key in TEXT_KEYS},
+    **{key: ("MODALITY", lambda node: node.MODALITY != "image") for key in PAIR_KEYS if key.startswith("IMAGE_")},
+}
+
+
 def check_pair_keys(node: CfgNode) -> None:
     """Refuse impossible values of `PAIR_KEYS`.
 

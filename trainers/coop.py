@@ -15,6 +15,7 @@ from dassl_clip.modeling.coop import ContextLearner, initial_words
 
 from .base import CLIPTrainer, trainer_node
 from .frozen import FixedViewMixin
+from .unused import words_override
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ POSITIONS = ("end", "middle", "front")
 @TRAINER_REGISTRY.register()
 class CoOp(FixedViewMixin, CLIPTrainer):
     """Cross-entropy on the scores of prompts with a learned context."""
+
+    overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:

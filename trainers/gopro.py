@@ -32,6 +32,7 @@ from dassl_clip.modeling.views import augmix_view, moco_view
 from . import dealing, distributed
 from .base import CLIPTrainer, trainer_node
 from .frozen import MOST_BYTES, FixedViewMixin
+from .unused import words_override
 
 VIEW_CROP = InterpolationMode.BILINEAR  # of the augmented views, as in the authors' program
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class GOPro(FixedViewMixin, CLIPTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
 
     row_kind = "image features and block statistics"
+    overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:

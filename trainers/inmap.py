@@ -56,6 +56,10 @@ class InMaP(CLIPTrainer):
     class_specific = True
     trains_on_labels = False
     has_epochs = False
+    overridden = {
+        "LR": ("SOLVER", lambda node: node.SOLVER != "authors"),
+        "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
+    }
     unused_keys, used_keys = EPOCH_LOOP, ("TRAIN.CHECKPOINT_STEPS",)
     used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
 

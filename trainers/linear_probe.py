@@ -18,7 +18,7 @@ from dassl_clip.modeling.zeroshot import zeroshot_weights
 
 from . import distributed
 from .base import CLIPTrainer, trainer_node
-from .unused import EPOCH_LOOP
+from .unused import EPOCH_LOOP, templates_override
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class LinearProbe(CLIPTrainer):
 
     class_specific = True
     has_epochs = False
+    overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "L-BFGS solves for the weights on all images at once, see TRAINER.LINEARPROBE"
 

@@ -1,11 +1,13 @@
 """A sentence for settings that were changed and that a method, or a frozen model, has no use for."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
+from dassl_clip.modeling.coop import initial_words
+from dassl_clip.modeling.templates import WORDS
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,44 @@ def warn_of_unused(cfg: CfgNode, unused: tuple[str, ...], used: tuple[str, ...],
     if changed:
         listed = ", ".join(f"{key} {value}" for key, value in changed.items())
         logger.warning("%s has no use for %s: %s", cfg.TRAINER.NAME, listed, instead)
+
+
+# Setting of a trainer's node -> the setting that takes its place, and whether it does so in a node.
+Overridden = Mapping[str, tuple[str, Callable[[CfgNode], bool]]]
+
+
+def words_override(node: CfgNode) -> bool:
+    """Whether the words of `CTX_INIT` decide the number of context tokens, and `N_CTX` says another one."""
+    words = initial_words(node.CTX_INIT).split()
+    return bool(words) and len(words) != node.N_CTX
+
+
+def templates_override(node: CfgNode) -> bool:
+    """Whether `TEMPLATES` is not the set that is made of the words of `CTX_INIT`."""
+    return node.TEMPLATES != WORDS
+
+
+def refuse_overridden(cfg: CfgNode, name: str, overridden: Overridden, declare: Callable[[CfgNode], None]) -> None:
+    """Refuse settings that were changed although another setting takes their place: a row would be named after them.
+
+    Args:
+        cfg: The configuration.
+        name: The trainer's node.
+        overridden: The settings.
+        declare: Adds the trainer's settings with their defaults to a configuration.
+
+    Raises:
+        ValueError: One of them differs from its default and has no effect.
+    """
+    default = get_cfg_default()
+    declare(default)
+    node, plain = cfg.TRAINER[name], default.TRAINER[name]
+    for key, (other, holds) in overridden.items():
+        if not _same(node[key], plain[key]) and holds(node):
+            raise ValueError(
+                f"TRAINER.{name}.{key} {node[key]!r} has no effect beside {other} {node[other]!r}: leave {key} out, or "
+                f"change TRAINER.{name}.{other}"
+            )
 
 
 def warn_of_input(asked: CfgNode, given: CfgNode) -> None:

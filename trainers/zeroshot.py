@@ -12,7 +12,7 @@ from dassl_clip.modeling.zeroshot import zeroshot_weights
 
 from .base import CLIPTrainer, trainer_node
 from .readings import KEYS, ReadingsMixin, check_keys
-from .unused import EPOCH_LOOP
+from .unused import EPOCH_LOOP, templates_override
 
 
 @TRAINER_REGISTRY.register()
@@ -21,6 +21,7 @@ class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
 
     trains_on_labels = False
     has_epochs = False
+    overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
 

@@ -229,7 +229,8 @@ def test_class_specific_parts_refuse_other_classes(run):
         _, _, output = run(
             *VARIANTS[variant], name=f"all-{variant}", flags=("--eval-only", "--model-dir", str(base)), code=2
         )
-        assert "holds parts for 2 classes" in output.err and "this run has 3" in output.err
+        assert "holds parts for other classes: class 2 is absent there" in output.err
+        assert "of 2 there and 3 now" in output.err
 
 
 def test_a_context_that_starts_from_words_is_shared_by_all_classes(run):
@@ -243,6 +244,34 @@ def test_a_context_that_starts_from_words_is_shared_by_all_classes(run):
     assert_equal_states(final_state(shared), final_state(alone))
     _, record, _ = run("CoOp", "TRAINER.COOP.N_CTX", 4, "TRAINER.COOP.CSC", True, name="random")
     assert "class-specific" in record["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("CoOp", "TRAINER.COOP.CTX_INIT", "a photo of a", "TRAINER.COOP.N_CTX", 30), "N_CTX 30 has no effect beside"),
+        (("GOPro", "TRAINER.GOPRO.N_CTX", 7), "N_CTX 7 has no effect beside CTX_INIT 'a photo of a'"),
+        (
+            ("ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.CTX_INIT", "art of"),
+            "CTX_INIT 'art of' has no effect beside TEMPLATES",
+        ),
+        (("LinearProbe", "TRAINER.LINEARPROBE.CTX_INIT", "art of"), "has no effect beside TEMPLATES 'single'"),
+        (("InMaP", "TRAINER.INMAP.LR", 5.0), "TRAINER.INMAP.LR 5.0 has no effect beside SOLVER 'fast'"),
+        (
+            ("InMaP", "TRAINER.INMAP.SOLVER", "authors", "TRAINER.INMAP.TOLERANCE", 1e-3),
+            "TOLERANCE 0.001 has no effect",
+        ),
+        (("CLAP", "TRAINER.CLAP.IMAGE_VIEWS", 3), "IMAGE_VIEWS 3 has no effect beside MODALITY 'text'"),
+    ],
+)
+def test_3_4_a_setting_that_another_one_overrides_is_refused(run, words, told):
+    """Row 3.4: no row is named after a setting without effect."""
+    _, record, output = run(*words, code=2)
+    assert record is None and told in output.err and output.err.count("\n") == 1
+
+
+def test_3_4_a_setting_that_agrees_with_the_one_in_its_place_is_accepted(run):
+    run("CoOp", "TRAINER.COOP.CTX_INIT", "a_photo_of_a", "TRAINER.COOP.N_CTX", 4, "OPTIM.MAX_EPOCH", 1)
 
 
 def test_evaluating_a_checkpoint_gives_the_numbers_of_its_run(run):
