@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "a finished run as one small file, and what such a file holds",
     "interpret": "the words nearest to a learned context",
     "completion": "a script for the shell that completes all these words",
+    "backbones": "the architectures of open_clip: how fast prompts are read, which tokenizer",
     "doctor": "what of the installation works, and what to do about the rest",
     "cache": "the features kept on the disk: list, remove",
 }

@@ -18,7 +18,7 @@ Every weight is read from the open_clip modules at the moment of use; none is co
 `C` classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,9 +41,10 @@ from .text_blocks import (
 )
 from .tokens import DEFAULT_LENGTH, ClassTokens, TokenReader, prompt_order
 
-__all__ = ["ClassTokens", "TextTower"]
+__all__ = ["ClassTokens", "TextTower", "plain_reason"]
 
 POSITIONS = ("end", "middle", "front")
+READ_AT_END = ("argmax", "eos")  # pool types that read the row of the end-of-text token
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta")  # their first position is the one after the padding's id
 TEXTS_AT_ONCE = 16384  # whole texts sorted and packed together
 FLOATS_PER_ROW = 20  # what a layer keeps for its backward pass, in multiples of D a row
@@ -92,7 +93,7 @@ class TextTower(nn.Module):
         self.embed_dim = _embed_dim(owner, self.width)
         self.pool_type = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "own"))
         self.eos_id: int = getattr(owner, "text_eos_id", getattr(owner, "eos_id", -1))
-        self.causal = self.pool_type in ("argmax", "eos") and is_causal(owner) and has_known_blocks(owner)
+        self.causal = self.pool_type in READ_AT_END and is_causal(owner) and has_known_blocks(owner)
         self.layers = max((len(part) for part in owner.modules() if isinstance(part, nn.ModuleList)), default=1)
         if self.causal:
             self.transformer = owner.transformer
@@ -459,6 +460,18 @@ class TextTower(nn.Module):
     def _pooled_row(self, ids: Tensor) -> Tensor:
         """Index `[K]` of the row that a causal tower reads, for `ids` `[K, S]`."""
         return ids.eq(self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)
+
+
+def plain_reason(config: Mapping[str, Any]) -> str:
+    """Why a text tower of open_clip's configuration has not all the savings; "" where it has."""
+    text = config["text_cfg"]
+    if "hf_model_name" in text:
+        return "transformers' tower: its own pass, in rows as long as the longest text"
+    if text.get("embed_cls"):
+        return "CoCa: a class token behind the padding"
+    if text.get("no_causal_mask"):
+        return "not causal"
+    return "" if text.get("pool_type", "argmax") in READ_AT_END else f"reads {text['pool_type']!r}, not the end of text"
 
 
 def _context_length(owner: Any, tokenizer: Any) -> int:

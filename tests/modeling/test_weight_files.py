@@ -11,11 +11,12 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dassl_clip.modeling.backbone import load_backbone
 
@@ -504,3 +505,106 @@ def test_6_7_a_refused_pickle_names_its_objects(new, tmp_path):
     with pytest.raises(ValueError, match=r"refused: it holds Python objects besides tensors \(.*Anything") as error:
         load_backbone("small-clip", weights=str(path))
     assert "weights_only" not in str(error.value) and "pathlib" in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------- conversions of open_clip's
+
+
+def big_vision(model: nn.Module, layers: int) -> dict[str, np.ndarray]:
+    """The arrays of big_vision's form for the weights of a SigLIP model, by a table written out here."""
+    state, out = model.state_dict(), {}
+    width = {"img": state["visual.trunk.norm.weight"].shape[0], "txt": state["text.ln_final.weight"].shape[0]}
+    heads = {
+        "img": model.visual.trunk.blocks[0].attn.num_heads,
+        "txt": model.text.transformer.resblocks[0].attn.num_heads,
+    }
+
+    def attention(name: str, tower: str, qkv: tuple[Tensor, Tensor], proj: tuple[Tensor, Tensor]) -> None:
+        w, h = width[tower], heads[tower]
+        for part, weight, bias in zip(("query", "key", "value"), qkv[0].chunk(3), qkv[1].chunk(3)):
+            out[f"{name}/{part}/kernel"] = weight.T.reshape(w, h, w // h).numpy()
+            out[f"{name}/{part}/bias"] = bias.reshape(h, w // h).numpy()
+        out[f"{name}/out/kernel"], out[f"{name}/out/bias"] = proj[0].T.reshape(h, w // h, w).numpy(), proj[1].numpy()
+
+    def pair(name: str, entry: str, kernel: str = "kernel") -> None:
+        weight = state[f"{entry}.weight"]
+        out[f"{name}/{kernel}"] = (weight.T if kernel == "kernel" else weight).contiguous().numpy()
+        out[f"{name}/bias"] = state[f"{entry}.bias"].numpy()
+
+    trunk = "visual.trunk"
+    out["img/embedding/kernel"] = state[f"{trunk}.patch_embed.proj.weight"].permute(2, 3, 1, 0).contiguous().numpy()
+    out["img/embedding/bias"] = state[f"{trunk}.patch_embed.proj.bias"].numpy()
+    out["img/pos_embedding"] = state[f"{trunk}.pos_embed"].numpy()
+    for i in range(layers):
+        for tower, block, names in (
+            ("img", f"{trunk}.blocks.{i}", ("norm1", "norm2", "mlp.fc1", "mlp.fc2")),
+            ("txt", f"text.transformer.resblocks.{i}", ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),
+        ):
+            theirs = f"img/Transformer/encoderblock_{i}" if tower == "img" else f"txt/Encoder_0/encoderblock_{i}"
+            pair(f"{theirs}/LayerNorm_0", f"{block}.{names[0]}", "scale")
+            pair(f"{theirs}/LayerNorm_1", f"{block}.{names[1]}", "scale")
+            pair(f"{theirs}/MlpBlock_0/Dense_0", f"{block}.{names[2]}")
+            pair(f"{theirs}/MlpBlock_0/Dense_1", f"{block}.{names[3]}")
+            joint = (
+                ("attn.qkv.weight", "attn.qkv.bias") if tower == "img" else ("attn.in_proj_weight", "attn.in_proj_bias")
+            )
+            last = "attn.proj" if tower == "img" else "attn.out_proj"
+            attention(
+                f"{theirs}/MultiHeadDotProductAttention_0", tower, tuple(state[f"{block}.{name}"] for name in joint),
+                (state[f"{block}.{last}.weight"], state[f"{block}.{last}.bias"]),
+            )  # fmt: skip
+    pair("img/Transformer/encoder_norm", f"{trunk}.norm", "scale")
+    pool = f"{trunk}.attn_pool"
+    out["img/MAPHead_0/probe"] = state[f"{pool}.latent"].numpy()
+    qkv = tuple(torch.cat([state[f"{pool}.q.{kind}"], state[f"{pool}.kv.{kind}"]]) for kind in ("weight", "bias"))
+    proj = (state[f"{pool}.proj.weight"], state[f"{pool}.proj.bias"])
+    attention("img/MAPHead_0/MultiHeadDotProductAttention_0", "img", qkv, proj)
+    pair("img/MAPHead_0/LayerNorm_0", f"{pool}.norm", "scale")
+    pair("img/MAPHead_0/MlpBlock_0/Dense_0", f"{pool}.mlp.fc1")
+    pair("img/MAPHead_0/MlpBlock_0/Dense_1", f"{pool}.mlp.fc2")
+    out["txt/Embed_0/embedding"] = state["text.token_embedding.weight"].numpy()
+    out["txt/pos_embedding"] = state["text.positional_embedding"][None].numpy()
+    pair("txt/Encoder_0/encoder_norm", "text.ln_final", "scale")
+    pair("txt/head", "text.text_projection")
+    out["b"], out["t"] = state["logit_bias"].reshape(1).numpy(), state["logit_scale"].reshape(1).numpy()
+    return {f"params/{name}": value for name, value in out.items()}
+
+
+def test_6_6_a_numpy_archive_of_big_vision(tmp_path):
+    """Row 6.6: converted by open_clip's program; more blocks than the model has, and other models, are refused."""
+    config = {
+        "embed_dim": 32, "init_logit_bias": -10, "custom_text": True,
+        "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "image_size": 32, "timm_pool": "map",
+                       "timm_proj": "none", "timm_model_pretrained": False},
+        "text_cfg": {**CONFIG["text_cfg"], "context_length": 16, "proj_bias": True, "no_causal_mask": True,
+                     "pool_type": "last"},
+    }  # fmt: skip
+    pytest.importorskip("timm")
+    import timm
+
+    class_name = "tiny_siglip_for_a_test"
+
+    @timm.models.register_model
+    def tiny_siglip_for_a_test(pretrained=False, **kwargs):
+        sizes = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False, "img_size": 32}
+        keep = {key: value for key, value in kwargs.items() if key in ("num_classes", "global_pool")}
+        return timm.models.vision_transformer.VisionTransformer(**{**sizes, "global_pool": "map", **keep})
+
+    config["vision_cfg"]["timm_model_name"] = class_name
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/tiny-npz.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "configs")
+    torch.manual_seed(2)
+    inner = {key: value for key, value in config.items() if key != "custom_text"}
+    model = open_clip.CustomTextCLIP(**json.loads(json.dumps(inner))).eval()
+    arrays = big_vision(model, 2)
+    np.savez(tmp_path / "w.npz", **arrays)
+    frozen = load_backbone("tiny-npz", weights=str(tmp_path / "w.npz"))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(frozen.model.state_dict()[name], value, rtol=0, atol=0)
+    more = {name.replace("block_1", "block_2"): value for name, value in arrays.items() if "block_1" in name}
+    np.savez(tmp_path / "more.npz", **arrays, **more)
+    with pytest.raises(ValueError, match=r"does not fit tiny-npz: it holds [\d,]+ numbers, and the model"):
+        load_backbone("tiny-npz", weights=str(tmp_path / "more.npz"))
+    with pytest.raises(ValueError, match=r"big_vision's form\) that open_clip cannot convert for small-clip"):
+        load_backbone("small-clip", weights=str(tmp_path / "w.npz"))
