@@ -19,6 +19,7 @@ from .tables import MEAN, Group, column_of, group_records, mean_and_spread, row_
 
 Record = Mapping[str, Any]
 MOST_LINES = 24
+_LARGEST = 1e100  # beyond it there are no ticks
 MOST_PANELS = 12
 RATE = "lr"
 COUNTERS = ("epoch", "step")
@@ -86,6 +87,8 @@ def curves_plot(found: Iterable[Record]) -> Plot:
         for entry in record["history"]:
             counter = next((name for name in COUNTERS if name in entry), COUNTERS[0])
             for term in entry.keys() - set(COUNTERS):
+                if abs(entry[term]) > _LARGEST:
+                    raise ValueError(f"{label}: {term} is {entry[term]:g}, which no axis can show")
                 line = cells.setdefault((term, counter), {}).setdefault(label, {})
                 line.setdefault(entry.get(counter, 0), {})[record["seed"]] = entry[term]
     panels = sorted(cells, key=lambda key: (key[0] == RATE, key[0] != "loss", key))

@@ -202,6 +202,12 @@ def test_8_1_a_history_without_terms_is_none(history):
         plots.curves_plot([record(history=history)])
 
 
+def test_8_1_a_loss_beyond_all_axes_is_refused():
+    """(row 8.1)"""
+    with pytest.raises(ValueError, match=r"CoOp \(vit\): loss is 1e\+308, which no axis can show"):
+        plots.curves_plot([record(history=[{"epoch": 1, "loss": 1e308}])])
+
+
 def test_groups_without_several_shots_are_left_out():
     found = [r for k in (1, 4) for r in grid(shots=k)] + grid(task="fewshot", method="GOPro")
     plot = plots.shots_plot(found)
