@@ -58,6 +58,13 @@ class Scalar(Inert):
         return super().__new__(cls)
 
 
+class Encoded(Inert):
+    """Stands for the function that makes bytes of text; later versions of torch know it themselves."""
+
+    def __new__(cls, text: object = "", *args: object) -> bytes:
+        return str(text).encode("latin-1")
+
+
 class Mapping(Inert):
     """Stands for a kind of dictionary."""
 
@@ -86,6 +93,7 @@ def _stand_ins() -> list[Callable]:
         Mapping: ["collections.defaultdict", "yacs.config.CfgNode"],
         Scalar: [f"{place}.scalar" for place in arrays],
         DType: ["numpy.dtype"],
+        Encoded: ["_codecs.encode"],
         Inert: [
             *optimizers, *(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW")), *builtins,
             "numpy.ndarray", *(f"{place}._reconstruct" for place in arrays),
