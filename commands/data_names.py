@@ -10,7 +10,7 @@ from typing import Any
 
 from dassl_clip import configs
 from dassl_clip.commands.catalogue import dataset_file
-from dassl_clip.commands.config import _decode, merge_file, set_key
+from dassl_clip.commands.config import decode, merge_file, set_key
 from dassl_clip.commands.errors import UserError, suggestion
 
 
@@ -69,7 +69,7 @@ def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
     else:
         raise UserError(f"there is no data set '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
     for key, text in zip(pairs[::2], pairs[1::2]):
-        set_key(cfg, key, _decode(text), "the command line")
+        set_key(cfg, key, decode(text), "the command line")
     if root:
         cfg.DATASET.ROOT = root
     return known[cfg.DATASET.NAME], cfg

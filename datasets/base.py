@@ -67,7 +67,8 @@ class PlainDataset(ListedDataset):
             if cfg.DATASET[key]:
                 names = ", ".join(map(str, cfg.DATASET[key]))
                 raise ValueError(
-                    f"{self.spec.name} has no domains, but DATASET.{key} names {names}: leave both lists of domains empty"
+                    f"{self.spec.name} has no domains, but DATASET.{key} names {names}: leave both lists of domains "
+                    "empty"
                 )
         self.source_domains, self.target_domains = [], []
         return [WHOLE], [WHOLE]

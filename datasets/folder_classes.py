@@ -20,8 +20,9 @@ from .folder_domains import (
     look_through,
     part_folders,
     shape_hint,
+    unread_classes,
 )
-from .folders import ImageFile, is_image, list_folder, open_root, read_classes
+from .folders import ImageFile, check_read, is_image, list_folder, open_root, read_classes
 from .protocols import drawn_anew
 from .registration import split_seed
 from .spec import Spec, listed
@@ -52,6 +53,8 @@ class FolderClasses(PlainDataset):
             hint += packed.hint(root)
             raise FileNotFoundError(f"{NAME}: no class folder with images found in {root}.{hint}")
         check_spellings(root, found, NAME)
+        lost = unread_classes([*parts.values()] or [top])
+        check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), NAME)
         return with_file(own_classes(found, NAME), class_file(cfg, [root, top, *parts.values()]))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:

@@ -20,7 +20,17 @@ from pathlib import Path
 from . import packed
 from .base import DomainDataset, Layout, register, split_seed
 from .class_names import class_file, own_classes, with_file
-from .folders import PART_NAMES, WRAPPERS, ImageFile, is_image, list_folder, open_root, read_classes
+from .folders import (
+    PART_NAMES,
+    WRAPPERS,
+    ImageFile,
+    check_read,
+    is_image,
+    is_unread,
+    list_folder,
+    open_root,
+    read_classes,
+)
 from .layouts import holdout_layout
 from .spec import Spec, listed, name_key
 
@@ -51,6 +61,11 @@ class FolderDomains(DomainDataset):
             str(folder.relative_to(root)): class_folders(folder) for parts in tree.values() for folder in parts.values()
         }
         check_spellings(root, {**{domain: [] for domain in tree}, **found}, "FolderDomains")
+        lost = unread_classes([folder for parts in tree.values() for folder in parts.values()])
+        for name in list_folder(root)[0]:  # a domain of which no file is read is none
+            inner = [root / name / other for other in list_folder(root / name)[0]] if name not in tree else []
+            lost |= {folder: False for folder in inner if any(map(is_unread, list_folder(folder)[1]))}
+        check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderDomains")
         spec = own_classes(found, "FolderDomains")
         folders = [root, *(folder for parts in tree.values() for folder in parts.values())]
         return replace(with_file(spec, class_file(cfg, folders)), domains=dict.fromkeys(tree, ()))
@@ -213,6 +228,17 @@ def warn_of_unread(root: Path, tree: Tree, domains: Sequence[str]) -> None:
         loose = [name for name in list_folder(folder)[1] if is_image(name)]
         if loose:
             logger.warning("FolderDomains: %s holds images outside the domains, not read: %s", folder, listed(loose))
+
+
+def unread_classes(parents: Sequence[Path]) -> dict[Path, bool]:
+    """The class folders without an image in some folders, and whether no other of these folders has the class."""
+    read = {name_key(name) for parent in parents for name in class_folders(parent)}
+    return {
+        parent / name: name_key(name) not in read
+        for parent in parents
+        for name in list_folder(parent)[0]
+        if name not in class_folders(parent)
+    }
 
 
 def class_folders(domain: Path) -> list[str]:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,10 @@ from .spec import Spec, listed, name_key
 logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
+UNREAD_IMAGES = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpe", ".pnm", ".pbm", ".svg", ".psd", ".tga")
+UNREAD_IMAGES += (".ico", ".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".arw", ".raw", ".npy")
+NOTES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".xml", ".yaml", ".yml", ".html", ".htm", ".pdf", ".log")
+NOTES += (".py", ".sh", ".ipynb", ".mat", ".pkl", ".db", ".ini", ".cfg", ".rst", ".docx", ".xlsx")
 SPLIT_FOLDERS = ("train", "crossval", "val", "test", "full")
 PART_NAMES = {
     "train": ("train", "training"),
@@ -126,12 +130,61 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
+def is_unread(name: str) -> bool:
+    """Whether a file name has the ending of an image that is not read, in any letter case."""
+    return name.lower().endswith(UNREAD_IMAGES)
+
+
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Sorted image names of a folder; a warning tells of sub-folders, whose images are not read."""
     folders, files = list_folder(folder)
     if folders:
         logger.warning("%s: its sub-folders are not read: %s", folder, listed(folders))
     return [name for name in files if is_image(name)]
+
+
+def why_unread(folder: Path) -> str:
+    """Why a class folder gives no image: they lie deeper, or end otherwise; empty for notes and lists."""
+    folders, files = list_folder(folder)
+    for place in [inner for name in folders for inner in walk_folders(folder / name, depth=3)]:
+        if image := next(filter(is_image, list_folder(place)[1]), None):
+            return f"its images lie deeper, the first in {place.relative_to(folder) / image}"
+    others = [name for name in files if not name.lower().endswith((*NOTES, *ARCHIVES))]
+    if others:
+        endings = dict.fromkeys(Path(name).suffix.lower() or "nothing" for name in others)
+        return f"{len(others)} of its {len(files)} files end in {listed(endings, 4)}, which is not read"
+    return "" if folders or files else "it is empty"
+
+
+def check_read(folders: Mapping[Path, bool], option: str, dataset: str) -> None:
+    """Refuse class folders that give no image and so would leave the class list, or warn of them.
+
+    Args:
+        folders: folder -> whether it matters if it is empty.
+        option: DATASET.ON_UNREAD_CLASS, `error` or `skip`.
+        dataset: registry name.
+
+    Raises:
+        ValueError: for another option.
+        FileNotFoundError: naming the folders, and why none of their files is read.
+    """
+    if option not in ("error", "skip"):
+        raise ValueError(f'DATASET.ON_UNREAD_CLASS is "{option}"; it must be error or skip')
+    reasons = {folder: why_unread(folder) for folder in folders}
+    texts = [
+        f"{folder} ({reason})"
+        for folder, reason in reasons.items()
+        if reason and (folders[folder] or list_folder(folder) != ([], []))
+    ]
+    if not texts:
+        return
+    message = f"{dataset}: no image is read from the class folder{'' if len(texts) == 1 else 's'} {listed(texts, 4)}"
+    if option == "error":
+        raise FileNotFoundError(
+            f"{message}; read are files that end in {' '.join(IMAGE_EXTENSIONS)} and lie in the class folder itself. "
+            "Convert or move them, or leave such folders out by DATASET.ON_UNREAD_CLASS skip"
+        )
+    logger.warning("%s, which is no class then (DATASET.ON_UNREAD_CLASS skip)", message)
 
 
 def match_domains(folder: Path, spec: Spec) -> dict[str, list[Path]]:
@@ -260,7 +313,7 @@ def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Seque
     if empty:
         raise FileNotFoundError(
             f"{spec.name}: no images in {listed(empty)} (files that end in {' '.join(IMAGE_EXTENSIONS)}, in any letter "
-            f"case).{nesting_hint(empty[0], spec)}"
+            f"case){f': {reason}' if (reason := why_unread(empty[0])) else ''}.{nesting_hint(empty[0], spec)}"
         )
 
 
@@ -300,13 +353,18 @@ def read_classes(
         FileNotFoundError: if `complete` and a class is missing or empty.
     """
     found = match_classes(folder, spec, label_prefix)
-    images, empty = [], []
+    images, empty, unread = [], [], []
     for label in sorted(found):
         names = list_images(found[label])
         if not names:
             empty.append(found[label])
+        files = list_folder(found[label])[1]
+        if len(names) < len(files):
+            unread += [f"{found[label].name}/{file}" for file in files if is_unread(file)]
         home, key_home = f"{found[label]}{os.sep}", f"{prefix}/{spec.key_names[label]}/"
         images += [ImageFile(home + name, label, key_home + name) for name in names if key_home + name not in spec.skip]
     if complete:
         check_classes(folder, spec, list(found), empty)
+    if unread:
+        logger.warning("%s: %d files in %s are not read: %s", spec.name, len(unread), folder, listed(unread, 4))
     return images

@@ -54,6 +54,7 @@ def add_config(cfg) -> None:
         "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
         "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
         "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names
+        "ON_UNREAD_CLASS": "error",  # or skip: leave out class folders of which no file is read (FolderClasses, ...)
         "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
         "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
     }
