@@ -8,6 +8,7 @@ read unasked, so that no stale file decides what a run trains on.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from .folders import ImageFile
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+MARK = 12  # letters of a content's hash in its file's name
+NAME = re.compile(rf"\d+shots-(?:seed\d+|unseeded)-([0-9a-f]{{{MARK}}})\.json")
 
 
 def write_selection(
@@ -39,14 +42,14 @@ def write_selection(
     data = {"version": VERSION, "dataset": dataset, **facts}
     data |= {part: [[image.key, image.label] for image in images] for part, images in lists.items()}
     text = json.dumps(data, ensure_ascii=False, indent=0)
-    mark = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    mark = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:MARK]
     seed = facts["seed"]
     name = f"{facts['shots']}shots-{f'seed{seed}' if isinstance(seed, int) and seed >= 0 else 'unseeded'}-{mark}.json"
     folder = cache_folder()
     if folder is None:
         return None
     path = folder / "selections" / dataset / name
-    if path.is_file():
+    if path.is_file() and _mark(path) == mark:
         return path
     try:
         write_text(path, text)
@@ -54,6 +57,11 @@ def write_selection(
         logger.info("%s: the selection is not kept, since %s cannot be written: %s", dataset, path, error)
         return None
     return path
+
+
+def _mark(path: Path) -> str:
+    """The hash in the name of a file with this content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:MARK]
 
 
 def read_selection(
@@ -75,6 +83,12 @@ def read_selection(
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"DATASET.SELECTION: {no_file(file)}")
+    named = NAME.fullmatch(file.name)
+    if named is not None and _mark(file) != named[1]:
+        raise ValueError(
+            f"DATASET.SELECTION: the content of {file} is not the one that this program wrote under this name, which "
+            "ends with its hash: draw again, or give a file that you have changed another name"
+        )
     try:
         data = json.loads(file.read_text(encoding="utf-8-sig", errors="surrogateescape"))
         lists = {part: [str(key) for key, _ in data[part]] for part in ("train", "val")}

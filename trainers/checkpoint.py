@@ -9,6 +9,7 @@ import contextlib
 import logging
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +112,7 @@ def load_checkpoint(path: Path) -> dict:
         return _load_safetensors(path)
     if not _saved_by_torch(path):
         raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)")
+    _check_sums(path)
     try:
         with _inert_leftovers(path), path.open("rb") as file:  # by a path, torch goes by its ending
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -128,6 +130,20 @@ def load_checkpoint(path: Path) -> dict:
     content = {name: value for name, value in content.items() if not isinstance(value, _Inert)}
     _check_facts(content, path)
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raise a TornCheckpoint if a bit of a zip archive has changed; torch writes checksums, but does not check them."""
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":  # torch's oldest format, a pickle
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except Exception as error:  # a damaged directory makes its reader raise almost anything
+        raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)") from error
+    if wrong is not None:
+        raise TornCheckpoint(f"{path} is damaged: the checksum of {wrong!r} in it is another one")
 
 
 def _load_safetensors(path: Path) -> dict:

@@ -51,6 +51,23 @@ def test_a_selection_is_handed_on(tmp_path, coop_tree, config):
     assert files(base.train_x) == [item.impath for item in data.train_x if item.label < 5]
 
 
+def test_1_5_a_kept_draw_that_was_changed_is_refused_and_written_again(tmp_path, pacs_tree, config, own_cache):
+    """(row 1.5) Another image under the name that ends with the content's hash; under another name it is the user's."""
+    options = {"NUM_SHOTS": 2, "SEED": 3}
+    root = pacs_tree(tmp_path)
+    file = PACS(config(root, ["photo"], ["sketch"], **options)).selection_file
+    whole = file.read_text()
+    key = json.loads(whole)["train"][0][0]
+    other = next(path.name for path in sorted((root / "pacs/images" / key).parent.iterdir()) if path.name not in whole)
+    file.write_text(whole.replace(Path(key).name, other))
+    with pytest.raises(ValueError, match="is not the one that this program wrote under this name"):
+        PACS(config(root, ["photo"], ["sketch"], SELECTION=str(file), **options))
+    mine = Path(shutil.copy(file, tmp_path / "mine.json"))
+    data = PACS(config(root, ["photo"], ["sketch"], SELECTION=str(mine), **options))
+    assert any(path.endswith(other) for path in files(data.train_x))
+    assert PACS(config(root, ["photo"], ["sketch"], **options)).selection_file == file and file.read_text() == whole
+
+
 @pytest.mark.parametrize(
     ("change", "shots", "error", "message"),
     [
@@ -64,11 +81,12 @@ def test_a_selection_is_handed_on(tmp_path, coop_tree, config):
 )
 def test_selections_that_do_not_fit(change, shots, error, message, tmp_path, coop_tree, config):
     coop_tree(tmp_path, "eurosat")
-    path = EuroSAT(config(tmp_path, [], [], NUM_SHOTS=2)).selection_file
+    path = kept = EuroSAT(config(tmp_path, [], [], NUM_SHOTS=2)).selection_file
     if change == "gone":
         path.unlink()
     elif change:
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        path = path.with_name("mine.json")
+        path.write_text(json.dumps({**json.loads(kept.read_text()), **change}))
     with pytest.raises(error, match=message):
         EuroSAT(config(tmp_path, [], [], NUM_SHOTS=shots, SELECTION=str(path)))
 

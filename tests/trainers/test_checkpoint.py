@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 from collections import OrderedDict
 
 import numpy as np
@@ -52,6 +53,27 @@ def test_round_trip_and_pointer(tmp_path):
     assert torch.equal(checkpoint.load_checkpoint(path)["state_dict"]["a"], torch.arange(3.0))
     assert (path.parent / "checkpoint").read_text() == "model.pth.tar-3\n"
     assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint", "model.pth.tar-3"]
+
+
+def test_1_5_no_bit_of_a_checkpoint_can_change_unseen(tmp_path):
+    """(row 1.5) Nor of what `sha256` does not cover: the optimiser, the steps of a fit, the random states."""
+    path, draw = tmp_path / "model" / checkpoint.step_name(3, 2), random.Random(3)
+    content = {"state_dict": {"a": torch.randn(40)}, "epoch": 3, "fit": {"moment": torch.randn(300)}}
+    checkpoint.save_checkpoint(content, path, point=False)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        position = draw.randrange(len(data))
+        data[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        try:
+            found = checkpoint.load_checkpoint(path)
+        except ValueError:
+            refused += 1
+            continue
+        assert torch.equal(found["state_dict"]["a"], content["state_dict"]["a"]) and found["epoch"] == 3
+        assert torch.equal(found["fit"]["moment"], content["fit"]["moment"]), position
+    assert refused > 50
 
 
 def test_plain_state_dicts_load_too(tmp_path):
