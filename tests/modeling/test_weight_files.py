@@ -9,6 +9,7 @@ MobileCLIP; big_vision's numpy archive; refused pickles.
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -608,3 +609,66 @@ def test_6_6_a_numpy_archive_of_big_vision(tmp_path):
         load_backbone("tiny-npz", weights=str(tmp_path / "more.npz"))
     with pytest.raises(ValueError, match=r"big_vision's form\) that open_clip cannot convert for small-clip"):
         load_backbone("small-clip", weights=str(tmp_path / "w.npz"))
+
+
+def to_apple(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of Apple's MobileCLIP for the weights of an open_clip model with a FastViT."""
+    image = [("stem.", "patch_embed."), ("conv_kxk", "rbr_conv"), ("conv_scale", "rbr_scale"), ("identity", "rbr_skip"),
+             ("final_conv", "conv_exp"), ("large_conv", "lkb_origin"), ("mlp.", "convffn."), ("se.fc1", "se.reduce"),
+             ("se.fc2", "se.expand"), (".gamma", "")]  # fmt: skip
+    text = [("transformer.resblocks.", "transformer."), ("text_projection", "projection_layer"),
+            ("token_embedding", "embedding_layer"), ("ln_final", "final_layer_norm"), ("ln_1", "pre_norm_mha.0"),
+            ("attn.in_proj_", "pre_norm_mha.1.qkv_proj."), ("attn.out_proj", "pre_norm_mha.1.out_proj"),
+            ("ln_2", "pre_norm_ffn.0"), ("mlp.c_fc", "pre_norm_ffn.1"), ("mlp.c_proj", "pre_norm_ffn.4")]  # fmt: skip
+    trunk = {name.removeprefix("visual.trunk."): value for name, value in state.items() if "trunk" in name}
+    place, number = {("blocks", 0): 0}, 0
+    for stage in range(1, 4):  # their stages, downsamplings and positions lie in one row
+        number += 1
+        place["downsample", stage] = number
+        if any(name.startswith(f"stages.{stage}.pos_emb") for name in trunk):
+            number += 1
+            place["pos_emb", stage] = number
+        number += 1
+        place["blocks", stage] = number
+    out = {"logit_scale": state["logit_scale"]}
+    for name, value in trunk.items():
+        if found := re.match(r"stages\.(\d)\.(blocks|downsample|pos_emb)\.(pos_enc)?", name):
+            head = f"network.{place[found[2], int(found[1])]}." + ("pe" if found[3] else "")
+            name = head + name[found.end() :]
+        for ours, theirs in image:
+            name = name.replace(ours, theirs)
+        if name == "head.fc.weight":
+            name, value = "head.proj", value.T.contiguous()
+        if name != "head.fc.bias":
+            out[f"image_encoder.model.{name}"] = value
+    for name, value in state.items():
+        if name.startswith("text."):
+            name = name.removeprefix("text.")
+            if name == "positional_embedding":
+                name, value = "positional_embedding.pos_embed.pos_embed", value[None, None]
+            for ours, theirs in text:
+                name = name.replace(ours, theirs)
+            out[f"text_encoder.{name}"] = value
+    return out
+
+
+def test_6_6_apples_mobileclip(tmp_path):
+    """Row 6.6: converted by open_clip's program; under another architecture it is named."""
+    vision = {"timm_model_name": "fastvit_mci1", "timm_pool": "avg", "timm_proj": None, "image_size": 64,
+              "timm_model_pretrained": False}  # fmt: skip
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True}}
+    (tmp_path / "tiny-apple.json").write_text(json.dumps({**config, "custom_text": True}))
+    open_clip.add_model_config(tmp_path / "tiny-apple.json")
+    torch.manual_seed(8)
+    model = open_clip.CustomTextCLIP(**json.loads(json.dumps(config))).eval()
+    with torch.no_grad():
+        model.visual.trunk.head.fc.bias.zero_()  # theirs has none
+    apple = to_apple(model.state_dict())
+    assert "image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight" in apple
+    torch.save(apple, tmp_path / "apple.pt")
+    frozen = load_backbone("tiny-apple", weights=str(tmp_path / "apple.pt"))
+    for name, value in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(frozen.model.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    with pytest.raises(ValueError, match=r"Apple's MobileCLIP.*MobileCLIP-S1"):
+        load_backbone("small-clip", weights=str(tmp_path / "apple.pt"))
