@@ -3,13 +3,16 @@
 import contextlib
 import gc
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 
 from dassl.data.datasets import DatasetBase, Datum
 
 from .folders import ImageFile
-from .spec import listed
+from .spec import listed, prompt_key
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -86,6 +89,11 @@ def check_labels(dataset: DatasetBase, name: str) -> None:
             raise ValueError(f'{name}: label {label} is "{known}" in lab2cname and "{text}" in classnames')
         if not str(text).strip():
             raise ValueError(f"{name}: class {label} has no name, so that its prompt says nothing")
+    first: dict[str, str] = {}
+    for text in () if hasattr(dataset, "spec") else names:  # a loader of this project has refused them
+        if prompt_key(text) in first:
+            logger.warning('%s: two classes have one prompt: "%s" and "%s"', name, first[prompt_key(text)], text)
+        first.setdefault(prompt_key(text), text)
     for part, label, called in sorted(every, key=lambda entry: entry[1]):
         if called and called != names[label]:
             refuse(part, label, called, f'is {label}, "{names[label]}", but its classname is "{called}"')

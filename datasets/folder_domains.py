@@ -1,9 +1,9 @@
 """FolderDomains: any tree root/domain/class/image, with or without the parts of a split.
 
 DATASET.ROOT is the tree itself. Its domains are the folders that hold class folders with images, sorted. The class
-list is `classnames.txt` in the root (one name a line, in label order) or else the union of the class folders of all
-domains, sorted; never the classes of the domains a run trains on. A class may be absent from a domain, which gives a
-warning.
+list is the union of the class folders of all domains, sorted, or in the order of a `classnames.txt`; never the classes
+of the domains a run trains on. A class may be absent from a domain, which gives a warning; `class_names` says how
+classes are called in prompts.
 
 Folders for parts, domain/{train,val,test}/class or {train,val,test}/domain/class, are the split: a held-out domain is
 tested on `test`, or on all its parts if there is none. Without parts, a seeded fifth of each class is held out. A

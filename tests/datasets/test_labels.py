@@ -63,6 +63,11 @@ def test_3_2_what_fits():
     check_labels(test_alone, "Mine")
 
 
+def test_4_2_one_prompt_for_two_classes_of_a_strangers_loader(caplog):
+    check_labels(Data([0, 1, 2], item_names={0: "Drinking Glass", 1: "drinking_glass", 2: "owl"}), "Mine")
+    assert 'Mine: two classes have one prompt: "Drinking Glass" and "drinking_glass"' in caplog.text
+
+
 LOADER = """
 from pathlib import Path
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
