@@ -5,6 +5,7 @@ Every weight is that of the same open_clip model. Shapes: `B` images, `C` classe
 block, `W` vision width, `M` context tokens, `D` text width, `S` positions of the text tower, `E` joint embedding.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,29 @@ from dassl_clip.modeling.backbone import FrozenCLIP
 from dassl_clip.modeling.gopro import GOProLearner
 
 STYLE_EPSILON = 2.3e-8
+LEARNING_RATE = 10.0  # of InMaP, halved whenever the gradient grows
+
+
+@torch.no_grad()
+def vision_proxy(features: Tensor, text_proxy: Tensor, labels: Tensor, tau: float, steps: int) -> Tensor:
+    """InMaP's gradient steps: the proxies `[E, C]` of features `[N, E]` with labels `[N, C]`, from those of the texts.
+
+    What does not change, `X^T P`, is computed once, and no step allocates anything of the size of `[N, C]`.
+    """
+    rate, last, proxy = LEARNING_RATE / (len(features) * tau), math.inf, text_proxy.clone()
+    target = features.T @ labels
+    scores, gradient = torch.empty_like(labels), torch.empty_like(target)
+    for _ in range(steps):
+        torch.mm(features, proxy, out=scores)
+        torch.softmax(scores.div_(tau), dim=1, out=scores)
+        torch.mm(features.T, scores, out=gradient)
+        norm = gradient.sub_(target).norm().item()
+        if norm > last:
+            rate /= 2
+        last = norm
+        proxy.sub_(gradient, alpha=rate)
+        proxy.div_(proxy.norm(dim=0))
+    return proxy
 
 
 def prompt_ids(clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int) -> Tensor:
