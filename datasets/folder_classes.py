@@ -1,8 +1,8 @@
 """FolderClasses: a tree of your own without domains, root/{train,val,test}/class/image or root/class/image.
 
-DATASET.ROOT is the tree itself. The class list is the union of the class folders of all parts, sorted, or in the
-order of a `classnames.txt`; `class_names` says how classes are called in prompts. Without `test` the part `val` is tested; without any parts, a
-seeded fifth of each class is. A test part alone is handed in as `train_x` too.
+DATASET.ROOT is the tree itself. The class list is the union of the class folders of all parts, sorted, or in the order
+of a `classnames.txt`; `class_names` says how classes are called in prompts. Without `test` the part `val` is tested;
+without any parts, a seeded fifth of each class is. A test part alone is handed in as `train_x` too.
 """
 
 import contextlib
