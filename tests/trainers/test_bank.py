@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dassl_clip.trainers import bank
+from dassl_clip.trainers import bank, kept
 from dassl_clip.trainers.extraction import cached_rows
 
 
@@ -273,6 +273,23 @@ def test_1_7_two_makers_of_a_whole_array_take_turns(cache):
         maker.join()
     assert len(calls) == 1 and all(torch.equal(values, torch.arange(6.0)) for values in found) and len(found) == 3
     assert len(list((cache / "features").iterdir())) == 2  # the lock's file is gone
+
+
+def test_1_5_what_a_run_says_of_its_features_is_read_whole_or_not_at_all(tmp_path):
+    """(row 1.5) Flipped bits in `features.npz` of a run's folder; such a file is no hindrance to writing a new one."""
+    entry = kept.Kept("a" * 64, np.arange(200), np.arange(200) % 3)
+    kept.write_kept(tmp_path, {"test": entry})
+    file, draw = tmp_path / kept.FILE, random.Random(4)
+    whole = file.read_bytes()
+    for _ in range(150):
+        file.write_bytes(whole)
+        flip(file, draw.sample(range(8 * len(whole)), 3))
+        for found in kept.read_kept(tmp_path).values():
+            assert found.entry == entry.entry and np.array_equal(found.labels, entry.labels)
+            assert np.array_equal(found.domains, entry.domains)
+    file.write_bytes(whole[:100])
+    kept.write_kept(tmp_path, {"val": entry})
+    assert list(kept.read_kept(tmp_path)) == ["val"]
 
 
 def test_texts_are_named_by_their_words_and_borders():
