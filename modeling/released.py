@@ -152,7 +152,7 @@ def is_export(path: Path) -> bool:
     """Whether a safetensors file says that it is an export."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("format", "null")) == FORMAT
+            return bool(json.loads((file.metadata() or {}).get("format", "null")) == FORMAT)
     except (SafetensorError, OSError, ValueError, RecursionError):
         return False
 

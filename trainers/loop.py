@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from dassl_clip.modeling.listing import listed
 from dassl_clip.results.files import write_atomically
 
 from . import distributed, randomness, termination
@@ -200,7 +201,7 @@ class LoopMixin:
         return (
             f"the loss is not finite at epoch {self.epoch + 1}, step {self.batch_idx + 1} of {self.num_batches}: "
             f"{summary}; first bad tensor: {first}; learning rate {self.get_current_lr():.3g}; images: "
-            f"{', '.join(self.batch_paths)}; {dump}. "
+            f"{listed(self.batch_paths)}; {dump}. "
             f"A smaller OPTIM.LR is the usual cure; with PREC amp try fp32"
         )
 

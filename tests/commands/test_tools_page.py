@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.commands import cache, compare, doctor, plot, predict, report
+from dassl_clip.commands import backbones, cache, compare, doctor, plot, predict, report
 from dassl_clip.commands.arguments import split_command
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("dassl-clip ")
 ]
-MODULES = {"plot": plot, "predict": predict, "report": report, "doctor": doctor, "cache": cache}
+MODULES = {"plot": plot, "predict": predict, "report": report, "backbones": backbones, "doctor": doctor, "cache": cache}
 
 
 def test_the_page_shows_every_tool_and_kind():
