@@ -5,7 +5,8 @@ programs do (`plain`). A side is a list of parts, each with the number of times 
 are run whole and count once. A part that would take hours is measured on a share, and the work says so in `reckoned`.
 
 - Time: both sides run in turns in one process. Each is measured until it has been run `--repeats` times or has used up
-  `--budget` seconds, at least once; the median counts, and all measurements are kept.
+  `--budget` seconds, at least once; the median counts, and all measurements are kept. With `--runs N` that is done in
+  N processes, one after the other: the run with the median ratio counts, and the spread is the range of the ratios.
 - Memory: what one run of one side needs above what was there before, in a process of its own.
 - Arithmetic: floating-point operations of the matrix products, counted in that same process. Their ratio is the limit
   of the ratio of times: what it would be if both sides ran at the same rate.
@@ -38,6 +39,7 @@ ARCHITECTURE = "ViT-B/16:random"
 LONG = 2.0  # seconds from which the first run of a side counts as a measurement, not as a warm-up
 TOP_OPERATORS = 8
 QUICK_REPEATS, QUICK_BUDGET = 2, 10.0
+TIMES = "times"  # what a process of its own measures in place of a side: both sides in turns
 
 Results = dict[str, Tensor]
 
@@ -108,7 +110,7 @@ Cases = Mapping[str, Callable[[argparse.Namespace], Work]]
 # ------------------------------------------------------------------------------------------------------ arguments
 
 
-def make_parser(doc: str, repeats: int = 5, budget: float = 30.0) -> argparse.ArgumentParser:
+def make_parser(doc: str, repeats: int = 5, budget: float = 30.0, runs: int = 1) -> argparse.ArgumentParser:
     """A parser with the arguments that all scripts have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
@@ -117,6 +119,7 @@ def make_parser(doc: str, repeats: int = 5, budget: float = 30.0) -> argparse.Ar
     parser.add_argument(
         "--budget", type=float, default=budget, help=f"seconds after which a side is not run again ({budget:g})"
     )
+    parser.add_argument("--runs", type=int, default=runs, help=f"processes that measure the times ({runs})")
     parser.add_argument("--only", nargs="+", metavar="CASE", help="some of the script's cases")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repeats")
     parser.add_argument("--profile", action="store_true", help="also list the operators that ours spends its time in")
@@ -136,6 +139,7 @@ def prepare(options: argparse.Namespace) -> None:
         raise ValueError(f"--device {options.device}: torch finds no GPU here; take --device cpu")
     if options.quick:
         options.repeats, options.budget = min(options.repeats, QUICK_REPEATS), min(options.budget, QUICK_BUDGET)
+        options.runs = 1
     torch.set_num_threads(options.threads)
     logging.getLogger("dassl_clip").setLevel(logging.ERROR)
 
@@ -160,7 +164,9 @@ def run_cases(options: argparse.Namespace, section: str, cases: Cases) -> dict[s
     prepare(options)
     if options.alone:
         case, side = options.alone
-        print(json.dumps(measure_side(cases[case](options), side, options.device)))
+        work = cases[case](options)
+        found = compare(work, options) if side == TIMES else measure_side(work, side, options.device)
+        print(json.dumps(found))
         return {}
     unknown = sorted(set(options.only or ()) - set(cases))
     if unknown:
@@ -171,7 +177,10 @@ def run_cases(options: argparse.Namespace, section: str, cases: Cases) -> dict[s
         if work.alone:
             release()
             alone = {side: run_alone(case, side) for side in SIDES}
-        entry = describe(options) | compare(work, options) | memory_and_arithmetic(work, alone)
+        runs = [compare(work, options)]
+        release()
+        runs += [run_alone(case, TIMES) for _ in range(options.runs - 1)]
+        entry = describe(options) | median_run(runs) | memory_and_arithmetic(work, alone)
         model = getattr(options, "architecture", ARCHITECTURE)
         other = f", {model.removesuffix(':random')}" if work.uses_architecture and model != ARCHITECTURE else ""
         entries[case] = entry | {"title": work.title + other}
@@ -226,6 +235,18 @@ def compare(work: Work, options: argparse.Namespace) -> dict[str, object]:
         entry["profile"] = profile(parts["ours"], options.device)
         print(tabulate(entry["profile"], headers=[f"{work.title}: operator", "share of ours, %"]))
     return entry
+
+
+def median_run(runs: Sequence[dict[str, object]]) -> dict[str, object]:
+    """Of several results of `compare`, that with the median ratio of times, and the ratios of all: `runs`.
+
+    Its spread is the range of the ratios. Of an even number the lower of the two in the middle counts.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    ordered = sorted(runs, key=lambda run: run["time_ratio"])
+    ratios = [run["time_ratio"] for run in ordered]
+    return ordered[(len(runs) - 1) // 2] | {"runs": ratios, "spread": [ratios[0], ratios[-1]]}
 
 
 def _goes_on(count: int, spent: float, options: argparse.Namespace) -> bool:
@@ -295,8 +316,8 @@ def profile(parts: Sequence[Part], device: str) -> list[tuple[str, float]]:
 # ---------------------------------------------------------------------------------------------- a process of its own
 
 
-def run_alone(case: str, side: str) -> dict[str, float]:
-    """`measure_side` in a fresh process with this process's arguments.
+def run_alone(case: str, side: str) -> dict[str, object]:
+    """`measure_side` (or `compare`, for the side `TIMES`) in a fresh process with this process's arguments.
 
     Raises:
         RuntimeError: The process failed; with the end of what it said.

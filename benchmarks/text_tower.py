@@ -2,7 +2,7 @@
 
 Cases: `prompts`, the prompts of all classes, forward and backward to the context; `zeroshot`, a classifier of 1000
 classes with InMaP's seven templates. The plain classifier encodes one class at a time; on a CPU `--plain-classes` of
-them are run and the rest is reckoned from these.
+them are run and the rest is extrapolated from these. Ratios of single processes differ by half here, so three measure.
 
 example: python benchmarks/text_tower.py --threads 2 --only prompts
 """
@@ -95,7 +95,7 @@ class ZeroshotHead(Work):
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, runs=3)
     parser.add_argument("--architecture", default=ARCHITECTURE, help="a causal CLIP backbone with random weights")
     parser.add_argument("--classes", type=int, default=CLASSES, help=f"of the prompts ({CLASSES})")
     parser.add_argument("--images", type=int, default=1, help="contexts in a batch; 1 is a shared context")

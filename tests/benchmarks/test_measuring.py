@@ -55,6 +55,20 @@ def test_sides_are_run_until_repeats_or_budget_and_shares_are_counted_up(script)
     assert low <= entry["time_ratio"] <= high
 
 
+def test_7_13_the_run_with_the_median_ratio_counts_and_the_range_is_told(script):
+    """(row 7.13) Of several processes; one that was lucky is not the claim."""
+    common = script("common")
+    runs = [
+        {"time_ratio": r, "spread": [r - 1, r + 1], "seconds": {"ours": [1.0], "plain": [r]}}
+        for r in (34.0, 19.0, 22.0)
+    ]
+    found = common.median_run(runs)
+    assert (found["time_ratio"], found["spread"], found["runs"]) == (22.0, [19.0, 34.0], [19.0, 22.0, 34.0])
+    assert found["seconds"]["plain"] == [22.0]
+    assert common.median_run(runs[:1]) == runs[0] and common.median_run(runs[:2])["time_ratio"] == 19.0
+    assert script("text_tower").parse([]).runs == 3
+
+
 def test_operations_are_those_of_the_matrix_products(script):
     linear = torch.nn.Linear(8, 16)
     x = torch.zeros(3, 8, requires_grad=True)
@@ -97,6 +111,7 @@ def test_a_script_from_its_command_line(script, small, tmp_path):
     entry = content["text_tower"][f"prompts, {small[1]}"]
     assert entry["arithmetic_ratio"] > 3 and entry["memory_ratio"] > 2
     assert max(entry["difference"].values()) < 1e-4
+    assert len(entry["runs"]) == 3 and entry["time_ratio"] == sorted(entry["runs"])[1]
     assert entry["setting"]["classes"] == 200 and entry["machine"]["device"] == "CPU, 1 thread"
 
 

@@ -141,12 +141,10 @@ def test_7_11_the_plain_solver_takes_the_authors_steps_and_is_no_slower_than_the
 
     expected = authors(60)
     torch.testing.assert_close(plain.vision_proxy(features, text, labels, 0.04, 60), expected, rtol=1e-5, atol=1e-6)
-    seconds = {"authors": [], "plain": []}
+    sides = {"authors": authors, "plain": lambda steps: plain.vision_proxy(features, text, labels, 0.04, steps)}
+    seconds = {name: [] for name in sides}
     for _ in range(rounds):
-        for name, run in (
-            ("authors", lambda: authors(10)),
-            ("plain", lambda: plain.vision_proxy(features, text, labels, 0.04, 10)),
-        ):
+        for name, run in sides.items():
             begin = time.process_time()
             run(10)
             seconds[name].append(time.process_time() - begin)
