@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,7 +119,11 @@ def test_other_facts_start_over(cache):
 
 
 @pytest.mark.parametrize(
-    "harm", ["torn", "empty", "text", "float64", "fewer rows", "no progress", "progress text", "beyond", "negative"]
+    "harm",
+    [
+        *("torn", "empty", "text", "float64", "fewer rows", "no progress", "progress text", "beyond", "negative"),
+        *("one more", "one bit", "another entry's"),
+    ],
 )
 def test_leftovers_that_are_not_whole_start_over(cache, harm):
     with pytest.raises(KeyboardInterrupt):
@@ -137,7 +142,15 @@ def test_leftovers_that_are_not_whole_start_over(cache, harm):
     elif harm == "no progress":
         progress.unlink()
     elif harm in ("progress text", "beyond", "negative"):
-        progress.write_text({"progress text": "{", "beyond": '{"rows": 24}', "negative": '{"rows": -4}'}[harm])
+        rows = {"beyond": 24, "negative": -4}.get(harm, 12)
+        progress.write_text("{" if harm == "progress text" else json.dumps(said | {"rows": rows}))
+    elif harm == "one more":  # as a flipped bit makes of 12: a row of zeros counts as made
+        progress.write_text(json.dumps(said | {"rows": 13}))
+    elif harm == "another entry's":
+        progress.write_text(json.dumps(said | {"entry": "0" * 64}))
+    elif harm == "one bit":
+        start = len(data) - 4 * COUNT * 5
+        part.write_bytes(data[: start + 100] + bytes([data[start + 100] ^ 4]) + data[start + 101 :])
     else:
         part.write_bytes({"torn": data[:-9], "empty": b"", "text": b"no array"}[harm])
     make = Maker()
@@ -168,6 +181,23 @@ def test_a_full_disk_goes_on_in_memory(cache, monkeypatch, caplog):
         assert torch.equal(rows_of(make), make.values)
     assert make.starts == [0] and "features are not kept" in caplog.text and "No space left" in caplog.text
     assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_is_cleared_meanwhile_costs_no_row(cache, caplog, monkeypatch):
+    """The folder is removed while rows are made: they are used, and not kept."""
+    monkeypatch.setattr(extraction, "SYNC_SECONDS", -1)
+
+    class Clearing(Maker):
+        def __call__(self, start):
+            for number, batch in enumerate(super().__call__(start)):
+                if number == 3:
+                    shutil.rmtree(cache.parent)
+                yield batch
+
+    make = Clearing()
+    assert torch.equal(rows_of(make), make.values) and make.starts == [0]
+    again = Maker()
+    assert torch.equal(rows_of(again), again.values)
 
 
 def test_where_nothing_can_be_kept_rows_are_made_in_memory(tmp_path, monkeypatch, caplog):
