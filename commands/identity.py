@@ -94,10 +94,10 @@ def changed_since(record: Mapping[str, Any], folder: Path, cfg: Any) -> tuple[st
     if other:
         return f"made with another content of the file that {other[0]} names", ""
     trained = record.get("trained") or record.get("refines") or {}
-    if trained.get("finished_at"):
-        base = records.read_record(Path(trained["folder"]))
-        if base is not None and base["finished_at"] != trained["finished_at"]:
-            return f"made of an earlier run in {trained['folder']}, which was run again since", ""
+    base = records.read_record(Path(trained["folder"])) if trained.get("folder") else None
+    fact = "learned" if trained.get("learned") else "finished_at"  # a run again may learn the same, bit for bit
+    if base is not None and trained.get(fact) and base.get(fact) != trained[fact]:
+        return f"made of an earlier run in {trained['folder']}, which was run again since", ""
     if not record["data"]:
         return "", ""
     now, why = _fingerprint_now(cfg)
@@ -269,4 +269,5 @@ def trained_facts(folder: Path) -> dict[str, Any]:
     source = record if record is not None else records.facts_from_config(config) if config is not None else {}
     keys = ("method", "config", "task", "dataset", "source_domains", "target_domains", "class_subset", "shots", "seed")
     keys += ("config_hash", "data_fingerprint", "num_train", "finished_at", "selection_rule", "transductive", "data")
+    keys += ("learned",)
     return facts | {key: source[key] for key in keys if key in source}

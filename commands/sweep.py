@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dassl_clip.commands import locks, plan, pool, sheet, slurm, task, train
@@ -85,13 +85,22 @@ def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
         make_folder(Path(args.out), "--out")
     if args.launcher == "slurm":
         with slurm.launcher(slurm.parameters(args.slurm), Path(args.out), args.jobs, len(todo)) as submit:
-            task.run_stages(todo, submit)
+            run_all(runs, todo, submit)
     elif todo:
         jobs, gpus = _places(args)
-        task.run_stages(todo, lambda some: task.run_missing(some, jobs, gpus))
+        run_all(runs, todo, lambda some: task.run_missing(some, jobs, gpus))
     after = {run.folder: state_of(run) for run in runs}
     print(f"{sweep.title}: {count_states(after)}; the table: {table_command(args, pairs)}")
     return 0 if all(state == "complete" for state, _ in after.values()) else 1
+
+
+def run_all(
+    runs: Sequence[plan.Run], todo: Sequence[plan.Run], work: Callable[[list[plan.Run]], list[pool.Outcome]]
+) -> None:
+    """Run what is to do, then what was made of a run that has learned something else now."""
+    task.run_stages(todo, work)
+    if outdated := task.outdated_runs(runs, todo):
+        task.run_stages(outdated, work)
 
 
 def sheet_request(args: argparse.Namespace) -> plan.Request:

@@ -167,6 +167,8 @@ def run_methods(request: plan.Request, methods: Sequence[plan.Method], jobs: int
     if todo:
         make_folder(Path(request.out), "--out")
     failed = run_stages(todo, lambda some: run_missing(some, jobs))
+    if outdated := outdated_runs(runs, todo):
+        failed += run_stages(outdated, lambda some: run_missing(some, jobs))
     print_tables(runs)
     for outcome in failed:
         print(f"failed: {outcome.run.name}, log: {log_file(outcome.run)}", file=sys.stderr)
@@ -192,6 +194,18 @@ def run_stages(todo: Sequence[plan.Run], work: Callable[[list[plan.Run]], list[p
     failed += work(left) if left else []
     ready = ready_runs(todo)
     return failed + (work(ready) if ready else [])
+
+
+def outdated_runs(runs: Sequence[plan.Run], done: Sequence[plan.Run]) -> list[plan.Run]:
+    """The finished runs that were made of a run that was just made again, and has learned something else."""
+    folders = {run.folder for run in done}
+    outdated = []
+    for run in runs:
+        state, reason = run_state(run) if run.needs in folders and run.folder not in folders else ("", "")
+        if state == "redo":
+            print(f"{state}: {run.name}: {reason}")
+            outdated.append(run)
+    return outdated
 
 
 def ready_runs(todo: Sequence[plan.Run]) -> list[plan.Run]:

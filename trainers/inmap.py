@@ -229,7 +229,8 @@ class InMaP(CLIPTrainer):
         facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
         if self.base_record is not None:
             keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed", "finished_at")
-            facts["refines"] = {"folder": self.node.FROM} | {key: self.base_record[key] for key in keys}
+            facts["refines"] = {"folder": self.node.FROM, "learned": self.base_record.get("learned", {})}
+            facts["refines"] |= {key: self.base_record[key] for key in keys}
             facts["num_train"] = self.base_record["num_train"]
             facts["selection_rule"] = self.base_record["selection_rule"]
         else:

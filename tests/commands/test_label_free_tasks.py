@@ -221,8 +221,17 @@ def test_a_refined_task_runs_its_bases_first_and_prints_both(clip_world):
     for item in found:  # one base is lost: it is run again, and its refinement stays
         if item.record["method"] == "CoOp" and item.record["target_domains"] == ["day"]:
             shutil.rmtree(item.folder)
-    third = world.run(words)
+    third = world.run(words)  # it learns the same again, bit for bit
     assert third.returncode == 0 and third.stdout.count("skipped, complete: ") == 3
+
+    for item in found:  # a refinement of a base that has learned something else since
+        if item.record["method"] == "InMaP" and item.record["target_domains"] == ["day"]:
+            record = records.read_record(item.folder)
+            record["refines"]["learned"]["prompt_learner"]["sha256"] = "0" * 64
+            records.write_record(item.folder, record)
+    fourth = world.run(words)
+    assert fourth.returncode == 0 and fourth.stdout.count("skipped, complete: ") == 3
+    assert "redo: CoOp + InMaP" in fourth.stdout and "which was run again since" in fourth.stdout
 
 
 def test_readings_stand_in_a_table_of_their_own(clip_world):

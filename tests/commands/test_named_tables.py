@@ -153,7 +153,7 @@ def test_every_command_of_every_named_table_parses(place, capsys, name):
         args, pairs = train.parse(command)
         assert records.config_hash(resolve_config(args, pairs)) == records.config_hash(entry.run.cfg)
         assert bool(args.eval_only) == (entry.run.needs is not None)
-        assert args.model_dir == (str(entry.run.needs) if entry.run.needs else "")
+        assert args.model_dir == (str(entry.run.needs) if entry.run.needs else None)
 
 
 def test_misprints_and_gaps_of_the_papers_are_told(place, capsys):
