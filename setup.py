@@ -44,6 +44,7 @@ setup(
         "safetensors>=0.4",
         "filelock>=3.12",
         "scipy>=1.10",
+        "ftfy>=6.1",
         "tensorboard>=2.12",
     ],
     extras_require={

@@ -202,7 +202,7 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
     from dassl_clip.commands.recording import EvaluationRecorder
-    from dassl_clip.datasets.datums import check_labels
+    from dassl_clip.results.labels import check_labels
     from dassl_clip.trainers import distributed
     from dassl_clip.trainers.base import CLIPTrainer
 

@@ -19,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dassl_clip.results.files import no_file
+from dassl_clip.results.labels import prompt_key
 
 from .folders import read_text
-from .spec import Spec, did_you_mean, in_order, listed, load_spec, name_key, prompt_key
+from .spec import Spec, did_you_mean, in_order, listed, load_spec, name_key
 
 logger = logging.getLogger(__name__)
 

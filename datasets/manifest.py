@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dassl_clip.results.files import no_file
+from dassl_clip.results.labels import prompt_key
 
 from . import packed
 from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
@@ -26,7 +27,7 @@ from .folders import ImageFile, read_text, readable_csv
 from .listed_files import FileFinder, below, clean_path
 from .protocols import PARTS, drawn_anew
 from .registration import split_seed
-from .spec import Spec, did_you_mean, in_order, listed, name_key, prompt_key
+from .spec import Spec, did_you_mean, in_order, listed, name_key
 
 logger = logging.getLogger(__name__)
 

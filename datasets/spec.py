@@ -1,12 +1,11 @@
 """What is known about a data set before its folder is opened: names, label order, published counts.
 
 The facts of the published data sets lie as JSON in `lists/`; a loader for a user's own folders makes a `Spec` at run
-time. Names are compared by `name_key`: letter case, blanks, `_` and `-` make no difference; and by `prompt_key` where
-the question is whether two classes have one prompt.
+time. Names are compared by `name_key`: letter case, blanks, `_` and `-` make no difference. Whether two classes have
+one prompt is asked with `prompt_key` of `results/labels.py`.
 """
 
 import difflib
-import html
 import json
 import re
 import unicodedata
@@ -20,16 +19,6 @@ LISTS = Path(__file__).parent / "lists"
 def name_key(name: str) -> str:
     """Form in which two spellings of one name are equal: "Real World", "real_world" and "REAL-WORLD" agree."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name).casefold())
-
-
-def prompt_key(name: str) -> str:
-    """Form in which two class names give one prompt: `_` is a blank, and the rest is what CLIP's tokenizer cleans."""
-    text = name.replace("_", " ")
-    if not text.isascii() or "&" in text:
-        from ftfy import fix_text  # as open_clip's tokenizer has it
-
-        text = html.unescape(html.unescape(fix_text(text)))
-    return " ".join(text.split()).lower()
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -112,4 +112,3 @@ def _refuse_twice(node: yaml.MappingNode) -> None:
             if key.value in lines:
                 raise ValueError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
             lines[key.value] = line
-

@@ -17,10 +17,10 @@ from dassl.data import DataManager
 from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_optimizer
-from dassl_clip.datasets.datums import check_labels
 from dassl_clip.modeling.backbone import load_backbone
 from dassl_clip.modeling.weights import hash_state
 from dassl_clip.results import environment, records, run_data
+from dassl_clip.results.labels import check_labels
 
 from . import dealing, distributed
 from .images import RAISE, SKIP, SeededImages, seeded_loader

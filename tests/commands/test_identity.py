@@ -78,7 +78,9 @@ def test_1_1_the_folder_of_the_data_may_move(world, zeroshot):
     assert out.count("skipped, complete") == 2
     for path in (world.root / "moved").rglob("*[1-9].png"):
         path.unlink()
-    out, _ = zeroshot(world.root / "moved")  # too few images for the shots: what is finished stays, and is said not to be compared
+    out, _ = zeroshot(
+        world.root / "moved"
+    )  # too few images for the shots: what is finished stays, and is said not to be compared
     assert out.count("skipped, complete") == 2 and out.count("its images could not be compared: ") == 2
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from dassl_clip.datasets import PACS, DescribableTextures, FolderClasses, FolderDomains, ImageNetA, Manifest
 from dassl_clip.datasets.class_names import check_prompts, without_counters
-from dassl_clip.datasets.spec import load_spec, prompt_key
+from dassl_clip.datasets.spec import load_spec
 from dassl_clip.datasets.verify import NOTE, WARNING, entries, verify
+from dassl_clip.results.labels import prompt_key
 
 WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n01514668": "rooster"}  # WordNet's name of the last is cock
 

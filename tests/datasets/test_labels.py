@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dassl_clip.commands import train
-from dassl_clip.datasets.datums import check_labels, make_datum
+from dassl_clip.datasets.datums import make_datum
+from dassl_clip.results.labels import check_labels
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -116,7 +116,10 @@ def test_pickles_are_refused_by_every_reader(tmp_path, canary):
     for path in found:
         with pytest.raises(ValueError, match=r"was refused: it holds pickled objects|is not a readable checkpoint"):
             checkpoint.load_checkpoint(path)
-        with pytest.raises(ValueError, match=r"was refused: it holds Python objects|cannot be read as weights|is neither safetensors nor"):
+        with pytest.raises(
+            ValueError,
+            match=r"was refused: it holds Python objects|cannot be read as weights|is neither safetensors nor",
+        ):
             read_weights(path)
         with pytest.raises((RuntimeError, pickle.UnpicklingError), match=r"is damaged"):
             load_toolbox_checkpoint(str(path))

@@ -1,0 +1,77 @@
+"""Labels and class names of any Dassl data set, whoever wrote its loader: whether they fit each other."""
+
+from __future__ import annotations
+
+import html
+import logging
+from numbers import Integral
+from typing import Any, NoReturn
+
+logger = logging.getLogger(__name__)
+
+
+def prompt_key(name: str) -> str:
+    """Form in which two class names give one prompt: `_` is a blank, and the rest is what CLIP's tokenizer cleans."""
+    text = name.replace("_", " ")
+    if not text.isascii() or "&" in text:
+        from ftfy import fix_text  # as open_clip's tokenizer has it
+
+        text = html.unescape(html.unescape(fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def check_labels(dataset: Any, name: str) -> None:
+    """Refuse a data set whose labels and class names do not fit each other, whoever wrote its loader.
+
+    Labels are whole numbers that count the names in `classnames` from 0; the names in `lab2cname` and at the images are
+    the same. A class may lack images in any part.
+
+    Args:
+        dataset: a Dassl data set.
+        name: its registry name.
+
+    Raises:
+        ValueError: naming the first fault.
+    """
+    names, lists = list(dataset.classnames), {part: getattr(dataset, part) or () for part in ("train_x", "val", "test")}
+    pairs = {part: {(item.label, item.classname) for item in items} for part, items in lists.items()}
+
+    def refuse(part: str, label: object, called: str, fault: str) -> NoReturn:
+        path = next(item.impath for item in lists[part] if (item.label, item.classname) == (label, called))
+        raise ValueError(f"{name}: the label of {path} in {part} {fault}")
+
+    every = [(part, label, called) for part, found in pairs.items() for label, called in found]
+    for part, label, called in every:
+        if not isinstance(label, Integral):
+            refuse(part, label, called, f"is {label!r} ({type(label).__name__}), expected a whole number")
+    numbers = f"the {len(names)} classes have the labels 0 to {len(names) - 1}"
+    if {label for label, _ in pairs["train_x"]} == set(range(1, len(names) + 1)):
+        raise ValueError(
+            f"{name}: the labels of train_x are 1 to {len(names)}, but {numbers}: subtract 1 from every label in the "
+            "loader"
+        )
+    for part, label, called in sorted(every, key=lambda entry: entry[1]):
+        if not 0 <= label < max(len(names), dataset.num_classes):
+            refuse(part, label, called, f"is {label}, but {numbers}")
+    missing = sorted(set(range(max(len(names), dataset.num_classes))) - set(dataset.lab2cname))
+    if missing or len(names) != dataset.num_classes:
+        raise ValueError(
+            f"{name}: no class name for the label {', '.join(map(str, missing[:8])) or 'of a class'} "
+            f"({dataset.num_classes} classes by num_classes, {len(names)} in classnames), so that later names would go "
+            "with other labels; give num_classes, lab2cname "
+            "and classnames every label from 0 on"
+        )
+    for label, text in enumerate(names):
+        if dataset.lab2cname[label] != text:
+            known = dataset.lab2cname[label]
+            raise ValueError(f'{name}: label {label} is "{known}" in lab2cname and "{text}" in classnames')
+        if not str(text).strip():
+            raise ValueError(f"{name}: class {label} has no name, so that its prompt says nothing")
+    first: dict[str, str] = {}
+    for text in () if hasattr(dataset, "spec") else names:  # a loader of this project has refused them
+        if prompt_key(text) in first:
+            logger.warning('%s: two classes have one prompt: "%s" and "%s"', name, first[prompt_key(text)], text)
+        first.setdefault(prompt_key(text), text)
+    for part, label, called in sorted(every, key=lambda entry: entry[1]):
+        if called and called != names[label]:
+            refuse(part, label, called, f'is {label}, "{names[label]}", but its classname is "{called}"')
