@@ -534,7 +534,7 @@ def test_a_training_on_texts_that_changed_since_starts_anew(strike, tmp_path, mo
     assert none is None
     texts.write_text("a photo of a {}\na large {}\n")
     again = strike(13, signal.SIGTERM, *keys, name="ended")
-    assert "what is trained on has changed since the checkpoint" in again[2].out
+    assert "TRAINER.CLAP.SOURCE: another content of its file" in again[2].out
     assert_same_run(strike(-1, 0, *keys, name="whole"), again)
 
 
