@@ -40,7 +40,7 @@ def read_run(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         raise UserError(f"no finished run in {place}{f' ({found.reason})' if found.reason else ''}; {WHAT}{hint}")
     if tree is None:
         raise UserError(f"{place} has a record.json but no readable config.yaml, which says how to build its trainer")
-    if not found.record.get("from_export") and records.config_hash(tree) != found.record["config_hash"]:
+    if not tree.get("RUN", {}).get("FROM_EXPORT") and records.config_hash(tree) != found.record["config_hash"]:
         raise UserError(
             f"{place}: config.yaml is not the configuration that record.json was written for, so it would build "
             "another trainer than was tested; get the run's own config.yaml back, or run it again"
@@ -205,6 +205,7 @@ def stand_in(name: str, items: Sequence[Path], names: Sequence[str]) -> Iterator
     class Pictures(DatasetBase):
         """Pictures without labels, and the class names of a run."""
 
+        stands_in = True  # these are not the run's own images, so they are not compared with its record
         domains: list[str] = []
         classnames = list(names)
         lab2cname = dict(enumerate(names))

@@ -173,8 +173,9 @@ def unpack_export(export: Export, folder: Path) -> Path:
             "classnames": export.classnames,
         }
         checkpoint.save_checkpoint(content, folder / name / checkpoint.BEST_NAME, point=False)
+    config.setdefault("RUN", {})["FROM_EXPORT"] = True  # keys that held on the run's machine alone are empty
     records.write_text_atomically(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=True))
-    records.write_record(folder, {**export.record, "from_export": True})
+    records.write_record(folder, export.record)
     return folder
 
 

@@ -20,7 +20,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -144,6 +144,7 @@ IDENTITY_FREE = frozenset(
 _IDENTITY_FREE_NODES = ("RUN.",)
 _IDENTITY_FREE_ENDS = (".TASKS",)
 LOCAL_FOLDER = "local-dir:"  # of MODEL.BACKBONE.NAME: a model in a folder of its own
+_CONTENT_FOLDERS, _IMAGE_FOLDERS = (".TOKENIZER",), (".IMAGE_FOLDER",)  # ends of keys
 _RUN_FOLDERS = (".FROM",)  # ends of keys that name a run's folder, wherever the folder above all runs lies
 
 
@@ -406,20 +407,28 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def named_files(config: Mapping[str, Any]) -> dict[str, str]:
     """Key -> SHA-256 of the file that a value of a configuration's identity names (weights, prompts, class names, ...).
 
-    The path alone does not say what was computed: a file may be replaced. Of `local-dir:FOLDER` every file counts.
+    The path alone does not say what was computed: a file may be replaced. Of the folder of a model (`local-dir:FOLDER`)
+    or of a tokenizer every file counts, of a folder of images the names and sizes.
     """
     found = {}
     for key, value in identity(config).items():
-        if not isinstance(value, str) or not value or key.endswith(_RUN_FOLDERS) or "\0" in value:
+        if not isinstance(value, str) or not value or key.endswith(_RUN_FOLDERS) or "\0" in value or len(value) > 4095:
             continue
         path = Path(value.removeprefix(LOCAL_FOLDER)).expanduser()
-        if value.startswith(LOCAL_FOLDER):
-            parts = sorted(item for item in path.rglob("*") if item.is_file())
-            text = "".join(f"{item.relative_to(path)} {_hash_of(item)}\n" for item in parts)
-            found[key] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-        elif (os.sep in value or path.suffix) and len(value) < 4096 and path.is_file():
+        if path.is_dir() and (value.startswith(LOCAL_FOLDER) or key.endswith(_CONTENT_FOLDERS)):
+            found[key] = _hash_folder(path, _hash_of)
+        elif path.is_dir() and key.endswith(_IMAGE_FOLDERS):
+            found[key] = _hash_folder(path, lambda item: str(item.stat().st_size))
+        elif (os.sep in value or path.suffix) and path.is_file():
             found[key] = _hash_of(path)
     return found
+
+
+def _hash_folder(folder: Path, tell: Callable[[Path], str]) -> str:
+    """SHA-256 over the names of all files below a folder, and what `tell` says of each."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    text = "".join(f"{item.relative_to(folder)} {tell(item)}\n" for item in files)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _hash_of(path: Path) -> str:
