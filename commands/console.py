@@ -25,7 +25,7 @@ class Console:
     """
 
     def __init__(self, stream: Any, name: str, spoken: bool = False) -> None:
-        self._stream, self._name, self._spoken = stream, name, spoken
+        self._stream, self._name, self._spoken, self._failed = stream, name, spoken, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -48,15 +48,18 @@ class Console:
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Within this context a reader that has left ends the process quietly, and any other refusal has a name."""
+        """Within this context a reader that has left ends the process quietly, and any other refusal has a name.
+
+        A stream is said once to have failed; what is written there afterwards goes nowhere.
+        """
         try:
             yield
-        except BrokenPipeError:
-            _drop(self._stream)
-            raise SystemExit(PIPE_EXIT) from None
         except OSError as error:
+            failed, self._failed = self._failed, True
             _drop(self._stream)
-            if not self._spoken:
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(PIPE_EXIT) from None
+            if not failed and not self._spoken:
                 raise OSError(error.errno, error.strerror, error.filename or self._name) from error
 
 

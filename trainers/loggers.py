@@ -9,14 +9,18 @@ what was measured at the end. It is made from the history in the checkpoint, and
 there already, and is always written whole; so it never has a row twice, however often a run was resumed.
 """
 
+import contextlib
 import csv
+import functools
 import importlib
 import importlib.util
 import io
 import json
 import logging
 import os
+import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +163,18 @@ def services(cfg: CfgNode) -> list[str]:
     return names
 
 
+@functools.cache
+def _quiet_threads() -> None:
+    """Print no traceback of tensorboard's thread: its error is raised again where the next value is written."""
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = hook
+
+
 class LoggingMixin:
     """Sends what a trainer writes as scalars to `metrics.csv` and to the services of `RUN.LOGGERS`."""
 
@@ -173,7 +189,24 @@ class LoggingMixin:
     def init_writer(self, log_dir) -> None:
         """Open tensorboard, in the main process."""
         if distributed.is_main():
-            super().init_writer(log_dir)
+            _quiet_threads()
+            with self._tensorboard():
+                super().init_writer(log_dir)
+
+    def close_writer(self) -> None:
+        """Close tensorboard's file."""
+        with self._tensorboard():
+            super().close_writer()
+
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator[None]:
+        """Within this context a disk that refuses ends tensorboard's file, and not the run."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning("tensorboard's file below %s gets nothing more of this run: %s", self.output_dir, reason)
+            self._writer = None
 
     def after_epoch(self) -> None:
         """Dassl's end of an epoch (validate, save), then the table."""
@@ -190,7 +223,8 @@ class LoggingMixin:
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """One value to tensorboard and, during training, to the table and the services."""
-        super().write_scalar(tag, scalar_value, global_step)
+        with self._tensorboard():
+            super().write_scalar(tag, scalar_value, global_step)
         if "_table" not in self.__dict__:
             return
         value, step = float(scalar_value), int(global_step or 0)

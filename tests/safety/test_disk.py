@@ -7,7 +7,9 @@ many moments; a run that finds no room.
 
 import errno
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from dassl.utils import write_json
 from dassl_clip.commands.errors import is_user_error, sentence
 from dassl_clip.results.files import write_atomically, write_bytes_atomically, write_text_atomically
 from dassl_clip.trainers import checkpoint
+from dassl_clip.trainers.base import CLIPTrainer
 
 BIG = torch.arange(100_000.0)
 WRITERS = {
@@ -151,9 +154,54 @@ def test_a_run_without_room(words, call, tmp_path):
     assert (tmp_path / "run/record.json").exists()
 
 
+@pytest.mark.parametrize("room", [3000, 5000, 8000, 12_000, 16_000])
+def test_8_3_every_file_of_a_run_is_named(room, words, call, tmp_path):
+    """(row 8.3) Whichever file is the first that does not fit: configuration, log, checkpoint, record, ..."""
+    with largest_file(room):
+        code, _, err = call(*words("CoOp", tmp_path / "run"))
+    assert code in (0, 2) and "Traceback" not in err
+    if code:
+        assert re.fullmatch(rf"error: {re.escape(str(tmp_path))}/run/\S+: File too large; make room, .*\n", err), err
+
+
 def test_answers_without_room(call, tmp_path, domain_tree):
     out = tmp_path / "answers.csv"
     out.write_text("old\n")
     with largest_file(64):
         code, _, err = call("predict", domain_tree, "--names", "dog,house", "--out", out)
     assert code == 2 and f"{out}: File too large" in " ".join(err.split()) and out.read_text() == "old\n"
+
+
+@pytest.fixture
+def goes_away(monkeypatch):
+    """`goes_away(folder, moment)`: that folder is removed when training comes to that method."""
+
+    def plan(folder, moment):
+        known = getattr(CLIPTrainer, moment)
+
+        def removing(trainer, *given):
+            shutil.rmtree(folder)
+            return known(trainer, *given)
+
+        monkeypatch.setattr(CLIPTrainer, moment, removing)
+
+    return plan
+
+
+@pytest.mark.parametrize(("method", "moment"), [("CoOp", "before_epoch"), ("LinearProbe", "before_train")])
+def test_8_1_images_that_go_away_in_mid_run_are_named(method, moment, goes_away, words, call, tmp_path, domain_tree):
+    """(row 8.1)"""
+    shutil.copytree(domain_tree, tmp_path / "data")
+    goes_away(tmp_path / "data", moment)
+    code, _, err = call(*words(method, tmp_path / "run", "--root", tmp_path / "data", "DATASET.NUM_SHOTS", "3"))
+    told = " ".join(err.split())
+    assert code == 2 and "Traceback" not in err and re.search(r"error: .*data/.*\.png.*No such file", told), told
+
+
+@pytest.mark.parametrize("gone", ["run/tensorboard", "run"])
+def test_8_1_a_run_outlives_its_output_folder(gone, goes_away, words, call, tmp_path):
+    """(row 8.1) Tensorboard's file is left out from then on, with a warning; the record is written."""
+    goes_away(tmp_path / gone, "before_epoch")
+    code, out, err = call(*words("CoOp", tmp_path / "run"))
+    assert code == 0 and "Traceback" not in out + err
+    assert "tensorboard's file below" in out and (tmp_path / "run/record.json").exists()
