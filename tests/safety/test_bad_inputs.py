@@ -38,6 +38,15 @@ NAMED = [
     ("shots", "CoOp", "DATASET.NUM_SHOTS many", r"DATASET\.NUM_SHOTS takes a whole number .*'many'"),
     ("seed flag", "CoOp", "--seed one", r"argument --seed: invalid int value: 'one'"),
     ("seed key", "CoOp", "SEED 1.5", r"SEED takes a whole number .*1\.5"),
+    ("8.1 huge seed", "CoOp", "--seed 4294967296", r"SEED is 4294967296: it should be 4294967295 or less"),
+    ("8.1 seed beyond 64 bits", "CoOp", "--seed 99999999999999999999", r"argument --seed: 99999999999999999999 is no number of 64 bits"),
+    ("8.1 split's huge seed", "CoOp", "DATASET.SPLIT_SEED 4294967296", r"SPLIT_SEED is 4294967296: it should be 4294967295 or less"),
+    ("8.1 shots beyond 64 bits", "CoOp", "DATASET.NUM_SHOTS 99999999999999999999", r"NUM_SHOTS is 99999999999999999999: the number is too large"),
+    ("8.1 endless rate", "CoOp", "OPTIM.LR 1e999", r"OPTIM\.LR is inf: a finite number is expected"),
+    ("8.1 endless pull", "LinearProbe", "TRAINER.LINEARPROBE.PULL (1e999,)", r"PULL is \[inf\]: a finite number is expected"),
+    ("8.1 root of no text", "CoOp", "--root {tmp}/{latin}", r"DATASET\.ROOT is .*: this is no text in UTF-8; rename the file or folder"),
+    ("8.1 output of no text", "CoOp", "--output-dir {tmp}/{latin}", r"OUTPUT_DIR is .*: this is no text in UTF-8"),
+    ("8.1 device as output", "CoOp", "--output-dir /dev/null/run", r"the folder /dev/null/run cannot be made \(Not a directory\)"),
     ("seed of nothing", "CoOp", "SEED None", r"SEED takes a whole number .*None"),
     ("key", "CoOp", "OPTIM.LRR 1", r"there is no config key 'OPTIM\.LRR'\. Did you mean"),
     ("key's group", "CoOp", "TRAINER.COP.N_CTX 4", r"there is no config key 'TRAINER\.COP\.N_CTX'\. .*'TRAINER\.COOP\.N_CTX'"),
@@ -54,7 +63,7 @@ NAMED = [
     ("python tag", "CoOp", "--config-file {tmp}/tag.yaml", r"could not determine a constructor for the tag .*python/object"),
     ("alias bomb", "CoOp", "--config-file {tmp}/bomb.yaml", r"its aliases stand for more than 100,000 values"),
     ("config of itself", "CoOp", "--config-file {tmp}/itself.yaml", r"nested more than 40 levels deep, or holds itself"),
-    ("config folder", "CoOp", "--config-file {tmp}", r"there is no config file"),
+    ("config folder", "CoOp", "--config-file {tmp}", r"{tmp} is a folder, not a file; give the path of a yaml file"),
     ("root", "CoOp", "--root {tmp}/none", r"DATASET\.ROOT .*none is not a folder; the part of it that exists"),
     ("file as root", "CoOp", "--root {tmp}/text", r"DATASET\.ROOT .*text is (not a folder|a file)"),
     ("empty root", "CoOp", "--root {tmp}/hollow", r"hollow"),
@@ -113,6 +122,14 @@ OTHERS = [
     ("task's method", "task GOPrro icons 1", r"there is no method 'GOPrro'\. Did you mean 'GOPro'"),
     ("task's data set", "task GOPro icon 1", r"there is no data set 'icon'\. Did you mean 'icons'"),
     ("task's seed", "task GOPro icons one", r"'one' should be a whole number"),
+    ("8.1 task's huge seed", "task ZeroshotCLIP icons 4294967296", r"SEED is 4294967296: it should be 4294967295 or less"),
+    ("8.1 task's output", "task ZeroshotCLIP icons 1 --targets line --out /proc/x", r"--out: the folder /proc/x cannot be made"),
+    ("8.1 sweep's output", "sweep icons --rows ZeroshotCLIP --out /dev/null", r"--out: the folder /dev/null cannot be made"),
+    ("8.1 page's place", "report {trained} --no-plots --out /proc/x.html", r"error: /proc/x\.html: "),
+    ("8.1 figure's place", "plot curves {trained} --out /proc/x", r"error: /proc/x\.png: "),
+    ("8.1 figure's seed", "plot tsne {trained} --seed -1", r"--seed -1: a whole number from 0 to 4294967295 is needed"),
+    ("8.1 shots of one number", "plot shots {trained}", r"no method was measured with two or more numbers of shots"),
+    ("8.1 answers beyond 64 bits", "predict {picture} --names a,b --top 99999999999999999999", r"--top: 99999999999999999999 is no number of 64 bits"),
     ("task's name", "task GOPro icons 1 --task lod", r"there is no task 'lod'\. Did you mean 'lodo'"),
     ("task's target", "task GOPro icons 1 --targets lines", r"Icons has no domain 'lines'\. Did you mean 'line'"),
     ("task's config", "task GOPro:icon icons 1", r"there is no config of GOPro 'icon'\. Did you mean 'icons'"),
@@ -168,7 +185,15 @@ def places(tmp_path_factory, trained, domain_tree):
     (tmp / "itself.yaml").write_text("OPTIM: &a {LR: *a}\n")
     (tmp / "sweep.yaml").write_text("datasets: [icons]\nrows: [{method: CoOp, sets: {SEED: 1}}]\n")
     picture = next(domain_tree.rglob("*.png"))
-    return {"tmp": tmp, "long": "n" * 300, "trained": trained, "picture": picture, "b": "{}", "c": "a_{0.__class__}"}
+    return {
+        "tmp": tmp,
+        "long": "n" * 300,
+        "latin": "caf\udce9",
+        "trained": trained,
+        "picture": picture,
+        "b": "{}",
+        "c": "a_{0.__class__}",
+    }
 
 
 def check(answer, expected, places):
