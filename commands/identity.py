@@ -258,9 +258,9 @@ def trained_facts(folder: Path) -> dict[str, Any]:
         `folder` alone where its run says nothing, such as that of another program.
     """
     if folder.is_file():
-        from dassl_clip.modeling.released import load_export
+        from dassl_clip.modeling.released import is_export, load_export
 
-        record, config = load_export(folder).record, None
+        record, config = load_export(folder).record if is_export(folder) else None, None
     else:
         record, config = records.read_record(folder), read_config(folder)
     if record is not None and record.get("trained"):

@@ -41,7 +41,7 @@ def open_on_data(place: Path, data: str) -> tuple[Any, dict[str, Any]]:
     cfg.DATASET.ROOT = data
     trainer = predict_run.build(cfg, record["method"])
     predict_run.load(trainer, place)
-    if record["data_fingerprint"] != getattr(trainer.dm.dataset, "fingerprint", record["data_fingerprint"]):
+    if record.get("data") and record["data_fingerprint"] != trainer.data.fingerprint:
         print(f"caution: {record['dataset']} is no longer what the run in {place} was made with", file=sys.stderr)
     return trainer, record
 

@@ -291,7 +291,7 @@ def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:
     Args:
         trainer: a built Dassl trainer.
         model_dir: the run folder, one of the model folders inside it, the folder of an evaluation of the run, or a file
-            that `dassl-clip export` made of it.
+            that `dassl-clip export` made of it. None: the file `MODEL.INIT_WEIGHTS`, if there is one.
         epoch: the epoch to load; None: the best one if the run kept it, otherwise the last.
 
     Returns:
@@ -300,12 +300,14 @@ def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:
     Raises:
         UserError: no folder is given, or it holds no such checkpoint.
     """
-    names = trainer.get_model_names()
+    names, start = trainer.get_model_names(), trainer.cfg.MODEL.INIT_WEIGHTS
+    if model_dir is None and start:
+        return Path(start).expanduser()  # loaded when the trainer was built
     if not model_dir:
         given = "--model-dir is empty (an unset variable?)" if model_dir == "" else "--eval-only without --model-dir"
         raise UserError(
             f"{given}: {trainer.cfg.TRAINER.NAME} has learned parts ({', '.join(names)}), and untrained ones are not "
-            "evaluated; give --model-dir the folder of a finished run"
+            "evaluated; give --model-dir the folder of a finished run, or MODEL.INIT_WEIGHTS a file and no --model-dir"
         )
     folder = Path(model_dir).expanduser()
     if folder.is_file():

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dassl.data.datasets import DatasetBase, Datum
 
 from .class_names import class_file, prompt_names
-from .datums import collection_paused, fingerprint, make_datum
+from .datums import collection_paused, listing_hash, make_datum
 from .duplicates import count_once
 from .folders import ImageFile
 from .listings import kept_listings
@@ -50,7 +50,6 @@ class ListedDataset(DatasetBase):
         protocol: one line on layout, protocol, parts, shots and classes, for a run's record.
         selection_file: where the draw is kept, or None.
         train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
-        fingerprint: sha256 (hex) over path, label and split of every image used.
         listing: sha256 (hex) over path and label of every image of the pools, whether or not it was drawn.
         image_keys: path of an image on the disk -> its path in canonical names, `domain/.../class/file`.
         publishes_test: whether its test images are published, so that a task without labels tests those alone.
@@ -72,8 +71,7 @@ class ListedDataset(DatasetBase):
             parts = self.open(cfg)
         lists = self._subset_lists(dict(zip(PARTS, (*self._training_lists(parts), self._test_list(parts)))))
         self._warn_of_untrained(lists["train"])
-        self.fingerprint = fingerprint(lists)
-        self.listing = fingerprint({"": [image for pool in parts.values() for part in pool.values() for image in part]})
+        self.listing = listing_hash(image for pool in parts.values() for part in pool.values() for image in part)
         self.image_keys = {image.path: image.key for images in lists.values() for image in images}
         self.drawn_tests = self.protocol_name == HOLDOUT
         self.protocol = self._describe()

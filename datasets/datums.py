@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 
 from dassl.data.datasets import Datum
 
@@ -29,10 +29,9 @@ def make_datum(path: str, label: int, domain: int, name: str) -> Datum:
     return datum
 
 
-def fingerprint(lists: Mapping[str, Sequence[ImageFile]]) -> str:
-    """sha256 (hex) over the sorted lines "path, label, split"; paths start at the domain, in canonical names."""
-    lines = sorted(f"{image.key}\t{image.label}\t{part}\n" for part, images in lists.items() for image in images)
+def listing_hash(images: Iterable[ImageFile]) -> str:
+    """sha256 (hex) over the sorted lines "path, label" of images; paths start at the domain, in canonical names."""
     digest = hashlib.sha256()
-    for line in lines:
+    for line in sorted(f"{image.key}\t{image.label}\n" for image in images):
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

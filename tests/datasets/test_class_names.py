@@ -15,6 +15,7 @@ from dassl_clip.datasets.class_names import check_prompts, without_counters
 from dassl_clip.datasets.spec import load_spec
 from dassl_clip.datasets.verify import NOTE, WARNING, entries, verify
 from dassl_clip.results.labels import prompt_key
+from dassl_clip.results.run_data import data_of
 
 WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n01514668": "rooster"}  # WordNet's name of the last is cock
 
@@ -174,7 +175,8 @@ def test_4_1_names_for_published_data_sets(tmp_path, pacs_tree, coop_tree, confi
     plain = PACS(config(root, ["photo"], ["sketch"]))
     (root / "names.txt").write_text("\n".join(f"{name} drawing" for name in plain.classnames))
     data = PACS(config(root, ["photo"], ["sketch"], CLASSNAMES="names.txt"))
-    assert data.classnames[0] == "dog drawing" and data.fingerprint == plain.fingerprint
+    assert data.classnames[0] == "dog drawing" and data.listing == plain.listing
+    assert data_of(data).images == data_of(plain).images and data_of(data).fingerprint != data_of(plain).fingerprint
     (root / "names.txt").write_text("\n".join(reversed(plain.classnames)))
     with pytest.raises(ValueError, match=r'name 1 is "person", expected "dog": the labels of PACS have a fixed order'):
         PACS(config(root, ["photo"], ["sketch"], CLASSNAMES="names.txt"))

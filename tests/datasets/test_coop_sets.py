@@ -19,6 +19,7 @@ import dassl_clip.datasets as room
 from dassl.data.datasets import DatasetBase, Datum
 from dassl_clip.datasets import Caltech101, EuroSAT, FGVCAircraft, Food101, OxfordPets, StanfordCars
 from dassl_clip.datasets.spec import load_spec, read_entry
+from dassl_clip.results.run_data import data_of
 
 FILES = ["caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "sun397", "dtd"]
 FILES += ["eurosat", "ucf101"]
@@ -93,18 +94,18 @@ def test_wild_layouts(file, home, split, tmp_path, coop_tree, config):
 def test_the_data_sets_own_folder_as_root(tmp_path, coop_tree, config):
     coop_tree(tmp_path, "oxford_pets")
     above, inside = (OxfordPets(config(root, [], [])) for root in (tmp_path, tmp_path / "oxford_pets"))
-    assert above.fingerprint == inside.fingerprint
+    assert data_of(above).fingerprint == data_of(inside).fingerprint
 
 
 def test_nested_folders_of_cars(tmp_path, coop_tree, config):
     coop_tree(tmp_path, "stanford_cars")
     home = tmp_path / "stanford_cars"
-    plain = StanfordCars(config(tmp_path, [], [])).fingerprint
+    plain = data_of(StanfordCars(config(tmp_path, [], []))).fingerprint
     shutil.move(home / "cars_train", home / "moved")
     (home / "cars_train").mkdir()
     shutil.move(home / "moved", home / "cars_train/cars_train")
     data = StanfordCars(config(tmp_path, [], []))
-    assert data.fingerprint == plain
+    assert data_of(data).fingerprint == plain
     assert any("/cars_train/cars_train/" in path for path in files(data.train_x))
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from dassl_clip.datasets import FolderClasses, FolderDomains
 from dassl_clip.datasets.verify import verify
+from dassl_clip.results.run_data import data_of
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_names_in_any_script(tmp_path, draw, config):
     assert data.source_domains == ["été"]
     assert data.classnames == ["%7Bx}", "Straße", "犬 と 猫"]
     assert (len(data.train_x), len(data.val), len(data.test)) == (3, 3, 6)
-    assert len(data.fingerprint) == 64
+    assert len(data_of(data).fingerprint) == 64
     (tmp_path / "classnames.txt").write_text("犬と猫\nSTRASSE\n%7Bx}\n", encoding="utf-8")
     assert FolderDomains(config(tmp_path, ["été"], ["冬"])).classnames == ["犬と猫", "STRASSE", "%7Bx}"]
 

@@ -15,6 +15,7 @@ from PIL import Image
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl_clip.datasets.icons import Icons
 from dassl_clip.embedded import ICONS_FOLDER
+from dassl_clip.results.run_data import data_of
 
 DOMAINS = ("emoji", "flat", "line", "solid")
 
@@ -94,17 +95,17 @@ def test_base_and_new_classes_part_the_list(load):
 
 
 def test_fingerprint_tells_the_pictures_apart(load):
-    first = load(["line"], ["line"], NUM_SHOTS=4).fingerprint
-    assert first == load(["line"], ["line"], NUM_SHOTS=4).fingerprint
-    assert first != load(["line"], ["line"], NUM_SHOTS=4, SEED=2).fingerprint
-    assert first != load(["solid"], ["solid"], NUM_SHOTS=4).fingerprint
+    first = data_of(load(["line"], ["line"], NUM_SHOTS=4)).fingerprint
+    assert first == data_of(load(["line"], ["line"], NUM_SHOTS=4)).fingerprint
+    assert first != data_of(load(["line"], ["line"], NUM_SHOTS=4, SEED=2)).fingerprint
+    assert first != data_of(load(["solid"], ["solid"], NUM_SHOTS=4)).fingerprint
 
 
 def test_a_copy_in_root_is_read(load, tmp_path):
     shutil.copytree(ICONS_FOLDER, tmp_path / "icons")
     data = load(["flat"], ["flat"], root=tmp_path)
     assert all(item.impath.startswith(str(tmp_path / "icons")) for item in data.train_x)
-    assert data.fingerprint == load(["flat"], ["flat"]).fingerprint
+    assert data_of(data).fingerprint == data_of(load(["flat"], ["flat"])).fingerprint
     (tmp_path / "icons" / "flat" / "cake" / "marketeq--cake.png").unlink(missing_ok=True)
     lost = data.test[0].impath
     (tmp_path / "icons" / lost[len(str(tmp_path / "icons")) + 1 :]).unlink()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dassl_clip.datasets import PACS, VLCS, DomainNet, OfficeHome, OfficeHomeDG
+from dassl_clip.results.run_data import data_of
 
 PACS_CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
 VLCS_CLASSES = ["bird", "car", "chair", "dog", "person"]
@@ -30,7 +31,7 @@ def test_pacs(layout, tmp_path, pacs_tree, config):
     root = pacs_tree(tmp_path / "data", layout)
     data = PACS(config(root, ["photo", "art_painting"], ["sketch"]))
     own = next(path for path in root.iterdir() if path.is_dir())  # DATASET.ROOT may be the data set's own folder
-    assert PACS(config(own, ["photo", "art_painting"], ["sketch"])).fingerprint == data.fingerprint
+    assert data_of(PACS(config(own, ["photo", "art_painting"], ["sketch"]))).fingerprint == data_of(data).fingerprint
     assert data.classnames == PACS_CLASSES
     assert data.num_classes == 7
     assert (data.source_domains, data.target_domains) == (["photo", "art_painting"], ["sketch"])
@@ -236,7 +237,7 @@ def test_disk_order_makes_no_difference(tmp_path, pacs_tree, config, monkeypatch
     backward = PACS(options)
     for part in ("train_x", "val", "test"):
         assert files(getattr(forward, part)) == files(getattr(backward, part))
-    assert forward.fingerprint == backward.fingerprint
+    assert data_of(forward).fingerprint == data_of(backward).fingerprint
 
 
 def test_folders_in_other_spellings(tmp_path, office_home_tree, config):

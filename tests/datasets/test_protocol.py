@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dassl_clip.datasets import PACS, VLCS, DomainNet, FolderDomains, OfficeHome, OfficeHomeDG
+from dassl_clip.results.run_data import data_of
 
 CASES = {
     "PACS with lists": (PACS, "photo", "sketch"),
@@ -141,19 +142,27 @@ def test_single_image_of_a_class_trains(tmp_path, draw, config):
     assert Counter(item.classname for item in data.test) == {"one": 1, "few": 3}
 
 
-def test_fingerprint(tmp_path, pacs_tree, config):
+def test_the_data_of_a_run(tmp_path, pacs_tree, config):
+    """What a run's fingerprint is made of: canonical names, labels and parts, wherever the folder lies."""
     root = pacs_tree(tmp_path)
     data = PACS(config(root, ["photo"], ["sketch"], NUM_SHOTS=2))
-    lines = []
-    for part, items in (("train", data.train_x), ("val", data.val), ("test", data.test)):
-        for item in items:
-            lines.append(f"{Path(item.impath).relative_to(root / 'pacs/images')}\t{item.label}\t{part}\n")
-    assert data.fingerprint == hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    expected = [
+        (part, item.label, str(Path(item.impath).relative_to(root / "pacs/images")))
+        for part, items in (("train", data.train_x), ("val", data.val), ("test", data.test))
+        for item in items
+    ]
+    found = data_of(data)
+    assert [(image.part, image.label, image.path) for image in found.images] == sorted(expected)
+    pool = [path for domain in ("photo", "sketch") for path in (root / "pacs/images" / domain).rglob("*.*")]
+    skipped = {"sketch/dog/n02103406_4068-1.png"}
+    lines = [f"{path.relative_to(root / 'pacs/images')}\t{data.classnames.index(path.parent.name)}\n"
+             for path in pool if str(path.relative_to(root / "pacs/images")) not in skipped]  # fmt: skip
+    assert data.listing == hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     other = PACS(config(root, ["photo"], ["sketch"], NUM_SHOTS=2, SEED=2))
-    assert other.fingerprint != data.fingerprint
+    assert data_of(other).fingerprint != found.fingerprint and other.listing == data.listing
     moved = tmp_path / "elsewhere"
     (root / "pacs").rename(moved)
-    assert PACS(config(moved, ["P"], ["S"], NUM_SHOTS=2)).fingerprint == data.fingerprint
+    assert data_of(PACS(config(moved, ["P"], ["S"], NUM_SHOTS=2))).fingerprint == found.fingerprint
 
 
 def test_protocol_text(tmp_path, vlcs_tree, config):

@@ -13,6 +13,7 @@ import pytest
 
 from dassl_clip.datasets import PACS, EuroSAT
 from dassl_clip.datasets.cache import cache_folder
+from dassl_clip.results.run_data import data_of
 
 
 def files(items):
@@ -41,10 +42,10 @@ def test_a_draw_is_kept_away_from_the_data(tmp_path, pacs_tree, config, own_cach
 def test_a_selection_is_handed_on(tmp_path, coop_tree, config):
     coop_tree(tmp_path / "a", "eurosat")
     drawn = EuroSAT(config(tmp_path / "a", [], [], NUM_SHOTS=2, SEED=-1))
-    kept = shutil.copy(drawn.selection_file, tmp_path / "kept.json")
+    kept, before = shutil.copy(drawn.selection_file, tmp_path / "kept.json"), data_of(drawn).fingerprint
     shutil.move(tmp_path / "a", tmp_path / "b")
     data = EuroSAT(config(tmp_path / "b", [], [], NUM_SHOTS=2, SELECTION=str(kept)))
-    assert data.fingerprint == drawn.fingerprint
+    assert data_of(data).fingerprint == before
     assert files(data.train_x) == [path.replace(f"{tmp_path}/a/", f"{tmp_path}/b/") for path in files(drawn.train_x)]
     assert f"selection {kept}" in data.protocol and data.selection_file is None
     base = EuroSAT(config(tmp_path / "b", [], [], NUM_SHOTS=2, SELECTION=str(kept), SUBSAMPLE_CLASSES="base"))
