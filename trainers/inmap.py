@@ -57,7 +57,7 @@ class InMaP(CLIPTrainer):
     trains_on_labels = False
     has_epochs = False
     overridden = {
-        "LR": ("SOLVER", lambda node: node.SOLVER != "authors"),
+        "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
         "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
     }
     unused_keys, used_keys = EPOCH_LOOP, ("TRAIN.CHECKPOINT_STEPS",)
