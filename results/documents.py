@@ -47,6 +47,8 @@ def read_run_config(path: Path) -> dict[str, Any]:
             if lacks[0] != "MODEL"
             else f"{path} is not the configuration of a run: MODEL with BACKBONE and its NAME is expected"
         )
+    if not isinstance(tree.get("RUN", {}), dict):
+        raise ValueError(f"{path} is not the configuration of a run: RUN should be a group of keys")
     return dict(tree)
 
 

@@ -147,7 +147,9 @@ def services(cfg: CfgNode) -> list[str]:
         ValueError: An unknown name, or a package that is not installed.
     """
     given = cfg.get("RUN", {}).get("LOGGERS", ())
-    given = (given,) if isinstance(given, str) else tuple(given)
+    given = (given,) if isinstance(given, str) else given or ()
+    if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
+        raise ValueError(f"RUN.LOGGERS is {given!r}; expected any of {', '.join(SERVICES)}")
     names = list(dict.fromkeys(name.strip().lower() for word in given for name in word.split(",") if name.strip()))
     for name in names:
         if name not in SERVICES:

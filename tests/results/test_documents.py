@@ -28,3 +28,14 @@ def test_3_4_a_key_that_stands_twice_is_refused(tmp_path, text, told):
 def test_merged_keys_may_be_overridden(tmp_path):
     (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\nc: {x: 1}\n")
     assert documents.read_yaml(tmp_path / "a.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 1}}
+
+
+@pytest.mark.parametrize("run", ["", "1", "text", "[1]"])
+def test_8_1_the_groups_of_a_runs_configuration_are_groups(tmp_path, run):
+    """(row 8.1)"""
+    lines = ["TRAINER: {NAME: CoOp}", "DATASET: {NAME: PACS}", "MODEL: {BACKBONE: {NAME: RN50}}"]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    assert documents.read_run_config(tmp_path / "config.yaml")["TRAINER"] == {"NAME": "CoOp"}
+    (tmp_path / "config.yaml").write_text("\n".join([*lines, f"RUN: {run}"]))
+    with pytest.raises(ValueError, match="RUN should be a group of keys"):
+        documents.read_run_config(tmp_path / "config.yaml")

@@ -218,6 +218,8 @@ def test_what_cannot_be_logged_to(run, tmp_path, monkeypatch):
     assert "wandb, which is not installed: `pip install wandb`" in output.err
     *_, output = run("LinearProbe", "RUN.LOGGERS", "comet", code=2)
     assert "expected any of wandb, mlflow" in output.err
+    *_, output = run("LinearProbe", "RUN.LOGGERS", "(1,)", code=2)  # (row 8.1)
+    assert output.err.startswith("error: RUN.LOGGERS is (1,); expected any of wandb, mlflow")
 
 
 def test_loggers_are_no_part_of_a_run():
