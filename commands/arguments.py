@@ -27,8 +27,10 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> object:
         """The value of a word; no number that a program can do nothing with."""
         value = super()._get_value(action, arg_string)
-        if (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value)):
-            raise argparse.ArgumentError(action, f"{arg_string:.40} is no number of 64 bits")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentError(action, f"{arg_string:.40} is not a finite number")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise argparse.ArgumentError(action, f"{arg_string:.40} is not a number of 64 bits")
         return value
 
     def single_value_flags(self) -> list[str]:

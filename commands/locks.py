@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from dassl_clip.results import environment, locking
+from dassl_clip.results.files import write_text_atomically
 
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock.json"
@@ -129,7 +130,7 @@ def _write_holder(folder: Path) -> None:
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": environment.command_line()}
     holder["since"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with contextlib.suppress(OSError):  # a full disk does not hinder the lock itself
-        (folder / HOLDER_NAME).write_text(json.dumps(holder), encoding="utf-8")
+        write_text_atomically(folder / HOLDER_NAME, json.dumps(holder))
 
 
 def _try_lock(handle: int, kind: int) -> bool | None:

@@ -255,7 +255,7 @@ def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
         ValueError: It is not that of this model.
     """
     try:
-        with np.load(path) as content:
+        with np.load(path, allow_pickle=False) as content:
             names = [name for name in content.files if not name.startswith("opt/")]
             root = "params/" if "params/b" in names else ""
             numbers = sum(content[name].size for name in names if name.startswith(root))

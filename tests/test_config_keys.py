@@ -45,7 +45,7 @@ THIRD_PARTY = {
             f"TRAINER.{name}"
             for name in (
                 *("MCD", "MME", "CDAC", "SE", "M3SDA", "DAEL", "DDAIG", "DAELDG"),
-                *("ENTMIN", "MEANTEACHER", "MIXMATCH", "FIXMATCH"),
+                *("ENTMIN", "MEANTEACHER", "MIXMATCH"),
             )
         ],
         METHOD_OF_OTHERS,

@@ -112,7 +112,7 @@ def test_entries_without_facts_are_listed_and_removed(folder, capsys):
         (["rm", "abc"], "too short"),
         (["rm", "zzzz"], "nothing in the cache has a hash that begins with 'zzzz'"),
         (["rm", "--older-than", "-1"], "at least 0"),
-        (["rm", "--older-than", "nan"], "at least 0"),
+        (["rm", "--older-than", "nan"], "nan is not a finite number"),
         (["rm", "--old", "1"], "unrecognized arguments"),
     ],
 )
