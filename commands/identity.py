@@ -227,7 +227,7 @@ def _has_epochs(cfg: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------- evaluations
 
 
-def check_evaluation(cfg: Any, model_dir: str) -> None:
+def check_evaluation(cfg: Any, model_dir: str | None) -> None:
     """Refuse an evaluation that would write into a run: into the one that it evaluates, or into another one.
 
     Raises:

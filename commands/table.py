@@ -70,6 +70,10 @@ def print_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     train.register()
     asked = sheet.read_sweep(args.what[0])
     entries = sheet.expand(asked, sweep.sheet_request(args), pairs, args.rows)
+    if args.dry_run:
+        for run in {entry.run.folder: entry.run for entry in entries}.values():
+            print(f"{sweep.state_of(run)[0]}: {run.command}")
+        return 0
     if not asked.published:
         if args.check:
             raise UserError(f"--check: the sweep {asked.name} has no published table to check against")

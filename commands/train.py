@@ -137,6 +137,8 @@ def start(cfg: Any, args: argparse.Namespace) -> None:
     from dassl_clip.trainers import distributed
 
     folder = Path(cfg.OUTPUT_DIR)
+    if args.eval_only:
+        identity.check_evaluation(cfg, args.model_dir)
     open_folders(cfg)
     with distributed.joined(cfg.USE_CUDA):
         if distributed.is_main():
@@ -217,12 +219,12 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
     loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
     torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
-    trains = not args.eval_only and not args.no_train
-    distributed.from_main(lambda: identity.check_previous(cfg, trains))
-    if args.eval_only:
-        distributed.from_main(lambda: identity.check_evaluation(cfg, args.model_dir))
-    if distributed.is_main():
-        records.write_text_atomically(Path(cfg.OUTPUT_DIR) / CONFIG_NAME, cfg.dump())
+    trains, config_file = not args.eval_only and not args.no_train, Path(cfg.OUTPUT_DIR) / CONFIG_NAME
+    looks = args.no_train and distributed.from_main(config_file.exists)  # only looks into the folder of another run
+    if not looks:
+        distributed.from_main(lambda: identity.check_previous(cfg, trains))
+        if distributed.is_main():
+            records.write_text_atomically(config_file, cfg.dump())
     print(f"Command: {environment.command_line()}")
     print(f"** Config **\n{cfg}")
     print(f"** Environment **\n{environment_report()}\n")
@@ -241,7 +243,7 @@ def execute(cfg: Any, args: argparse.Namespace) -> None:
             "stand in for them: use TEST.SPLIT test, or give the data set validation images"
         )
     data = run_images(trainer)
-    if data is not None:
+    if data is not None and not looks:
         distributed.from_main(lambda: identity.check_images(cfg, data, trains))
         if distributed.is_main():
             run_data.write_data(Path(cfg.OUTPUT_DIR), data)

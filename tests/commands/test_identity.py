@@ -188,12 +188,19 @@ def test_2_3_an_evaluation_writes_into_no_run(world, call_tiny):
     assert call_tiny()[0] == 0
     second = world.root / "second"
     assert call_tiny("--output-dir", second, "--seed", 2)[0] == 0
-    before = {path: path.read_bytes() for path in world.root.rglob("config.yaml")}
+    before = {path: path.read_bytes() for path in (*world.out.rglob("*"), *second.rglob("*")) if path.is_file()}
     for folder in (world.out, world.out / "tiny" / "..", world.root, world.out / "eval", second):
         code, _, err = call_tiny("--eval-only", "--model-dir", world.out, "--output-dir", folder, "OPTIM.LR", 0.3)
         assert code == 2 and "an evaluation has a folder of its own" in err and err.count("\n") == 1
-    assert before == {path: path.read_bytes() for path in world.root.rglob("config.yaml")}
-    assert len(before) == 2
+    assert before == {path: path.read_bytes() for path in (*world.out.rglob("*"), *second.rglob("*")) if path.is_file()}
+
+
+def test_2_3_a_look_with_no_train_changes_no_run(world, call_tiny):
+    """`--no-train` in a finished run's folder with other settings: configuration, images and record stay."""
+    assert call_tiny()[0] == 0
+    kept = {name: (world.out / name).read_bytes() for name in ("config.yaml", "record.json", run_data.DATA_NAME)}
+    assert call_tiny("--no-train", "OPTIM.LR", 0.3, "DATASET.NUM_SHOTS", 2)[0] == 0
+    assert kept == {name: (world.out / name).read_bytes() for name in kept}
 
 
 def test_2_1_a_record_says_what_was_trained_on_what(world, call_tiny):

@@ -506,3 +506,26 @@ def test_folders_still_have_their_tables(place, capsys):
     (place / "icons").symlink_to("output")  # a folder comes before a sweep of that name
     assert table.is_sweep(["gopro-xd"]) and not table.is_sweep(["icons"])
     assert show(capsys, "icons", "--rows", "CoOp", "--format", "csv").splitlines() == lines
+
+
+CLAP_CONFIGS = ("pacs", "vlcs", "office_home", "domainnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "configs"),
+    [
+        ("gopro-b2n", {"CoOp": {"vit_b16_ctxv1", "vit_b16_ep50_ctxv1"}, "GOPro": {"vit_b16"}}),
+        ("clap-zeroshot", {"CLAP": {*CLAP_CONFIGS, *(f"{name}_vit_l14" for name in CLAP_CONFIGS)}}),
+        ("clap-attacks", {"CLAP": {*CLAP_CONFIGS}}),
+    ],
+)
+def test_7_1_a_table_plans_the_configurations_of_its_rows(name, configs, tmp_path, capsys):
+    """(row 7.1) `table NAME --dry-run` prints every run that the table is made of, and runs nothing."""
+    assert table.main([name, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith("missing: python ") for line in lines) and not (tmp_path / "out").exists()
+    files = [re.search(r"configs/trainers/(\w+)/(\w+)\.yaml", line).groups() for line in lines]
+    found = {method: {stem for other, stem in files if other == method} for method, _ in files}
+    assert {method: found[method] for method in configs} == configs
+    if name.startswith("clap"):
+        assert {re.search(r"--seed (\d+)", line)[1] for line in lines} == {"2024"}
