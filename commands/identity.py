@@ -167,14 +167,20 @@ def check_previous(cfg: Any, trains: bool) -> None:
     changed = records.config_differences(previous, cfg)
     if not changed:
         return
-    longer = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] < cfg.OPTIM.MAX_EPOCH  # Dassl's way to train on
-    if resumes and not longer:
+    other_end = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] != cfg.OPTIM.MAX_EPOCH  # Dassl's way to train on
+    if resumes and not (other_end and _epochs_done(folder) < cfg.OPTIM.MAX_EPOCH):
         raise UserError(
             f"{folder} holds checkpoints of another configuration ({shortened(changed)}), which are not mixed with "
             f"this one: give another --output-dir, and --resume {folder} with it to start from these checkpoints"
         )
     logger.warning("%s was used with another configuration: %s", folder, shortened(changed))
     _set_record_aside(folder)
+
+
+def _epochs_done(folder: Path) -> int:
+    """Finished epochs of the newest checkpoint in a run's folder."""
+    names = [path.name.partition("-")[2].split("-")[0] for path in folder.glob("*/*.pth.tar-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def check_images(cfg: Any, data: RunData, trains: bool) -> None:

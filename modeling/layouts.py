@@ -92,7 +92,7 @@ def unwrap(state: object, path: Path) -> dict[str, Tensor]:
 def _unprefixed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The entries of the one CLIP of a state dict, without what a training program put before their names."""
     scales = (name for name in state if name.rpartition(".")[2] == SCALE and ".attn." not in name)
-    prefixes = sorted({name.removesuffix(SCALE) for name in scales}, key=len)
+    prefixes = sorted({name.removesuffix(SCALE) for name in scales}, key=lambda prefix: (len(prefix), prefix))
     if not prefixes or not prefixes[0]:
         return state
     if len(prefixes) > 1:

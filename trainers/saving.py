@@ -160,7 +160,7 @@ class CheckpointMixin:
             logger.warning("%s does not say which configuration and images it is of: data not recorded", path)
             return ""
         theirs, own = state["identity"], records.identity(self.asked)
-        if theirs.get("OPTIM.MAX_EPOCH", 0) < own["OPTIM.MAX_EPOCH"]:  # Dassl's way to train on
+        if state.get("epoch", 0) < own["OPTIM.MAX_EPOCH"]:  # Dassl's way to train on, or to end earlier
             theirs = theirs | {"OPTIM.MAX_EPOCH": own["OPTIM.MAX_EPOCH"]}
         changed = records.identity_differences(theirs, own)
         files = records.named_files(self.asked)
