@@ -2,15 +2,15 @@
 
 A run's data is the list of its images and the class names in label order. Of each image it holds the part (train, val,
 test, or unlabelled), the label, the size in bytes and the name: `domain/class/file` in canonical names where a loader
-of this project read it, otherwise the path below the folder that all images share. Of a fixed sample it holds the
-content too. A run writes the list into its folder (`data.tsv.gz`) and the fingerprint, the SHA-256 of the list, into
-its record and checkpoints. A finished run counts, a checkpoint is resumed, and records share a table only where the
-data agree.
+of this project read it, otherwise the path below the folder that all images share. Of a fixed sample of the tested
+images, and of another one of the others, it holds the content too. A run writes the list into its folder
+(`data.tsv.gz`) and the fingerprint, the SHA-256 of the list, into its record and checkpoints. A finished run counts, a
+checkpoint is resumed, and records share a table only where the data agree.
 
 What the fingerprint sees: an image that was added, removed, renamed, or moved to another class or part; another size;
-other or reordered class names; other content in the sample, which is every image of up to `SAMPLED`, otherwise
+other or reordered class names; other content in a sample, which is every image of up to `SAMPLED`, otherwise
 `SAMPLED` of them (of a long file its first and last `EDGE` bytes). What it does not see: other content of exactly the
-same size in an image outside the sample. The folder above the images may be another one.
+same size in an image outside the samples. The folder above the images may be another one.
 """
 
 from __future__ import annotations
@@ -116,10 +116,18 @@ def _images(items: Sequence[tuple[str, int, str]], names: Mapping[str, str] | No
     folders = {os.path.dirname(os.path.abspath(path)) for path in sizes}
     shared = len(os.path.commonpath(folders)) if folders else 0
     below = names or {path: os.path.abspath(path)[shared:].lstrip(os.sep) for path in sizes}
-    # The sample follows the names alone, spread by a checksum, so that an added image hardly changes it.
-    sample = heapq.nsmallest(SAMPLED, sizes, key=lambda path: (zlib.crc32(os.fsencode(below[path])), below[path]))
+    # The sample follows the names alone, spread by a checksum, so that an added image hardly changes it. Tested images
+    # have one of their own: runs that were trained on different draws agree in what they tested.
+    tested = {path for part, _, path in items if part == "test"}
+    pools = tested, sizes.keys() - tested
+    sample = [path for pool in pools for path in heapq.nsmallest(SAMPLED, pool, key=lambda path: _place(below[path]))]
     content = {path: _content(path) for path in sample}
     return sorted(Image(part, label, sizes[path], content.get(path, ""), below[path]) for part, label, path in items)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """The place of an image in the order in which a sample takes them."""
+    return zlib.crc32(os.fsencode(name)), name
 
 
 def _size(path: str) -> int:

@@ -114,6 +114,20 @@ def test_the_sample_of_a_long_list(tmp_path, monkeypatch):
         assert (run_data.data_of(data_set(tmp_path, test=files)).fingerprint != data.fingerprint) == seen
 
 
+def test_1_3_draws_of_shots_agree_in_what_is_tested(tmp_path, monkeypatch):
+    """Seeds train on different images and test the same ones, whichever of all these the sample holds."""
+    monkeypatch.setattr(run_data, "SAMPLED", 20)
+    files = [(f"{number:03}.png", number % 2) for number in range(200)]
+    for number, (name, _) in enumerate(files):
+        (tmp_path / name).write_bytes(b"%04d" % number)
+    test = files[100:]
+    facts = [run_data.data_of(data_set(tmp_path, files[first : first + 40], test)).facts() for first in (0, 30, 60)]
+    assert len({fact["test"] for fact in facts}) == 1 and len({fact["fingerprint"] for fact in facts}) == 3
+    assert {fact["sampled"] for fact in facts} == {40}
+    (tmp_path / "150.png").write_bytes(b"12345")
+    assert run_data.data_of(data_set(tmp_path, files[:40], test)).facts()["test"] != facts[0]["test"]
+
+
 def test_both_ends_of_a_long_file_count(tmp_path, monkeypatch):
     monkeypatch.setattr(run_data, "EDGE", 10)
     seen = set()
