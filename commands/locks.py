@@ -1,4 +1,4 @@
-"""One process per run folder: the first one holds the lock, any other is told who that is.
+"""One process per run folder: the first one holds the lock, any other gets an error that names it.
 
 Two locks are taken. That on the file `.lock` (`results/locking.py`) holds between all machines that share the folder.
 That on the folder itself (`flock` of a directory) holds between the processes of one machine, and still does when

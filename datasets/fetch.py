@@ -46,7 +46,7 @@ def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, 
         url: its address.
         folder: where it is to lie.
         md5: its published checksum; empty: none is known.
-        report: is told the progress.
+        report: called with the progress.
 
     Returns:
         The file.
@@ -89,7 +89,7 @@ def download(url: str, part: Path, mark: Path, checked: bool, report: Report) ->
         part: what is there of it.
         mark: the server's mark of the version that `part` is of.
         checked: whether a checksum will tell if the pieces are of two versions.
-        report: is told the progress.
+        report: called with the progress.
 
     Returns:
         Its length, 0 if the server does not say.

@@ -119,7 +119,7 @@ class PromptNoise:
 class TextPairs:
     """Batches of training texts with their augmented forms and class names.
 
-    The batches take the texts of all classes in an order that is drawn anew for each pass over them, one pass after the
+    The batches take the texts of all classes in an order that each pass over them draws again, one pass after the
     other: position `p = step * B + i` takes the text at place `p mod R` of pass `p div R`. A batch may hold several
     texts of a class, as in the authors' program; these are then negatives of each other. With the order `in-turn`,
     position `p` takes class `p mod C` and that class's text `(p div C) mod` its number of texts, so that neighbours

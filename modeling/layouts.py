@@ -1,7 +1,7 @@
 """The state dict of a CLIP under open_clip's names, from whatever names and wrappings a file has.
 
 Known are open_clip's and OpenAI's own, transformers' CLIPModel, Apple's MobileCLIP and Long-CLIP, inside the wrappings
-of training programs (`state_dict`, `module.`, `base_model.model.`, ...). What is known but cannot be read is told.
+of training programs (`state_dict`, `module.`, `base_model.model.`, ...). Known layouts that cannot be read are named.
 """
 
 import logging

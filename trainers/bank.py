@@ -156,7 +156,7 @@ def turn(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: Nothing can be written there.
-        Terminated: This process was told to end while it waited.
+        Terminated: A stop was requested while this process waited.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.stem}.lock")
