@@ -4,10 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = ("modeling", "trainers", "datasets", "results", "commands", "embedded", "configs")
+PACKAGES_AT_THE_TOP = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
 PACKAGES = {
     f"dassl_clip.{package}": package.replace(".", "/")
-    for room in ROOMS
+    for room in PACKAGES_AT_THE_TOP
     for package in (room, *(f"{room}.{name}" for name in find_packages(room)))
 }
 
@@ -24,7 +24,7 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
-        "dassl_clip.modeling": ["*.json"],
+        "dassl_clip.clip": ["*.json"],
         "dassl_clip.datasets": ["lists/*.json"],
         "dassl_clip.results": ["published/*.json"],
         "dassl_clip.embedded": ["icons/*.*", "icons/*/*/*", "clip/*"],
@@ -65,5 +65,5 @@ setup(
         "umap": ["umap-learn>=0.5.4"],
         "slurm": ["submitit>=1.5"],
     },
-    entry_points={"console_scripts": ["dassl-clip = dassl_clip.commands.__main__:main"]},
+    entry_points={"console_scripts": ["dassl-clip = dassl_clip.cli.__main__:main"]},
 )

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from dassl_clip.commands.train import main
+    from dassl_clip.cli.train import main
 except ModuleNotFoundError as error:
     if error.name is None or not error.name.startswith("dassl_clip"):
         raise

@@ -18,7 +18,7 @@ import torch
 from common import ARCHITECTURE, Part, Results, Work, make_parser, run_cases
 from inputs import ROOT, build_trainer, class_names, make_pictures
 
-from dassl_clip.trainers.bank import VARIABLE
+from dassl_clip.engine.feature_cache import VARIABLE
 
 IMAGES = {"cpu": 64, "cuda": 1024}
 

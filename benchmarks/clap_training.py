@@ -23,9 +23,9 @@ from inputs import ROOT, backbone, class_names
 from plain import text_features
 from torch import Tensor
 
-from dassl_clip.modeling.backbone import FrozenCLIP
-from dassl_clip.modeling.clap import ContentHead, TextTables, template_tables
-from dassl_clip.modeling.clap_training import TextPairs, content_loss, fit_content_head
+from dassl_clip.clip.backbone import FrozenCLIP
+from dassl_clip.trainers.clap.head import ContentHead, TextTables, template_tables
+from dassl_clip.trainers.clap.training import TextPairs, content_loss, fit_content_head
 
 TARGETS = {"office_home": 20.0, "domainnet": 50.0}
 MAX_STEPS, CHECK_EVERY, PATIENCE = 8000, 480, 5

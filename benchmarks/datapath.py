@@ -27,9 +27,9 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
-from dassl_clip.modeling.backbone import FrozenCLIP
-from dassl_clip.modeling.views import CROP_SCALE, GRAYSCALE_P, JITTER, JITTER_P, augmix_view, moco_view
-from dassl_clip.trainers.gopro import VIEW_CROP
+from dassl_clip.clip.backbone import FrozenCLIP
+from dassl_clip.clip.views import CROP_SCALE, GRAYSCALE_P, JITTER, JITTER_P, augmix_view, moco_view
+from dassl_clip.trainers.gopro.trainer import VIEW_CROP
 
 WORKERS = (0, 1, 2, 4, 8, 16)
 LOADED = 16  # images of a loader's batch

@@ -17,8 +17,9 @@ from common import peak, start_peak, timed
 from reporting import rounded
 from torch import Tensor
 
-from dassl_clip.modeling.inmap import Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
-from dassl_clip.modeling.proxy_solver import BLOCK_ELEMENTS, ProxyObjective
+from dassl_clip.clip.rows import Cosines
+from dassl_clip.trainers.inmap.labels import PseudoLabels, sinkhorn_potentials, solve_vision_proxy
+from dassl_clip.trainers.inmap.solver import BLOCK_ELEMENTS, ProxyObjective
 
 CLASSES, DIMENSIONS = 1000, 512
 TAU = 0.01

@@ -17,7 +17,13 @@ from common import Part, Results, Work, make_parser, operations, run_cases, time
 from plain import vision_proxy
 from torch import Tensor
 
-from dassl_clip.modeling.inmap import Cosines, PseudoLabels, proxy_objective, sinkhorn_potentials, solve_vision_proxy
+from dassl_clip.trainers.inmap.labels import (
+    Cosines,
+    PseudoLabels,
+    proxy_objective,
+    sinkhorn_potentials,
+    solve_vision_proxy,
+)
 
 AUTHORS_STEPS = 2000
 SIZES = {"images": 50_000, "dimensions": 768, "classes": 1000}

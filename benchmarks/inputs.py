@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dassl_clip.commands import config, train
-from dassl_clip.modeling.backbone import FrozenCLIP, load_backbone
+from dassl_clip.cli import train
+from dassl_clip.clip.backbone import FrozenCLIP, load_backbone
+from dassl_clip.engine import config
 
 ROOT = Path(train.__file__).resolve().parents[1]
 LISTS = ROOT / "datasets" / "lists"

@@ -28,9 +28,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl_clip.commands import config, train
+from dassl_clip.cli import train
 from dassl_clip.datasets import listings
 from dassl_clip.datasets.folders import scan_folder
+from dassl_clip.engine import config
 
 RESULTS = Path(__file__).parent / "results"
 LIST = Path(train.__file__).resolve().parents[1] / "datasets" / "lists" / "imagenet.json"

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_clip.modeling.backbone import FrozenCLIP
-from dassl_clip.modeling.gopro import GOProLearner
+from dassl_clip.clip.backbone import FrozenCLIP
+from dassl_clip.trainers.gopro.model import GOProLearner
 
 STYLE_EPSILON = 2.3e-8
 LEARNING_RATE = 10.0  # of InMaP, halved whenever the gradient grows

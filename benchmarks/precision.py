@@ -20,8 +20,8 @@ from inputs import ROOT, build_trainer, class_names, make_pictures
 from reporting import describe, precision_table, rounded, write
 from torch import Tensor
 
-from dassl_clip.modeling.zeroshot import zeroshot_weights
-from dassl_clip.trainers.precision import Precision
+from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine.precision import Precision
 
 DOMAINS = ("emoji", "flat", "line", "solid")
 TEMPLATE = "a photo of a {}."

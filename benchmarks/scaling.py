@@ -32,9 +32,10 @@ from gopro_step import gopro_trainer
 from inputs import backbone, class_names
 from reporting import describe, rounded, scaling_table, write
 
-from dassl_clip.modeling.clap import training_texts
-from dassl_clip.modeling.inmap import Cosines, sinkhorn_potentials
-from dassl_clip.modeling.proxy_solver import ProxyObjective
+from dassl_clip.clip.rows import Cosines
+from dassl_clip.trainers.clap.head import training_texts
+from dassl_clip.trainers.inmap.labels import sinkhorn_potentials
+from dassl_clip.trainers.inmap.solver import ProxyObjective
 from dassl_clip.trainers.linear_probe import fit_probe
 
 TAU, SCALE = 0.01, 100.0

@@ -16,9 +16,9 @@ from inputs import backbone, class_names
 from plain import prompt_features, prompt_ids, text_features
 from torch import Tensor
 
-from dassl_clip.modeling.backbone import FrozenCLIP
-from dassl_clip.modeling.templates import resolve_templates
-from dassl_clip.modeling.zeroshot import zeroshot_weights
+from dassl_clip.clip.backbone import FrozenCLIP
+from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.clip.zeroshot import zeroshot_weights
 
 WORDS = "a photo of a"
 CLASSES = 100

@@ -18,6 +18,7 @@ from .files import check_regular
 MOST_BYTES = 4 << 20  # of a YAML document, which is read slowly
 MOST_VALUES = 100_000  # of a YAML document, with every alias written out
 DEEPEST = 40
+CONFIG_NAME = "config.yaml"  # the resolved configuration in a run's folder
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -114,3 +115,11 @@ def _refuse_twice(node: yaml.MappingNode) -> None:
             if key.value in lines:
                 raise ValueError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
             lines[key.value] = line
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The resolved configuration that an earlier run wrote into its folder, or None."""
+    try:
+        return read_run_config(folder / CONFIG_NAME)
+    except (OSError, ValueError):
+        return None

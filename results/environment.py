@@ -131,7 +131,7 @@ def command_line() -> str:
     program, *arguments = map(printable, sys.argv)
     name = os.path.basename(program)
     if name == "__main__.py":
-        return shlex.join(["python", "-m", "dassl_clip.commands", *arguments])
+        return shlex.join(["python", "-m", "dassl_clip.cli", *arguments])
     return shlex.join([*(["python", program] if name.endswith(".py") else [name]), *arguments])
 
 

@@ -60,4 +60,4 @@ options=(--reference "${reference:-none}")
 [[ -n ${JOBS-} ]] && options+=(--jobs "$JOBS")
 
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # idle threads give way to the runs beside them
-exec "$python" -m dassl_clip.commands task "$method" "$1" "$2" "${options[@]}" "${@:3}"
+exec "$python" -m dassl_clip.cli task "$method" "$1" "$2" "${options[@]}" "${@:3}"

@@ -19,12 +19,12 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip import trainers
-from dassl_clip.commands import train
-from dassl_clip.commands.config import default_config
+from dassl_clip.cli import train
+from dassl_clip.engine.config import default_config
 
 ROOT = Path(__file__).parents[1]
 OURS = sorted(name for name in trainers.__all__ if name != "add_config")
-ROOMS = ("trainers", "modeling", "datasets", "results", "commands", "toolbox/dassl")
+ROOMS = ("clip", "trainers", "engine", "datasets", "results", "experiments", "cli", "toolbox/dassl")
 KEYED_CALLS = ("get", "getattr")  # node.get("KEY", ...), getattr(node, "KEY")
 LISTS_OF_KEYS = ("KEYS", "PAIR_KEYS", "_PLAIN_KEYS")  # settings that several trainers declare; words that are keys
 
@@ -137,19 +137,10 @@ def reads(key: str, found: set[tuple[str, ...]]) -> bool:
 
 
 def made_of(name: str) -> set[Path]:
-    """The files of a trainer: those of its class and bases, and the modules of its room that they import from."""
-    waiting = [Path(inspect.getfile(kind)) for kind in TRAINER_REGISTRY.get(name).__mro__ if "dassl_clip" in str(kind)]
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                names = [node.module] if node.module else [alias.name for alias in node.names]
-                waiting += [path.parent / f"{module}.py" for module in names]
-    return found
+    """The files of a trainer: those of its own file or folder in `trainers/`, and the engine."""
+    own = Path(inspect.getfile(TRAINER_REGISTRY.get(name))).resolve()
+    files = [own] if own.parent == ROOT / "trainers" else sorted(own.parent.glob("*.py"))
+    return {*files, *sorted((ROOT / "engine").glob("*.py"))}
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +156,9 @@ def sources() -> dict[Path, set[tuple[str, ...]]]:
 def nobody_reads(keys: list[str], sources: dict[Path, set[tuple[str, ...]]]) -> list[str]:
     """The keys that no file reads; keys of our trainers count only where these are made."""
     everywhere = set().union(*sources.values())
-    own = {
-        name.upper(): set().union(*(sources[ROOT / "trainers" / path.name] for path in made_of(name))) for name in OURS
-    }
+    own = {name.upper(): set().union(*(sources[path] for path in made_of(name))) for name in OURS}
     in_full = {run for run in everywhere if run[0] == "TRAINER"}
-    in_full |= set().union(*(found for path, found in sources.items() if path.parent.name == "commands"))
+    in_full |= set().union(*(found for path, found in sources.items() if path.parent.name in ("cli", "experiments")))
     unread = []
     for key in keys:
         first, *rest = key.split(".")
@@ -299,7 +288,7 @@ class Recorder:
         key = f"{self._paths[id(node)][0]}{name}"
         if isinstance(value, CfgNode):
             self._paths[id(value)] = (f"{key}.", value)
-        elif any(f"/{room}/" in file for room in ("trainers", "modeling", "optim", "engine")):
+        elif any(f"/{room}/" in file for room in ("trainers", "clip", "optim", "engine")):
             self.keys.add(key)
 
 

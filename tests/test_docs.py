@@ -18,9 +18,12 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from dassl_clip.commands import catalogue, compare, completion, config, locks, plan, sheet, sweep, task, train
-from dassl_clip.commands.config import split_pairs
+from dassl_clip.cli import compare, completion, sweep, task, train
 from dassl_clip.embedded.build.__main__ import parser as build_parser
+from dassl_clip.engine import catalogue, config
+from dassl_clip.engine.config import split_pairs
+from dassl_clip.experiments import locks, plan
+from dassl_clip.experiments import sweeps as sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -33,7 +36,7 @@ DRIVER = """
 import json, os, sys
 import open_clip
 import dassl_clip.datasets, dassl_clip.trainers
-from dassl_clip.commands.__main__ import main
+from dassl_clip.cli.__main__ import main
 for words in json.loads(sys.argv[1]):
     print("$", *words, flush=True)
     pid = os.fork()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("modeling", "trainers", "datasets", "results", "commands", "embedded", "configs")
+ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
 
 
 @pytest.fixture(scope="module")

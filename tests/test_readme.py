@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.commands import train
-from dassl_clip.commands.__main__ import COMMANDS
+from dassl_clip.cli import train
+from dassl_clip.cli.__main__ import COMMANDS
 from dassl_clip.results.records import read_record
 
 ROOT = Path(__file__).resolve().parents[1]

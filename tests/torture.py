@@ -99,7 +99,7 @@ def start(file: Path, out: Path) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
-        "dassl_clip.commands",
+        "dassl_clip.cli",
         "sweep",
         str(file),
         "--targets",

@@ -11,12 +11,12 @@ except ModuleNotFoundError:
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl_clip.engine import metrics_log as loggers
 
-from . import loggers
-from .clap import CLAP
+from .clap.trainer import CLAP
 from .coop import CoOp
-from .gopro import GOPro
-from .inmap import InMaP
+from .gopro.trainer import GOPro
+from .inmap.trainer import InMaP
 from .linear_probe import LinearProbe
 from .zeroshot import ZeroshotCLIP
 

@@ -11,11 +11,10 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.modeling.coop import ContextLearner, initial_words
-
-from .base import CLIPTrainer, trainer_node
-from .frozen import FixedViewMixin
-from .unused import words_override
+from dassl_clip.clip.prompts import ContextLearner, initial_words
+from dassl_clip.engine.fixed_view import FixedViewMixin
+from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.unused import words_override
 
 logger = logging.getLogger(__name__)
 

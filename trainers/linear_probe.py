@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.modeling.templates import resolve_templates
-from dassl_clip.modeling.zeroshot import zeroshot_weights
-
-from . import distributed
-from .base import CLIPTrainer, trainer_node
-from .unused import EPOCH_LOOP, templates_override
+from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine import distributed
+from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,11 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.modeling.templates import resolve_templates
-from dassl_clip.modeling.zeroshot import zeroshot_weights
-
-from .base import CLIPTrainer, trainer_node
-from .readings import KEYS, ReadingsMixin, check_keys
-from .unused import EPOCH_LOOP, templates_override
+from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine.extra_tests import KEYS, ReadingsMixin, check_keys
+from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 
 
 @TRAINER_REGISTRY.register()

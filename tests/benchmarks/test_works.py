@@ -35,7 +35,7 @@ def check(found):
 
 @pytest.fixture(scope="module")
 def clip(tiny_clip):
-    from dassl_clip.modeling.backbone import load_backbone
+    from dassl_clip.clip.backbone import load_backbone
 
     return load_backbone(f"local-dir:{tiny_clip}")
 
@@ -167,7 +167,7 @@ def test_a_wrong_result_is_seen(script, small, clip):
 
 def test_plain_statistics_are_those_of_the_definition(script, clip):
     """`shifts` against mean, deviation and sums in float64."""
-    from dassl_clip.modeling.gopro import GOProLearner, PromptGenerator
+    from dassl_clip.trainers.gopro.model import GOProLearner, PromptGenerator
 
     torch.manual_seed(0)
     generator = PromptGenerator(clip.vision_widths, torch.randn(2, clip.text_width), shift_scale=0.7)

@@ -20,7 +20,7 @@ from dassl.utils import read_image as toolbox_image
 from dassl_clip.datasets import FolderClasses
 from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.verify import ERROR, verify
-from dassl_clip.trainers.images import SeededImages
+from dassl_clip.engine.data import SeededImages
 
 SIZE = (12, 7)
 DRAW = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 
 from dassl.config import get_cfg_default
 from dassl_clip import datasets
-from dassl_clip.commands import data
+from dassl_clip.cli import data
 from dassl_clip.datasets.spec import LISTS, load_spec, read_entry
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ registers.
 import numpy as np
 import pytest
 
-from dassl_clip.commands import train
+from dassl_clip.cli import train
 from dassl_clip.datasets.datums import make_datum
 from dassl_clip.results.labels import check_labels
 

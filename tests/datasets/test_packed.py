@@ -9,16 +9,7 @@ import shutil
 
 import pytest
 
-from dassl_clip.datasets import (
-    PACS,
-    VLCS,
-    EuroSAT,
-    FolderClasses,
-    FolderDomains,
-    ImageNet,
-    ImageNetSketch,
-    Manifest,
-)
+from dassl_clip.datasets import PACS, VLCS, EuroSAT, FolderClasses, FolderDomains, ImageNet, ImageNetSketch, Manifest
 from dassl_clip.datasets.verify import verify
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.commands import train
+from dassl_clip.cli import train
 from dassl_clip.results.records import read_record
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -118,7 +118,7 @@ def test_places(monkeypatch):
 @pytest.mark.parametrize("setting", ["", "off", "OFF", "Off ", "~/kept", "relative", "/one"])
 @pytest.mark.parametrize("home", ["", "/two", "~/two"])
 def test_features_lie_in_the_same_folder(setting, home, monkeypatch):
-    from dassl_clip.trainers import bank
+    from dassl_clip.engine import feature_cache as bank
 
     monkeypatch.setenv("DASSL_CLIP_CACHE", setting)
     monkeypatch.setenv("XDG_CACHE_HOME", home)

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from dassl_clip.commands import train
-from dassl_clip.trainers import distributed
+from dassl_clip.cli import train
+from dassl_clip.engine import distributed
 
 for words in json.loads(Path(sys.argv[1]).read_text()):
     code = train.main(words)

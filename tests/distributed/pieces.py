@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from dassl_clip.modeling.gopro import BatchNorm
-from dassl_clip.modeling.inmap import Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
-from dassl_clip.modeling.losses import nt_xent
-from dassl_clip.trainers import dealing, distributed
-from dassl_clip.trainers.dealing import ElsewhereError
-from dassl_clip.trainers.distributed import gather_rows, gather_values
+from dassl_clip.clip.losses import nt_xent
+from dassl_clip.clip.rows import Cosines
+from dassl_clip.engine import distributed
+from dassl_clip.engine import sharding as dealing
+from dassl_clip.engine.distributed import gather_rows, gather_values
+from dassl_clip.engine.sharding import ElsewhereError
+from dassl_clip.trainers.gopro.model import BatchNorm
+from dassl_clip.trainers.inmap.labels import PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 
 distributed.start(use_cuda=False)
 peers, found = distributed.peers(), {}

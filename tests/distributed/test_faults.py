@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl_clip.engine import distributed
 from dassl_clip.results.records import read_record
-from dassl_clip.trainers import distributed
 
 from .conftest import HERE, finish, start
 
@@ -89,7 +89,7 @@ def test_a_trainer_that_knows_nothing_of_processes(words, tmp_path):
 
 
 def test_a_busy_folder(words, tmp_path):
-    from dassl_clip.commands import locks
+    from dassl_clip.experiments import locks
 
     with locks.lock(tmp_path / "run") as free:
         assert free
@@ -99,7 +99,7 @@ def test_a_busy_folder(words, tmp_path):
 
 def test_a_main_process_that_is_gone_with_its_store(words, tmp_path):
     """Without torchrun the main process keeps the store: others on its machine add nothing to what it has told."""
-    from dassl_clip.commands import locks
+    from dassl_clip.experiments import locks
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

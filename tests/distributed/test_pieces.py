@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from dassl_clip.modeling.inmap import Cosines, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
-from dassl_clip.modeling.losses import nt_xent
+from dassl_clip.clip.losses import nt_xent
+from dassl_clip.clip.rows import Cosines
+from dassl_clip.trainers.inmap.labels import PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 
 from .conftest import HERE, finish, start
 

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dassl_clip.results import plots, report, sheets, tables
+from dassl_clip.results import plots, report, tables
+from dassl_clip.results import published as sheets
 from dassl_clip.results.escaping import csv_text, markdown, one_line, printable
 
 from .test_plots import record

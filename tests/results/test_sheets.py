@@ -1,6 +1,6 @@
 """Sheets: ours beside what was published, against plain calculations; the published tables against themselves.
 
-Covers `results/sheets.py` and `results/published/`: planted values come out as planted, differences, means over
+Covers `results/published.py` and `results/published/`: planted values come out as planted, differences, means over
 domains, harmonic means for each seed, averages over data sets, means of targets without the source, R, delta and
 Delta_NC; all formats read back; what is outside its tolerance; misprints; the sums, means and measures that the papers
 print agree with the cells they are made of, and every column is a data set or one of its domains.
@@ -17,10 +17,10 @@ import statistics
 import pytest
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl_clip.commands.config import default_config
-from dassl_clip.commands.train import register
-from dassl_clip.results import sheets
-from dassl_clip.results.sheets import Cell, Sheet, build_cells
+from dassl_clip.cli.train import register
+from dassl_clip.engine.config import default_config
+from dassl_clip.results import published as sheets
+from dassl_clip.results.published import Cell, Sheet, build_cells
 from dassl_clip.results.tables import FORMATS
 
 DOMAINS = {"Birds": ("day", "night"), "Cars": ("city", "farm", "road")}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dassl_clip.commands.__main__ import main
+from dassl_clip.cli.__main__ import main
 
 
 @pytest.fixture

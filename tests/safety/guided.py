@@ -16,16 +16,16 @@ ROOMS = [
     "dassl_clip.datasets",
     "dassl_clip.results.documents",
     "dassl_clip.results.records",
-    "dassl_clip.modeling.archive",
+    "dassl_clip.clip.archive",
 ]
 
 with atheris.instrument_imports(include=ROOMS):
+    from dassl_clip.clip import archive
     from dassl_clip.datasets import manifest, selections, split_file
     from dassl_clip.datasets.spec import load_spec
-    from dassl_clip.modeling import archive
     from dassl_clip.results import documents, records
 
-from dassl_clip.commands.errors import is_user_error  # noqa: E402
+from dassl_clip.engine.errors import is_user_error  # noqa: E402
 
 logging.disable(logging.CRITICAL)
 SPEC = load_spec("dtd")

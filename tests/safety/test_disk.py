@@ -23,10 +23,10 @@ import torch
 
 from dassl.utils import save_checkpoint as save_toolbox_checkpoint
 from dassl.utils import write_json
-from dassl_clip.commands.errors import is_user_error, sentence
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine.errors import is_user_error, sentence
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.results.files import write_atomically, write_bytes_atomically, write_text_atomically
-from dassl_clip.trainers import checkpoint
-from dassl_clip.trainers.base import CLIPTrainer
 
 BIG = torch.arange(100_000.0)
 WRITERS = {

@@ -28,22 +28,25 @@ from safetensors.torch import save
 from torch import nn
 
 from dassl.utils import read_image as read_toolbox_image
-from dassl_clip.commands import sheet, table
-from dassl_clip.commands.config import default_config, merge_file
-from dassl_clip.commands.errors import is_user_error, sentence
-from dassl_clip.commands.identity import read_config
+from dassl_clip.cli import table
+from dassl_clip.clip import sources, weights
+from dassl_clip.clip.backbone import load_backbone
+from dassl_clip.clip.weights import hash_state
 from dassl_clip.datasets import fetch, listings, manifest, selections, split_file, split_lists
 from dassl_clip.datasets.class_names import read_names
 from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import ImageFile
 from dassl_clip.datasets.spec import load_spec
-from dassl_clip.modeling import released, sources, weights
-from dassl_clip.modeling.backbone import load_backbone
-from dassl_clip.modeling.weights import hash_state
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine import export as released
+from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine.config import default_config, merge_file
+from dassl_clip.engine.errors import is_user_error, sentence
+from dassl_clip.experiments import sweeps as sheet
+from dassl_clip.experiments.identity import read_config
 from dassl_clip.results import records
 from dassl_clip.results.documents import read_run_config
 from dassl_clip.results.plot_matrix import read_predictions
-from dassl_clip.trainers import bank, checkpoint
 
 
 @pytest.fixture(scope="module", autouse=True)

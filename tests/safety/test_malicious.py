@@ -32,14 +32,16 @@ from torch import nn
 from dassl.utils import load_checkpoint as load_toolbox_checkpoint
 from dassl.utils import read_image as read_toolbox_image
 from dassl.utils.archives import unpack_archive
-from dassl_clip.commands.errors import printable
+from dassl_clip.clip import sources
+from dassl_clip.clip.weights import hash_state, read_weights
 from dassl_clip.datasets.fetch import unpack
 from dassl_clip.datasets.file_checks import decoding_error, read_image
-from dassl_clip.modeling import released, sources
-from dassl_clip.modeling.weights import hash_state, read_weights
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine import export as released
+from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine.errors import printable
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.plot_matrix import read_predictions
-from dassl_clip.trainers import bank, checkpoint
 
 
 @pytest.fixture

@@ -18,11 +18,14 @@ from dassl.config import get_cfg_default
 from dassl.utils import load_checkpoint as toolbox_checkpoint
 from dassl.utils import read_image as toolbox_image
 from dassl.utils.atomic import atomic_write
-from dassl_clip.commands import catalogue, config, predict, predict_pictures, report
+from dassl_clip.cli import predict, predict_pictures, report
+from dassl_clip.clip import weights
 from dassl_clip.datasets import add_config, file_checks, folders, manifest, selections, split_file
-from dassl_clip.modeling import released, weights
+from dassl_clip.engine import catalogue, config
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine import export as released
+from dassl_clip.engine import metrics_log as loggers
 from dassl_clip.results import documents, files, records
-from dassl_clip.trainers import checkpoint, loggers
 
 
 @pytest.fixture(autouse=True)

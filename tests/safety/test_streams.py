@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl_clip.commands import console, errors
+from dassl_clip.engine import console, errors
 from dassl_clip.results.escaping import printable
 
-PROGRAM = [sys.executable, "-m", "dassl_clip.commands"]
+PROGRAM = [sys.executable, "-m", "dassl_clip.cli"]
 needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device without room")
 
 

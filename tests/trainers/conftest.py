@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from dassl_clip.commands import train
+from dassl_clip.cli import train
 from dassl_clip.results.records import read_record
 
 

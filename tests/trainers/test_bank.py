@@ -1,8 +1,8 @@
 """The bank of kept features: nothing stale is served, nothing broken is used, nothing is lost when it cannot be kept.
 
-Covers `trainers/bank.py` alone, and runs of the command line that share a folder: changed pictures (also under an old
-time), weights, input and precision; torn, foreign, swapped and bit-flipped files of every kind; folders that cannot be
-written; `off`, and where the folder is.
+Covers `engine/feature_cache.py` alone, and runs of the command line that share a folder: changed pictures (also under
+an old time), weights, input and precision; torn, foreign, swapped and bit-flipped files of every kind; folders that
+cannot be written; `off`, and where the folder is.
 """
 
 import hashlib
@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dassl_clip.trainers import bank, kept
-from dassl_clip.trainers.extraction import cached_rows
+from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine import kept
+from dassl_clip.engine.extraction import cached_rows
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
-from dassl_clip.modeling.backbone import load_backbone
-from dassl_clip.modeling.views import augmix_view, moco_view
-from dassl_clip.trainers import checkpoint
-from dassl_clip.trainers.images import SeededImages, before_normalisation
+from dassl_clip.clip.backbone import load_backbone
+from dassl_clip.clip.views import augmix_view, moco_view
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine.data import SeededImages, before_normalisation
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl_clip.trainers import checkpoint
+from dassl_clip.engine import checkpoint_files as checkpoint
 
 
 class Old:

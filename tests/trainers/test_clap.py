@@ -19,11 +19,13 @@ from torchvision.transforms import RandomResizedCrop
 from dassl.data.datasets import build_dataset
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip import trainers
-from dassl_clip.commands import config, train
-from dassl_clip.modeling.clap import Augmentation, ContentHead, template_tables
-from dassl_clip.modeling.clap_training import TextPairs, fit_content_head
-from dassl_clip.trainers import checkpoint, clap_pairs
-from dassl_clip.trainers.clap_pairs import training_names
+from dassl_clip.cli import train
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine import config
+from dassl_clip.trainers.clap import pairs as clap_pairs
+from dassl_clip.trainers.clap.head import Augmentation, ContentHead, template_tables
+from dassl_clip.trainers.clap.pairs import training_names
+from dassl_clip.trainers.clap.training import TextPairs, fit_content_head
 
 ROOT = Path(trainers.__file__).resolve().parents[1]
 

@@ -1,6 +1,6 @@
 """Arrays of the bank that are made row after row: what was made is kept, what was killed goes on, nothing is stale.
 
-Covers `trainers/extraction.py` alone (interruptions after each batch, kills of a process, torn leftovers, full disks,
+Covers `engine/extraction.py` alone (interruptions after each batch, kills of a process, torn leftovers, full disks,
 folders without room, files that change meanwhile, two makers at once, memory), and runs of the command line that are
 interrupted while they encode.
 """
@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from dassl_clip.trainers import bank, extraction
-from dassl_clip.trainers.extraction import cached_rows, partial_path
-from dassl_clip.trainers.features import FeatureMixin
+from dassl_clip.engine import extraction
+from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine.extraction import cached_rows, partial_path
+from dassl_clip.engine.features import FeatureMixin
 
 FACTS = {"kind": "image features", "images": 23}
 COUNT, BATCH = 23, 4

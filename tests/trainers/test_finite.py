@@ -1,6 +1,6 @@
 """NaN and infinite numbers in weights, learned parts, features and scores: refused by name, nothing is recorded.
 
-Covers `modeling/finite.py` against the plain check, and all ways to score through the command line: a run,
+Covers `clip/finite.py` against the plain check, and all ways to score through the command line: a run,
 `--eval-only`, `MODEL.INIT_WEIGHTS`, `predict`, `export`, a run that is refined, and a trainer that is not of this
 project.
 """
@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dassl_clip.commands import export, predict
-from dassl_clip.modeling.finite import check_rows, check_state, finite_rows
-from dassl_clip.modeling.weights import hash_state
-from dassl_clip.modeling.zeroshot import zeroshot_weights
+from dassl_clip.cli import export, predict
+from dassl_clip.clip.finite import check_rows, check_state, finite_rows
+from dassl_clip.clip.weights import hash_state
+from dassl_clip.clip.zeroshot import zeroshot_weights
 
 NAN, INF = float("nan"), float("inf")
 
@@ -183,7 +183,7 @@ def test_3_1_scores_of_a_plain_dassl_trainer(run, tmp_path, value, code):
 
 def test_3_1_text_features_that_are_no_numbers_are_refused_by_class(tiny_clip):
     """(row 3.1) Weights that are finite and whose features are not."""
-    from dassl_clip.modeling.backbone import load_backbone
+    from dassl_clip.clip.backbone import load_backbone
 
     backbone = load_backbone(f"local-dir:{Path(tiny_clip)}")
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Training on kept features of a fixed view equals training on its images, and opens no file for it again.
 
-Covers `trainers/frozen.py` through the command line, for CoOp and both variants of GOPro: losses, learned parts and
+Covers `engine/fixed_view.py` through the command line, for CoOp and both variants of GOPro: losses, learned parts and
 scores of both loops; what is encoded how often; workers and the cache switched off; resuming; changed and unreadable
 pictures; transforms that are not fixed; the limit of what is kept; tests of GOPro from kept rows.
 """
@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from dassl_clip.trainers import checkpoint, frozen
-from dassl_clip.trainers.features import FeatureMixin
-from dassl_clip.trainers.frozen import FixedViewMixin
-from dassl_clip.trainers.gopro import GOPro
-from dassl_clip.trainers.images import SeededImages
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine import fixed_view as frozen
+from dassl_clip.engine.data import SeededImages
+from dassl_clip.engine.features import FeatureMixin
+from dassl_clip.engine.fixed_view import FixedViewMixin
+from dassl_clip.trainers.gopro.trainer import GOPro
 
 VARIANTS = {
     "CoOp": ("CoOp", "TRAINER.COOP.N_CTX", 4),
@@ -225,7 +226,7 @@ def test_what_would_take_too_much_room_is_read(run, variant, counted, monkeypatc
     whole = run(*VARIANTS[variant], *EPOCHS, name="whole")
     counted.update(decoded=0, encoded=0)
     monkeypatch.setattr(frozen, "MOST_BYTES", 100)
-    monkeypatch.setattr("dassl_clip.trainers.gopro.MOST_BYTES", 100)
+    monkeypatch.setattr("dassl_clip.trainers.gopro.trainer.MOST_BYTES", 100)
     again = run(*VARIANTS[variant], *EPOCHS, name="again")
     assert counted["decoded"] == 12 * 3 + 30 * (variant == "GOPro")
     assert "kept, it would take" in again[2].out

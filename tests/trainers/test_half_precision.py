@@ -11,11 +11,11 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl_clip import datasets, trainers
-from dassl_clip.commands.config import resolve_config
-from dassl_clip.commands.train import parse
-from dassl_clip.trainers.base import CLIPTrainer
-from dassl_clip.trainers.clap_pairs import text_pairs
-from dassl_clip.trainers.precision import Precision
+from dassl_clip.cli.train import parse
+from dassl_clip.engine.config import resolve_config
+from dassl_clip.engine.precision import Precision
+from dassl_clip.engine.trainer import CLIPTrainer
+from dassl_clip.trainers.clap.pairs import text_pairs
 
 assert datasets and trainers  # imported for their registrations
 NAMES = [name for name in trainers.__all__ if name != "add_config"]

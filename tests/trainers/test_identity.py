@@ -1,6 +1,6 @@
 """What a checkpoint belongs to: its configuration, its images, and the files that the configuration names.
 
-Covers the checks in `trainers/saving.py` and `trainers/refined.py`.
+Covers the checks in `engine/checkpoints.py` and `engine/refined.py`.
 """
 
 import shutil
@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.results import records, run_data
-from dassl_clip.trainers import checkpoint
 
 
 def strip_record(folder):
@@ -132,7 +132,7 @@ def test_2_6_other_classes_are_told_by_their_first_difference(run, domain_tree, 
 
 def test_2_3_predict_follows_an_evaluation_to_its_run(run, domain_tree, tmp_path, capsys):
     """The evaluation's folder holds no learned parts; the run's are taken, and never the untrained ones."""
-    from dassl_clip.commands import export, predict
+    from dassl_clip.cli import export, predict
 
     folder, _, _ = run("CoOp", "OPTIM.LR", 0.5, name="trained")
     flags = ("--eval-only", "--model-dir", str(folder))
@@ -159,7 +159,7 @@ def test_2_3_predict_follows_an_evaluation_to_its_run(run, domain_tree, tmp_path
 
 def test_an_export_is_evaluated_like_its_run(run, domain_tree, tmp_path, capsys):
     """`--eval-only --model-dir FILE`: the same digits, and the record says what the file was trained on."""
-    from dassl_clip.commands import export
+    from dassl_clip.cli import export
 
     folder, trained, _ = run("CoOp", "OPTIM.LR", 0.5, name="trained")
     file = tmp_path / "prompt.safetensors"

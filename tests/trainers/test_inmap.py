@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip import trainers
-from dassl_clip.trainers import checkpoint
-from dassl_clip.trainers.features import NormalizedRows
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine.features import NormalizedRows
 
 TEMPLATES = ("a photo of a {}.", "the {} here.")
 TEXT, VISION, SINKHORN = "text proxy", "vision proxy", "vision proxy, Sinkhorn"
@@ -344,7 +344,7 @@ def test_features_that_stay_on_the_disk_give_the_same_run(run, monkeypatch):
     read = []
     getter = NormalizedRows.__getitem__
     monkeypatch.setattr(NormalizedRows, "__getitem__", lambda self, rows: read.append(rows) or getter(self, rows))
-    monkeypatch.setattr("dassl_clip.trainers.features.activation_budget", lambda device: 0)
+    monkeypatch.setattr("dassl_clip.engine.features.activation_budget", lambda device: 0)
     streamed, again, _ = run("InMaP", *inmap(), name="streamed")
     assert len(read) > sum(solution["steps"] for solution in again["solutions"].values())
     assert again["metrics"] == record["metrics"] and again["losses"] == record["losses"]

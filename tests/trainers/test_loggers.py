@@ -13,10 +13,10 @@ import sys
 
 import pytest
 
-from dassl_clip.commands import train
-from dassl_clip.commands.config import default_config
+from dassl_clip.cli import train
+from dassl_clip.engine import metrics_log as loggers
+from dassl_clip.engine.config import default_config
 from dassl_clip.results.records import config_hash
-from dassl_clip.trainers import loggers
 
 WANDB = """
 import json, os

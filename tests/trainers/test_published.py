@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dassl_clip.modeling.gopro import GOProLearner, PromptGenerator, is_published, published_state
-from dassl_clip.modeling.released import Export, as_bytes
-from dassl_clip.modeling.weights import hash_state
-from dassl_clip.trainers import GOPro, checkpoint
+from dassl_clip.clip.weights import hash_state
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine.export import Export, as_bytes
+from dassl_clip.trainers import GOPro
 from dassl_clip.trainers.coop import CoOp
+from dassl_clip.trainers.gopro.model import GOProLearner, PromptGenerator, is_published, published_state
 
 BLOCKS, VISION, TEXT, EMBED = 3, 8, 6, 5
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dassl.engine import build_trainer
-from dassl_clip.commands import config, train
-from dassl_clip.modeling.probe import fit_linear_probe
-from dassl_clip.trainers.images import mix_seed
+from dassl_clip.cli import train
+from dassl_clip.clip.probe import fit_linear_probe
+from dassl_clip.engine import config
+from dassl_clip.engine.data import mix_seed
 
 FORMS = {"C": "{}", "CP": "a {} in a photo", "PC": "a photo of a {}"}
 ALPHA, EPSILON = 0.9, 0.031

@@ -1,7 +1,7 @@
 """Runs that stop anywhere go on as if they had not: the disturbed run's files equal the undisturbed one's bit for bit.
 
-Covers `trainers/loop.py` (step checkpoints, SIGTERM, what is read after a resume, dumps), `trainers/saving.py` (which
-checkpoint is taken), `trainers/randomness.py`, and the folder's lock and exit codes in `commands/train.py`.
+Covers `engine/loop.py` (step checkpoints, SIGTERM, what is read after a resume, dumps), `engine/checkpoints.py` (which
+checkpoint is taken), `engine/randomness.py`, and the folder's lock and exit codes in `cli/train.py`.
 """
 
 import json
@@ -19,8 +19,9 @@ import torch
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip import trainers
-from dassl_clip.commands import locks
-from dassl_clip.trainers import checkpoint, randomness
+from dassl_clip.engine import checkpoint_files as checkpoint
+from dassl_clip.engine import randomness
+from dassl_clip.experiments import locks
 
 # Trainers as a user's plugin registers them: one signal to their own process in the middle of a step, once.
 PLUGIN = """
@@ -332,7 +333,7 @@ def test_a_dump_holds_what_led_to_a_loss_that_is_not_finite(run):
 
 def test_the_second_of_two_processes_is_told_who_holds_the_folder(run, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from dassl_clip.commands import locks\n"
+        "import sys; from pathlib import Path; from dassl_clip.cli import locks\n"
         "with locks.lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from dassl_clip.trainers.schedule import EpochSchedule
+from dassl_clip.engine.schedule import EpochSchedule
 
 # Rates of CoOp's 50-epoch setting (sgd, 0.002, cosine, one constant warm-up epoch of 1e-5), 1-based epochs.
 COOP_50 = {

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerXU
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl_clip.trainers import checkpoint
+from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.trainers.linear_probe import fit_probe
 
 VARIANTS = {

@@ -1,6 +1,6 @@
 """The line about a loader that is the bottleneck: a slow one gets it, a fast one does not, and its figures are right.
 
-Covers `trainers/waiting.py` with real loaders and with given times, and a run whose images are slow to read.
+Covers `engine/waiting.py` with real loaders and with given times, and a run whose images are slow to read.
 """
 
 import re
@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dassl_clip.trainers import images, waiting
-from dassl_clip.trainers.waiting import Watched
+from dassl_clip.engine import data as images
+from dassl_clip.engine import waiting
+from dassl_clip.engine.waiting import Watched
 
 
 class Slow(Dataset):

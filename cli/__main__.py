@@ -1,0 +1,77 @@
+"""The command line `dassl-clip`: one sub-command a module, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from dassl_clip.engine.console import safe_console
+from dassl_clip.engine.errors import USAGE_EXIT, suggestion
+from dassl_clip.engine.paths import leave_checkout
+
+COMMANDS = {
+    "train": "one run: the flags of train.py",
+    "task": "a whole task of one method on one data set, with a table at the end",
+    "compare": "several methods on one data set: run what is missing, print the tables",
+    "eval": "what a finished run learned, tested on other images",
+    "data": "the data sets on the disk: list, verify, inspect, links",
+    "sweep": "all runs of a table, wherever they go: local, a run a GPU, slurm",
+    "table": "a paper's table with ours beside it, or all that has been run, from the records",
+    "plot": "figures from records, saved predictions and saved features",
+    "report": "one page with the tables, figures, settings and gaps of all runs of a folder",
+    "predict": "classify pictures of your own with a finished run, or with class names alone",
+    "export": "a finished run as one small file, and what such a file holds",
+    "interpret": "the words nearest to a learned context",
+    "completion": "a script for the shell that completes all these words",
+    "backbones": "the architectures of open_clip: how fast prompts are read, which tokenizer",
+    "doctor": "what of the installation works, and what to do about the rest",
+    "cache": "the features kept on the disk: list, remove",
+}
+
+
+def usage() -> str:
+    """The text of `dassl-clip --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dassl-clip COMMAND [arguments]",
+            "",
+            "CLIP adaptation under domain shift for the Dassl toolbox.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`dassl-clip COMMAND --help` explains one.",
+            "To begin: dassl-clip task GOPro icons 1 --reference ZeroshotCLIP",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand the arguments to a sub-command and return its exit code."""
+    leave_checkout()
+    with safe_console():
+        return _dispatch(*(list(sys.argv[1:] if argv is None else argv) or ["--help"]))
+
+
+def _dispatch(name: str, *rest: str) -> int:
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(importlib.metadata.version("dassl-clip"))
+        return 0
+    if name not in COMMANDS:
+        print(
+            f"error: there is no command '{name}'.{suggestion(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
+        return USAGE_EXIT
+    return int(importlib.import_module(f"dassl_clip.cli.{name}").main(list(rest)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Features and listings kept on the disk: `dassl-clip cache ls` shows them, `dassl-clip cache rm` removes some or all.
+
+Everything in there can be made again. Only files that this project wrote are ever touched: arrays and their facts in
+the folder `features`, names of the files of large data sets in the folder `listings`, both named by a hash, and what an
+interrupted write left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine.errors import UserError, guarded
+
+DAY = 86400.0
+SHORTEST_HASH = 4
+LEFTOVER = "interrupted write"
+LEFTOVER_AGE = 3600.0  # seconds after which a temporary file is nobody's any more
+_ARRAY = re.compile(r"([0-9a-f]{64})\.npy")
+_TEMPORARY = re.compile(r"\.{1,2}([0-9a-f]{64})\.(part|part\.json|(npy|json|json\.gz|part\.json)\..+\.tmp)")
+_LISTING = re.compile(r"([0-9a-f]{64})\.json\.gz")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array or listing of the cache, or what an interrupted write left behind.
+
+    Attributes:
+        name: its hash.
+        kind: `image features`, `text features`, `content head`, ..., `folder listing`.
+        holds: what of, in a few words.
+        size: bytes of all its files.
+        used: when it was written or read last, seconds since the epoch.
+        files: its files.
+    """
+
+    name: str
+    kind: str
+    holds: str
+    size: int
+    used: float
+    files: tuple[Path, ...]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of both actions."""
+    parser = Parser(
+        prog="dassl-clip cache",
+        description="List or remove the features and listings that are kept on the disk. They can all be made again.",
+        epilog="example: dassl-clip cache rm --older-than 30",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    actions.add_parser("ls", parents=[shared], help="what is there: kind, size, last use",
+                       epilog="example: dassl-clip cache ls")  # fmt: skip
+    remove = actions.add_parser("rm", parents=[shared], help="remove some or all of it",
+                                epilog="example: dassl-clip cache rm 3a3289bf --dry-run")  # fmt: skip
+    remove.add_argument("hashes", nargs="*", metavar="HASH", help="the first letters of a hash that `ls` shows")
+    remove.add_argument("--all", action="store_true", help="everything")
+    remove.add_argument("--older-than", type=float, metavar="DAYS", help="what was not used for so many days")
+    remove.add_argument("--dry-run", action="store_true", help="say what would be removed, remove nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List or remove; 2 with one sentence for a user's error."""
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    return run_list() if args.action == "ls" else run_remove(args)
+
+
+def features_folder() -> Path:
+    """The folder of the kept features.
+
+    Raises:
+        UserError: the cache is switched off.
+    """
+    from dassl_clip.engine import feature_cache as bank
+
+    folder = bank.cache_folder()
+    if folder is None:
+        raise UserError(f"{bank.VARIABLE} is '{bank.OFF}': nothing is kept, so there is nothing to list or remove")
+    return folder / bank.FOLDER
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """What the folder of the features and that of the listings beside it hold, the last used first."""
+    from dassl_clip.datasets.listings import FOLDER as LISTINGS
+
+    entries = []
+    for path in (path for place in (folder, folder.parent / LISTINGS) if place.is_dir() for path in place.iterdir()):
+        try:
+            match, status = _ARRAY.fullmatch(path.name), path.stat()
+            temporary = _TEMPORARY.fullmatch(path.name)
+            if match is not None:
+                files = tuple(file for file in (path, path.with_suffix(".json")) if file.is_file())
+                kind, holds = describe(path)
+                size = sum(file.stat().st_size for file in files)
+                entries.append(Entry(match[1], kind, holds, size, status.st_mtime, files))
+            elif listing := _LISTING.fullmatch(path.name):
+                holds = describe_listing(path)
+                entries.append(Entry(listing[1], "folder listing", holds, status.st_size, status.st_mtime, (path,)))
+            elif temporary is not None and time.time() - status.st_mtime > LEFTOVER_AGE:
+                entries.append(Entry(temporary[1], LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
+            elif path.suffix == ".json" and not path.with_suffix(".npy").exists() and _ARRAY.match(f"{path.stem}.npy"):
+                entries.append(Entry(path.stem, LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
+        except FileNotFoundError:  # removed by somebody else meanwhile
+            continue
+    return sorted(entries, key=lambda entry: (-entry.used, entry.name))
+
+
+def describe(path: Path) -> tuple[str, str]:
+    """Kind of an array, and what it holds, from the facts beside it."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        kind = str(facts.get("kind", "unknown"))
+    except (OSError, ValueError, AttributeError):
+        return "unknown", ""
+    counts = [f"{facts[key]:,} {key}" for key in ("images", "texts") if isinstance(facts.get(key), int)]
+    weights = str(facts.get("weights_hash", ""))[:12]
+    return kind, ", ".join([*counts, *([f"weights {weights}"] if weights else [])])
+
+
+def describe_listing(path: Path) -> str:
+    """How many names a listing holds, and of which folder, from its first line."""
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            facts = json.loads(file.readline())
+        return f"{facts['names']:,} names in {facts['root']}"
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
+        return ""
+
+
+def run_list() -> int:
+    """Print a line for each array, then the sum."""
+    from tabulate import tabulate
+
+    folder = features_folder()
+    entries = read_entries(folder)
+    if entries:
+        now = time.time()
+        lines = [[e.name[:12], e.kind, e.holds, size_text(e.size), age_text(now - e.used)] for e in entries]
+        columns = ["hash", "kind", "holds", "size", "last used"]
+        align = ("left", "left", "left", "right", "right")
+        print(tabulate(lines, columns, disable_numparse=True, colalign=align))
+    print(f"{len(entries)} in {folder.parent}, {size_text(sum(entry.size for entry in entries))} in all")
+    return 0
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    """Remove what the arguments name."""
+    ways = [bool(args.hashes), args.all, args.older_than is not None]
+    if sum(ways) != 1:
+        raise UserError("say what to remove: hashes as `dassl-clip cache ls` shows them, --all, or --older-than DAYS")
+    if args.older_than is not None and not args.older_than >= 0:
+        raise UserError(f"--older-than {args.older_than:g}: days are at least 0")
+    folder = features_folder()
+    entries = read_entries(folder)
+    if args.hashes:
+        chosen = [entry for text in args.hashes for entry in named(text, entries)]
+    elif args.all:
+        chosen = entries
+    else:
+        limit = time.time() - args.older_than * DAY
+        chosen = [entry for entry in entries if entry.used < limit]
+    chosen = list(dict.fromkeys(chosen))
+    for entry in chosen:
+        print(
+            f"{'would remove' if args.dry_run else 'removed'} {entry.name[:12]} ({entry.kind}, {size_text(entry.size)})"
+        )
+        for path in () if args.dry_run else entry.files:
+            path.unlink(missing_ok=True)
+    total = size_text(sum(entry.size for entry in chosen))
+    print(f"{len(chosen)} of {len(entries)} in {folder.parent}, {total}")
+    return 0
+
+
+def named(text: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries of the one hash that begins so.
+
+    Raises:
+        UserError: none, or more than one.
+    """
+    if len(text) < SHORTEST_HASH:
+        raise UserError(f"'{text}' is too short for a hash: give at least {SHORTEST_HASH} letters")
+    found = [entry for entry in entries if entry.name.startswith(text.lower())]
+    names = sorted({entry.name for entry in found})
+    if not names:
+        raise UserError(f"nothing in the cache has a hash that begins with '{text}'; `dassl-clip cache ls` lists them")
+    if len(names) > 1:
+        raise UserError(f"'{text}' begins {len(names)} hashes ({', '.join(names[:4])}): give more letters")
+    return found
+
+
+def size_text(size: float) -> str:
+    """`1.5 MiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def age_text(seconds: float) -> str:
+    """`3 days ago`."""
+    for unit, length in (("day", DAY), ("hour", 3600.0), ("minute", 60.0)):
+        number = int(seconds // length)
+        if number:
+            return f"{number} {unit}{'s' * (number > 1)} ago"
+    return "just now"

@@ -1,0 +1,180 @@
+"""What a finished run learned, tested on other images: `dassl-clip eval RUN --dataset pacs --targets sketch`.
+
+The run (or the file that `dassl-clip export` made of it) says all the rest: trainer, settings, backbone, prompts. Each
+target is an evaluation with a folder of its own below `OUT/eval`, whose record says what was trained on what. On the
+run's own data set the run's split holds, so nothing that it trained on is tested; of another data set with domains, and
+of your own folders, every image is tested; of any other, its published test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.cli import task, train
+from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.engine import catalogue
+from dassl_clip.engine import open_run as predict_run
+from dassl_clip.engine.config import decode, default_config, import_user_code, merge_file, set_key
+from dassl_clip.engine.errors import guarded
+from dassl_clip.experiments import identity, plan, tasks
+from dassl_clip.results import records, tables
+
+SUBSETS = ("all", "base", "new")
+# What the run decides of another data set, too.
+KEPT = ("ROOT", "NUM_SHOTS", "SPLIT_SEED", "SUBSAMPLE_CLASSES")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command; KEY VALUE pairs are taken off before."""
+    parser = Parser(
+        prog="dassl-clip eval",
+        description="Test what a finished run learned on other images; the run says all that is not given here.",
+        usage="%(prog)s RUN_OR_EXPORT [options] [KEY VALUE ...]",
+        epilog="example: dassl-clip eval output/fewshot/icons/CoOp/icons/shots16/line/seed1 --targets flat solid",
+    )
+    parser.add_argument("run", metavar="RUN_OR_EXPORT", help="folder of a finished run, or a file made by export")
+    parser.add_argument("--dataset", default="", metavar="NAME_OR_FILE",
+                        help="data set with a config, or a yaml file (default: the run's)")  # fmt: skip
+    parser.add_argument("--data", default="", metavar="DIR", help="DATASET.ROOT (default: the run's)")
+    parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN",
+                        help="domains to test (default: the run's; of another data set all)")  # fmt: skip
+    parser.add_argument("--classes", choices=SUBSETS, help="DATASET.SUBSAMPLE_CLASSES (default: the run's)")
+    parser.add_argument("--load-epoch", type=int, metavar="N", help="default: the best one, else the last one")
+    parser.add_argument("--out", default="output", metavar="DIR", help="folder above all runs (default: output)")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+                        help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate and print the table; 2 with one line for a user's error."""
+    again = "interrupted: the same command evaluates what is missing"
+    return guarded(lambda words: run_eval(*split_command(build_parser(), words)), argv, again)
+
+
+def run_eval(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Evaluate on each target what is not evaluated yet, and print the table."""
+    train.register()
+    for name in args.imports:
+        import_user_code(name)
+    origin = Path(args.run).expanduser()
+    with tempfile.TemporaryDirectory() as scratch:
+        if origin.is_file():
+            from dassl_clip.engine.export import load_export
+            from dassl_clip.engine.export_run import unpack_export
+
+            _, record, tree = predict_run.read_run(unpack_export(load_export(origin), Path(scratch, origin.name)))
+        else:
+            _, record, tree = predict_run.read_run(origin)
+            if record.get("evaluated_from"):  # an evaluation again: of the same run
+                return run_eval(argparse.Namespace(**{**vars(args), "run": record["evaluated_from"]}), pairs)
+        runs = evaluations(args, pairs, origin, record, tree)
+        for run in runs:
+            state, reason = task.run_state(run)
+            if state in ("complete", "refused"):
+                print(f"skipped, {state}: {run.name} ({run.folder})" + (f": {reason}" if reason else ""))
+                continue
+            task.prepare_folder(run.folder, run.cfg)
+            flags = {"eval_only": True, "no_train": False, "model_dir": str(origin), "load_epoch": args.load_epoch}
+            print(f"evaluating: {run.name}; log: {run.folder / 'log.txt'}", flush=True)
+            with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the log
+                train.start(run.cfg, argparse.Namespace(**flags))
+    found = [task.run_state(run) for run in runs]
+    shown = [records.read_record(run.folder) for run, (state, _) in zip(runs, found) if state == "complete"]
+    for group in tables.group_records(record for record in shown if record is not None):
+        print(f"\n{tables.method_table(group).render()}")
+    return 0 if len(shown) == len(runs) else 1
+
+
+def evaluations(
+    args: argparse.Namespace, pairs: Sequence[str], origin: Path, record: dict[str, Any], tree: dict[str, Any]
+) -> list[plan.Run]:
+    """One run for each target.
+
+    Args:
+        args: the command's arguments.
+        pairs: KEY VALUE pairs, flat.
+        origin: the run's folder, or the export.
+        record: the run's record.
+        tree: the run's configuration.
+
+    Raises:
+        UserError: a data set, domain or key that does not exist.
+    """
+    from dassl.config import clean_cfg
+
+    cfg = predict_run.run_config(tree, record)
+    cfg.VERBOSE = True
+    clean_cfg(cfg, record["method"])
+    trained = cfg.DATASET.NAME
+    if args.dataset:
+        other_dataset(cfg, args.dataset)
+    if args.data:
+        cfg.DATASET.ROOT = args.data
+    if args.classes:
+        cfg.DATASET.SUBSAMPLE_CLASSES = args.classes
+    for key, value in plan.by_two(pairs):
+        set_key(cfg, key, decode(value), "the command line")
+    cfg.RUN.TASK, cfg.RUN.SOURCE = records.EVALUATION, trained
+    domains = tasks.dataset_domains(cfg)
+    foreign = trained != cfg.DATASET.NAME or (bool(args.data) and not _same_images(cfg, record))
+    own = [] if foreign else list(cfg.DATASET.TARGET_DOMAINS)
+    targets = tasks.targets_of(args.targets or own, domains, cfg.DATASET.NAME)
+    name = origin.name if origin.is_file() else str(origin.resolve())
+    made_of = json.dumps([name, record["config_hash"], record["finished_at"], args.load_epoch])
+    short = hashlib.sha256(made_of.encode()).hexdigest()[:8]
+    stem = Path(args.dataset).stem if args.dataset else cfg.DATASET.NAME.lower()
+    runs = []
+    for target in targets:
+        asked = cfg.clone()
+        asked.defrost()
+        if domains:
+            asked.DATASET.TARGET_DOMAINS = (target,)
+        if foreign:
+            asked.DATASET.SOURCE_DOMAINS = asked.DATASET.TARGET_DOMAINS if domains else ()
+            asked.DATASET.PROTOCOL = "all-images" if domains or not _publishes_test(asked) else "dassl"
+        subset = asked.DATASET.SUBSAMPLE_CLASSES
+        column = "-".join(filter(None, (target, subset if subset != "all" or not target else "")))
+        below = ("eval", stem, record["method"], f"{record['config'] or 'run'}-of-{short}", f"shots{record['shots']}")
+        folder = Path(args.out, *below, column, f"seed{record['seed']}")
+        asked.OUTPUT_DIR = str(folder)
+        asked.freeze()
+        row = tables.Row(record["method"], record["config"])
+        runs.append(plan.Run(folder, (), asked, row, records.EVALUATION, column, record["seed"]))
+    return runs
+
+
+def other_dataset(cfg: Any, name: str) -> None:
+    """Put another data set's file in the place of the run's own settings of its data.
+
+    Raises:
+        UserError: there is no such data set, or its file has a key that does not exist.
+    """
+    node = default_config().DATASET
+    for key in KEPT:
+        node[key] = cfg.DATASET[key]
+    cfg.DATASET = node
+    merge_file(cfg, str(catalogue.dataset_file(name)))
+
+
+def _publishes_test(cfg: Any) -> bool:
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    return bool(getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "publishes_test", True))
+
+
+def _same_images(cfg: Any, record: dict[str, Any]) -> bool:
+    """Whether the run's own images lie in the folder that is given."""
+    try:
+        return identity.data_now(cfg).fingerprint == record.get("data", {}).get("fingerprint")
+    except Exception:  # other domains, other classes, no such folder: not the run's images
+        return False

@@ -1,0 +1,228 @@
+"""The words nearest to a learned context: `dassl-clip interpret RUN`.
+
+Source: the question and the reading are those of CoOp's interpret_prompt.py (Zhou et al., IJCV 2022, section 4.3): each
+learned vector beside the token embeddings of the frozen text tower. It is weak evidence, and the output says why.
+
+Shapes: `C` classes, `M` context tokens, `D` text width, `W` words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine.errors import UserError, guarded, suggestion
+from dassl_clip.results.escaping import csv_text
+from dassl_clip.results.records import RECORD_NAME, write_text_atomically
+
+METRICS = ("euclidean", "cosine")
+FORMATS = (".csv", ".json")
+COLUMNS = ("class", "position", "rank", "word", "token", "distance", "whole_word")
+CLASSES_SHOWN = 3
+CONTEXT = "ctx"  # the parameter's name in CoOp's checkpoints and in GOPro's generator
+SAMPLE = 512  # words whose nearest neighbour is looked up, for the scale
+CAVEAT = (
+    "weak evidence: a learned vector is free to lie where no word does, the tokens are parts of words, words that "
+    "pre-training hardly saw lie anywhere, and the nearest word need not mean what the vector does in a prompt"
+)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One word near one context vector; `name` is the class of a class-specific context, else empty."""
+
+    name: str
+    position: int
+    rank: int
+    word: str
+    token: int
+    distance: float
+    whole: bool
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
+    parser = Parser(
+        prog="dassl-clip interpret",
+        description="The vocabulary's words that are nearest to the learned context of CoOp, or to the context that "
+        "GOPro shifts for each image. Weak evidence: the output says why.",
+        epilog="example: dassl-clip interpret output/fewshot/icons/CoOp/icons/shots16/line/seed1 --metric cosine",
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run, or an exported file")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="words a context vector (default: 10)")
+    parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="default: euclidean, as CoOp's program")
+    parser.add_argument("--classes", nargs="+", default=(), metavar="NAME",
+                        help=f"of contexts a class (default: {CLASSES_SHOWN} in a table, all in a file)")  # fmt: skip
+    parser.add_argument("--out", default="", metavar="FILE", help="write words.csv or words.json (default: a table)")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+                        help="load a module or .py file that registers the run's trainer; repeatable")  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print or write the words; 2 with one sentence for a user's error."""
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the words that the arguments ask for."""
+    suffix = Path(args.out).suffix.lower()
+    if args.out and suffix not in FORMATS:
+        raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
+    if args.top < 1:
+        raise UserError(f"--top {args.top}: at least 1 is needed")
+    found, facts = interpret(args)
+    if args.out:
+        path = Path(args.out).expanduser()
+        write_text_atomically(path, render(found, facts, suffix))
+        print(f"{len(found)} words: {path}")
+        print(CAVEAT)
+    else:
+        print(table(found, facts))
+    return 0
+
+
+def interpret(args: argparse.Namespace) -> tuple[list[Neighbour], dict[str, Any]]:
+    """The words that the arguments ask for, and the facts around them."""
+    from dassl_clip.engine.open_run import open_run
+
+    place = Path(args.run).expanduser()
+    trainer, record = open_run(place, [place if place.is_file() else place / RECORD_NAME], args.imports)
+    context, shifted = learned_context(trainer)
+    if args.classes and context.dim() == 2:
+        raise UserError("--classes: the run has one context for all classes, so there is nothing to choose")
+    chosen = choose_classes(args, trainer.classnames) if context.dim() == 3 else {"": None}
+    text = trainer.backbone.text
+    words = text.token_embedding.weight.detach().float().cpu()
+    found, read = [], {}
+    for name, index in chosen.items():
+        rows = context if index is None else context[index]
+        distances, tokens = nearest(rows, words, args.top, args.metric)
+        read[name] = _own_decoder(text.tokens.tokenizer)(tokens[:, 0].tolist()).strip()
+        for position, (values, ids) in enumerate(zip(distances.tolist(), tokens.tolist()), start=1):
+            for rank, (value, token) in enumerate(zip(values, ids), start=1):
+                word, whole = decode(text.tokens.tokenizer, token)
+                found.append(Neighbour(name, position, rank, word, token, value, whole))
+    facts = {key: record[key] for key in ("method", "config", "dataset", "target_domains", "seed", "prompt")}
+    facts |= {"run": str(place), "metric": args.metric, "vocabulary": len(words)}
+    facts["between_words"] = between_words(words, args.metric)
+    facts |= {"nearest_as_text": read, "shifted_by_images": shifted}
+    facts["classes"] = len(trainer.classnames) if context.dim() == 3 else 0
+    return found, facts
+
+
+def learned_context(trainer: Any) -> tuple[Any, bool]:
+    """The context `[M, D]`, or `[C, M, D]` for one a class, among what a trainer learned; and whether images shift it.
+
+    Raises:
+        UserError: it has none.
+    """
+    for name in trainer.get_model_names():
+        for key, value in trainer._models[name].state_dict().items():
+            if key.rpartition(".")[2] == CONTEXT and value.dim() in (2, 3):
+                return value.detach().float().cpu(), not hasattr(trainer, "feature_scores")
+    method = type(trainer).__name__
+    raise UserError(
+        f"{method} learns no context of prompt tokens, so there are no words to look up: that is for CoOp and GOPro"
+    )
+
+
+def choose_classes(args: argparse.Namespace, names: Sequence[str]) -> dict[str, int]:
+    """Class names and their places: those that were asked for, else a few for a table and all for a file."""
+    plain = {name.replace("_", " ").lower(): index for index, name in enumerate(names)}
+    for name in args.classes:
+        if name.replace("_", " ").lower() not in plain:
+            raise UserError(f"--classes: the run has no class '{name}'.{suggestion(name, names)}")
+    asked = [plain[name.replace("_", " ").lower()] for name in args.classes]
+    places = asked or range(len(names) if args.out else min(CLASSES_SHOWN, len(names)))
+    return {names[index]: index for index in places}
+
+
+def nearest(vectors: Any, words: Any, top: int, metric: str) -> tuple[Any, Any]:
+    """The nearest rows of a vocabulary.
+
+    Args:
+        vectors: `[M, D]`.
+        words: `[W, D]`.
+        top: How many.
+        metric: "euclidean", or "cosine" for 1 - cosine.
+
+    Returns:
+        Distances and row numbers, `[M, top]` each, nearest first.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if metric == "cosine":
+        distances = 1 - F.normalize(vectors, dim=-1) @ F.normalize(words, dim=-1).T
+    else:
+        distances = torch.cdist(vectors, words, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.topk(min(top, len(words)), dim=1, largest=False)
+
+
+def between_words(words: Any, metric: str) -> float:
+    """Median distance of a word of the vocabulary to the nearest other one, over an even sample."""
+    import torch
+
+    sample = torch.linspace(0, len(words) - 1, min(SAMPLE, len(words))).long()
+    distances, _ = nearest(words[sample], words, 2, metric)
+    return distances[:, -1].median().item()
+
+
+def decode(tokenizer: Any, token: int) -> tuple[str, bool]:
+    """A token as its tokenizer writes it, and whether a word ends there (as far as the tokenizer tells)."""
+    if hasattr(tokenizer, "decoder"):
+        text = tokenizer.decode([token])
+        return text.strip() or repr(text), tokenizer.decoder[token].endswith(("</w>", ">"))
+    return _own_decoder(tokenizer)([token]).strip(), True
+
+
+def _own_decoder(tokenizer: Any) -> Any:
+    """The function by which a tokenizer turns a list of tokens into a text.
+
+    Raises:
+        UserError: it has none.
+    """
+    for owner in (tokenizer, getattr(tokenizer, "tokenizer", None)):
+        if hasattr(owner, "decode"):
+            return owner.decode
+    raise UserError(f"{type(tokenizer).__name__} cannot turn tokens into words")
+
+
+def render(found: Sequence[Neighbour], facts: dict[str, Any], suffix: str) -> str:
+    """The words as the text of a CSV or JSON file."""
+    rows = [(n.name, n.position, n.rank, n.word, n.token, round(n.distance, 6), n.whole) for n in found]
+    if suffix == ".json":
+        content = {**facts, "caveat": CAVEAT, "words": [dict(zip(COLUMNS, row)) for row in rows]}
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return csv_text([COLUMNS, *rows])
+
+
+def table(found: Sequence[Neighbour], facts: dict[str, Any]) -> str:
+    """A line for each context vector, nearest word first."""
+    lines: dict[tuple[str, int], list[str]] = {}
+    for item in found:
+        word = item.word if item.whole else f"{item.word}-"
+        lines.setdefault((item.name, item.position), []).append(f"{word} {item.distance:.3f}")
+    text, width = [], max(len(str(position)) for _, position in lines)
+    shown = list(dict.fromkeys(name for name, _ in lines))
+    for name in shown:
+        text.append(f"{name + ': ' if name else ''}the nearest ones in a row read '{facts['nearest_as_text'][name]}'")
+        text += [f"{position:>{width}}  {', '.join(words)}" for (own, position), words in lines.items() if own == name]
+    more = f"; {len(shown)} of {facts['classes']} classes" if len(shown) < facts["classes"] else ""
+    return "\n".join(
+        [
+            f"{facts['method']} ({facts['config']}), {facts['dataset']}, seed {facts['seed']}; {facts['prompt']}",
+            f"nearest of {facts['vocabulary']:,} words, {facts['metric']} distance; `-`: the word goes on{more}",
+            f"for scale: a word's own nearest other word is {facts['between_words']:.3f} away (median)",
+            *text,
+            *(["this is the context before each image adds its own shift"] if facts["shifted_by_images"] else []),
+            CAVEAT,
+        ]
+    )

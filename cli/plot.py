@@ -1,0 +1,201 @@
+"""Figures of what has been run: `dassl-clip plot domains output`; PNG and SVG, from saved results alone.
+
+Nothing is trained or tested again. `curves`, `domains` and `shots` read records, `confusion` reads the saved
+predictions, `tsne` and `alpha` read saved features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine.errors import UserError, guarded, suggestion
+from dassl_clip.results import plot_matrix, plot_points, plots, records, tables
+from dassl_clip.results.plot_style import FORMATS, Plot
+
+KINDS = {
+    "curves": "loss terms and learning rate over training",
+    "domains": "accuracy of each method in each target domain",
+    "confusion": "confusion matrix, from saved predictions",
+    "tsne": "image features in the plane, by class or domain (also --method umap, pca)",
+    "alpha": "CLAP's accuracy by alpha, on source validation images",
+    "shots": "accuracy by the number of training images a class",
+}
+EXAMPLES = {
+    "curves": "output --rows GOPro --targets line",
+    "domains": "output/lodo --out figures/lodo",
+    "confusion": "output/fewshot --targets line --rows CoOp --seeds 1",
+    "tsne": "output/lodo --rows ZeroshotCLIP --seeds 1 --together --by domain",
+    "alpha": "output/lodo --rows CLAP",
+    "shots": "output --tasks probe",
+}
+MOST_IMAGES = 2000
+MOST_PANELS = 8
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of all kinds of figures."""
+    parser = Parser(
+        prog="dassl-clip plot",
+        description="Draw a figure of finished runs, as PNG and SVG, with a caption that says what was measured.",
+        epilog="example: dassl-clip plot domains output/fewshot --out figures/fewshot",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=Parser)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or any folders above them")
+    shared.add_argument("--out", default="", metavar="STEM", help="files STEM.png and STEM.svg (default: the kind)")
+    shared.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these methods, or 'Method (config)'")
+    shared.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
+    shared.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="only these tasks")
+    shared.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="only these seeds")
+    shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument(
+        "--data",
+        default="",
+        metavar="DIR",
+        help="folder above the data sets, to encode images again (default: saved features)",
+    )
+
+    def add(kind: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        example = f"example: dassl-clip plot {kind} {EXAMPLES[kind]}"
+        return kinds.add_parser(
+            kind,
+            parents=[shared, *parents],
+            help=KINDS[kind],
+            description=f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}.",
+            epilog=example,
+        )
+
+    for kind in ("curves", "domains", "shots"):
+        add(kind)
+    confusion = add("confusion")
+    confusion.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="only these classes")
+    tsne = add("tsne", data)
+    tsne.add_argument("--method", choices=plot_points.METHODS, default="tsne", help="default: tsne")
+    tsne.add_argument("--by", choices=("class", "domain"), default="class", help="what is coloured (default: class)")
+    tsne.add_argument("--together", action="store_true", help="all runs in one panel (default: a panel a run)")
+    tsne.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: test")
+    tsne.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="the classes (or domains) to colour")
+    tsne.add_argument("--images", type=int, default=MOST_IMAGES, metavar="N",
+                      help=f"most images of a run, a seeded draw (default: {MOST_IMAGES})")  # fmt: skip
+    tsne.add_argument("--seed", type=int, default=1, metavar="N", help="of the draw and the method (default: 1)")
+    alpha = add("alpha", data)
+    alpha.add_argument("--alphas", nargs="+", type=float, default=(), metavar="A", help="default: CLAP's candidates")
+    alpha.add_argument("--test", action="store_true", help="test images; the figure is marked as a diagnostic")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write a figure; 2 with one sentence where it cannot be drawn."""
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw and write the figure that the arguments ask for."""
+    stem = out_stem(args.out or args.kind)
+    plot = draw(args)
+    for path in plot.save(stem):
+        print(path)
+    print(plot.caption)
+    return 0
+
+
+def draw(args: argparse.Namespace) -> Plot:
+    """The figure that the arguments ask for.
+
+    Raises:
+        UserError: no run is there, or the runs lack what the figure needs.
+    """
+    found = find_runs(args)
+    only_records = [item.record for item in found]
+    kinds: dict[str, Callable[[], Plot]] = {
+        "curves": lambda: plots.curves_plot(only_records),
+        "domains": lambda: plots.domains_plot(only_records),
+        "shots": lambda: plots.shots_plot(only_records),
+        "confusion": lambda: plot_matrix.confusion_plot([(item.folder, item.record) for item in found], args.classes),
+        "tsne": lambda: draw_points(args, found),
+        "alpha": lambda: draw_alpha(args, found),
+    }
+    return kinds[args.kind]()
+
+
+def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
+    """The complete runs at and below the folders that pass the filters.
+
+    Raises:
+        UserError: there is none, or a filter names something that no run has.
+    """
+    found = {item.folder.resolve(): item for folder in args.runs for item in records.find_records(folder)}
+    runs = [item for item in found.values() if item.record is not None]
+    for item in found.values():
+        if item.record is None:
+            print(f"left out, {item.state}: {item.folder}: {item.reason}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"there is no finished run at or below {', '.join(args.runs)}")
+    filters = {
+        "--rows": (args.rows, lambda r: {r["method"], tables.row_of(r).method, tables.row_of(r).label}),
+        "--targets": (args.targets, lambda r: {tables.column_of(r), *r["target_domains"]}),
+        "--tasks": (args.tasks, lambda r: {r["task"]}),
+        "--seeds": (args.seeds, lambda r: {r["seed"]}),
+    }
+    for flag, (asked, names) in filters.items():
+        known = {name for item in runs for name in names(item.record)}
+        for name in asked:
+            if name not in known:
+                texts = sorted(map(str, known))
+                raise UserError(f"{flag}: no run has '{name}'.{suggestion(str(name), texts)} Known: {', '.join(texts)}")
+    for asked, names in filters.values():
+        runs = [item for item in runs if not asked or names(item.record) & set(asked)]
+    if not runs:
+        raise UserError("no run passes all of --rows, --targets, --tasks and --seeds together")
+    return runs
+
+
+def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
+    """t-SNE, UMAP or PCA of the features of runs."""
+    from dassl_clip.cli import plot_features
+
+    if args.images < 4:
+        raise UserError(f"--images {args.images}: at least 4 are needed")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: a whole number from 0 to {2**32 - 1} is needed")
+    if len(found) > MOST_PANELS:
+        first = ", ".join(str(item.folder) for item in found[:2])
+        raise UserError(f"{len(found)} runs, and at most {MOST_PANELS} fit: give fewer run folders, such as {first}")
+    made = [
+        plot_features.run_points(item.folder, args.by, args.split, args.images, args.seed, args.data) for item in found
+    ]
+    panels, whats = [panel for panel, _ in made], list(dict.fromkeys(what for _, what in made))
+    only_records = [item.record for item in found]
+    if args.together:
+        panels = [plot_features.together(panels, plot_features.facts_of(only_records))]
+    return plot_points.points_plot(panels, only_records, args.method, "; ".join(whats), args.classes, args.seed)
+
+
+def draw_alpha(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
+    """Accuracy by alpha of CLAP's runs; other runs are left out where there are some of CLAP."""
+    from dassl_clip.cli import plot_features
+
+    runs = [item for item in found if "alpha" in item.record] or found[:1]
+    split = "test" if args.test else "val"
+    made = [plot_features.alpha_sweep(item.folder, args.alphas, split, args.data) for item in runs]
+    images = plot_features.PARTS[split]
+    return plots.alpha_plot([record for record, _ in made], [sweep for _, sweep in made], images, args.test)
+
+
+def out_stem(text: str) -> Path:
+    """The path of a figure without its ending.
+
+    Raises:
+        UserError: it is a folder.
+    """
+    path = Path(text).expanduser()
+    if path.suffix.lower() in {f".{kind}" for kind in FORMATS}:
+        path = path.with_suffix("")
+    if text.endswith("/") or path.is_dir():
+        raise UserError(f"--out {text}: this is a folder; give the files' path without ending, such as {path}/figure")
+    return path

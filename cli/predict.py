@@ -1,0 +1,271 @@
+"""One's own pictures: `dassl-clip predict FOLDER --run RUN`, or zero-shot `dassl-clip predict FOLDER --names a,b,c`.
+
+Pictures are read as in testing (the model's own preprocessing), so a tested image gets the scores of the test. A share
+is the softmax over the classes of the scaled scores: how the method splits one whole among these classes, not how
+likely it is that the picture shows any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine.errors import UserError, guarded, printable
+from dassl_clip.results.escaping import csv_text
+from dassl_clip.results.files import no_file
+from dassl_clip.results.records import write_text_atomically
+
+COLUMNS = ("path", "rank", "class", "share")
+FORMATS = (".csv", ".json")
+SKIPPED_EXIT = 1
+DEFAULT_BACKBONE = "IconsCLIP"
+
+
+@dataclass
+class Answers:
+    """What came out for all pictures.
+
+    Attributes:
+        rows: path, rank (from 1), class and share of each answer, best first for each picture.
+        skipped: path and reason of each file that could not be read.
+        facts: what classified them: method, backbone, prompt, ...
+    """
+
+    rows: list[tuple[str, int, str, float]]
+    skipped: list[tuple[str, str]]
+    facts: dict[str, Any]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
+    parser = Parser(
+        prog="dassl-clip predict",
+        description="Classify pictures of your own with a finished run, or zero-shot with class names alone. "
+        "Exit code 0: all were classified; 1: some files could not be read; 2: nothing could be done.",
+        usage="%(prog)s PICTURE_OR_FOLDER [...] (--run RUN | --names a,b,c) [options]",
+        epilog="examples: dassl-clip predict photos --run output/fewshot/icons/CoOp/icons/shots16/line/seed1 "
+        "--out preds.csv    dassl-clip predict photos --names 'cat,dog,no animal'",
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="folders are read with all below them")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--run",
+        metavar="RUN",
+        help="folder of a finished run, or an exported file; the training data need not be there",
+    )
+    source.add_argument("--names", metavar="NAMES_OR_FILE",
+                        help="class names with commas, or a file with one name a line: zero-shot, no run")  # fmt: skip
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="answers a picture (default: 5)")
+    parser.add_argument("--out", default="", metavar="FILE", help="write preds.csv or preds.json (default: a table)")
+    parser.add_argument("--backbone", metavar="NAME", help=f"with --names (default: {DEFAULT_BACKBONE}, which is here)")
+    parser.add_argument("--weights", metavar="FILE", help="with --names: file with the backbone's weights")
+    parser.add_argument("--templates", metavar="NAME",
+                        help="with --names: a set of templates, or one with {} (default: single)")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read files (default: 0)")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+                        help="load a module or .py file that registers the run's trainer; repeatable")  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Classify and print or write; 1 if files were skipped, 2 with one sentence for a user's error."""
+    return guarded(lambda words: run(build_parser().parse_args(words)), argv, "interrupted: nothing was written")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify the pictures, and print or write the answers."""
+    check(args)
+    answers = predict(args)
+    if args.out:
+        path = Path(args.out).expanduser()
+        write_text_atomically(path, render(answers, path.suffix.lower()))
+        print(f"{len({row[0] for row in answers.rows})} pictures: {path}")
+    else:
+        print(table(answers))
+    return tell_skipped(answers)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse arguments that do not fit together, before anything is loaded.
+
+    Raises:
+        UserError: they do not.
+    """
+    if args.run:
+        alone = [f"--{name}" for name in ("backbone", "weights", "templates") if getattr(args, name) is not None]
+        if alone:
+            raise UserError(f"{' and '.join(alone)} go with --names; a run brings its own backbone and prompts")
+    for flag, value, least in (
+        ("--top", args.top, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--workers", args.workers, 0),
+    ):
+        if value < least:
+            raise UserError(f"{flag} {value}: at least {least} is needed")
+    if args.out and Path(args.out).suffix.lower() not in FORMATS:
+        raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
+
+
+def predict(args: argparse.Namespace) -> Answers:
+    """Classify the pictures that the arguments name.
+
+    Raises:
+        UserError: there are no pictures, or none of them can be read.
+    """
+    from dassl_clip.cli.predict_pictures import batches, find_pictures
+    from dassl_clip.clip.finite import check_rows
+
+    paths = find_pictures(args.pictures)
+    scorer = open_names(args) if args.names else open_scorer(args, paths)
+    rows: list[tuple[str, int, str, float]] = []
+    skipped: list[tuple[str, str]] = []
+    for good, images, bad in batches(paths, scorer.preprocess, args.batch_size, args.workers):
+        skipped += [(shown(path), reason) for path, reason in bad]
+        if good:
+            scores = scorer.scores(images)
+            check_rows(scores, "scores", [shown(path) for path in good])
+            shares = scores.softmax(dim=1)
+            best = shares.topk(min(args.top, shares.shape[1]), dim=1)
+            for path, indices, values in zip(good, best.indices.tolist(), best.values.tolist()):
+                found = zip(indices, values)
+                rows += [(shown(path), rank, scorer.names[i], value) for rank, (i, value) in enumerate(found, start=1)]
+    if not rows:
+        raise UserError(f"none of the {len(paths)} files can be read as a picture; the first: {': '.join(skipped[0])}")
+    return Answers(rows, skipped, scorer.facts)
+
+
+@dataclass
+class Scorer:
+    """What turns a batch of preprocessed pictures `[B, 3, H, W]` into scaled scores `[B, C]`."""
+
+    names: list[str]
+    preprocess: Any
+    scores: Any
+    facts: dict[str, Any]
+
+
+def open_scorer(args: argparse.Namespace, paths: Sequence[Path]) -> Scorer:
+    """The scorer of a finished run."""
+    import torch
+
+    from dassl_clip.engine.open_run import open_run
+
+    trainer, record = open_run(args.run, paths[:1], args.imports)
+    keys = ("method", "config", "dataset", "task", "source_domains", "target_domains", "shots", "seed", "prompt")
+    facts = {"run": str(args.run)} | {key: record[key] for key in keys} | {"backbone": record["backbone"]["name"]}
+
+    @torch.no_grad()
+    def scores(images: Any) -> Any:
+        return trainer.model_inference(images.to(trainer.device)).float()
+
+    facts["weights_hash"] = record["backbone"]["weights_hash"]
+    return Scorer(trainer.classnames, trainer.backbone.preprocess(), scores, facts)
+
+
+def open_names(args: argparse.Namespace) -> Scorer:
+    """The zero-shot classifier of class names."""
+    import torch
+
+    from dassl_clip.clip.backbone import load_backbone
+    from dassl_clip.clip.templates import resolve_templates
+    from dassl_clip.clip.zeroshot import zeroshot_weights
+    from dassl_clip.engine.config import default_config
+    from dassl_clip.engine.open_run import device_of
+
+    names, templates = read_names(args.names), resolve_templates(args.templates or "single")
+    device = device_of(default_config())
+    backbone = load_backbone(args.backbone or DEFAULT_BACKBONE, args.weights or "", device=device)
+    weights = zeroshot_weights(backbone.text, names, templates)
+    facts = {"method": "zero-shot", "backbone": backbone.name, "weights_hash": backbone.weights_hash}
+    facts["prompt"] = " | ".join(templates)
+
+    @torch.no_grad()
+    def scores(images: Any) -> Any:
+        return backbone.logit_scale * backbone.encode_image(images.to(device)).float() @ weights
+
+    return Scorer(names, backbone.preprocess(), scores, facts)
+
+
+def read_names(text: str) -> list[str]:
+    """Class names with commas between them, or from a file with one a line.
+
+    Raises:
+        UserError: fewer than two names, or one name twice.
+    """
+    path = Path(text).expanduser()
+    try:
+        is_file = path.is_file()
+        if not is_file and path.exists():
+            raise UserError(f"--names: {no_file(path)}")
+    except OSError:  # too long for a file name
+        is_file = False
+    if is_file:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--names: {path} is not a text in UTF-8 (byte {error.start})") from error
+    else:
+        lines = text.split(",")
+    names = [name for name in map(str.strip, lines) if name]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"--names has '{twice[0]}' {names.count(twice[0])} times; each class needs a name of its own")
+    if len(names) < 2:
+        missing = f" (and there is no file {path})" if not is_file and ("/" in text or path.suffix) else ""
+        raise UserError(f"--names gives {len(names)} name{missing}: at least two classes are needed, as in 'cat,dog'")
+    return names
+
+
+def render(answers: Answers, suffix: str) -> str:
+    """The answers as the text of a CSV or JSON file."""
+    if suffix == ".json":
+        content = {
+            **answers.facts,
+            "predictions": [dict(zip(COLUMNS, row)) for row in answers.rows],
+            "skipped": [{"path": path, "reason": reason} for path, reason in answers.skipped],
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return csv_text([COLUMNS, *((path, rank, name, f"{share:.6f}") for path, rank, name, share in answers.rows)])
+
+
+def table(answers: Answers) -> str:
+    """One line a picture, the best class first, and what classified it."""
+    from tabulate import tabulate
+
+    lines: dict[str, list[str]] = {}
+    for path, _, name, share in answers.rows:
+        lines.setdefault(path, []).append(f"{name} {100 * share:.1f} %")
+    width = max(map(len, lines.values()))
+    header = ["picture", *(f"{rank}." for rank in range(1, width + 1))]
+    body = tabulate([[path, *cells] for path, cells in lines.items()], header, disable_numparse=True)
+    facts = answers.facts
+    config = f" ({facts['config']})" if facts.get("config") else ""
+    by = f"{facts['method']}{config}, backbone {facts['backbone']}, prompt: {_cut(facts['prompt'])}"
+    return f"{body}\nby {by}; shares among these classes"
+
+
+def tell_skipped(answers: Answers) -> int:
+    """List the files that were left out on stderr; returns the exit code."""
+    for path, reason in answers.skipped:
+        print(printable(f"skipped: {path}: {reason}"), file=sys.stderr)
+    if answers.skipped:
+        print(f"{len(answers.skipped)} files could not be read and are not among the answers", file=sys.stderr)
+    return SKIPPED_EXIT if answers.skipped else 0
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be printed and written, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _cut(text: str, limit: int = 100) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,178 @@
+"""One page of all runs below a folder: `dassl-clip report output` writes `output/report.html`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine import errors
+from dassl_clip.engine.errors import UserError
+from dassl_clip.results import environment, plot_matrix, plots, readings, records, report, tables
+from dassl_clip.results.documents import CONFIG_NAME
+from dassl_clip.results.plot_style import NEEDED, Plot
+
+NAME = "report.html"
+LOG = "log.txt"
+TAIL_LINES = 12
+COMMAND = "Command: "
+MOST_CONFUSIONS = 4
+MATPLOTLIB = NEEDED.split(":")[0]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
+    parser = Parser(
+        prog="dassl-clip report",
+        description="Write one self-contained HTML page of runs: tables, figures, settings, environment, gaps.",
+        epilog="example: dassl-clip report output --out report.html --reference ZeroshotCLIP",
+    )
+    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="a run folder, or any folder above run folders")
+    parser.add_argument("--out", default="", metavar="FILE", help=f"the page (default: FOLDER/{NAME})")
+    parser.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
+    parser.add_argument("--title", default="", metavar="TEXT", help="heading (default: the folder's name)")
+    parser.add_argument("--no-plots", action="store_true", help="tables and settings alone")
+    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page; 2 with one sentence where there is nothing to show."""
+    return errors.guarded(lambda words: run(build_parser().parse_args(words)), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather, draw and write the page."""
+    content = gather(args)
+    out = out_file(args)
+    records.write_text_atomically(out, report.render(content))
+    runs, gaps = len(content.runs), len(content.gaps)
+    print(f"{out}: {runs} finished run{'s' * (runs != 1)}, {len(content.tables)} tables, {len(content.plots)} figures"
+          f"{f', {gaps} unfinished or broken' if gaps else ''}")  # fmt: skip
+    for remark in content.remarks:
+        print(f"no figure: {remark}", file=sys.stderr)
+    return 0
+
+
+def out_file(args: argparse.Namespace) -> Path:
+    """The page's path."""
+    path = Path(args.out or Path(args.folder) / NAME).expanduser()
+    return path / NAME if path.is_dir() else path
+
+
+def gather(args: argparse.Namespace) -> report.Content:
+    """All that the page shows.
+
+    Raises:
+        UserError: there is no run at all, or no row is the reference.
+    """
+    root = Path(args.folder).expanduser()
+    found = records.find_records(root)
+    complete = [item for item in found if item.record is not None]
+    gaps = [gap(item.folder, root, f"{item.state}: {item.reason}") for item in found if item.record is None]
+    gaps += [gap(folder, root, "not finished") for folder in unfinished(root)]
+    if not complete and not gaps:
+        raise UserError(f"there is no run at or below {root}: neither {records.RECORD_NAME} nor {CONFIG_NAME}")
+    groups = tables.group_records(item.record for item in complete)
+    made = make_tables(groups, args.reference)
+    figures, remarks = ([], []) if args.no_plots or not complete else draw(complete)
+    missing = [line for table in made for line in table.below if line.startswith("missing: ")]
+    for table in made:
+        table.below = [line for line in table.below if not line.startswith("missing: ")]
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    version = environment.package_versions()[environment.DISTRIBUTION]
+    counts = f"{len(complete)} finished runs, {len(gaps)} unfinished or broken"
+    return report.Content(
+        title=args.title or f"Runs in {shown(root.resolve().name or root)}",
+        summary=[counts, f"made by dassl-clip {version} on {now}, from {shown(root.resolve())}"],
+        tables=made,
+        plots=figures,
+        remarks=remarks,
+        runs=[(below(item.folder, root), item.record) for item in complete],
+        configs=configs(complete, root),
+        gaps=gaps,
+        missing=list(dict.fromkeys(missing)),
+    )
+
+
+def make_tables(groups: Sequence[tables.Group], reference: str) -> list[tables.Table]:
+    """One table a group, then those of further readings."""
+    labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
+    if reference and reference not in labels:
+        hint = errors.suggestion(reference, labels)
+        raise UserError(f"--reference: no row '{reference}'.{hint} The records hold: {', '.join(labels)}.")
+    made = []
+    for group in groups:
+        here = any(reference in (row.method, row.label) for row in group.rows)
+        made.append(tables.method_table(group, reference if here else ""))
+        made += readings.reading_tables([group])
+    return made
+
+
+def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
+    """The figures that these runs have the data for, and why others are not there."""
+    only_records = [item.record for item in found]
+    wanted: list[tuple[str, Callable[[], Plot]]] = [
+        ("domains", lambda: plots.domains_plot(only_records)),
+        ("shots", lambda: plots.shots_plot(only_records)),
+        ("curves", lambda: plots.curves_plot(only_records)),
+    ]
+    groups: dict[tuple, list[tuple[Path, dict]]] = {}
+    for item in found:
+        if (item.folder / plot_matrix.PREDICTIONS).is_file():
+            record = item.record
+            key = (record["dataset"], record["task"], record["class_subset"], record["shots"], tables.row_of(record))
+            groups.setdefault(key, []).append((item.folder, record))
+    kept = sorted(groups.items(), key=lambda group: str(group[0]))[:MOST_CONFUSIONS]
+    wanted += [("confusion", lambda runs=runs: plot_matrix.confusion_plot(runs)) for _, runs in kept]
+    made, remarks = [], []
+    for name, make in wanted:
+        try:
+            made.append(make())
+        except ValueError as error:
+            remarks.append(f"{name}: {errors.sentence(error)}")
+    if len(groups) > len(kept):
+        remarks.append(f"confusion: {len(kept)} of {len(groups)} groups of runs; dassl-clip plot confusion draws any")
+    if any(MATPLOTLIB in remark for remark in remarks):
+        remarks = [NEEDED]
+    return made, remarks
+
+
+def configs(found: Sequence[records.FoundRecord], root: Path) -> list[tuple[str, str]]:
+    """For each method and task the command and configuration of its first run."""
+    made: dict[str, str] = {}
+    for item in found:
+        record, path = item.record, item.folder / CONFIG_NAME
+        name = f"{tables.row_of(record).label}, {record['task'] or 'by hand'}, {record['dataset']}"
+        if name not in made and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            made[name] = f"# {below(item.folder, root)}\n# {record['command']}\n{text}"
+    return list(made.items())
+
+
+def unfinished(root: Path) -> list[Path]:
+    """Run folders that were begun, but hold no record."""
+    folders = sorted(path.parent for path in root.rglob(CONFIG_NAME))
+    return [folder for folder in folders if not (folder / records.RECORD_NAME).exists()]
+
+
+def gap(folder: Path, root: Path, reason: str) -> report.Gap:
+    """What is known of a run without a usable record."""
+    logs = sorted((path for path in folder.glob(f"{LOG}*") if path.is_file()), key=lambda path: path.stat().st_mtime)
+    lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines() if logs else []
+    command = next((line.removeprefix(COMMAND) for line in lines if line.startswith(COMMAND)), "")
+    return report.Gap(below(folder, root), reason, [line for line in lines if line.strip()][-TAIL_LINES:], command)
+
+
+def below(folder: Path, root: Path) -> str:
+    """A folder as seen from the root."""
+    relative = folder.relative_to(root)
+    return shown(relative) if relative.parts else shown(folder)
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that can be written, whatever bytes its name has."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,67 @@
+"""Losses of the methods, as pure functions of tensors; everything is computed in float32 or wider.
+
+Sources: NT-Xent is the normalised-temperature cross-entropy of SimCLR (Chen et al., ICML 2020, eq. 1), used by GOPro
+(BMVC 2023, the contrastive loss between views) and CLAP (ECCV 2024). The prompt consistency is GOPro's semantic loss.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .peers import ALONE, Peers
+from .rows import at_least_float32
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float, peers: Peers = ALONE) -> Tensor:
+    """Contrast the pairs `(a[i], b[i])` with every other row of both views, symmetrically.
+
+    Each of the `2N` rows classifies its partner among the `2N - 1` other rows: negatives inside its own view count too.
+
+    Args:
+        a: First view, `[N, E]`; normalised here.
+        b: Second view, `[N, E]`; row `i` belongs to row `i` of `a`.
+        temperature: Divides the cosines; positive.
+        peers: The processes that each have some pairs of the batch; each row is contrasted with the rows of all.
+
+    Returns:
+        The mean over the `2N` rows at hand, a scalar. For a single pair in all there is nothing to contrast and the
+        loss is 0.
+
+    Raises:
+        ValueError: The shapes differ, are not `[N, E]`, or the temperature is not positive.
+    """
+    if a.shape != b.shape or a.dim() != 2:
+        raise ValueError(f"nt_xent takes two views of one shape [N, E], got {tuple(a.shape)} and {tuple(b.shape)}")
+    if temperature <= 0:
+        raise ValueError(f"nt_xent takes a positive temperature, got {temperature}")
+    n = len(a)
+    z = F.normalize(at_least_float32(torch.cat([a, b])), dim=1)  # [2N, E]
+    others, first = z, 0
+    if peers.size > 1:
+        both = peers.gather(torch.stack([z[:n], z[n:]], dim=1))  # [M, 2, E], the pairs of all processes
+        others, first = both.transpose(0, 1).flatten(0, 1), peers.first_row(n)
+    one = torch.arange(first, first + n, device=z.device)
+    two = one + len(others) // 2
+    own = torch.cat([one, two])
+    scores = z @ others.T / temperature  # [2N, 2M]
+    scores = scores.scatter(1, own[:, None], float("-inf"))
+    return F.cross_entropy(scores, torch.cat([two, one]))
+
+
+def prompt_consistency(text: Tensor, text_view: Tensor) -> Tensor:
+    """Mean squared distance between the text features of two views (GOPro, the semantic loss of one augmentation).
+
+    Args:
+        text: Text features of the original view, `[B, C, E]`; normalised here.
+        text_view: Text features of an augmented view, `[B, C, E]`.
+
+    Returns:
+        The mean over batch, classes and embedding, a scalar.
+
+    Raises:
+        ValueError: The shapes differ (a broadcast would compare images with other images' views).
+    """
+    if text.shape != text_view.shape:
+        raise ValueError(f"prompt_consistency takes one shape, got {tuple(text.shape)} and {tuple(text_view.shape)}")
+    text, text_view = (F.normalize(at_least_float32(t), dim=-1) for t in (text, text_view))
+    return F.mse_loss(text, text_view)

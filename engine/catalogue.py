@@ -1,0 +1,118 @@
+"""Which configuration files there are, and which one is meant by a name.
+
+The files lie in the package `dassl_clip.configs`: `datasets/<data set>.yaml` and `trainers/<Trainer>/<name>.yaml`. A
+path to a yaml file is accepted wherever a name is.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dassl_clip import configs
+from dassl_clip.results.files import kind_of, no_file
+
+from .errors import UserError, suggestion
+
+GENERAL_CONFIG = "vit_b16"
+_ROOT = Path(configs.__file__).resolve().parent
+
+
+def _plain(name: str) -> str:
+    """A name without case, blanks, dashes and underscores: `Office-Home` and `office_home` agree."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+def _pick(name: str, folder: Path, what: str) -> Path:
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    for stem, path in files.items():
+        if _plain(stem) == _plain(name):
+            return path
+    there = f"Known: {', '.join(files)}" if files else f"{folder} holds none"
+    raise UserError(f"there is no {what} '{name}'.{suggestion(name, files)} {there}; or give the path of a yaml file.")
+
+
+def dataset_file(name: str) -> Path:
+    """The yaml file of a data set, by name or path.
+
+    Raises:
+        UserError: there is none; the sentence lists the known ones.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return existing_file(name)
+    return _pick(name, _ROOT / "datasets", "data set")
+
+
+def dataset_names() -> list[str]:
+    """Data sets that have a configuration file."""
+    return sorted(path.stem for path in (_ROOT / "datasets").glob("*.yaml"))
+
+
+def trainer_names() -> list[str]:
+    """Trainers that have configuration files."""
+    return sorted(path.name for path in (_ROOT / "trainers").iterdir() if any(path.glob("*.yaml")))
+
+
+def trainer_file(trainer: str, name: str, dataset: str) -> Path:
+    """The yaml file of a trainer.
+
+    Args:
+        trainer: registry name.
+        name: name of a config or path of a yaml file; "": the data set's own if there is one, else `vit_b16`.
+        dataset: stem of the data set's file.
+
+    Raises:
+        UserError: there is none; the sentence lists the known ones.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return existing_file(name)
+    folder = _ROOT / "trainers" / trainer
+    if name:
+        return _pick(name, folder, f"config of {trainer}")
+    own = folder / f"{dataset}.yaml"
+    return own if own.is_file() else _pick(GENERAL_CONFIG, folder, f"config of {trainer}")
+
+
+def config_names(trainer: str) -> list[str]:
+    """All configs of a trainer."""
+    return sorted(path.stem for path in (_ROOT / "trainers" / trainer).glob("*.yaml"))
+
+
+def trainer_configs(trainer: str, dataset: str) -> list[str]:
+    """The default config of a trainer for a data set and its variants: `icons`, `icons_paper`, ..."""
+    default = trainer_file(trainer, "", dataset)
+    variants = sorted(path.stem for path in default.parent.glob(f"{default.stem}_*.yaml"))
+    return [default.stem, *variants]
+
+
+def match_trainer(name: str, known: list[str]) -> str:
+    """The registry name that a name in any case stands for.
+
+    Raises:
+        UserError: no such trainer.
+    """
+    for trainer in known:
+        if _plain(trainer) == _plain(name):
+            return trainer
+    raise UserError(f"there is no method '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
+
+
+def existing_file(name: str) -> Path:
+    """A configuration file by its path.
+
+    Raises:
+        UserError: there is none; the sentence lists those beside it, or those of the project that are called so.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    beside = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    alike = [file for file in sorted(_ROOT.rglob("*.yaml")) if _plain(file.stem) == _plain(path.stem)]
+    own = f"; of that name: {', '.join(str(file.relative_to(_ROOT)) for file in alike)}" if alike else ""
+    known = f" {path.parent} holds: {', '.join(beside)}." if beside else ""
+    if kind_of(path) != "nothing":
+        raise UserError(f"{no_file(path)}; give the path of a yaml file")
+    raise UserError(
+        f"there is no config file {path}.{known}{suggestion(path.name, beside)} Give the path of a yaml file; the "
+        f"project's own are under {_ROOT}{own}"
+    )

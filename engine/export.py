@@ -1,0 +1,273 @@
+"""A finished run as one safetensors file: what its scores are made of, and all that is needed to use it elsewhere.
+
+Tensors: `learned.<model>.<name>` for every learned part that scores are made of and, where the scores of a method are a
+linear function of the normalised image features, `classifier.weight` `[C, E]` and `classifier.logit_scale`: the scores
+are then `logit_scale * normalize(features) @ weight.T`, which needs no more than open_clip. A run that refines another
+carries that one too, with `base.` before its names. Learned parts may be stored in float16; a classifier never is.
+
+Metadata, each a text of JSON: `format`, `version`, `method`, `config` (resolved), `classnames`, `backbone` (name, hash
+of the weights, preprocessing, ...), `record`, `classifier` (a sentence on it), `sha256` (of all tensors), `storage`
+(precision of the learned parts, and the parts that are left out since no score passes through them), and `base`.
+
+Shapes: `C` classes, `E` joint embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dassl_clip.clip.backbone import FrozenCLIP
+from dassl_clip.clip.finite import check_state
+from dassl_clip.clip.listing import listed
+from dassl_clip.clip.weights import hash_state
+from dassl_clip.results.files import no_file
+
+FORMAT, VERSION, SUFFIX = "dassl-clip export", 1, ".safetensors"
+KINDS = {"format": str, "version": int, "method": str, "config": dict, "classnames": list, "backbone": dict,
+         "record": dict, "classifier": str, "sha256": str}  # fmt: skip
+LEARNED, BASE = "learned.", "base."
+WEIGHT, SCALE = "classifier.weight", "classifier.logit_scale"
+FULL, HALF = "float32", "float16"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the learned parts are stored.
+
+    Attributes:
+        precision: `float32`, as they were learned, or `float16`.
+        left_out: Names of each model's learned parts that no score passes through, which the file does not hold.
+        note: What storing them so changes, as it was measured; "" where nothing was.
+    """
+
+    precision: str = FULL
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything that was learned is stored as it was."""
+        return self.precision == FULL and not any(self.left_out.values())
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished run without its folder.
+
+    Attributes:
+        learned: State dict of each learned part, by the name of its model; float32 in either precision of the file.
+        classnames: `C` names in label order.
+        backbone: What `FrozenCLIP.describe()` says of the backbone.
+        config: The resolved configuration, as a tree of plain values.
+        record: The run's record.
+        classifier: `[C, E]`, or None.
+        logit_scale: Scalar, or None where there is no classifier.
+        note: A sentence on the classifier.
+        storage: How the file holds the learned parts.
+        base: The run that it refines, or None.
+    """
+
+    learned: dict[str, dict[str, Tensor]]
+    classnames: list[str]
+    backbone: dict[str, Any]
+    config: dict[str, Any]
+    record: dict[str, Any]
+    classifier: Tensor | None
+    logit_scale: Tensor | None
+    note: str
+    storage: Storage = field(default_factory=Storage)
+    base: Export | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in the file, as they are stored."""
+        named = {
+            f"{LEARNED}{model}.{key}": stored(value, self.storage.precision)
+            for model, state in self.learned.items()
+            for key, value in state.items()
+        }
+        if self.classifier is not None and self.logit_scale is not None:
+            named |= {WEIGHT: self.classifier, SCALE: self.logit_scale}
+        if self.base is not None:
+            named |= {f"{BASE}{name}": value for name, value in self.base.tensors.items()}
+        return named
+
+    @property
+    def sha256(self) -> str:
+        """Hash over names, shapes, dtypes and bytes of all tensors."""
+        return hash_state(self.tensors)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The values behind the file's metadata."""
+        storage = self.storage
+        facts = {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": self.record["method"],
+            "config": self.config,
+            "classnames": self.classnames,
+            "backbone": self.backbone,
+            "record": self.record,
+            "classifier": self.note,
+            "sha256": self.sha256,
+            "storage": {"precision": storage.precision, "left_out": dict(storage.left_out), "note": storage.note},
+        }
+        return facts | ({"base": self.base.metadata} if self.base is not None else {})
+
+
+def stored(value: Tensor, precision: str) -> Tensor:
+    """A learned tensor of any shape as a file holds it.
+
+    Raises:
+        ValueError: a number is too large for half precision.
+    """
+    if precision != HALF or value.dtype != torch.float32:
+        return value
+    half = value.half()
+    if value.isfinite().all() and not half.isfinite().all():
+        raise ValueError(
+            f"a learned number, {value.abs().max().item():.3g}, is too large for float16 (at most 65504): store float32"
+        )
+    return half
+
+
+def as_bytes(export: Export) -> bytes:
+    """The content of the file of an export."""
+    metadata = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in export.metadata.items()}
+    return save(export.tensors, metadata)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a safetensors file says that it is an export."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(json.loads((file.metadata() or {}).get("format", "null")) == FORMAT)
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+
+
+def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
+    """Read an export and check it.
+
+    Args:
+        path: The file.
+        backbone: The backbone that it shall be used with, if there is one already.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no export, of another version, not as it was written, or of another backbone; the sentence
+            says which.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        beside = sorted(item.name for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"{no_file(path)}; exports beside it: {listed(beside) or 'none'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); get it again") from None
+    try:
+        metadata = {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError):
+        metadata = {}
+    try:
+        export = _read(metadata, tensors, str(path))
+    except RecursionError:
+        raise ValueError(f"{path} refines runs that refine runs without end; get it again") from None
+    if backbone is not None:
+        _check_backbone(export, backbone, str(path))
+    return export
+
+
+def _read(metadata: Any, tensors: Mapping[str, Tensor], path: str) -> Export:
+    """The export that metadata and tensors make, checked."""
+    storage, base = _check_metadata(metadata, path), None
+    if hash_state(tensors) != metadata["sha256"]:
+        raise ValueError(f"{path}: the learned parts are not those that were written (another sha256); get it again")
+    check_state(tensors, path)
+    learned: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(LEARNED):
+            model, _, key = name.removeprefix(LEARNED).partition(".")
+            if not model.isidentifier():  # it will be the name of a folder
+                raise ValueError(f"{path}: {model!r} is no name of a learned part; get it again")
+            learned.setdefault(model, {})[key] = value.float() if value.dtype == torch.float16 else value
+    if storage.whole:
+        check_learned(learned, metadata["record"], path)
+    weight, classes = tensors.get(WEIGHT), metadata["classnames"]
+    shape = [len(classes), metadata["backbone"].get("embed_dim")]
+    if weight is not None and list(weight.shape) != shape:
+        raise ValueError(
+            f"{path}: {WEIGHT} is {list(weight.shape)}, but classes and backbone say {shape}; get it again"
+        )
+    if "base" in metadata:
+        own = {name.removeprefix(BASE): value for name, value in tensors.items() if name.startswith(BASE)}
+        base = _read(metadata["base"], own, f"{path} (the run it refines)")
+    return Export(
+        learned, classes, metadata["backbone"], metadata["config"], metadata["record"], weight, tensors.get(SCALE),
+        metadata["classifier"], storage, base,
+    )  # fmt: skip
+
+
+def _check_metadata(metadata: Any, path: str) -> Storage:
+    """Raise a ValueError unless the metadata are those of an export that this program reads."""
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    missing = [key for key in KINDS if key not in metadata]
+    if missing or metadata["format"] != FORMAT:
+        lacks = f"its metadata lacks {', '.join(missing)}" if missing else f"its format is {metadata['format']!r}"
+        raise ValueError(
+            f"{path} is a safetensors file, but no export of a run: {lacks}; `dassl-clip export RUN` makes one"
+        )
+    if metadata["version"] != VERSION:
+        raise ValueError(
+            f"{path} has version {metadata['version']} of the format, this program reads {VERSION}; update it"
+        )
+    storage = metadata.get("storage", {})
+    wrong = [key for key, kind in KINDS.items() if not isinstance(metadata[key], kind)]
+    wrong += [] if all(isinstance(name, str) for name in metadata["classnames"]) else ["classnames"]
+    wrong += (
+        [] if all(isinstance(metadata["backbone"].get(key), str) for key in ("name", "weights_hash")) else ["backbone"]
+    )
+    wrong += [] if isinstance(storage, dict) and isinstance(storage.get("left_out", {}), dict) else ["storage"]
+    if wrong:
+        raise ValueError(
+            f"{path}: what its metadata say of {', '.join(dict.fromkeys(wrong))} cannot be read; get it again"
+        )
+    return Storage(storage.get("precision", FULL), storage.get("left_out", {}), str(storage.get("note", "")))
+
+
+def check_learned(learned: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any], path: str) -> None:
+    """Raise a ValueError unless the learned parts are those whose hashes a record names."""
+    named = record.get("learned", {})
+    if not isinstance(named, dict) or not all(
+        isinstance(facts, dict) and "sha256" in facts for facts in named.values()
+    ):
+        raise ValueError(f"{path}: what its record says of the learned parts cannot be read")
+    for name, facts in named.items():
+        if hash_state(learned.get(name, {})) != facts["sha256"]:
+            raise ValueError(
+                f"{path}: the learned part '{name}' is not the one that the record was written of (another sha256); "
+                "the numbers of the record are not its own"
+            )
+
+
+def _check_backbone(export: Export, backbone: FrozenCLIP, path: str) -> None:
+    """Raise a ValueError if an export belongs to other weights."""
+    theirs, ours = export.backbone, backbone.weights_hash
+    if ours != theirs["weights_hash"]:
+        raise ValueError(
+            f"{path} belongs to the backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), not to "
+            f"{backbone.name} (weights {ours[:12]}); what was learned fits no other weights"
+        )

@@ -1,0 +1,292 @@
+"""What all trainers share: device, precision, the frozen CLIP, images, schedule, checkpoints, testing, records.
+
+A method overrides `build_model`, `forward_backward` and `model_inference` (and `fit` where there is no epoch loop).
+The class relies on names of the Dassl contract only, so it runs on upstream Dassl and on the embedded toolbox alike.
+"""
+
+import functools
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from dassl.data import DataManager
+from dassl.data.transforms import build_transform
+from dassl.engine import TrainerX
+from dassl.optim import build_optimizer
+from dassl_clip.clip.backbone import load_backbone
+from dassl_clip.clip.weights import hash_state
+from dassl_clip.results import environment, records, run_data
+from dassl_clip.results.labels import check_labels
+
+from . import distributed
+from . import sharding as dealing
+from .checkpoints import CheckpointMixin
+from .data import RAISE, SKIP, SeededImages, seeded_loader
+from .evaluation import TestingMixin
+from .loop import LoopMixin
+from .metrics_log import LoggingMixin, services
+from .precision import PRECISIONS, Precision
+from .schedule import EpochSchedule
+from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
+
+logger = logging.getLogger(__name__)
+
+SELECTION_RULES = {"last_step": "last", "best_val": "best_val"}
+
+
+def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
+    """Add the node `TRAINER.<name>` with `PREC` and these defaults; keys that are there already stay as they are."""
+    if name not in cfg.TRAINER:
+        cfg.TRAINER[name] = CfgNode()
+    for key, value in {"PREC": "fp32", **defaults}.items():
+        cfg.TRAINER[name].setdefault(key, value)
+
+
+class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
+    """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
+
+    Attributes:
+        asked: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
+        backbone: The frozen CLIP, on `self.device`.
+        logit_scale: Its exponentiated logit scale, a scalar tensor.
+        results: Metrics of each tested split.
+        losses: Means of the last epoch's loss terms.
+        history: Rate and means of the loss terms of each epoch, kept in checkpoints.
+        predictions: The last predictions of each tested split.
+    """
+
+    trains_on_labels = True  # False: no label decides anything that is learned
+    has_epochs = True  # False: `fit` solves the problem anew and resumes no epochs
+    unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
+    used_keys: tuple[str, ...] = ()  # the exceptions among them
+    overridden: Overridden = {}  # settings of its node that another one may take the place of
+    used_instead = ""  # what it reads in their place, for the warning to a user who changed one
+
+    @property
+    def node(self) -> CfgNode:
+        """The trainer's own settings, `TRAINER.<NAME>`."""
+        return self.cfg.TRAINER[type(self).__name__.upper()]
+
+    @property
+    def prompt(self) -> str:
+        """The words around the class name, for the record."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which prompt it uses")
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse impossible settings before anything is built.
+
+        Raises:
+            ValueError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
+                setting that another one takes the place of.
+        """
+        services(cfg)
+        warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
+        if self.overridden:
+            refuse_overridden(cfg, type(self).__name__.upper(), self.overridden, self.add_config)
+        key = f"TRAINER.{type(self).__name__.upper()}"
+        precision = cfg.TRAINER[type(self).__name__.upper()].PREC
+        if precision not in PRECISIONS:
+            known = "; ".join(f"{name!r} ({meaning})" for name, meaning in PRECISIONS.items())
+            raise ValueError(
+                f"{key}.PREC is {precision!r}; expected one of {known}. Learned parts and losses stay in float32"
+            )
+        if cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) not in (RAISE, SKIP):
+            given = cfg.DATALOADER.ON_BAD_IMAGE
+            raise ValueError(f"DATALOADER.ON_BAD_IMAGE is {given!r}; expected {RAISE!r} or {SKIP!r}")
+        if cfg.TEST.FINAL_MODEL not in SELECTION_RULES:
+            raise ValueError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
+
+    # ----------------------------------------------------------------------------------------------- construction
+
+    def build_data_loader(self) -> None:
+        """Load the frozen model first: its pixel statistics, size and interpolation make the images."""
+        self.results: dict[str, dict] = {}
+        self.losses: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.predictions: dict[str, dict] = {}
+        self.banked: dict[tuple[str, ...], str] = {}  # entry of the bank, by the sorted paths of its images
+        self.skipped: dict[str, None] = {}  # paths of images that could not be decoded, in the order they were met
+        self.seconds = {"train": 0.0, "test": 0.0}
+        self.started = time.monotonic()
+        self.before_fit: tuple[dict[str, float], float] | None = None  # seconds and clock when training began
+        cfg = self.cfg
+        self.precision = Precision(self.node.PREC, self.device)
+        node = cfg.MODEL.BACKBONE
+        self.backbone = load_backbone(
+            node.NAME,
+            node.WEIGHTS,
+            self.device,
+            compiled=node.get("COMPILE", False),
+            tokenizer=node.get("TOKENIZER", ""),
+        )
+        self.logit_scale = self.backbone.logit_scale
+        self.asked, self.cfg = cfg, self._with_model_input(cfg)
+        warn_of_input(self.asked, self.cfg)
+        cfg = self.cfg
+        self.dm = DataManager(
+            cfg,
+            custom_tfm_train=self.train_transform(),
+            custom_tfm_test=self.backbone.preprocess(),
+            dataset_wrapper=SeededImages,
+        )
+        check_labels(self.dm.dataset, cfg.DATASET.NAME)
+        self.train_loader_x = dealing.own_rows(seeded_loader(self.dm.train_loader_x, cfg.SEED, "train_x"))
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+        self.classnames = list(self.dm.dataset.classnames)
+        if cfg.TEST.FINAL_MODEL == "best_val":
+            if self.val_loader is None:
+                raise ValueError(
+                    f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
+                    f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
+                )
+            self.selection_images("TEST.FINAL_MODEL best_val")
+
+    @functools.cached_property
+    def data(self) -> run_data.RunData:
+        """The images of this run under their fingerprint, as the disk has them at the first look."""
+        return run_data.data_of(self.dm.dataset)
+
+    def selection_images(self, setting: str) -> list:
+        """The validation images, for a setting that is to be chosen on them.
+
+        Raises:
+            ValueError: Some of them are tested.
+        """
+        dataset = self.dm.dataset
+        tested = {item.impath for item in dataset.test}
+        shared = [item.impath for item in dataset.val or () if item.impath in tested]
+        if shared:
+            raise ValueError(
+                f"{setting} chooses on validation images, but {len(shared)} of the {len(dataset.val)} that "
+                f"{self.cfg.DATASET.NAME} offers are test images too (such as {shared[0]}), and nothing is chosen on "
+                "test images; give the data set validation images of its own, or set it to one value"
+            )
+        return dataset.val or []
+
+    def _with_model_input(self, cfg: CfgNode) -> CfgNode:
+        """The configuration with `INPUT` as the frozen model asks for it."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.SIZE = tuple(self.backbone.image_size)
+        cfg.INPUT.PIXEL_MEAN = list(self.backbone.pixel_mean)
+        cfg.INPUT.PIXEL_STD = list(self.backbone.pixel_std)
+        cfg.INPUT.INTERPOLATION = self.backbone.interpolation
+        cfg.freeze()
+        return cfg
+
+    def train_transform(self):
+        """Transform of training images: `INPUT.TRANSFORMS` if any are named, else the model's own preprocessing."""
+        if self.cfg.INPUT.TRANSFORMS:
+            return build_transform(self.cfg, is_train=True)
+        return self.backbone.preprocess()
+
+    def register_learner(self, name: str, module: nn.Module, looped: bool = True) -> nn.Module:
+        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS` if set, and register them.
+
+        Args:
+            name: Name of the checkpoint's folder.
+            module: The learned parts.
+            looped: Whether the epoch loop trains them, with the optimiser and the schedule of `OPTIM`.
+        """
+        module.to(self.device)
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            self._load(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
+        distributed.make_alike(module)
+        self.optim = build_optimizer(module, self.cfg.OPTIM) if looped else None
+        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if looped else None
+        self.register_model(name, module, self.optim, self.sched)
+        return module
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def train(self) -> None:
+        """Fit, test and write the record."""
+        if self.trains_on_labels and getattr(self.dm.dataset, "train_overlaps_test", False):
+            raise ValueError(
+                f"{type(self).__name__} trains on labels, but here the training images are test images too "
+                f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
+            )
+        self.before_train()
+        self.before_fit = dict(self.seconds), time.monotonic()
+        self.fit()
+        self.seconds = self.seconds_so_far()
+        self.before_fit = None
+        self.after_train()
+
+    def seconds_so_far(self) -> dict[str, float]:
+        """Seconds spent on training and testing until now, also those before a resume."""
+        if self.before_fit is None:
+            return dict(self.seconds)
+        earlier, begin = self.before_fit
+        tested = self.seconds["test"] - earlier["test"]
+        return {"train": earlier["train"] + time.monotonic() - begin - tested, "test": self.seconds["test"]}
+
+    def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
+        """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
+        names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
+        self.batch_paths = batch["impath"]
+        self.note_unreadable(batch)
+        views = [self.on_device(batch[name]) for name in names]
+        return views, batch["label"].to(self.device, non_blocking=True)
+
+    def after_train(self) -> None:
+        """Dassl's end of training (choose the model, test), then the record, which marks the run as done."""
+        distributed.barrier()  # the main process has written the best model that all look for
+        super().after_train()
+        self.write_record()
+
+    # ----------------------------------------------------------------------------------------------------- record
+
+    def record_facts(self) -> dict:
+        """What the trainer alone knows of the run's record; the rest follows from the configuration and the machine."""
+        dataset, trained = self.dm.dataset, bool(self.get_model_names())
+        facts = {
+            "prompt": self.prompt,
+            "backbone": self.backbone.describe(),
+            "input": {key: self.cfg.INPUT[key] for key in ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD")},
+            "num_train": len(dataset.train_x) if trained and self.trains_on_labels else 0,
+            "num_classes": self.num_classes,
+            "metrics": self.results,
+            "losses": self.losses,
+            "history": self.history,
+            "classnames": self.classnames,
+            "skipped_images": list(self.skipped),
+            "learned": {
+                name: {"sha256": hash_state(state), "bytes": sum(v.nbytes for v in state.values())}
+                for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())
+            },
+            "seconds": {**self.seconds, "total": time.monotonic() - self.started},
+            "world_size": distributed.world_size(),
+            "determinism": {
+                "seed": self.cfg.SEED,
+                "algorithms": torch.are_deterministic_algorithms_enabled(),
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            },
+            "precision": self.precision.name,
+            "device": str(self.device),
+            "data_fingerprint": self.data.fingerprint,
+            "data": self.data.facts(),
+            "files": records.named_files(self.asked),
+        }
+        if not trained:
+            facts["selection_rule"] = "none"
+        if hasattr(dataset, "protocol"):
+            facts["protocol"] = dataset.protocol
+        return facts
+
+    def write_record(self) -> None:
+        """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
+        self.gather_skipped()
+        facts = records.facts_from_config(self.asked) | environment.environment_facts() | self.record_facts()
+        self.save_predictions()
+        if distributed.is_main():
+            records.write_record(self.output_dir, facts)

@@ -1,0 +1,1 @@
+"""What runs are needed, and who runs them."""

@@ -1,0 +1,164 @@
+"""A record for every trainer: what a plain Dassl trainer does not write itself is observed from outside.
+
+Trainers of this project write a richer record of their own, and then nothing is done here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.clip.finite import check_rows
+from dassl_clip.results import environment, records
+from dassl_clip.results.run_data import RunData
+
+from . import identity
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationRecorder:
+    """Watches a Dassl trainer's tests from outside, and writes the run's record if the trainer does not.
+
+    Args:
+        trainer: a built trainer; its `test` and its evaluator's `process` and `evaluate` are wrapped on the instance.
+        cfg: the run's configuration.
+        data: its images, None where the trainer has no lists of images.
+    """
+
+    def __init__(self, trainer: Any, cfg: Any, data: RunData | None = None) -> None:
+        self.trainer, self.cfg, self.data = trainer, cfg, data
+        self.folder = Path(cfg.OUTPUT_DIR)
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self.extra: dict[str, Any] = {}
+        self._present = self._stamp()
+        self._started = time.monotonic()
+        self._test_seconds = 0.0
+        self._total = self._correct = 0
+        self._loader: Any = None  # of the images that are tested
+        self._results: Mapping[str, Any] = {}
+        self._wrap()
+
+    def evaluates(self, folder: Path) -> None:
+        """Note that the models are those of an earlier run: the record says what they were trained on.
+
+        Args:
+            folder: the run's folder.
+        """
+        trained = identity.trained_facts(folder)
+        self.extra = {"evaluated_from": str(folder.resolve()), "trained": trained, "num_train": 0}
+        keys = ("num_train", "shots", "seed", "source_domains", "selection_rule")
+        self.extra |= {key: trained[key] for key in keys if key in trained}
+        if self.cfg.RUN.TASK not in records.TRANSFER_TASKS:
+            self.extra["task"] = records.EVALUATION
+        tested = self.data.facts()["test"] if self.data is not None else ""
+        same_images = bool(tested) and trained.get("data", {}).get("test") == tested
+        self.extra["transductive"] = bool(trained.get("transductive")) and same_images
+        target = "+".join(self.cfg.DATASET.TARGET_DOMAINS)
+        where = self.cfg.DATASET.NAME + (f"/{target}" if target else "")
+        own = getattr(getattr(getattr(self.trainer, "dm", None), "dataset", None), "protocol", "")
+        told = f"evaluation: trained on {records.trained_on(trained)}, tested on {where}"
+        self.extra["protocol"] = f"{told}; {own}" if own else told
+
+    def write(self) -> None:
+        """Write the record, unless the trainer has written one."""
+        if self._stamp() != self._present:
+            return
+        if not self.metrics:
+            logger.info("No %s: this run tested nothing.", records.RECORD_NAME)
+            return
+        path = records.write_record(self.folder, self._record())
+        logger.info("Record written to %s", path)
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = (self.folder / records.RECORD_NAME).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
+    def _wrap(self) -> None:
+        evaluator = getattr(self.trainer, "evaluator", None)
+        if evaluator is None:
+            return
+        test, process, evaluate = self.trainer.test, evaluator.process, evaluator.evaluate
+
+        def counted_process(output: Any, target: Any, *rest: Any, **named: Any) -> Any:
+            scores = output[0] if isinstance(output, (tuple, list)) else output
+            if getattr(scores, "ndim", 0) == 2 and getattr(target, "ndim", 0) == 1:
+                best = scores.amax(dim=1, keepdim=True)  # -inf may stand for a class that is left out, NaN for nothing
+                check_rows(best, "scores", self._names(len(scores)))
+                self._total += int(target.shape[0])
+                self._correct += int((scores.argmax(dim=1) == target).sum())
+            return process(output, target, *rest, **named)
+
+        def kept_evaluate(*rest: Any, **named: Any) -> Any:
+            self._results = evaluate(*rest, **named)
+            return self._results
+
+        def timed_test(split: str | None = None, *rest: Any, **named: Any) -> Any:
+            self._total = self._correct = 0
+            self._results = {}
+            self._loader = getattr(self.trainer, f"{self._split(split)}_loader", None)
+            begun = time.monotonic()
+            value = test(split, *rest, **named) if split is not None or rest or named else test()
+            self._test_seconds = time.monotonic() - begun
+            if self._total or self._results:
+                self.metrics[self._split(split)] = self._numbers()
+            return value
+
+        evaluator.process, evaluator.evaluate, self.trainer.test = counted_process, kept_evaluate, timed_test
+
+    def _names(self, count: int) -> list[str]:
+        """What the next images of the test are called: their paths, since test loaders go through them in order."""
+        numbers = range(self._total, self._total + count)
+        items = getattr(getattr(self._loader, "dataset", None), "data_source", ())
+        return [getattr(items[n], "impath", "") if n < len(items) else f"image {n + 1}" for n in numbers]
+
+    def _split(self, asked: str | None) -> str:
+        split = asked or self.cfg.TEST.SPLIT
+        return "val" if split == "val" and getattr(self.trainer, "val_loader", None) is not None else "test"
+
+    def _numbers(self) -> dict[str, Any]:
+        accuracy = 100.0 * self._correct / max(self._total, 1)
+        numbers: dict[str, Any] = {"accuracy": accuracy, "error_rate": 100.0 - accuracy}
+        numbers |= {key: float(value) for key, value in self._results.items() if _is_number(value)}
+        return numbers | {"total": self._total, "correct": self._correct}
+
+    def _record(self) -> dict[str, Any]:
+        own = getattr(self.trainer, "record_facts", None)
+        if own is not None:
+            return records.facts_from_config(self.cfg) | environment.environment_facts() | own() | self.extra
+        total = time.monotonic() - self._started
+        node = self.cfg.TRAINER.get(self.cfg.TRAINER.NAME.upper(), {})
+        dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)
+        facts = records.facts_from_config(self.cfg) | environment.environment_facts()
+        if not self.trainer.get_model_names():
+            facts["selection_rule"] = "none"
+        elif self.cfg.TEST.FINAL_MODEL == "best_val" and getattr(self.trainer, "val_loader", None) is None:
+            facts["selection_rule"] = "best_val on TEST images (diagnostic only)"
+        return facts | {
+            "prompt": str(node.get("CTX_INIT", "")),
+            "backbone": {"name": str(self.cfg.MODEL.BACKBONE.NAME), "weights_hash": ""},
+            "num_train": len(getattr(dataset, "train_x", None) or ()),
+            "metrics": self.metrics,
+            "losses": {},
+            "seconds": {"train": total - self._test_seconds, "test": self._test_seconds, "total": total},
+            "device": str(getattr(self.trainer, "device", "cpu")),
+            "precision": str(node.get("PREC", "fp32")),
+            "data_fingerprint": self.data.fingerprint if self.data is not None else "",
+            "data": self.data.facts() if self.data is not None else {},
+            "files": records.named_files(self.cfg),
+            **self.extra,
+        }
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

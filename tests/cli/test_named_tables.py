@@ -1,0 +1,534 @@
+"""Named tables: ours beside what was published, from the records alone; what is missing; checks; formats; folders.
+
+Covers `cli/table.py` for sweeps and the making of sheets in `experiments/sweeps.py`. Records are planted in the
+folders of a sweep's own runs, with accuracies that the tests choose; the tables are read back and compared with plain
+calculations and with the shipped published numbers.
+"""
+
+import csv
+import io
+import json
+import random
+import re
+import shlex
+import statistics
+
+import pytest
+import yaml
+
+from dassl_clip.cli import __main__ as door
+from dassl_clip.cli import table, train
+from dassl_clip.engine.config import resolve_config
+from dassl_clip.experiments import plan
+from dassl_clip.experiments import sweeps as sheet
+from dassl_clip.results import published as sheets
+from dassl_clip.results import records
+
+FORMS = ("C", "CP", "PC", "NC")
+GROUPS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working directory; runs go to `output` in it."""
+    monkeypatch.chdir(tmp_path)
+    train.register()
+    return tmp_path
+
+
+def entries_of(name, rows=(), seeds=()):
+    return sheet.expand(sheet.read_sweep(name), plan.Request("", tuple(seeds), out="output"), (), rows)
+
+
+def metrics(accuracy):
+    return {"accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": 50.0, "total": 10**6, "correct": 5}
+
+
+def plant(run, values, **changes):
+    """A finished run: a record in its folder with these readings."""
+    record = records.facts_from_config(run.cfg) | {
+        "prompt": "a photo of a {}.",
+        "backbone": {"name": run.cfg.MODEL.BACKBONE.NAME, "weights_hash": "ab" * 32},
+        "num_train": 0,
+        "metrics": {name: metrics(value) for name, value in values.items()},
+        "losses": {},
+        "seconds": {"train": 1.0, "test": 1.0, "total": 2.0},
+        "peak_memory_mb": 1.0,
+        "versions": {},
+        "toolbox": {},
+        "device": "cpu",
+        "precision": "fp32",
+        "git_revision": "",
+        "data_fingerprint": "",
+        "command": run.command,
+        "finished_at": "2024-01-01T00:00:00+00:00",
+    }
+    records.write_record(run.folder, record | changes)
+
+
+def show(capsys, *words, code=0):
+    assert door.main(["table", *map(str, words)]) == code
+    told = capsys.readouterr()
+    return told.out if code == 0 else told
+
+
+def rows_of(text):
+    """(group, label) -> column -> text of a text sheet."""
+    found, head = {}, None
+    for line in text.splitlines():
+        cells = re.split(r"\s{2,}", line.strip())
+        if len(cells) < 2 or line.startswith(("missing: ", "note: ", "ours: ", "published: ")):
+            head = None
+        elif set("".join(cells)) == {"-"} and head is not None and len(head) == len(cells):
+            continue
+        elif head is None:
+            head = cells
+        else:
+            found[head[0], cells[0]] = dict(zip(head[1:], cells[1:]))
+    return found
+
+
+def missing_in(text):
+    """(what is missing, arguments of train.py that make it) of each line."""
+    lines = [line for line in text.splitlines() if line.startswith("missing: ")]
+    parts = [re.fullmatch(r"missing: (.*?): python \S*train\.py (.*)", line) for line in lines]
+    return [(part[1], shlex.split(part[2])) for part in parts]
+
+
+def cells_in(text):
+    """(method, reading, data, column) -> cell of a JSON sheet."""
+    return {(c["method"], c["reading"], c["data"], c["column"]): c for c in json.loads(text)["cells"]}
+
+
+# -------------------------------------------------------------------------------------------------- without records
+
+
+def test_clap_zeroshot_without_records_is_the_published_table_with_a_command_a_cell(place, capsys):
+    out = show(capsys, "clap-zeroshot")
+    rows, published = rows_of(out), sheets.read_published("clap-zeroshot")
+    shown = 0
+    for method, readings in published["cells"].items():
+        for reading, places in readings.items():
+            for where, value in places.items():
+                group, _, column = where.partition("/")
+                assert rows[group, f"{reading}: {method}, published"][column] == str(value)
+                shown += 1
+    assert shown == 3 * (4 * 23 + 3 * 5) + 2 * 4 * 22
+    assert not any(label.endswith(", difference") or not label.endswith(", published") for _, label in rows)
+
+    entries = entries_of("clap-zeroshot")
+    lines = missing_in(out)
+    assert len(lines) == len(entries) == 72
+    for entry, (what, command) in zip(entries, lines):
+        assert what == f"{entry.label}, zeroshot, {entry.group}/{entry.column}, seed 2024"
+        args, pairs = train.parse(command)
+        assert args.output_dir == str(entry.run.folder)
+        assert (args.source_domains, args.target_domains) == ([entry.column], [entry.column])
+        assert records.config_hash(resolve_config(args, pairs)) == records.config_hash(entry.run.cfg)
+    assert not (place / "output").exists()
+
+
+def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_from(place, capsys):
+    out = show(capsys, "clap-zeroshot")
+    published = sheets.read_published("clap-zeroshot")
+    for part in (
+        f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
+        "ours: protocol: every image of a domain is tested, no label is trained on",
+        "ours: backbone: ViT-B/16; ViT-L/14; training images a class: none",
+        "ours: selection rule: ",
+        "templates: clap_pc",
+        "ours: seeds: 2024; tolerance of a check: 1 points",
+        *(f"note: {note}" for note in published["footnotes"]),
+    ):
+        assert part in out, part
+    b2n = show(capsys, "gopro-b2n")
+    assert "training images a class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed; CoOp: 1, 2, 3);" in b2n
+    assert "base to new: trained on the base classes, tested on base and on new classes" in b2n
+
+
+@pytest.mark.parametrize("name", [*sheets.published_names()])
+def test_every_command_of_every_named_table_parses(place, capsys, name):
+    out = show(capsys, name)
+    entries = entries_of(name)
+    commands = [command for _, command in missing_in(out)]
+    assert len(commands) == len(entries)
+    for entry, command in list(zip(entries, commands))[:: max(1, len(entries) // 12)]:
+        args, pairs = train.parse(command)
+        assert records.config_hash(resolve_config(args, pairs)) == records.config_hash(entry.run.cfg)
+        assert bool(args.eval_only) == (entry.run.needs is not None)
+        assert args.model_dir == (str(entry.run.needs) if entry.run.needs else None)
+
+
+def test_misprints_and_gaps_of_the_papers_are_told(place, capsys):
+    assert "printed 22.5" in show(capsys, "clap-attacks") and "43.59" in show(capsys, "clap-attacks")
+    assert "printed 71.15" in show(capsys, "gopro-b2n")
+    rows = rows_of(show(capsys, "gopro-dg"))
+    assert rows["accuracy (%)", "GOPro, published"]["mean of targets"] == "-"  # the paper prints none
+
+
+# ------------------------------------------------------------------------------------------------------ with records
+
+
+def test_clap_zeroshot_with_planted_records(place, capsys):
+    draw, got = random.Random(0), {}
+    for entry in entries_of("clap-zeroshot", ["CLIP", "CLAP"]):
+        values = {form: draw.uniform(30, 95) for form in FORMS}
+        plant(entry.run, {**values, "test": 1.0})
+        got[entry.label, entry.group, entry.column] = values
+    printed = sheets.read_published("clap-zeroshot")["cells"]
+    out = show(capsys, "clap-zeroshot")
+    rows, cells = rows_of(out), cells_in(show(capsys, "clap-zeroshot", "--format", "json"))
+    assert len(missing_in(out)) == 36  # ViT-L/14
+    assert "templates: a photo of a {}." in out
+
+    plain = {
+        "R": lambda f: max(f[:3]) - min(f[:3]),
+        "delta": lambda f: (sum((x - sum(f[:3]) / 3) ** 2 for x in f[:3]) / 3) ** 0.5,
+        "Delta_NC": lambda f: f[0] - f[3],
+    }
+    for label in ("CLIP", "CLAP"):
+        names = {g: [c for (m, group, c) in got if (m, group) == (label, g)] for g in GROUPS}
+        means = {g: [statistics.fmean(got[label, g, c][form] for c in names[g]) for form in FORMS] for g in GROUPS}
+        for index, form in enumerate(FORMS):
+            for group in GROUPS:
+                shown = rows[group, f"{form}: {label}"]
+                apart = rows[group, f"{form}: {label}, difference"]
+                for column in names[group]:
+                    value = got[label, group, column][form]
+                    assert float(shown[column]) == pytest.approx(value, abs=0.0501)
+                    wanted = value - printed[label][form][f"{group}/{column}"]
+                    assert float(apart[column]) == pytest.approx(wanted, abs=0.0501)
+                    assert cells[label, form, group, column]["difference"] == pytest.approx(wanted)
+                assert float(shown["mean"]) == pytest.approx(means[group][index], abs=0.0501)
+                assert float(rows["Overall", f"{form}: {label}"][group]) == pytest.approx(means[group][index], abs=0.06)
+            overall = statistics.fmean(means[group][index] for group in GROUPS)
+            assert cells[label, form, "Overall", "mean"]["got"] == pytest.approx(overall)
+            wanted = overall - printed[label][form]["Overall/mean"]
+            assert cells[label, form, "Overall", "mean"]["difference"] == pytest.approx(wanted)
+        for measure, calculate in plain.items():
+            each = {group: calculate(means[group]) for group in GROUPS}
+            for group, value in each.items():
+                cell = cells[label, measure, group, "mean"]
+                assert cell["got"] == pytest.approx(value)
+                assert cell["difference"] == pytest.approx(value - printed[label][measure][f"{group}/mean"])
+                assert float(rows[group, f"{measure}: {label}"]["mean"]) == pytest.approx(value, abs=0.0501)
+            assert cells[label, measure, "Overall", "mean"]["got"] == pytest.approx(statistics.fmean(each.values()))
+
+
+def test_gopro_b2n_with_planted_records(place, capsys):
+    draw, got = random.Random(1), {}
+    for entry in entries_of("gopro-b2n", ["CoOp", "GOPro"]):
+        if (entry.label, entry.group, entry.column, entry.run.seed) == ("GOPro", "EuroSAT", "new", 3):
+            continue
+        value = draw.uniform(30, 95)
+        plant(entry.run, {"test": value}, selection_rule="last")
+        got[entry.label, entry.group, entry.column, entry.run.seed] = value
+    printed = sheets.read_published("gopro-b2n")["cells"]
+    out = show(capsys, "gopro-b2n")
+    cells = cells_in(show(capsys, "gopro-b2n", "--format", "json"))
+    rows = rows_of(out)
+    names = sorted({group for _, group, _, _ in got})
+    assert len(names) == 11
+    all_seeds = {"CoOp": (1, 2, 3), "GOPro": (1, 2, 3, 4, 5)}
+
+    def harmonic(x, y):
+        return 2 * x * y / (x + y)
+
+    for label, seeds in all_seeds.items():
+        for group in names:
+            whole = [s for s in seeds if (label, group, "new", s) in got]
+            hm = [harmonic(got[label, group, "base", s], got[label, group, "new", s]) for s in whole]
+            cell = cells[label, "test", group, "HM"]
+            assert list(cell["got_by_seed"]) == [str(s) for s in whole]
+            assert cell["got"] == pytest.approx(statistics.fmean(hm))
+            assert cell["std"] == pytest.approx(statistics.stdev(hm))
+            assert cell["difference"] == pytest.approx(statistics.fmean(hm) - printed[label]["test"][f"{group}/HM"])
+        whole = [s for s in seeds if label == "CoOp" or s != 3]
+        average = {
+            name: {
+                s: statistics.fmean(got[label, g, name, s] for g in names)
+                for s in seeds
+                if name == "base" or s in whole
+            }
+            for name in ("base", "new")
+        }
+        hm = [harmonic(average["base"][s], average["new"][s]) for s in whole]
+        assert cells[label, "test", "Average", "HM"]["got"] == pytest.approx(statistics.fmean(hm))
+        assert cells[label, "test", "Average", "base"]["got"] == pytest.approx(
+            statistics.fmean(average["base"].values())
+        )
+        assert cells[label, "test", "Average", "HM"]["difference"] == pytest.approx(
+            statistics.fmean(hm) - printed[label]["test"]["Average/HM"]
+        )
+    assert "(n=4)" in rows["EuroSAT", "GOPro"]["new"] and "(n=4)" in rows["EuroSAT", "GOPro"]["HM"]
+    assert " +/- " in rows["EuroSAT", "CoOp"]["new"]
+    assert rows["Average", "CLIP, published"] == {"base": "69.34", "new": "74.22", "HM": "71.7"}
+    ours = [what for what, _ in missing_in(out) if not what.startswith("CLIP")]
+    assert ours == ["GOPro, b2n, EuroSAT/new, seed 3"]
+
+
+@pytest.mark.parametrize("name", ["gopro-b2n", "gopro-xd", "gopro-dg"])
+def test_the_coop_rows_of_gopros_tables_are_runs_from_words(place, name):
+    """(row 7.1) "a photo of a", 4 tokens, 200 epochs, but 50 on ImageNet; seeds 1 to 3, batches of 32."""
+    entries = entries_of(name, ["CoOp"])
+    trained = [entry.run.cfg for entry in entries if entry.run.cfg.DATASET.NAME == "ImageNet" or name == "gopro-b2n"]
+    assert {entry.run.seed for entry in entries} == {1, 2, 3} and trained
+    for cfg in trained:
+        node, short = cfg.TRAINER.COOP, cfg.DATASET.NAME == "ImageNet" or name != "gopro-b2n"
+        assert (node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION) == ("a photo of a", False, "end")
+        made = cfg.OPTIM.MAX_EPOCH, cfg.RUN.CONFIG
+        assert made == ((50, "vit_b16_ep50_ctxv1") if short else (200, "vit_b16_ctxv1"))
+        assert (cfg.OPTIM.LR, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATASET.NUM_SHOTS) == (0.002, 32, 16)
+    assert len({cfg.DATASET.NAME for cfg in trained}) == (11 if name == "gopro-b2n" else 1)
+    assert {entry.run.seed for entry in entries_of(name, ["GOPro"])} == {1, 2, 3, 4, 5}
+
+
+def test_configurations_of_coop_by_shots(place):
+    """(row 7.1) CoOp's own few-shot setting: 50 epochs for 1 shot and ImageNet, 100 for 2 and 4, 200 for 8 and 16."""
+    for words in ("", "_ctxv1"):
+        for name, epochs in (("vit_b16", 200), ("vit_b16_ep100", 100), ("vit_b16_ep50", 50)):
+            tree = {"task": "fewshot", "datasets": ["pacs"], "rows": [f"CoOp:{name}{words}"]}
+            (place / "mine.yaml").write_text(yaml.safe_dump(tree))
+            cfg = entries_of("mine.yaml")[0].run.cfg
+            made = cfg.OPTIM.MAX_EPOCH, cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.COOP.CTX_INIT
+            assert made == ((epochs, 4, "a photo of a") if words else (epochs, 16, ""))
+
+
+def test_claps_tables_are_of_seed_2024(place):
+    """(row 7.10)"""
+    for name in ("clap-zeroshot", "clap-fewshot", "clap-attacks"):
+        assert {entry.run.seed for entry in entries_of(name)} == {2024}
+
+
+def test_a_method_for_a_data_set_that_the_row_has_not_is_refused(place, capsys):
+    tree = {"task": "fewshot", "datasets": ["pacs"], "rows": [{"method": "CoOp", "method_for": {"imagenet": "CoOp"}}]}
+    (place / "mine.yaml").write_text(yaml.safe_dump(tree))
+    err = show(capsys, "mine.yaml", code=2).err
+    assert "`method_for` names 'imagenet', but its data sets are pacs" in err and err.count("\n") == 1
+
+
+def test_gopro_xd_leaves_imagenet_out_of_the_mean(place, capsys):
+    got = {}
+    for index, entry in enumerate(entries_of("gopro-xd", ["GOPro"], [1])):
+        got[entry.column] = 40.0 + index
+        plant(entry.run, {"test": got[entry.column]})
+    cells = cells_in(show(capsys, "gopro-xd", "--seeds", "1", "--format", "json"))
+    targets = statistics.fmean(value for name, value in got.items() if name != "ImageNet")
+    cell = cells["GOPro", "test", "", "mean of targets"]
+    assert cell["got"] == pytest.approx(targets)
+    assert cell["difference"] == pytest.approx(targets - 67.86)
+    assert cells["GOPro", "test", "", "ImageNet"]["difference"] == pytest.approx(got["ImageNet"] - 73.27)
+
+
+def test_transductive_runs_are_named(place, capsys):
+    for entry in entries_of("inmap-imagenet"):
+        inmap = entry.label == "InMaP"
+        plant(entry.run, {"test": 80.0 if inmap else 77.0}, transductive=inmap)
+    out = show(capsys, "inmap-imagenet")
+    assert "transductive (uses unlabelled test images): InMaP" in out
+    rows = rows_of(out)
+    assert rows["ImageNet", "InMaP, difference"]["all"] == "-0.2"
+    assert rows["ImageNet", "CLIP, difference"]["all"] == "+0.0"
+
+
+def test_a_record_of_another_configuration_or_a_broken_one_fills_no_cell(place, capsys):
+    first, second = entries_of("inmap-imagenet")
+    plant(first.run, {"test": 12.0}, config_hash="0" * 64)
+    second.run.folder.mkdir(parents=True)
+    (second.run.folder / "record.json").write_text("{")
+    out = show(capsys, "inmap-imagenet")
+    assert "12.0" not in out
+    assert re.search(r"refused: CLIP, zeroshot, ImageNet/all, seed 1: .* holds a finished run of another config", out)
+    assert [what for what, _ in missing_in(out)] == ["InMaP, zeroshot, ImageNet/all, seed 1"]
+
+
+# ------------------------------------------------------------------------------------------------ checks and formats
+
+
+def plant_all(name, apart=0.0, rows=()):
+    """Records with exactly the printed numbers, or `apart` from them."""
+    printed = sheets.read_published(name)["cells"]
+    readings = sheet.read_sweep(name).readings or ("test",)
+    for entry in entries_of(name, rows):
+        where = f"{entry.group}/{entry.column}"
+        plant(entry.run, {r: min(100.0, max(0.0, printed[entry.label][r][where] + apart)) for r in readings})
+
+
+def test_check_says_which_cells_leave_their_tolerance(place, capsys):
+    plant_all("inmap-imagenet", 0.4)
+    assert "tolerance of a check: 0.5 points" in show(capsys, "inmap-imagenet", "--check")
+    (entry,) = entries_of("inmap-imagenet", ["InMaP"])
+    plant(entry.run, {"test": 79.5})
+    told = show(capsys, "inmap-imagenet", "--check", code=1)
+    assert told.err.splitlines() == [
+        "outside: InMaP, test, ImageNet/all: 79.50, published 80.21, difference -0.71, tolerance 0.5",
+        "2 of 2 published cells checked, 1 outside their tolerance",
+    ]
+    assert "79.5" in told.out  # the table is printed all the same
+    show(capsys, "inmap-imagenet")  # without --check it is no failure
+
+
+def test_a_faithful_reproduction_passes_the_check_whatever_the_paper_misprints(place, capsys):
+    """Runs that give each printed domain accuracy: means, measures and the misprinted mean included."""
+    plant_all("clap-attacks")
+    rows = rows_of(show(capsys, "clap-attacks", "--check"))
+    assert rows["DomainNet", "FGSM / C: CLIP, difference"]["mean"] == "+21.1"  # 43.6 to the misprint 22.5
+
+
+def test_check_counts_what_it_compared_and_refuses_to_compare_nothing(place, capsys):
+    told = show(capsys, "clap-attacks", "--check", code=2)
+    numbers = sheets.read_published("clap-attacks")
+    printed = sum(len(cells) for readings in numbers["cells"].values() for cells in readings.values())
+    wrong = sum(len(cells) for readings in numbers["misprints"].values() for cells in readings.values())
+    sentence = (
+        f"error: --check: 0 of {printed - wrong} published cells checked, since no run of these is finished here: "
+    )
+    assert told.err == f"{sentence}dassl-clip sweep clap-attacks\n"
+    entry = next(entry for entry in entries_of("clap-attacks", ["CLAP"]) if entry.group == "PACS")
+    value = numbers["cells"]["CLAP"]["FGSM / C"][f"PACS/{entry.column}"]
+    plant(entry.run, {"FGSM / C": value})
+    assert door.main(["table", "clap-attacks", "--check"]) == 0
+    assert capsys.readouterr().err == f"1 of {printed - wrong} published cells checked, 0 outside their tolerance\n"
+
+
+def test_check_of_what_has_no_published_numbers_is_refused(place, capsys):
+    told = show(capsys, "icons", "--check", code=2)
+    assert told.err == "error: --check: the sweep icons has no published table to check against\n"
+    (place / "runs").mkdir()
+    told = show(capsys, "runs", "--check", code=2)
+    assert told.err.startswith("error: --check needs published numbers, so it is for sweeps: clap-attacks, ")
+
+
+@pytest.mark.parametrize("style", ["csv", "latex", "markdown"])
+def test_other_formats(place, capsys, style):
+    plant_all("inmap-imagenet", 0.4)
+    out = show(capsys, "inmap-imagenet", "--format", style)
+    if style == "csv":
+        rows = {(row["method"], row["column"]): row for row in csv.DictReader(io.StringIO(out))}
+        assert float(rows["InMaP", "all"]["got"]) == pytest.approx(80.61)
+        assert float(rows["InMaP", "all"]["published"]) == 80.21
+        assert float(rows["InMaP", "all"]["difference"]) == pytest.approx(0.4)
+    elif style == "latex":
+        assert "\\begin{tabular}" in out and "InMaP, published" in out and "80.21" in out
+        body = out[out.index("\\begin") : out.index("\\end")]
+        assert all(line.startswith("%") or "\\" in line or not line for line in out.splitlines()), out
+        assert "&" in body
+    else:
+        assert re.search(r"\| InMaP, published +\| +80.21 \| +- \|", out)
+
+
+def test_rows_and_seeds_can_be_chosen(place, capsys):
+    out = show(capsys, "gopro-b2n", "--rows", "GOPro", "--seeds", "7")
+    missing = missing_in(out)
+    assert len(missing) == 22 and all(what.startswith("GOPro, b2n, ") for what, _ in missing)
+    assert all(train.parse(command)[0].seed == 7 for _, command in missing)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["clap-zero"], "there is no sweep 'clap-zero'. Did you mean 'clap-zeroshot'? Known: "),
+        (["gopro-xd", "--rows", "CoOpp"], "gopro-xd has no row 'CoOpp'. Did you mean 'CoOp'?"),
+        (["gopro-xd", "--targets", "eurosat"], "--targets: gopro-xd stands beside means over all targets; leave it"),
+        (["icons"], "no run of icons is finished in output: dassl-clip sweep icons"),
+        (["absent/runs"], "no folder absent/runs"),
+    ],
+)
+def test_mistakes_are_sentences(place, capsys, words, sentence):
+    told = show(capsys, *words, code=2)
+    assert told.err.startswith(f"error: {sentence}") and told.err.count("\n") == 1
+    assert told.out == ""
+
+
+def test_a_file_with_a_published_table_that_is_not_there(place, capsys):
+    (place / "mine.yaml").write_text(yaml.safe_dump({"published": "gopro-b2", "datasets": ["icons"], "rows": ["CoOp"]}))
+    told = show(capsys, "mine.yaml", code=2)
+    assert told.err.startswith("error: there is no published table 'gopro-b2'; known: clap-attacks, ")
+
+
+# ---------------------------------------------------------------------------------------- sweeps without published ones
+
+
+def test_icons_shows_methods_by_domains_with_gains_and_commands(place, capsys):
+    draw, got = random.Random(2), {}
+    for entry in entries_of("icons", seeds=[1, 2]):
+        if entry.run.needs is None and (entry.label, entry.run.task, entry.column, entry.run.seed) != (
+            "GOPro", "lodo", "line", 2,
+        ):  # fmt: skip
+            got[entry.label, entry.run.task, entry.column, entry.run.seed] = value = draw.uniform(30, 90)
+            plant(entry.run, {"test": value})
+    out = show(capsys, "icons", "--seeds", "1", "2", "--rows", "ZeroshotCLIP", "GOPro")
+    assert out.count("Icons, task fewshot") == out.count("Icons, task lodo") == 1
+    lodo = rows_of(out[out.index("Icons, task lodo") :])
+    columns = ("emoji", "flat", "line", "solid")
+    shown = lodo["accuracy (%)", "ZeroshotCLIP (icons)"]
+    for column in columns:
+        values = [got["ZeroshotCLIP", "lodo", column, seed] for seed in (1, 2)]
+        assert float(shown[column].split()[0]) == pytest.approx(statistics.fmean(values), abs=0.0501)
+        gains = [
+            got["GOPro", "lodo", column, seed] - got["ZeroshotCLIP", "lodo", column, seed]
+            for seed in (1, 2)
+            if ("GOPro", "lodo", column, seed) in got
+        ]
+        cell = lodo["accuracy (%)", "gain of GOPro (icons)"][column]
+        assert float(cell.split()[0]) == pytest.approx(statistics.fmean(gains), abs=0.0501)
+    ((what, command),) = missing_in(out)
+    assert what == "GOPro, lodo, Icons/line, seed 2"
+    args, _ = train.parse(command)
+    assert (args.target_domains, args.seed) == (["line"], 2)
+    tree = show(capsys, "icons", "--seeds", "1", "--rows", "GOPro", "--format", "csv")
+    assert tree.count("accuracy (%),emoji,flat,line,solid,mean") == 2
+
+
+def test_a_file_over_two_data_sets_has_a_table_for_each(place, capsys):
+    tree = {"task": "lodo", "datasets": ["pacs", "vlcs"], "rows": ["ZeroshotCLIP:vit_b16", "CoOp:vit_b16"]}
+    (place / "mine.yaml").write_text(yaml.safe_dump(tree))
+    train.register()
+    for index, entry in enumerate(sheet.expand(sheet.read_sweep("mine.yaml"), plan.Request("", (), out="output"), ())):
+        plant(entry.run, {"test": 30.0 + index})
+    out = show(capsys, "mine.yaml")
+    assert out.index("PACS, task lodo") < out.index("VLCS, task lodo")
+    pacs, vlcs = (rows_of(part) for part in (out[: out.index("VLCS, task")], out[out.index("VLCS, task") :]))
+    assert set(pacs["accuracy (%)", "CoOp (vit_b16)"]) == {"art_painting", "cartoon", "photo", "sketch", "mean"}
+    assert set(vlcs["accuracy (%)", "CoOp (vit_b16)"]) == {"caltech", "labelme", "pascal", "sun", "mean"}
+    assert "missing" not in out and "-" not in pacs["accuracy (%)", "CoOp (vit_b16)"].values()
+    assert float(pacs["accuracy (%)", "ZeroshotCLIP (vit_b16)"]["mean"]) == 31.5
+
+
+def test_folders_still_have_their_tables(place, capsys):
+    for entry in entries_of("icons", ["ZeroshotCLIP", "CoOp"], [1]):
+        plant(entry.run, {"test": 50.0 if entry.label == "CoOp" else 40.0})
+    out = show(capsys, "output/lodo", "--reference", "ZeroshotCLIP")
+    rows = rows_of(out)
+    assert rows["accuracy (%)", "gain of CoOp (icons)"] == dict.fromkeys(
+        ("emoji", "flat", "line", "solid", "mean"), "+10.0"
+    )
+    assert "task fewshot" not in out
+    lines = show(capsys, "output", "--rows", "CoOp", "--format", "csv").splitlines()
+    assert "CoOp (icons),50.0,50.0,50.0,50.0,50.0" in lines
+    (place / "icons").symlink_to("output")  # a folder comes before a sweep of that name
+    assert table.is_sweep(["gopro-xd"]) and not table.is_sweep(["icons"])
+    assert show(capsys, "icons", "--rows", "CoOp", "--format", "csv").splitlines() == lines
+
+
+CLAP_CONFIGS = ("pacs", "vlcs", "office_home", "domainnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "configs"),
+    [
+        ("gopro-b2n", {"CoOp": {"vit_b16_ctxv1", "vit_b16_ep50_ctxv1"}, "GOPro": {"vit_b16"}}),
+        ("clap-zeroshot", {"CLAP": {*CLAP_CONFIGS, *(f"{name}_vit_l14" for name in CLAP_CONFIGS)}}),
+        ("clap-attacks", {"CLAP": {*CLAP_CONFIGS}}),
+    ],
+)
+def test_7_1_a_table_plans_the_configurations_of_its_rows(name, configs, tmp_path, capsys):
+    """(row 7.1) `table NAME --dry-run` prints every run that the table is made of, and runs nothing."""
+    assert table.main([name, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith("missing: python ") for line in lines) and not (tmp_path / "out").exists()
+    files = [re.search(r"configs/trainers/(\w+)/(\w+)\.yaml", line).groups() for line in lines]
+    found = {method: {stem for other, stem in files if other == method} for method, _ in files}
+    assert {method: found[method] for method in configs} == configs
+    if name.startswith("clap"):
+        assert {re.search(r"--seed (\d+)", line)[1] for line in lines} == {"2024"}

@@ -1,0 +1,258 @@
+"""`dassl-clip predict`: a run of every method on one's own pictures, and zero-shot with names alone.
+
+Covered: the same answers as the run's own test, though the data are gone, for every method; batches and workers; CSV
+and JSON; files that cannot be read; zero-shot against open_clip computed by hand in float64; the embedded model without
+a network; runs that do not say their class names; the registry afterwards; every refusal.
+"""
+
+import csv
+import json
+import shutil
+import socket
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dassl_clip.cli import predict, train
+from dassl_clip.cli.predict_pictures import find_pictures
+from dassl_clip.results.plot_matrix import read_predictions
+
+SETTINGS = {
+    "ZeroshotCLIP": ("TRAINER.ZEROSHOTCLIP.TEMPLATES", "clap_pc"),
+    "CoOp": ("TRAINER.COOP.N_CTX", "4"),
+    "CoOp-CSC": ("TRAINER.COOP.N_CTX", "4", "TRAINER.COOP.CSC", "True"),
+    "LinearProbe": (),
+    "GOPro": (),
+    "GOPro-paper": ("TRAINER.GOPRO.VARIANT", "paper"),
+    "CLAP": (
+        *("TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.TEMPLATES", "single"),
+        *("TRAINER.CLAP.ALPHA", "source-val", "TRAINER.CLAP.ALPHA_CANDIDATES", "(50.0, 80.0)"),
+    ),
+    "InMaP": (),
+    "CLAP+InMaP": (),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_clip, domain_tree):
+    """Run folders of every method, made on a data set that is deleted afterwards, and copies of its test pictures."""
+    root = tmp_path_factory.mktemp("world")
+    shutil.copytree(domain_tree, root / "data")
+    (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
+    for name, pairs in SETTINGS.items():
+        method = name.split("+")[-1].split("-")[0]
+        pairs += ("TRAINER.INMAP.FROM", str(root / "CLAP")) if name == "CLAP+InMaP" else ()
+        words = ["--trainer", method, "--dataset-config-file", str(root / "data.yaml"), "--root", str(root / "data")]
+        words += ["--output-dir", str(root / name), "--seed", "1", "--source-domains", "art", "photo"]
+        words += ["--target-domains", "sketch", "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
+        words += ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATASET.NUM_SHOTS", "4"]
+        words += ["OPTIM.MAX_EPOCH", "1", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.05", *pairs]
+        assert train.main(words) == 0, name
+    shutil.copytree(root / "data" / "sketch", root / "mine")
+    shutil.rmtree(root / "data")
+    return root
+
+
+def answers(out):
+    """Path -> list of (class, share), best first."""
+    found = {}
+    for row in json.loads(out.read_text())["predictions"]:
+        found.setdefault(row["path"], []).append((row["class"], row["share"]))
+        assert row["rank"] == len(found[row["path"]])
+    return found
+
+
+@pytest.fixture(scope="module")
+def predicted(world):
+    """What each run answers on the pictures, as written to a JSON file."""
+    files = {name: world / f"{name}.json" for name in SETTINGS}
+    for name, out in files.items():
+        assert predict.main([str(world / "mine"), "--run", str(world / name), "--out", str(out)]) == 0
+    return files
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_answers_of_a_run_are_those_of_its_test(world, predicted, name):
+    found, tested = answers(predicted[name]), read_predictions(world / name)
+    assert len(found) == len(tested.paths) == 30
+    for path, top, shares in zip(tested.paths, tested.top, tested.shares):
+        mine = found[str(path).replace(f"{world}/data/sketch", f"{world}/mine")]
+        assert [name for name, _ in mine] == [tested.classnames[index] for index in top]
+        np.testing.assert_allclose([share for _, share in mine], shares, atol=1e-5)
+    assert json.loads(predicted[name].read_text())["method"] == name.split("+")[-1].split("-")[0]
+
+
+def test_methods_give_different_shares(predicted):
+    shares = {name: [s for pairs in answers(out).values() for _, s in pairs] for name, out in predicted.items()}
+    for name in SETTINGS:
+        if name != "ZeroshotCLIP":
+            assert np.abs(np.subtract(shares[name], shares["ZeroshotCLIP"])).max() > 1e-4, name
+
+
+def test_batches_and_workers_change_nothing(world, tmp_path):
+    found = []
+    for number, words in enumerate(((), ("--batch-size", "7"), ("--batch-size", "4", "--workers", "2"))):
+        out = tmp_path / f"{number}.json"
+        assert predict.main([str(world / "mine"), "--run", str(world / "GOPro"), "--out", str(out), *words]) == 0
+        found.append(answers(out))
+    for other in found[1:]:
+        assert list(other) == list(found[0])
+        for path, pairs in found[0].items():
+            assert [name for name, _ in other[path]] == [name for name, _ in pairs]
+            np.testing.assert_allclose([s for _, s in other[path]], [s for _, s in pairs], atol=1e-5)
+
+
+def test_bad_files_are_named_and_left_out(world, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    shutil.copytree(world / "mine" / "dog", folder / "deep" / "er")
+    whole = (folder / "deep" / "er" / "000.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.webp").write_text("not a picture")
+    (folder / "notes.txt").write_text("no picture either, and not read")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / ".hidden.png").write_bytes(whole)
+    out = tmp_path / "preds.csv"
+    assert predict.main([str(folder), "--run", str(world / "LinearProbe"), "--top", "1", "--out", str(out)]) == 1
+    rows = list(csv.reader(out.open()))
+    assert rows[0] == ["path", "rank", "class", "share"] and len(rows) == 11
+    assert all(row[1] == "1" and 1 / 3 <= float(row[3]) <= 1 and "deep/er" in row[0] for row in rows[1:])
+    told = capsys.readouterr().err
+    for name in ("half.png", "empty.jpg", "text.webp", "gone.png"):
+        assert f"skipped: {folder / name}: " in told
+    assert "4 files could not be read" in told and "notes" not in told and "hidden" not in told
+
+
+def test_bad_files_do_not_change_the_others(world, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(world / "mine", folder)
+    words = ["--run", str(world / "CoOp"), "--batch-size", "4", "--out", str(tmp_path / "preds.json")]
+    assert predict.main([str(folder), *words]) == 0
+    before = answers(tmp_path / "preds.json")
+    bad = folder / "dog" / "003.png"
+    bad.write_bytes(b"")
+    assert predict.main([str(folder), *words]) == 1
+    after = answers(tmp_path / "preds.json")
+    assert before.keys() - after.keys() == {str(bad)}
+    for path, pairs in after.items():
+        np.testing.assert_allclose([s for _, s in pairs], [s for _, s in before[path]], atol=1e-5)
+    assert json.loads((tmp_path / "preds.json").read_text())["skipped"] == [{"path": str(bad), "reason": "is empty"}]
+
+
+def test_names_alone_are_clip_zero_shot(world, tiny_clip, tmp_path):
+    names, out = ["dog", "fire_truck", "a very odd house"], tmp_path / "preds.json"
+    (tmp_path / "names.txt").write_text("\ufeffdog\n\nfire_truck\n a very odd house \n")
+    words = ["--names", str(tmp_path / "names.txt"), "--backbone", f"local-dir:{tiny_clip}", "--out", str(out)]
+    assert predict.main([str(world / "mine"), *words, "--templates", "a sketch of a {}."]) == 0
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
+    model = model.double().eval()
+    with torch.no_grad():
+        tokens = open_clip.get_tokenizer("ViT-B-32")([f"a sketch of a {name.replace('_', ' ')}." for name in names])
+        text = F.normalize(model.encode_text(tokens), dim=-1)
+        found = answers(out)
+        assert len(found) == 30
+        for path, pairs in found.items():
+            image = preprocess(Image.open(path).convert("RGB"))[None].double()
+            scores = model.logit_scale.exp() * F.normalize(model.encode_image(image), dim=-1) @ text.T
+            shares = dict(zip(names, scores.softmax(-1)[0].tolist()))
+            assert [name for name, _ in pairs] == sorted(names, key=lambda name: -shares[name])
+            for name, share in pairs:
+                assert share == pytest.approx(shares[name], abs=1e-5)
+
+
+def test_the_embedded_model_needs_no_network(capsys, monkeypatch):
+    from dassl_clip.clip.sources import embedded_folder
+
+    def refuse(*args):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    stars = sorted((embedded_folder().parent / "icons" / "line" / "star").glob("*.png"))[:3]
+    assert stars
+    assert predict.main([*map(str, stars), "--names", "star,truck,envelope", "--top", "1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".png" in line]
+    assert len(lines) == len(stars) and all("star " in line.split(".png")[1] for line in lines)
+
+
+def test_class_names_come_from_the_checkpoint_where_the_record_has_none(world, tmp_path, capsys):
+    for name in ("CoOp", "ZeroshotCLIP"):
+        shutil.copytree(world / name, tmp_path / name)
+        (tmp_path / name / "predictions.npz").unlink()
+        record = json.loads((tmp_path / name / "record.json").read_text())
+        del record["classnames"]
+        (tmp_path / name / "record.json").write_text(json.dumps(record))
+    picture = str(world / "mine" / "dog" / "000.png")
+    assert predict.main([picture, "--run", str(tmp_path / "CoOp")]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("dog", "fire_truck", "house"))
+    assert predict.main([picture, "--run", str(tmp_path / "ZeroshotCLIP")]) == 2
+    assert "does not say its class names" in capsys.readouterr().err
+
+
+def test_the_registry_is_as_before(world):
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    before = DATASET_REGISTRY.get("FolderDomains")
+    assert predict.main([str(world / "mine" / "dog"), "--run", str(world / "InMaP")]) == 0
+    assert DATASET_REGISTRY.get("FolderDomains") is before
+
+
+def test_pictures_are_found_once_and_in_order(tmp_path):
+    for name in ("b/2.png", "a/1.JPG", "a/.x/0.png", "__MACOSX/0.png", "readme.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_pictures([str(tmp_path / "b"), str(tmp_path), str(tmp_path / "readme.md")])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["b/2.png", "a/1.JPG", "readme.md"]
+
+
+def test_a_name_that_is_no_utf8_is_shown(tmp_path, capsys):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert predict.main([str(tmp_path), "--names", "cat,dog", "--out", str(tmp_path / "preds.csv")]) == 0
+    assert "caf\ufffd.png" in (tmp_path / "preds.csv").read_text()
+
+
+REFUSALS = {
+    "no such folder": (["{mine}x", "--names", "a,b"], "there is no file or folder"),
+    "no images": (["{empty}", "--names", "a,b"], "there are no images in"),
+    "one name": (["{mine}", "--names", "dog"], "at least two classes"),
+    "a file that is not there": (["{mine}", "--names", "names.txt"], "there is no file names.txt"),
+    "one name twice": (["{mine}", "--names", "dog,cat,dog"], "'dog' 2 times"),
+    "run and backbone": (["{mine}", "--run", "{run}", "--backbone", "RN50"], "--backbone go with --names"),
+    "no source": (["{mine}"], "one of the arguments --run --names is required"),
+    "no run": (["{mine}", "--run", "{world}"], "finished runs below it"),
+    "no run folder": (["{mine}", "--run", "{world}/x"], "there is no folder"),
+    "ending": (["{mine}", "--names", "a,b", "--out", "preds.txt"], "the ending says the format"),
+    "top": (["{mine}", "--names", "a,b", "--top", "0"], "--top 0: at least 1"),
+    "backbone": (["{mine}", "--names", "a,b", "--backbone", "IconCLIP"], "Did you mean IconsCLIP"),
+    "templates": (["{mine}", "--names", "a,b", "--templates", "no place"], "unknown templates"),
+    "only bad": (["{bad}", "--names", "a,b"], "none of the 1 files can be read"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_sentences(world, tmp_path, capsys, case):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").touch()
+    places = {"mine": world / "mine", "world": world, "run": world / "CoOp"}
+    places |= {"empty": tmp_path / "empty", "bad": tmp_path / "bad.png"}
+    words, expected = REFUSALS[case]
+    try:
+        code = predict.main([word.format(**places) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    told = capsys.readouterr().err
+    assert code == 2 and expected in told and told.startswith("error: ") and len(told.splitlines()) == 1
+
+
+def test_other_weights_are_refused(world, tmp_path, capsys):
+    shutil.copytree(world / "ZeroshotCLIP", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    record["backbone"]["weights_hash"] = "0" * 64
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
+    assert predict.main([str(world / "mine"), "--run", str(tmp_path / "run")]) == 2
+    assert "other weights" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""docs/tools.md: every command on the page runs, in the order of the page, on runs as the page makes them.
+
+The first command, which trains for a minute, is parsed; its methods are run on one domain and one seed instead.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dassl_clip.cli import backbones, cache, compare, doctor, plot, predict, report
+from dassl_clip.cli.arguments import split_command
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("dassl-clip ")
+]
+MODULES = {"plot": plot, "predict": predict, "report": report, "backbones": backbones, "doctor": doctor, "cache": cache}
+
+
+def test_the_page_shows_every_tool_and_kind():
+    assert {words[0] for words in COMMANDS} == {*MODULES, "compare"}
+    assert {words[1] for words in COMMANDS if words[0] == "plot"} == set(plot.KINDS)
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(plot.KINDS)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_commands_parse(words):
+    if words[0] == "compare":
+        args, pairs = split_command(compare.build_parser(), words[1:])
+        assert args.dataset == "icons" and args.seeds == [1, 2, 3] and not pairs
+    else:
+        MODULES[words[0]].build_parser().parse_args(words[1:])
+
+
+def run(*words):
+    """A command that starts runs, in a process of its own: it forks, which a process that has used torch must not."""
+    done = subprocess.run([sys.executable, "-m", "dassl_clip.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with runs and pictures under the page's names."""
+    from dassl_clip.clip.sources import embedded_folder
+
+    root = tmp_path_factory.mktemp("page")
+    before = os.getcwd()
+    os.chdir(root)
+    try:
+        some = ["--targets", "line", "--jobs", "1"]
+        methods = ["--methods", "ZeroshotCLIP", "LinearProbe", "InMaP"]
+        run("compare", "icons", *methods, "--tasks", "fewshot", *some)
+        Path("texts.txt").write_text("a drawing of a {}\nthe outline of one {}\n")
+        clap = ["TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.SOURCE", "texts.txt"]
+        run("task", "CLAP", "icons", "1", "--task", "fewshot", *some, *clap)
+        run("task", "ZeroshotCLIP", "icons", "1", "--task", "lodo", *some)
+        run("task", "LinearProbe", "icons", "1", "--task", "fewshot", "--shots", "4", *some)
+        (root / "photos" / "more").mkdir(parents=True)
+        icons = sorted((embedded_folder().parent / "icons" / "line" / "star").glob("*.png"))
+        shutil.copy(icons[0], root / "photos" / "one.png")
+        shutil.copy(icons[1], root / "photos" / "more" / "two.png")
+        (root / "names.txt").write_text("star\ntruck\n")
+        yield root
+    finally:
+        os.chdir(before)
+
+
+def test_commands_run_as_printed(place, monkeypatch):
+    """All of them, in order; a filter that names what these few runs lack is left out."""
+    monkeypatch.chdir(place)
+    (place / "data").mkdir()
+    lacking = {"emoji", "probe"}
+    for words in COMMANDS:
+        if words[0] == "compare":
+            continue
+        words = [word.replace("~/data", "data") for word in words if word not in lacking]
+        if words[0] == "cache":  # the page empties it
+            monkeypatch.setenv("DASSL_CLIP_CACHE", str(place / "cache"))
+        assert MODULES[words[0]].main(words[1:]) == 0, " ".join(words)
+        if "--out" in words:
+            out = words[words.index("--out") + 1]
+            assert Path(out).exists() or {f"{out}.png", f"{out}.svg"} <= {str(p) for p in Path(out).parent.glob("*")}
+    assert (place / "output" / "report.html").is_file()

@@ -1,0 +1,245 @@
+"""One run of a plain Dassl trainer through train.py: log, config.yaml, record, resume, evaluation, errors, exit codes.
+
+Covers `cli/train.py`, `experiments/recording.py` and `engine/errors.py`. The trainers lie in a file that knows
+Dassl alone, as a third party's does.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+
+import pytest
+import yaml
+
+from dassl_clip.cli import train
+from dassl_clip.engine import config, errors
+from dassl_clip.results import records
+
+
+@pytest.fixture
+def call(world, monkeypatch, capsys):
+    """Run train.py in this process: exit code, stdout, stderr."""
+
+    def run(*words, **options):
+        argv = [*world.words(**options), *map(str, words)]
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+        code = train.main(argv)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+def test_a_third_party_trainer_trains_and_leaves_a_whole_run_folder(world, call):
+    code, _, err = call()
+    assert (code, "Traceback" in err) == (0, False)
+    log = (world.out / "log.txt").read_text()
+    first = log.splitlines()[0]
+    assert re.match(r"dassl-clip \S+ \(.+\) on the (embedded|upstream) Dassl toolbox [\d.]+ \(.+dassl\)", first)
+    assert "Setting fixed seed: 1" in log.splitlines()[1]
+    assert "epoch [2/2] batch [1/2]" in log and "* accuracy: " in log
+    assert (world.out / "tiny" / "model.pth.tar-2").is_file()
+    resolved = yaml.safe_load((world.out / "config.yaml").read_text())
+    assert resolved["OPTIM"]["LR"] == 0.1 and resolved["RUN"]["TASK"] == "lodo"
+    assert resolved["RUN"]["CONFIG"] == "tiny"
+
+    record = records.read_record(world.out)
+    shown = re.search(r"\* total: (\d+)\n\* correct: (\d+)\n\* accuracy: ([\d.]+)%", log)
+    assert record["metrics"]["test"]["total"] == int(shown[1]) == 20
+    assert record["metrics"]["test"]["correct"] == int(shown[2])
+    assert record["metrics"]["test"]["accuracy"] == pytest.approx(100 * int(shown[2]) / 20)
+    assert (record["method"], record["dataset"], record["seed"]) == ("TinyNet", "FolderDomains", 1)
+    assert (record["task"], record["config"], record["prompt"]) == ("lodo", "tiny", "some words")
+    assert (record["source_domains"], record["target_domains"]) == (["day"], ["night"])
+    assert record["selection_rule"] == "last"
+    assert re.fullmatch("[0-9a-f]{64}", record["data_fingerprint"])
+    assert record["seconds"]["total"] >= record["seconds"]["test"] > 0
+    args, pairs = train.parse(world.words())
+    assert record["config_hash"] == records.config_hash(config.resolve_config(args, pairs))
+
+
+def test_a_trainer_without_training_is_recorded_too(world, call):
+    assert call(method="TinyGuess")[0] == 0
+    record = records.read_record(world.out)
+    assert (record["selection_rule"], record["metrics"]["test"]["total"]) == ("none", 20)
+    assert record["metrics"]["test"]["accuracy"] > 80
+
+
+def test_seed_zero_of_a_yaml_is_kept_and_runs_are_reproducible(world, call):
+    world.config.write_text(world.config.read_text() + "SEED: 5\n")
+    states = []
+    for name in ("a", "b"):
+        code, out, _ = call("--seed", 0, "--output-dir", world.root / name)
+        assert code == 0 and "Setting fixed seed: 0" in out
+        record = records.read_record(world.root / name)
+        assert record["seed"] == record["split_seed"] == 0
+        states.append({key: record[key] for key in ("metrics", "config_hash", "data_fingerprint")})
+    assert states[0] == states[1]
+
+
+def test_an_interrupted_run_goes_on(world, call):
+    faults = ("TRAINER.TINYNET.FAULTS", "lodo night killed_once", "TRAIN.CHECKPOINT_FREQ", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "kill", raise_interrupt)
+        assert call(*faults)[0] == 130
+    assert not records.is_complete(world.out)
+    code, out, _ = call(*faults)
+    assert code == 0
+    assert "epoch [1/2]" not in out and "epoch [2/2]" in out and "WARNING" not in out
+
+
+def raise_interrupt(pid, number):
+    raise KeyboardInterrupt
+
+
+def test_more_epochs_go_on_and_another_configuration_is_refused(world, call):
+    assert call()[0] == 0
+    before = (world.out / "record.json").read_text()
+    for pairs in (("OPTIM.LR", 0.5), ("--seed", 7), ("OPTIM.MAX_EPOCH", 1), ("OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 0.5)):
+        code, _, err = call(*pairs)
+        assert code == 2 and "holds checkpoints of another configuration" in err
+        assert "--resume" in err and "there, " in err
+        assert (world.out / "record.json").read_text() == before
+    code, out, _ = call("OPTIM.MAX_EPOCH", 3)
+    assert code == 0
+    assert "epoch [2/3]" not in out and "epoch [3/3]" in out
+    assert "WARNING" in out and "OPTIM.MAX_EPOCH: 2 there, 3 now" in out
+    other = world.root / "other"
+    code, out, _ = call("OPTIM.LR", 0.5, "--resume", world.out, "--output-dir", other, "OPTIM.MAX_EPOCH", 4)
+    assert code == 0 and "epoch [4/4]" in out and "epoch [3/4]" not in out
+
+
+def test_evaluation_of_a_run_folder(world, call):
+    assert call()[0] == 0
+    trained = json.loads((world.out / "record.json").read_text())
+    for model_dir in (world.out, world.out / "tiny"):
+        other = world.root / f"again-{model_dir.name}"
+        code, out, _ = call("--eval-only", "--model-dir", model_dir, "--output-dir", other)
+        assert (code, "epoch [" in out) == (0, False)
+        record = records.read_record(other)
+        assert record["metrics"] == trained["metrics"]
+        assert record["evaluated_from"] == str(world.out)
+    before = {path: path.read_bytes() for path in world.out.rglob("*.*") if path.is_file() and path.name != "log.txt"}
+    code, _, err = call("--eval-only", "--model-dir", world.out)  # an evaluation has a folder of its own
+    assert code == 2 and "is the folder of the run that is evaluated" in err and err.count("\n") == 1
+    assert before.items() <= {path: path.read_bytes() for path in world.out.rglob("*.*") if path.is_file()}.items()
+    code, out, _ = call("--eval-only", "--model-dir", world.out, "--load-epoch", 2, "--output-dir", world.root / "c")
+    assert code == 0 and records.read_record(world.root / "c")["metrics"] == trained["metrics"]
+
+
+def test_evaluation_of_folders_without_checkpoint(world, call):
+    code, _, err = call("--eval-only", "--model-dir", world.root / "absent")
+    assert code == 2 and f"there is no folder {world.root / 'absent'}" in err
+    (world.root / "empty").mkdir()
+    code, _, err = call("--eval-only", "--model-dir", world.root / "empty")
+    assert code == 2 and "holds no checkpoint" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ("val", "TEST.SPLIT is val, but FolderClasses has no validation images here"),
+        ("train", "TEST.SPLIT is 'train'. Training images are not tested. Known: test, val."),
+        ("", "TEST.SPLIT is ''. Known: test, val."),
+        ("Test", "TEST.SPLIT is 'Test'. Did you mean 'test'?"),
+    ],
+)
+@pytest.mark.parametrize("method", ["TinyNet", "TinyGuess"])
+def test_2_5_a_split_that_is_not_there_is_not_replaced_by_the_test(world, call, method, split, sentence):
+    """Row 2.5, for plain Dassl trainers: the test images stand in for nothing."""
+    for part, domain in (("train", "day"), ("test", "night")):
+        (world.images / domain).rename(world.images / part)
+    pairs = ["DATASET.NAME", "FolderClasses", "DATASET.SOURCE_DOMAINS", "()", "DATASET.TARGET_DOMAINS", "()"]
+    for mode in (["--eval-only"], []):
+        code, out, err = call(*mode, *pairs, "TEST.SPLIT", split, method=method)
+        assert code == 2 and err.count("\n") == 1 and sentence in err, (out, err)
+        assert "epoch [" not in out and not (world.out / "record.json").exists()
+
+
+def test_no_train_builds_only(world, call):
+    code, out, _ = call("--no-train")
+    assert code == 0 and "epoch [" not in out
+    assert not (world.out / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--trainer", "TinyNett"], "Did you mean 'TinyNet'?"),
+        (["OPTIM.LRR", "1"], "Did you mean 'OPTIM.LR'?"),
+        (["--config-file", "absent.yaml"], "there is no config file absent.yaml"),
+        (["--target-domains", "nigth"], "night"),
+        (["--root", "/no/such/folder"], "/no/such/folder"),
+        (["--seed", "one"], "invalid int value: 'one'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_with_code_2(world, call, words, sentence):
+    try:
+        code, _, err = call(*words)
+    except SystemExit as stop:  # the argument parser's own
+        assert stop.code == 2
+        return
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert sentence in err
+
+
+def test_debug_gives_the_traceback_of_a_mistake(call, monkeypatch):
+    code, _, err = call("--trainer", "TinyNett", "--debug")
+    assert code == 2 and err.startswith("Traceback") and "TinyNett" in err
+    monkeypatch.setenv("DEBUG", "1")
+    assert call("--trainer", "TinyNett")[2].startswith("Traceback")
+
+
+def test_a_bug_keeps_its_traceback_on_stderr_and_in_the_log(world, call):
+    code, _, err = call("TRAINER.TINYNET.FAULTS", "lodo night bug")
+    assert code == 1
+    for text in (err, (world.out / "log.txt").read_text()):
+        assert "Traceback" in text and "RuntimeError: a bug in the method" in text
+
+
+def test_the_console_is_given_back_after_a_run(world, call):
+    before = sys.stdout
+    call("--no-train")
+    assert sys.stdout is before
+
+
+def test_lines_of_our_rooms_reach_console_and_log(world, call):
+    _, out, _ = call()
+    line = f"Record written to {world.out / 'record.json'}"
+    assert line in out and line in (world.out / "log.txt").read_text()
+    assert logging.getLogger("dassl_clip").isEnabledFor(logging.INFO)
+
+
+def deliberate():
+    raise ValueError("a sentence")
+
+
+def accidental():
+    return int("x")
+
+
+def test_only_deliberate_errors_of_our_rooms_are_a_persons():
+    cases = []
+    for function in (deliberate, accidental):
+        try:
+            function()
+        except ValueError as error:
+            cases.append(error)
+    assert not any(map(errors.is_user_error, cases))  # raised in a test, which is no room of ours
+    ours = {"__name__": "dassl_clip.somewhere", "deliberate": None}
+    exec("def deliberate():\n    raise ValueError('a sentence')\ndef accidental():\n    return int('x')\n", ours)
+    for name, expected in (("deliberate", True), ("accidental", False)):
+        with pytest.raises(ValueError) as caught:
+            ours[name]()
+        assert errors.is_user_error(caught.value) is expected
+    with pytest.raises(ValueError) as caught:
+        exec("raise ValueError", ours)
+    assert not errors.is_user_error(caught.value)  # nothing to tell a person
+
+
+def test_suggestions_ignore_case():
+    assert errors.suggestion("gopro", ["GOPro", "CoOp"]) == " Did you mean 'GOPro'?"
+    assert errors.suggestion("zzz", ["GOPro", "CoOp"]) == ""

@@ -1,0 +1,1 @@
+"""CLAP (ECCV 2024): a head trained on augmented text alone."""

@@ -1,0 +1,255 @@
+"""GOPro: prompts generated from each image's content and style, trained with self-supervision between views.
+
+Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning", BMVC 2023
+(arXiv 2308.11605). `VARIANT: released` is what the authors' program computes with its defects mended (see
+`trainers/gopro/model.py`), `VARIANT: paper` what the paper's figure shows. In the released variant no score passes
+through the image projector, so its contrastive term cannot change a prediction; in the paper's variant it can.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip.clip.prompts import initial_context
+from dassl_clip.clip.views import augmix_view, moco_view
+from dassl_clip.engine import distributed
+from dassl_clip.engine import sharding as dealing
+from dassl_clip.engine.fixed_view import MOST_BYTES, FixedViewMixin
+from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.unused import words_override
+
+from .model import (
+    PROJECTOR_KEYS,
+    VIEWS,
+    GOProLearner,
+    PromptGenerator,
+    image_conditioned_scores,
+    image_statistics,
+    is_published,
+    published_state,
+)
+
+VIEW_CROP = InterpolationMode.BILINEAR  # of the augmented views, as in the authors' program
+logger = logging.getLogger(__name__)
+
+VARIANTS = ("released", "paper")
+
+
+@TRAINER_REGISTRY.register()
+class GOPro(FixedViewMixin, CLIPTrainer):
+    """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
+
+    row_kind = "image features and block statistics"
+    overridden = {"N_CTX": ("CTX_INIT", words_override)}
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """The prompt (`N_CTX`, `CTX_INIT`), the variant, the shift's scale, the loss weights and the contrastive tau.
+
+        `SHIFT_SCALE`: a number, or `auto:R` for first shifts of R times the token embeddings' RMS. A weight of 0 leaves
+        a loss term, and the views that only it needs, out. `BLUR_RADIUS` is in pixels of the model's input.
+        """
+        trainer_node(
+            cfg,
+            "GOPRO",
+            N_CTX=4,
+            CTX_INIT="a photo of a",
+            VARIANT="released",
+            SHIFT_SCALE="1.0",
+            CE_WEIGHT=1.0,
+            CONSISTENCY_WEIGHT=1.0,
+            CONTRASTIVE_WEIGHT=0.1,
+            TEMPERATURE=0.1,
+            BLUR_RADIUS=(0.1, 2.0),
+        )
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Also refuse an unknown variant, an unreadable shift scale and batches of one."""
+        super().check_cfg(cfg)
+        node = cfg.TRAINER.GOPRO
+        if node.VARIANT not in VARIANTS:
+            raise ValueError(f"TRAINER.GOPRO.VARIANT is {node.VARIANT!r}; expected one of {VARIANTS}")
+        parse_shift_scale(node.SHIFT_SCALE)
+        if cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2:
+            raise ValueError("GOPro contrasts the images of a batch: DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2")
+
+    @property
+    def prompt(self) -> str:
+        """What the context started from."""
+        start = repr(self.node.CTX_INIT) if self.node.CTX_INIT else f"{self.node.N_CTX} random tokens"
+        return f"generated per image, context from {start}"
+
+    @property
+    def unread_parts(self) -> tuple[str, ...]:
+        """In the released variant the image projector serves the contrastive loss alone."""
+        return () if self.node.VARIANT == "paper" else ("image_projector.",)
+
+    def published_state(self, state: dict) -> dict:
+        """The learned parts of a checkpoint of the authors' program, or the state as it is."""
+        if not is_published(state):
+            return state
+        learned = published_state(state)
+        own = {key for key in learned if key.startswith("image_projector.")}
+        if self.unread_parts and own != PROJECTOR_KEYS:
+            logger.info("the image projector of the authors' checkpoint is of another form; no score needs it")
+            learned = {key: value for key, value in learned.items() if key not in own}
+        return learned
+
+    def train_transform(self) -> list:
+        """The views that the loss terms with a weight need, each made of the PIL image."""
+        size, normalize = tuple(self.backbone.image_size), self.backbone.normalize()
+        views = [super().train_transform()]
+        if self.node.CONSISTENCY_WEIGHT or self.node.CONTRASTIVE_WEIGHT:
+            views.append(moco_view(size, VIEW_CROP, normalize, tuple(self.node.BLUR_RADIUS)))
+        if self.node.CONSISTENCY_WEIGHT:
+            views.append(augmix_view(size, VIEW_CROP, normalize))
+        return views
+
+    def build_model(self) -> None:
+        """The prompt generator and the projectors."""
+        text, node, paper = self.backbone.text, self.node, self.node.VARIANT == "paper"
+        context = initial_context(text, node.CTX_INIT, node.N_CTX)
+        factor, relative = parse_shift_scale(node.SHIFT_SCALE)
+        self.relative_shift = factor if relative else None
+        generator = PromptGenerator(
+            self.backbone.vision_widths,
+            context,
+            views=len(VIEWS) if paper else 1,
+            shift_scale=1.0 if relative else factor,
+        )
+        self.classes = text.class_tokens(self.classnames, n_ctx=len(context))
+        self.model = self.register_learner(
+            "gopro", GOProLearner(generator, self.backbone.embed_dim, paper, distributed.peers())
+        )
+
+    def forward_backward(self, batch: dict) -> dict[str, float]:
+        """One step on a batch."""
+        views, labels = self.parse_batch_train(batch)
+        size, generator, node = len(labels), self.model.generator, self.node
+        known = self.known_rows(batch)
+        rows = ([] if known is None else [known]) + ([self.encode_rows(torch.cat(views))] if views else [])
+        features, statistics = self._parts(torch.cat(rows))  # [V B, E] and [V B, ...]
+        if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.steps_done == 0:
+            self._fit_shift_scale(statistics[:size])
+        # The text of a view counts in the consistency term alone.
+        prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]
+        contexts = torch.cat([generator(own, view=view) for view, own in enumerate(prompted.split(size))])
+        with self.precision.autocast():
+            text = self.backbone.text.encode_prompts(contexts, self.classes)  # [V B, C, E]
+        terms, logits = self.model.losses(
+            features.split(size),
+            text.float().split(size),
+            labels,
+            self.logit_scale,
+            node.TEMPERATURE,
+            contrastive=bool(node.CONTRASTIVE_WEIGHT),
+        )
+        weights = {
+            "ce": node.CE_WEIGHT,
+            "consistency": node.CONSISTENCY_WEIGHT,
+            "contrastive": node.CONTRASTIVE_WEIGHT,
+        }
+        tensors = {"images": torch.cat(views)} if views else {}
+        tensors |= {"image features": features, "image statistics": statistics}
+        tensors |= {"contexts": contexts, "text features": text, "logits": logits}
+        return self.optimise(terms, weights, tensors)
+
+    def _fit_shift_scale(self, statistics: Tensor) -> None:
+        """Make the shifts of the first batch `R` times the token embeddings' RMS; the factor stays in the
+        checkpoint."""
+        table = self.backbone.text.embed(torch.arange(self.backbone.text.vocab_size, device=self.device))
+        rms = float(table.float().square().mean().sqrt())
+        self.model.generator.fit_shift_scale(statistics, self.relative_shift * rms, distributed.peers())
+
+    @property
+    def row_width(self) -> int:
+        """Numbers of a row: `E`, and mean and deviation of every block."""
+        return self.backbone.embed_dim + 2 * sum(self.backbone.vision_widths)
+
+    @torch.no_grad()
+    def encode_rows(self, images: Tensor) -> Tensor:
+        """Normalised features and block statistics of images `[B, 3, H, W]`, side by side."""
+        with self.precision.autocast():
+            features, blocks = self.backbone.encode_image_with_blocks(images)
+        return torch.cat([features, image_statistics(blocks)], dim=1)
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[B, E]` and block statistics of rows."""
+        return rows[:, : self.backbone.embed_dim], rows[:, self.backbone.embed_dim :]
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Scores `[B, C]` of images `[B, 3, H, W]`: the original view alone."""
+        return self.row_scores(self.encode_rows(input))
+
+    def kept_rows(self, items: Sequence) -> tuple[Tensor, Tensor] | None:
+        """As in the base, for what `encode_rows` gives, unless that is very much."""
+        reads_images = type(self).model_inference is not GOPro.model_inference
+        too_much = len(items) * self.row_width * torch.float32.itemsize > MOST_BYTES
+        return None if reads_images or too_much else self.banked_rows(items, self.row_kind)
+
+    def row_scores(self, rows: Tensor) -> Tensor:
+        """Scores `[B, C]` of rows."""
+        return image_conditioned_scores(*self._compared(rows), self.logit_scale)
+
+    def _compared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[B, E]` of images and `[B, C, E]` of their prompts, projected in the paper's variant."""
+        features, statistics = self._parts(rows)
+        contexts = self.model.generator(statistics)
+        with self.precision.autocast():
+            text = self.backbone.text.encode_prompts(contexts, self.classes)
+        return self.model.compared(features, text.float())
+
+    def content(self, features: Tensor) -> Tensor:
+        """What scores compare of image features `[B, E]`: projected in the paper's variant."""
+        projected = self.model.text_projector is not None
+        return self.model.image_projector(F.normalize(features, dim=-1)) if projected else features
+
+    @torch.no_grad()
+    def refine_inputs(self, items: list) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base; the proxies are the means, over the images, of the text features of their prompts."""
+        kept = self.kept_rows(items)
+        if kept is None:
+            loader = self.plain_loader(items)
+            own = (self.encode_rows(self.parse_batch_test(batch)[0]) for batch in dealing.own_batches(loader))
+        else:
+            loader = self.row_batches(items, *kept)
+            own = (kept[0][kept[1][places]].to(self.device) for places in dealing.own_batches(loader))
+        features, scores, proxies = [], [], 0.0
+        for image, cosines, texts in dealing.dealt(map(self._refined, own), loader):
+            features.append(image)
+            scores.append(cosines)
+            for text in texts:  # of each batch; in their order, so that the digits do not depend on who made them
+                proxies = proxies + text
+        return torch.cat(features), torch.cat(scores), F.normalize(proxies, dim=-1)
+
+    def _refined(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `[B, E]`, scores `[B, C]` and the sum over the images of their text features `[1, C, E]`."""
+        image, text = self._compared(rows)
+        scores = image_conditioned_scores(image, text, torch.ones_like(self.logit_scale))
+        return F.normalize(image, dim=-1), scores, F.normalize(text, dim=-1).sum(0, keepdim=True)
+
+
+def parse_shift_scale(value: str | float) -> tuple[float, bool]:
+    """Read `SHIFT_SCALE`: `(factor, False)` for a number, `(R, True)` for `auto:R`.
+
+    Raises:
+        ValueError: Neither form, or not positive.
+    """
+    text = str(value)
+    relative = text.startswith("auto:")
+    try:
+        factor = float(text.removeprefix("auto:"))
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(
+            f"TRAINER.GOPRO.SHIFT_SCALE is {value!r}; expected a positive number such as 1.0, or auto:R such as "
+            f"auto:2.0"
+        )
+    return factor, relative

@@ -1,0 +1,1 @@
+"""InMaP (NeurIPS 2023): class proxies in vision space from unlabelled images."""

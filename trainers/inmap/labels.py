@@ -1,0 +1,358 @@
+"""InMaP: pseudo labels of unlabeled images, refined to a class marginal, and a vision proxy for each class.
+
+Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP" (InMaP), NeurIPS 2023,
+arXiv 2310.19752: pseudo labels from text proxies, their refinement by Sinkhorn's iterations and the vision proxies.
+Pure functions of tensors; no argument is changed.
+
+Three deviations from the released program: the caller's pseudo labels are not overwritten; Sinkhorn works on
+logarithms, so a class without mass gives no NaN; nothing is read on the host inside a step.
+
+Shapes: `N` images, `E` joint embedding, `C` classes. A score is a cosine, `features @ text_proxy`. Sinkhorn scales rows
+and columns of `softmax(scores / tau)`, so after its last row step the labels are `softmax(scores / tau + potentials)`
+with one number a class. That is why neither scores nor labels have to exist as a whole: `Cosines` and `PseudoLabels`
+form the rows that are asked for, and stand wherever a tensor `[N, C]` does; where the device's memory allows, what is
+read in every step is formed once. Features are read in the same row blocks: they may be memory-mapped, in half
+precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
+
+    scores = Cosines(features, text_proxy)
+    potentials = sinkhorn_potentials(scores, temperature)
+    labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
+    proxy = learn_vision_proxy(features, text_proxy, labels, 4 * temperature)
+
+Several processes may each have parts of the images (`peers`); potentials and proxies are then those of all images, with
+the same digits for any number of processes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dassl_clip.clip.peers import ALONE, Peers
+from dassl_clip.clip.rows import Cosines, FeatureRows, Rows, at_least_float32
+
+from .solver import (
+    Point,
+    ProxyObjective,
+    Solution,
+    authors_steps,
+    fast_steps,
+    formed_once,
+    parts_at_hand,
+)
+
+SOLVERS = {"fast": fast_steps, "authors": authors_steps}
+
+
+class PseudoLabels:
+    """Label distributions of images, formed for the rows that are asked for.
+
+    Args:
+        scores: `[N, C]`, a tensor or `Cosines`.
+        temperature: `tau_t`; positive.
+        potentials: `[C]` of `sinkhorn_potentials`; None gives plain pseudo labels.
+        threshold: Rows whose largest value exceeds it are one-hot (`harden`); None leaves all rows as they are.
+
+    Raises:
+        ValueError: The temperature is not positive, or the potentials are not one number a class.
+    """
+
+    def __init__(
+        self,
+        scores: Tensor | Cosines,
+        temperature: float,
+        potentials: Tensor | None = None,
+        threshold: float | None = 0.6,
+    ):
+        _check_temperature(temperature)
+        if potentials is not None and potentials.shape != scores.shape[1:]:
+            raise ValueError(f"potentials are one number for each of {scores.shape[1]} classes, got {potentials.shape}")
+        self.scores, self.temperature, self.potentials, self.threshold = scores, temperature, potentials, threshold
+        self.shape, self.device = scores.shape, scores.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Tensor:
+        logits = _logits(self.scores[rows], self.temperature)
+        if self.potentials is not None:
+            logits.add_(self.potentials.to(logits))
+        labels = logits.softmax(dim=1)
+        return labels if self.threshold is None else harden(labels, self.threshold)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float, gamma: float = 0.0, iterations: int = 20) -> Tensor:
+    """Pseudo labels refined to a class marginal.
+
+    `P = softmax(scores / temperature) / N`; in each iteration columns are scaled to the class marginal and then rows to
+    1/N; at the end rows sum to 1. Computed with logarithms: no value underflows to a class without mass.
+
+    Args:
+        scores: Cosines of images and text proxies, `[N, C]`.
+        temperature: `tau_t`, positive.
+        gamma: 0 for a uniform marginal; otherwise the marginal is proportional to `(sum of P over images)^gamma`.
+        iterations: Times that columns and rows are scaled; 0 gives the plain pseudo labels.
+
+    Returns:
+        `[N, C]`, rows sum to 1; float32, or float64 for float64 scores.
+
+    Raises:
+        ValueError: The scores are not finite numbers `[N, C]`, the temperature is not positive, or the number of
+            iterations is negative.
+    """
+    potentials = sinkhorn_potentials(scores, temperature, gamma, iterations, block_rows=None)
+    return PseudoLabels(scores, temperature, potentials, threshold=None)[:]
+
+
+@torch.no_grad()
+def sinkhorn_potentials(
+    scores: Tensor | Cosines,
+    temperature: float,
+    gamma: float = 0.0,
+    iterations: int = 20,
+    block_rows: int | str | None = "auto",
+    peers: Peers = ALONE,
+) -> Tensor:
+    """The `C` numbers that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
+
+    Args:
+        scores: `[N, C]`, a tensor or `Cosines`; read once for each iteration, formed once (`formed_once`).
+        temperature: As in `sinkhorn`.
+        gamma: As in `sinkhorn`.
+        iterations: As in `sinkhorn`.
+        block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
+        peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one.
+
+    Returns:
+        `[C]`, float64.
+
+    Raises:
+        ValueError: As `sinkhorn`.
+    """
+    _check_temperature(temperature)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations is a number of iterations, 0 or more, got {iterations!r}")
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
+    if len(scores.shape) != 2 or 0 in scores.shape:
+        raise ValueError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
+    images, _, parts = parts_at_hand(scores.shape, scores.device, block_rows, peers)
+    blocks = [rows for part in parts for rows in part]
+    formed = formed_once(scores, blocks, scores.device, block_rows)
+    _check_scores(formed, blocks, temperature)
+    potentials = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device)
+    target = torch.full_like(potentials, -math.log(scores.shape[1]))
+    for iteration in range(iterations):
+        masses = []  # of each part, logs of the columns' sums over its images
+        for part in parts:
+            mass = torch.full_like(potentials, -math.inf)
+            for rows in part:
+                logits = _logits(formed[rows], temperature)
+                logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
+                top = logs.amax(dim=0)
+                mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
+            masses.append(mass)
+        mass = peers.gather(torch.stack(masses)).logsumexp(dim=0)
+        if iteration == 0 and gamma != 0:
+            target = (gamma * mass).log_softmax(dim=0)
+        potentials = potentials + target - (mass - math.log(images))
+    return potentials
+
+
+def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
+    """Make rows one-hot whose largest value exceeds the threshold.
+
+    Args:
+        labels: `[N, C]`.
+        threshold: `alpha`; a row whose largest value equals it stays as it is.
+
+    Returns:
+        `[N, C]`, a new tensor. Of equal largest values the first counts.
+
+    Raises:
+        ValueError: The labels are not `[N, C]`, or the threshold is not a number.
+    """
+    if labels.dim() != 2 or labels.shape[1] == 0:
+        raise ValueError(f"labels have one row an image and one column a class, [N, C], got {tuple(labels.shape)}")
+    if math.isnan(threshold):
+        raise ValueError(f"the threshold is compared with the largest value of a row, got {threshold}")
+    top = labels.amax(dim=1, keepdim=True)
+    first = torch.zeros_like(labels).scatter_(1, labels.argmax(dim=1, keepdim=True), 1.0)
+    return torch.where(top > threshold, first, labels)
+
+
+def learn_vision_proxy(
+    features: FeatureRows,
+    text_proxy: Tensor,
+    labels: Rows,
+    temperature: float,
+    solver: str = "fast",
+    steps: int | None = None,
+    tolerance: float = 1e-6,
+    lr: float = 10.0,
+    block_rows: int | str | None = "auto",
+    peers: Peers = ALONE,
+) -> Tensor:
+    """The vision proxy `[E, C]` that `solve_vision_proxy` finds; the arguments are the same."""
+    options = (solver, steps, tolerance, lr, block_rows, peers)
+    return solve_vision_proxy(features, text_proxy, labels, temperature, *options).proxy
+
+
+@torch.no_grad()
+def solve_vision_proxy(
+    features: FeatureRows,
+    text_proxy: Tensor,
+    labels: Rows,
+    temperature: float,
+    solver: str = "fast",
+    steps: int | None = None,
+    tolerance: float = 1e-6,
+    lr: float = 10.0,
+    block_rows: int | str | None = "auto",
+    peers: Peers = ALONE,
+    known: Sequence[Point] = (),
+    on_point: Callable[[Point], None] | None = None,
+) -> Solution:
+    """Minimise the cross-entropy between labels and `softmax(features @ W / temperature)` over columns of length 1.
+
+    Args:
+        features: `[N, E]`, a tensor or other `FeatureRows`.
+        text_proxy: Where `W` starts, `[E, C]`, columns of length 1.
+        labels: `[N, C]`, rows that sum to 1: a tensor or `PseudoLabels`.
+        temperature: `tau_i`, positive.
+        solver: "fast" (`proxy_solver.fast_steps`) or "authors" (`proxy_solver.authors_steps`).
+        steps: The most steps of a descent (fast, default 500), or their number (authors, default 2000).
+        tolerance: Of the fast solver, relative to the objective.
+        lr: Of the authors' solver.
+        block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
+        peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one; all get the
+            same proxy.
+        known: Points that `on_point` was given in an interrupted run of the same problem, from its first on: the solver
+            goes on after the last one, and finds the same, bit for bit.
+        on_point: Called with the objective and its gradient after each pass over the features.
+
+    Returns:
+        The proxy and the figures of the run.
+
+    Raises:
+        ValueError: An argument is not as above; the sentence says which.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"the solvers are {', '.join(SOLVERS)}; got {solver!r}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+        raise ValueError(f"steps is a number of steps, 0 or more, got {steps!r}")
+    if not (tolerance >= 0 and 0 < lr < math.inf):
+        raise ValueError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
+    objective, start = _problem(features, text_proxy, labels, temperature, block_rows, peers, known, on_point)
+    options: dict[str, Any] = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
+    return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
+
+
+@torch.no_grad()
+def proxy_objective(
+    features: FeatureRows, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None = "auto"
+) -> Tensor:
+    """The mean over images of the cross-entropy between labels and `softmax(features @ proxy / temperature)`.
+
+    Args:
+        features: `[N, E]`.
+        proxy: `[E, C]`, columns of length 1.
+        labels: `[N, C]`, rows that sum to 1.
+        temperature: `tau_i`, positive.
+        block_rows: Rows at once.
+
+    Returns:
+        A float64 scalar.
+
+    Raises:
+        ValueError: As `solve_vision_proxy`.
+    """
+    objective, proxy = _problem(features, proxy, labels, temperature, block_rows)
+    return objective(proxy).value
+
+
+def _problem(
+    features: FeatureRows,
+    proxy: Tensor,
+    labels: Rows,
+    temperature: float,
+    block_rows: int | str | None,
+    peers: Peers = ALONE,
+    known: Sequence[Point] = (),
+    on_point: Callable[[Point], None] | None = None,
+) -> tuple[ProxyObjective, Tensor]:
+    """The checked problem and its start, in one precision."""
+    _check_temperature(temperature)
+    if len(features.shape) != 2 or 0 in features.shape:
+        raise ValueError(f"features have one row an image, [N, E], got {tuple(features.shape)}")
+    if proxy.dim() != 2 or proxy.shape[0] != features.shape[1] or proxy.shape[1] == 0:
+        raise ValueError(
+            f"a proxy has one column a class, [E, C] = [{features.shape[1]}, C] for these features, "
+            f"got {tuple(proxy.shape)}"
+        )
+    if tuple(labels.shape) != (features.shape[0], proxy.shape[1]):
+        raise ValueError(
+            f"labels are [N, C] = {(features.shape[0], proxy.shape[1])} for these features and proxies, "
+            f"got {tuple(labels.shape)}"
+        )
+    dtype = torch.float64 if torch.float64 in (features.dtype, proxy.dtype) else torch.float32
+    proxy = proxy.to(features.device, dtype)
+    objective = ProxyObjective(features, labels, temperature, block_rows, peers, known, on_point)
+    _check_finite(features, objective.blocks, "features")
+    _check_finite(proxy, [slice(None)], "proxies")
+    lengths = proxy.norm(dim=0)
+    if (off := (lengths - 1).abs()).max() > 1e-3:
+        raise ValueError(
+            f"the columns of a proxy have length 1; column {int(off.argmax())} has length {lengths[off.argmax()]:.4g}. "
+            "Normalise it: torch.nn.functional.normalize(proxy, dim=0)"
+        )
+    if isinstance(labels, Tensor):
+        _check_labels(labels, objective.blocks)
+    return objective, proxy / lengths
+
+
+def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
+    for rows in blocks:
+        block = at_least_float32(labels[rows])
+        lowest, sums = block.amin(), block.sum(dim=1)
+        if not lowest >= 0:
+            raise ValueError(f"labels are probabilities, 0 or more; the smallest is {lowest:.4g}")
+        if (off := (sums - 1).abs()).max() > 1e-3 or not off.isfinite().all():
+            row = int(off.argmax())
+            raise ValueError(f"each row of labels sums to 1; row {rows.start + row} sums to {sums[row]:.6g}")
+
+
+def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None:
+    extremes = at_least_float32(scores[slice(0, 1)]).new_empty(2, len(blocks))  # one tensor, as in `_check_finite`
+    for number, rows in enumerate(blocks):
+        extremes[0, number], extremes[1, number] = at_least_float32(scores[rows]).aminmax()
+    low, high = extremes[0].min(), extremes[1].max()
+    if not torch.isfinite(high - low):
+        raise ValueError("scores are finite numbers; these hold NaN or infinite ones")
+    if not torch.isfinite((high - low) / temperature * 8):
+        raise ValueError(f"scores divided by the temperature must be finite; {temperature} is too small")
+
+
+def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:
+    finite = torch.ones(len(blocks), dtype=torch.bool, device=x.device)
+    for number, rows in enumerate(blocks):  # one vector: small results, kept between blocks, would split freed memory
+        finite[number] = x[rows].isfinite().all()
+    if not finite.all():
+        rows = blocks[int(finite.logical_not().nonzero()[0])]
+        bad = (rows.start or 0) + int((~x[rows].isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"{what} are finite numbers; row {bad} holds NaN or infinite ones")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a temperature is positive (0.01 is 1 / logit scale of OpenAI's models), got {temperature}")
+
+
+def _logits(scores: Tensor, temperature: float) -> Tensor:
+    """Scores over the temperature, each row relative to its largest: differences of close scores stay exact."""
+    scores = at_least_float32(scores)
+    return (scores - scores.amax(dim=1, keepdim=True)).div_(temperature)

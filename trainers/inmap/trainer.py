@@ -1,0 +1,280 @@
+"""InMaP: class proxies learned in vision space from unlabeled images, on plain CLIP or on any other run.
+
+Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP", NeurIPS 2023 (arXiv
+2310.19752). The unlabeled images are the test images (transductive, and marked so in the record) or, with `UNLABELED:
+train` or `val`, others (inductive: the tested images are unseen). `FROM` names the folder of a finished run, whose
+features, scores and class proxies take the place of CLIP's.
+
+Three readings are reported: the text proxy, the vision proxy from plain pseudo labels, and the one from Sinkhorn
+labels, which is the trainer's classifier.
+"""
+
+import logging
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl_clip.clip.peers import ALONE, Peers
+from dassl_clip.clip.rows import Cosines, FeatureRows
+from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine import distributed
+from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine.evaluation import reading
+from dassl_clip.engine.features import NormalizedRows
+from dassl_clip.engine.refined import open_run
+from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.unused import EPOCH_LOOP
+
+from .labels import SOLVERS, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
+from .passes import Passes
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+TEMPERATURES = {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 4.0}  # what `auto` stands for, over the logit scale
+UNLABELED = ("test", "train", "val")
+TEXT, VISION, SINKHORN = "text proxy", "vision proxy", "vision proxy, Sinkhorn"
+REFINED = "proxy of the refined run"
+
+
+class VisionProxies(nn.Module):
+    """Class proxies `[C, E]` of length 1."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone(), requires_grad=False)
+
+
+@TRAINER_REGISTRY.register()
+class InMaP(CLIPTrainer):
+    """Pseudo labels from text proxies, refined by Sinkhorn's iterations, and a proxy in vision space for each class."""
+
+    class_specific = True
+    trains_on_labels = False
+    has_epochs = False
+    overridden = {
+        "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
+        "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
+    }
+    unused_keys, used_keys = EPOCH_LOOP, ("TRAIN.CHECKPOINT_STEPS",)
+    used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
+
+    @staticmethod
+    def add_config(cfg: CfgNode) -> None:
+        """InMaP's settings.
+
+        `TEXT_TEMPERATURE` and `IMAGE_TEMPERATURE`: a number, or `auto` for 1 and 4 over the logit scale (0.01 and 0.04
+        for OpenAI's models), or `auto:K` for K over it. `SOLVER`: `fast` or `authors`; `STEPS` 0: the solver's own
+        number of steps. `TASKS`: what a script runs if no task is named.
+        """
+        trainer_node(
+            cfg,
+            "INMAP",
+            TEMPLATES="inmap7",
+            TASKS=(),
+            FROM="",
+            UNLABELED="test",
+            TEXT_TEMPERATURE=AUTO,
+            IMAGE_TEMPERATURE=AUTO,
+            GAMMA=0.0,
+            SINKHORN_ITERATIONS=20,
+            THRESHOLD=0.6,
+            SOLVER="fast",
+            STEPS=0,
+            TOLERANCE=1e-6,
+            LR=10.0,
+        )
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Also refuse an unknown solver or source of images, and temperatures that are not positive."""
+        super().check_cfg(cfg)
+        node = cfg.TRAINER.INMAP
+        for key, known in (("SOLVER", tuple(SOLVERS)), ("UNLABELED", UNLABELED)):
+            if node[key] not in known:
+                raise ValueError(f"TRAINER.INMAP.{key} is {node[key]!r}; expected one of {', '.join(known)}")
+        for key, default in TEMPERATURES.items():
+            parse_temperature(node[key], f"TRAINER.INMAP.{key}", 1.0, default)
+        if node.SINKHORN_ITERATIONS < 0 or node.STEPS < 0:
+            raise ValueError(
+                f"TRAINER.INMAP.SINKHORN_ITERATIONS and STEPS are at least 0, got {node.SINKHORN_ITERATIONS} and "
+                f"{node.STEPS}"
+            )
+
+    @property
+    def prompt(self) -> str:
+        """The templates of the text proxies, or the prompt of the refined run."""
+        return self.base.prompt if self.base is not None else " | ".join(self.templates)
+
+    def build_model(self) -> None:
+        """The text proxies, which the vision proxies start from, or the run that is refined."""
+        self.base, self.base_record, self.templates = None, None, []
+        self.solutions: dict[str, dict] = {}
+        if self.node.FROM:
+            tested = {item.impath for item in self.dm.dataset.test}
+            self.base, self.base_record = open_run(
+                self.node.FROM, self.asked, self.backbone.describe(), tested, "TRAINER.INMAP.FROM"
+            )
+            start = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
+        else:
+            self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
+            with self.precision.autocast():
+                start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        self.text_proxies = start.to(self.device)
+        self.model = self.register_learner("proxies", VisionProxies(start), looped=False)
+
+    def fit(self) -> None:
+        """Learn the proxies from the unlabeled images; a run that goes on after that learns them again."""
+        node, unit = self.node, 1 / float(self.logit_scale)
+        tau_t, tau_i = (
+            parse_temperature(node[key], f"TRAINER.INMAP.{key}", unit, default) for key, default in TEMPERATURES.items()
+        )
+        items = self._unlabeled()
+        features, scores, start = self._inputs(items)
+        features, scores, peers = _own(features, scores)
+        every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0) if node.SOLVER == "fast" else 0
+        problem = self._problem(items) if every or self.resumed else ""
+        kept = Passes(every, lambda count, found: self.save_fit(count, problem, found), self.kept_fit(problem))
+        potentials = kept.potentials(
+            lambda: sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
+        ).to(self.device)
+        labels = {
+            VISION: PseudoLabels(scores, tau_t, None, node.THRESHOLD),
+            SINKHORN: PseudoLabels(scores, tau_t, potentials, node.THRESHOLD),
+        }
+        options = {"solver": node.SOLVER, "steps": node.STEPS or None, "tolerance": node.TOLERANCE, "lr": node.LR}
+        self.learned = {TEXT if self.base is None else REFINED: start}
+        for name, own in labels.items():
+            begin = time.monotonic()
+            solution = solve_vision_proxy(features, start.T, own, tau_i, **options, peers=peers, **kept.of(name))
+            seconds = time.monotonic() - begin
+            self.learned[name] = solution.proxy.T.contiguous()
+            self.solutions[name] = {
+                "solver": node.SOLVER, "steps": solution.steps, "objective": solution.objective, "seconds": seconds,
+                "converged": solution.converged, "text_temperature": tau_t, "image_temperature": tau_i,
+                "images": len(items),
+            }  # fmt: skip
+            logger.info("%s: %d steps, objective %.6f, %.1f s", name, solution.steps, solution.objective, seconds)
+        self.losses = {"cross-entropy": self.solutions[SINKHORN]["objective"]}
+        self.model.weight.copy_(self.learned[SINKHORN])
+        self.save_model(0, self.output_dir)
+
+    def _unlabeled(self) -> list:
+        """The images that the proxies are learned from; their labels are not read."""
+        items = self._images_of(self.node.UNLABELED)
+        if not items:
+            raise ValueError(
+                f"TRAINER.INMAP.UNLABELED is {self.node.UNLABELED!r}, but {self.cfg.DATASET.NAME} offers no such "
+                "images here; take test, or a data set and task with that part"
+            )
+        return items
+
+    def _problem(self, items: list) -> str:
+        """A name that changes with the images and with the run that is refined."""
+        files = self.files_of(tuple(sorted(item.impath for item in items)))
+        return bank.entry_name(files | {"learned": (self.base_record or {}).get("learned")})
+
+    def _images_of(self, part: str) -> list:
+        dataset = self.dm.dataset
+        return {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[part] or []
+
+    def _inputs(self, items: list) -> tuple[FeatureRows, Tensor | Cosines, Tensor]:
+        """Features `[N, E]`, scores `[N, C]` and proxies to start from `[C, E]`, of CLIP or of the refined run."""
+        if self.base is not None:
+            return self.base.refine_inputs(items)
+        features, _ = self.feature_rows(items)
+        return features, Cosines(features, self.text_proxies.T), self.text_proxies
+
+    def _compared(self, items: list) -> tuple[FeatureRows, Tensor]:
+        """Normalised features `[N, E]` that proxies are compared with, and labels `[N]`, of the readable images."""
+        if self.base is None:
+            return self.feature_rows(items)
+        features, labels = self.raw_features(items)
+        return F.normalize(self.content(features.to(self.device)), dim=-1), labels.to(self.device)
+
+    def content(self, features: Tensor) -> Tensor:
+        """What the refined run compares of features."""
+        return self.base.content(features) if self.base is not None else features
+
+    def class_proxies(self) -> Tensor:
+        """The learned proxies, `[C, E]`."""
+        return self.model.weight
+
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """Scores `[B, C]` of features `[B, E]`."""
+        return self.cosine_scores(self.content(features), self.model.weight)
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split; where the proxies were learned in this run, take the three readings of test images."""
+        value = super().test(split)
+        if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
+            features, labels = self._compared(self.dm.dataset.test)
+            for name, proxies in self.learned.items():
+                self.results[name] = reading(Cosines(features, proxies.T), labels, self.num_classes)
+                logger.info("* %s: %.2f%%", name, self.results[name]["accuracy"])
+        return value
+
+    def record_facts(self) -> dict:
+        """Also whether test images were used, how the proxies were found, and the run that was refined."""
+        facts = super().record_facts()
+        tested = {item.impath for item in self.dm.dataset.test}
+        shared = any(item.impath in tested for item in self._images_of(self.node.UNLABELED))
+        facts["transductive"] = shared or (self.base_record or {}).get("transductive", False)
+        facts["solutions"] = self.solutions
+        seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
+        facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
+        if self.base_record is not None:
+            keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed", "finished_at")
+            facts["refines"] = {"folder": self.node.FROM, "learned": self.base_record.get("learned", {})}
+            facts["refines"] |= {key: self.base_record[key] for key in keys}
+            facts["num_train"] = self.base_record["num_train"]
+            facts["selection_rule"] = self.base_record["selection_rule"]
+        else:
+            facts["selection_rule"] = "last"
+        return facts
+
+
+def _own(features: FeatureRows, scores: Tensor | Cosines) -> tuple[FeatureRows, Tensor | Cosines, Peers]:
+    """This process's rows of features `[N, E]` and scores `[N, C]`, and with whom it shares the rest.
+
+    With so few images that not every process gets a part, each has all of them and works alone.
+    """
+    parts = distributed.peers().parts(len(features))
+    peers = distributed.peers() if len(parts) >= distributed.world_size() else ALONE
+    mine = peers.own_parts(len(features))
+    rows = slice(mine[0].start, mine[-1].stop)
+    own = features.narrowed(rows).held() if isinstance(features, NormalizedRows) else features[rows]
+    return own, Cosines(own, scores.text_proxy) if isinstance(scores, Cosines) else scores[rows], peers
+
+
+def parse_temperature(value: str | float, key: str, unit: float, default: float) -> float:
+    """A positive number, `auto` for `default` units, or `auto:K` for `K` units.
+
+    Args:
+        value: The setting.
+        key: Its name, for the message.
+        unit: 1 / logit scale.
+        default: What `auto` stands for, in units.
+
+    Raises:
+        ValueError: None of these.
+    """
+    text = str(value).strip().lower()
+    if text == AUTO:
+        return default * unit
+    relative = text.startswith(f"{AUTO}:")
+    try:
+        number = float(text.removeprefix(f"{AUTO}:"))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError(
+            f"{key} is {value!r}; expected a positive number such as 0.01, '{AUTO}', or '{AUTO}:K' for K over the "
+            "logit scale"
+        )
+    return number * unit if relative else number
