@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from dassl_clip.engine.console import safe_console
-from dassl_clip.engine.errors import USAGE_EXIT, suggestion
+from dassl_clip.engine.errors import USAGE_EXIT
 from dassl_clip.engine.paths import leave_checkout
+from dassl_clip.results.errors import did_you_mean
 
 COMMANDS = {
     "train": "one run: the flags of train.py",
@@ -66,7 +67,7 @@ def _dispatch(name: str, *rest: str) -> int:
         return 0
     if name not in COMMANDS:
         print(
-            f"error: there is no command '{name}'.{suggestion(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.",
+            f"error: there is no command '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.",
             file=sys.stderr,
         )
         return USAGE_EXIT

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 
 from dassl_clip.engine.config import split_pairs
-from dassl_clip.engine.errors import USAGE_EXIT, suggestion
+from dassl_clip.engine.errors import USAGE_EXIT
+from dassl_clip.results.errors import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong to stderr and exit with code 2."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        hint = suggestion(unknown[1], flags) if unknown else ""
+        hint = did_you_mean(unknown[1], flags) if unknown else ""
         self.exit(USAGE_EXIT, f"error: {message}.{hint} `{self.prog} --help` lists the arguments.\n")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> object:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import UserError, guarded
+from dassl_clip.engine.errors import guarded
+from dassl_clip.results.errors import UserError
 
 FAST = "all savings"
 

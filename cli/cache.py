@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import UserError, guarded
+from dassl_clip.engine.errors import guarded
+from dassl_clip.results.errors import UserError
 
 DAY = 86400.0
 SHORTEST_HASH = 4

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli.data_names import open_config
-from dassl_clip.engine.errors import UserError
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import write_bytes_atomically
 
 TILE, MARGIN, LINES, CHARACTERS = 168, 8, 4, 27

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dassl_clip.cli.data_names import config_names, loaders
-from dassl_clip.engine.errors import UserError, suggestion
+from dassl_clip.results.errors import UserError, did_you_mean
 
 
 def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def entries_of(names: Sequence[str]) -> list[dict]:
         entry = known.get(name_key(name))
         if entry is None:
             there = [other for other in loaders() if name_key(other) in known]
-            raise UserError(f"no links are known for '{name}'.{suggestion(name, there)} Known: {', '.join(there)}.")
+            raise UserError(f"no links are known for '{name}'.{did_you_mean(name, there)} Known: {', '.join(there)}.")
         chosen[entry["name"]] = entry
     return list(chosen.values())
 

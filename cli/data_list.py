@@ -9,7 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dassl_clip.cli.data_names import config_names, loaders
-from dassl_clip.engine.errors import UserError
+from dassl_clip.results.errors import UserError
 
 OWN, SHIPPED = "yours", "ships with the package"
 

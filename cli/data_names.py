@@ -11,7 +11,7 @@ from typing import Any
 from dassl_clip import configs
 from dassl_clip.engine.catalogue import dataset_file
 from dassl_clip.engine.config import decode, merge_file, set_key
-from dassl_clip.engine.errors import UserError, suggestion
+from dassl_clip.results.errors import UserError, did_you_mean
 
 
 def loaders() -> dict[str, type]:
@@ -67,7 +67,7 @@ def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
         if cfg.DATASET.NAME in files:
             merge_file(cfg, str(dataset_file(files[cfg.DATASET.NAME])))
     else:
-        raise UserError(f"there is no data set '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
+        raise UserError(f"there is no data set '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     for key, text in zip(pairs[::2], pairs[1::2]):
         set_key(cfg, key, decode(text), "the command line")
     if root:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl_clip.cli.data_names import open_config
-from dassl_clip.engine.errors import UserError
+from dassl_clip.results.errors import UserError
 
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import UserError, guarded
+from dassl_clip.engine.errors import guarded
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.records import RECORD_NAME, check_record
 
 ENDING = ".safetensors"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import UserError, guarded, suggestion
+from dassl_clip.engine.errors import guarded
+from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.records import RECORD_NAME, write_text_atomically
 
@@ -138,7 +139,7 @@ def choose_classes(args: argparse.Namespace, names: Sequence[str]) -> dict[str, 
     plain = {name.replace("_", " ").lower(): index for index, name in enumerate(names)}
     for name in args.classes:
         if name.replace("_", " ").lower() not in plain:
-            raise UserError(f"--classes: the run has no class '{name}'.{suggestion(name, names)}")
+            raise UserError(f"--classes: the run has no class '{name}'.{did_you_mean(name, names)}")
     asked = [plain[name.replace("_", " ").lower()] for name in args.classes]
     places = asked or range(len(names) if args.out else min(CLASSES_SHOWN, len(names)))
     return {names[index]: index for index in places}

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import UserError, guarded, suggestion
+from dassl_clip.engine.errors import guarded
 from dassl_clip.results import plot_matrix, plot_points, plots, records, tables
+from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.plot_style import FORMATS, Plot
 
 KINDS = {
@@ -147,7 +148,9 @@ def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
         for name in asked:
             if name not in known:
                 texts = sorted(map(str, known))
-                raise UserError(f"{flag}: no run has '{name}'.{suggestion(str(name), texts)} Known: {', '.join(texts)}")
+                raise UserError(
+                    f"{flag}: no run has '{name}'.{did_you_mean(str(name), texts)} Known: {', '.join(texts)}"
+                )
     for asked, names in filters.values():
         runs = [item for item in runs if not asked or names(item.record) & set(asked)]
     if not runs:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.engine import open_run as predict_run
-from dassl_clip.engine.errors import UserError
 from dassl_clip.results import records
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.plot_points import Points
 from dassl_clip.results.plot_style import shortened
 from dassl_clip.results.tables import column_of, row_of

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import UserError, guarded, printable
+from dassl_clip.engine.errors import guarded, printable
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import no_file
 from dassl_clip.results.records import write_text_atomically

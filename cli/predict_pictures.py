@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
-from dassl_clip.engine.errors import UserError
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import no_file
 
 

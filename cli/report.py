@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine import errors
-from dassl_clip.engine.errors import UserError
 from dassl_clip.results import environment, plot_matrix, plots, readings, records, report, tables
 from dassl_clip.results.documents import CONFIG_NAME
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.plot_style import NEEDED, Plot
 
 NAME = "report.html"
@@ -102,7 +102,7 @@ def make_tables(groups: Sequence[tables.Group], reference: str) -> list[tables.T
     """One table a group, then those of further readings."""
     labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
     if reference and reference not in labels:
-        hint = errors.suggestion(reference, labels)
+        hint = errors.did_you_mean(reference, labels)
         raise UserError(f"--reference: no row '{reference}'.{hint} The records hold: {', '.join(labels)}.")
     made = []
     for group in groups:

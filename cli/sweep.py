@@ -17,12 +17,13 @@ from pathlib import Path
 
 from dassl_clip.cli import task, train
 from dassl_clip.cli.arguments import Parser, split_command
-from dassl_clip.engine.errors import GOES_ON, UserError, guarded
+from dassl_clip.engine.errors import GOES_ON, guarded
 from dassl_clip.engine.ranges import make_folder
 from dassl_clip.experiments import launchers as pool
 from dassl_clip.experiments import locks, plan, slurm
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import records
+from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
 

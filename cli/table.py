@@ -13,10 +13,11 @@ from pathlib import Path
 
 from dassl_clip.cli import sweep, task, train
 from dassl_clip.cli.arguments import Parser, split_command
-from dassl_clip.engine.errors import UserError, guarded, suggestion
+from dassl_clip.engine.errors import guarded
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import published as sheets
 from dassl_clip.results import readings, records, tables
+from dassl_clip.results.errors import UserError, did_you_mean
 
 OUTSIDE_EXIT = 1
 
@@ -135,7 +136,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     if args.reference:
         labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
         if args.reference not in labels:
-            raise UserError(f"--reference: no row '{args.reference}'.{suggestion(args.reference, labels)}")
+            raise UserError(f"--reference: no row '{args.reference}'.{did_you_mean(args.reference, labels)}")
     made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made
 
@@ -146,6 +147,6 @@ def _rows(asked: Sequence[str], group: tables.Group, groups: Sequence[tables.Gro
     for name in asked:
         if name not in labels:
             raise UserError(
-                f"--rows: no row '{name}'.{suggestion(name, labels)} The records hold: {', '.join(labels)}."
+                f"--rows: no row '{name}'.{did_you_mean(name, labels)} The records hold: {', '.join(labels)}."
             )
     return [row for name in asked for row in group.rows if name in (row.method, row.label)] if asked else group.rows

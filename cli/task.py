@@ -19,13 +19,14 @@ from dassl_clip.cli import train
 from dassl_clip.cli.arguments import Parser, seeds, split_command
 from dassl_clip.engine import catalogue
 from dassl_clip.engine.config import import_user_code
-from dassl_clip.engine.errors import GOES_ON, UserError, guarded
+from dassl_clip.engine.errors import GOES_ON, guarded
 from dassl_clip.engine.ranges import make_folder
 from dassl_clip.experiments import identity, locks, plan, reference, reuse, tasks
 from dassl_clip.experiments import launchers as pool
 from dassl_clip.experiments.progress import Reporter
 from dassl_clip.results import environment, readings, records, tables
 from dassl_clip.results.documents import read_config
+from dassl_clip.results.errors import UserError
 
 NO_REFERENCE = "none"
 FAILURE_NAME = "failed.txt"

@@ -22,12 +22,13 @@ from typing import Any
 from dassl_clip.cli.arguments import Parser, split_command
 from dassl_clip.engine.config import resolve_config
 from dassl_clip.engine.console import Console, safe_console
-from dassl_clip.engine.errors import INTERRUPTED_EXIT, UserError, printable
+from dassl_clip.engine.errors import INTERRUPTED_EXIT, printable
 from dassl_clip.engine.paths import leave_checkout
 from dassl_clip.engine.ranges import open_folders
 from dassl_clip.experiments import identity, locks
 from dassl_clip.results import environment, files, records, run_data
 from dassl_clip.results.documents import CONFIG_NAME
+from dassl_clip.results.errors import UserError
 
 _EPOCH_FILE = re.compile(r"model\.pth\.tar-(\d+)")
 _LOGS: list[Any] = []  # upstream's log closes the real stdout when it is collected, so none ever is

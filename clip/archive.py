@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -33,7 +35,7 @@ MOST_GROWTH = 64 << 20  # bytes
 MOST_TENSORS = 100_000  # modules may share others, so a small file could name any number of tensors
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """An archive that is damaged or holds more than weights; the message says what."""
 
 

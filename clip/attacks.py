@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 EPSILON = 0.031
 CONFIDENCE = 50.0
 
@@ -81,14 +83,14 @@ def attack(
         `[B, 3, H, W]`, detached.
 
     Raises:
-        ValueError: An unknown attack, a setting out of range, labels or scores that do not fit, or scores without a
+        UserError: An unknown attack, a setting out of range, labels or scores that do not fit, or scores without a
             gradient to the pixels.
     """
     spec = _spec(spec)
     if epsilon < 0 or low >= high:
-        raise ValueError(f"epsilon must be at least 0 and low under high, got {epsilon}, {low} and {high}")
+        raise UserError(f"epsilon must be at least 0 and low under high, got {epsilon}, {low} and {high}")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"{len(images)} images need labels [{len(images)}], got {list(labels.shape)}")
+        raise UserError(f"{len(images)} images need labels [{len(images)}], got {list(labels.shape)}")
     with torch.inference_mode(False), torch.enable_grad():
         clean, labels = images.detach().clone(), labels.detach().to(images.device).clone()
         floor, ceiling = (clean - epsilon).clamp(low, high), (clean + epsilon).clamp(low, high)
@@ -171,10 +173,10 @@ def _spec(spec: str | AttackSpec) -> AttackSpec:
         if spec not in ATTACKS:
             near = difflib.get_close_matches(spec.upper(), ATTACKS, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"unknown attack {spec!r}.{hint} There are {', '.join(ATTACKS)}")
+            raise UserError(f"unknown attack {spec!r}.{hint} There are {', '.join(ATTACKS)}")
         return ATTACKS[spec]
     if spec.loss not in LOSSES or spec.steps < 1 or spec.step < 0:
-        raise ValueError(f"an attack raises one of {', '.join(LOSSES)} in at least 1 step of at least 0, got {spec}")
+        raise UserError(f"an attack raises one of {', '.join(LOSSES)} in at least 1 step of at least 0, got {spec}")
     return spec
 
 
@@ -183,9 +185,9 @@ def _gradient(loss: Callable[[Tensor, Tensor], Tensor], scores: Scores, images: 
     images = images.detach().requires_grad_()
     values = scores(images)
     if values.dim() != 2 or len(values) != len(images):
-        raise ValueError(f"scores of {len(images)} images must be [{len(images)}, C], got {list(values.shape)}")
+        raise UserError(f"scores of {len(images)} images must be [{len(images)}, C], got {list(values.shape)}")
     if not values.requires_grad:
-        raise ValueError(
+        raise UserError(
             "the scores have no gradient to the images; their function must not use torch.no_grad or detach features"
         )
     (gradient,) = torch.autograd.grad(

@@ -21,6 +21,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torchvision.transforms import Compose, InterpolationMode, Normalize
 
+from dassl_clip.results.errors import UserError
+
 from .layouts import is_transformers, text_positions
 from .neighbours import adopt, describe_folder
 from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
@@ -114,7 +116,7 @@ class FrozenCLIP(nn.Module):
         """Width of each block output, length `L`: `W` repeated for a ViT, one per stage for a ResNet.
 
         Raises:
-            ValueError: The image tower is of a kind whose blocks are not known.
+            UserError: The image tower is of a kind whose blocks are not known.
         """
         return self._blocks.widths
 
@@ -145,7 +147,7 @@ class FrozenCLIP(nn.Module):
             normalize: False for the features as the tower gives them, which CLAP's head reads.
 
         Raises:
-            ValueError: The images have another shape or size than the model reads.
+            UserError: The images have another shape or size than the model reads.
         """
         return self._features((self._compiled or self._visual)(self._images(images)), normalize)
 
@@ -186,7 +188,7 @@ class FrozenCLIP(nn.Module):
             its positions as tokens.
 
         Raises:
-            ValueError: Images of another shape or size, or an image tower of a kind whose blocks are not known.
+            UserError: Images of another shape or size, or an image tower of a kind whose blocks are not known.
         """
         images = self._images(images)
         with self._blocks.recording() as outputs:
@@ -221,7 +223,7 @@ class FrozenCLIP(nn.Module):
         """The images in the tower's dtype, once their shape is right."""
         if images.dim() != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != self.image_size:
             height, width = self.image_size
-            raise ValueError(f"{self.name} reads images [B, 3, {height}, {width}], got {list(images.shape)}")
+            raise UserError(f"{self.name} reads images [B, 3, {height}, {width}], got {list(images.shape)}")
         parameters = self._visual.parameters
         weight = next((parameter for parameter in parameters() if parameter.dim() == 4), next(parameters()))
         return images.to(weight.dtype).contiguous(memory_format=self._layout)
@@ -259,14 +261,14 @@ def load_backbone(
         The model. Neither loading nor random weights touch the global random state.
 
     Raises:
-        ValueError: Unknown names, weights that do not fit, an impossible precision.
-        FileNotFoundError: Weights that are not at hand and cannot be downloaded.
+        UserError: Unknown names, weights that do not fit, an impossible precision.
+        MissingFileError: Weights that are not at hand and cannot be downloaded.
     """
     device = torch.device(device)
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision 'fp16' needs a GPU; on the CPU take 'fp32', 'amp' or 'bf16'")
+        raise UserError("precision 'fp16' needs a GPU; on the CPU take 'fp32', 'amp' or 'bf16'")
     source = replace(resolve(name, has_file=bool(weights)), tokenizer_folder=tokenizer)
     reader = source.tokenizer()
     state, form = None, ""
@@ -296,7 +298,7 @@ def load_backbone(
         image_transform_v2(deepcopy(preprocess), is_train=False)
         frozen = FrozenCLIP(model, reader, source, preprocess, weights_hash, precision).to(device)
     except (TypeError, AssertionError, KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"{name}: its preprocessing {source.preprocess} cannot be built ({error!r})") from error
+        raise UserError(f"{name}: its preprocessing {source.preprocess} cannot be built ({error!r})") from error
     if compiled:
         frozen.compile_images()
     logger.info("backbone %s (%s), weights %s, on %s", name, source.architecture, weights_hash[:12], device)
@@ -375,7 +377,7 @@ def _build(source: Source, dtype: torch.dtype) -> nn.Module:
                 f". Its text tower is transformers' {source.config['text_cfg']['hf_model_name']}: it needs {HF_EXTRA}, "
                 "and that model's config.json in a cache or in the folder MODEL.BACKBONE.TOKENIZER"
             )
-        raise ValueError(
+        raise UserError(
             f"open_clip {open_clip.__version__} cannot build {source.name} from its configuration: {reason}"
         ) from error
     if half and foreign_image:

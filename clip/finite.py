@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dassl_clip.results.errors import NotFiniteError, UserError
+
 MASKS = ("attn_mask",)  # entries of state dicts that hold -inf by right
 
 
@@ -28,14 +30,14 @@ def check_state(state: Mapping[str, object], source: str) -> None:
         source: What the error calls it.
 
     Raises:
-        ValueError: A tensor holds NaN or an infinite number; the message names the first one.
+        UserError: A tensor holds NaN or an infinite number; the message names the first one.
     """
     for name, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point() or name.rpartition(".")[2] in MASKS:
             continue
         if value.numel() and not bool(finite_rows(value.detach().reshape(1, -1))):
             wrong = int((~value.float().isfinite()).sum())
-            raise ValueError(
+            raise UserError(
                 f"{source}: {wrong} of the {value.numel():,} numbers of the tensor {name!r} are NaN or infinite: the "
                 "file is damaged, or its training diverged; get it, or train it, again"
             )
@@ -50,12 +52,12 @@ def check_rows(x: Tensor, what: str, names: list[str]) -> None:
         names: What each row is of, `N`.
 
     Raises:
-        FloatingPointError: A row holds NaN or an infinite number; the message names the first one.
+        NotFiniteError: A row holds NaN or an infinite number; the message names the first one.
     """
     finite = finite_rows(x)
     if not bool(finite.all()):
         wrong = (~finite).nonzero().flatten().tolist()
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"the {what} of {names[wrong[0]]} are not finite ({len(wrong)} of {len(names)} of them): the weights, the "
             "learned parts or the precision give numbers that are NaN or infinite"
         )

@@ -14,6 +14,8 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
+from dassl_clip.results.errors import UserError
+
 from .listing import listed
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def unwrap(state: object, path: Path) -> dict[str, Tensor]:
     """The state dict inside a checkpoint, under its models' own names.
 
     Raises:
-        ValueError: There is none, or more than one that could be meant.
+        UserError: There is none, or more than one that could be meant.
     """
     for _ in range(MOST_WRAPPERS):
         if not isinstance(state, dict) or any(isinstance(value, Tensor) for value in state.values()):
@@ -78,7 +80,7 @@ def unwrap(state: object, path: Path) -> dict[str, Tensor]:
         found = (
             f"the entries {listed(sorted(map(str, state)))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         )
-        raise ValueError(
+        raise UserError(
             f"{path} holds no state dict: found {found}; expected names with tensors, or one of {listed(WRAPPERS)}"
         )
     state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -96,7 +98,7 @@ def _unprefixed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if not prefixes or not prefixes[0]:
         return state
     if len(prefixes) > 1:
-        raise ValueError(f"{path} holds several models, under {listed(prefixes)}; save the one that is meant alone")
+        raise UserError(f"{path} holds several models, under {listed(prefixes)}; save the one that is meant alone")
     prefix = prefixes[0]
     others = [name for name in state if not name.startswith(prefix)]
     if others:
@@ -123,7 +125,7 @@ def arrange(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[str,
         label: What messages call the file.
 
     Raises:
-        ValueError: Apple's MobileCLIP, and open_clip cannot convert it for this model.
+        UserError: Apple's MobileCLIP, and open_clip cannot convert it for this model.
     """
     state = dict(state)
     if any(name.startswith(APPLE) for name in state):
@@ -169,7 +171,7 @@ def _from_apple(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[
     try:
         converted: dict[str, Tensor] = convert_state_dict(model, state)
     except (KeyError, AttributeError, ImportError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{label} holds Apple's MobileCLIP, which open_clip cannot convert for this model ({error!r:.120}); name "
             "MobileCLIP-S1, MobileCLIP-S2 or MobileCLIP-B, whichever it is"
         ) from error

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 from .peers import ALONE, Peers
 from .rows import at_least_float32
 
@@ -28,12 +30,12 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, peers: Peers = ALONE) -> T
         loss is 0.
 
     Raises:
-        ValueError: The shapes differ, are not `[N, E]`, or the temperature is not positive.
+        UserError: The shapes differ, are not `[N, E]`, or the temperature is not positive.
     """
     if a.shape != b.shape or a.dim() != 2:
-        raise ValueError(f"nt_xent takes two views of one shape [N, E], got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise UserError(f"nt_xent takes two views of one shape [N, E], got {tuple(a.shape)} and {tuple(b.shape)}")
     if temperature <= 0:
-        raise ValueError(f"nt_xent takes a positive temperature, got {temperature}")
+        raise UserError(f"nt_xent takes a positive temperature, got {temperature}")
     n = len(a)
     z = F.normalize(at_least_float32(torch.cat([a, b])), dim=1)  # [2N, E]
     others, first = z, 0
@@ -59,9 +61,9 @@ def prompt_consistency(text: Tensor, text_view: Tensor) -> Tensor:
         The mean over batch, classes and embedding, a scalar.
 
     Raises:
-        ValueError: The shapes differ (a broadcast would compare images with other images' views).
+        UserError: The shapes differ (a broadcast would compare images with other images' views).
     """
     if text.shape != text_view.shape:
-        raise ValueError(f"prompt_consistency takes one shape, got {tuple(text.shape)} and {tuple(text_view.shape)}")
+        raise UserError(f"prompt_consistency takes one shape, got {tuple(text.shape)} and {tuple(text_view.shape)}")
     text, text_view = (F.normalize(at_least_float32(t), dim=-1) for t in (text, text_view))
     return F.mse_loss(text, text_view)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
+from dassl_clip.results.errors import UserError
+
 from .listing import listed
 from .model_config import check_model_config, check_preprocess
 
@@ -62,7 +64,7 @@ def read_open_clip(path: Path) -> Description:
     """Read open_clip's configuration.
 
     Raises:
-        ValueError: It is none.
+        UserError: It is none.
     """
     try:
         content = _read_json(path)
@@ -71,14 +73,14 @@ def read_open_clip(path: Path) -> Description:
         check_model_config(config, preprocess)
         return Description(path, config, _facts(config), preprocess)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no open_clip configuration with 'model_cfg': {error!r}") from error
+        raise UserError(f"{path} is no open_clip configuration with 'model_cfg': {error!r}") from error
 
 
 def read_transformers(path: Path) -> Description | None:
     """Read the configuration of transformers' CLIPModel; None if the file describes something else.
 
     Raises:
-        ValueError: It describes a CLIPModel that open_clip has no form for.
+        UserError: It describes a CLIPModel that open_clip has no form for.
     """
     try:
         tree = _read_json(path)
@@ -88,7 +90,7 @@ def read_transformers(path: Path) -> Description | None:
         preprocess = _read_pixels(path.with_name(PIXELS_FILE))
         check_model_config(config, preprocess)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
-        raise ValueError(f"{path} describes no CLIPModel that open_clip can build: {error}") from error
+        raise UserError(f"{path} describes no CLIPModel that open_clip can build: {error}") from error
     return Description(path, config, stated, preprocess)
 
 
@@ -116,11 +118,11 @@ def adopt(source: Source, described: Description, file: Path) -> Source:
         file: That file, for messages.
 
     Raises:
-        ValueError: The configuration is that of another architecture.
+        UserError: The configuration is that of another architecture.
     """
     differences = _differences(described.stated, _facts(source.config))
     if differences:
-        raise ValueError(
+        raise UserError(
             f"{described.path} beside {file.name} describes another model than {source.name}: {listed(differences)}; "
             "name the architecture that the file belongs to, or keep the file apart from a configuration not its own"
         )
@@ -162,7 +164,7 @@ def _other(value: object, known: object) -> bool:
 def _read_json(path: Path) -> Any:
     """The content of a small JSON file."""
     if path.stat().st_size > MOST_CONFIG:
-        raise ValueError(f"it has more than {MOST_CONFIG:,} bytes")
+        raise UserError(f"it has more than {MOST_CONFIG:,} bytes")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -188,9 +190,9 @@ def _from_transformers(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     usual = tree.get("hidden_act", QUICK_GELU)
     text_act, vision_act = (stated[name].get("hidden_act", usual) for name in ("text_config", "vision_config"))
     if text_act != vision_act:
-        raise ValueError(f"its towers have different activations, {text_act} (text) and {vision_act} (images)")
+        raise UserError(f"its towers have different activations, {text_act} (text) and {vision_act} (images)")
     if text_act not in (QUICK_GELU, GELU, *TANH_GELUS):
-        raise ValueError(f"its activation is {text_act!r}; open_clip has {QUICK_GELU}, {GELU} and {TANH_GELUS[0]}")
+        raise UserError(f"its activation is {text_act!r}; open_clip has {QUICK_GELU}, {GELU} and {TANH_GELUS[0]}")
     text, vision = {**TEXT_DEFAULTS, **stated["text_config"]}, {**VISION_DEFAULTS, **stated["vision_config"]}
     config: dict[str, Any] = {
         "embed_dim": tree.get("projection_dim", EMBEDDING),

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl_clip.results.errors import NotFiniteError, UserError
+
 IN_ALL, IN_A_ROW = STOPPING = ("in-all", "in-a-row")  # how epochs without a drop are counted
 
 
@@ -52,16 +54,16 @@ def fit_linear_probe(
         Weight `[C, E]` and bias `[C]`, on the features' device, float32 (float64 for float64 features).
 
     Raises:
-        ValueError: Shapes or labels do not fit, there are no images, or a setting is out of range.
-        FloatingPointError: The training loss is not a finite number.
+        UserError: Shapes or labels do not fit, there are no images, or a setting is out of range.
+        NotFiniteError: The training loss is not a finite number.
     """
     _check(features, labels, num_classes)
     if min(batch_size, max_epochs, patience) < 1:
-        raise ValueError(
+        raise UserError(
             f"batch_size, max_epochs and patience must be at least 1, got {batch_size}, {max_epochs} and {patience}"
         )
     if stopping not in STOPPING:
-        raise ValueError(f"stopping is {stopping!r}; expected one of {', '.join(STOPPING)}")
+        raise UserError(f"stopping is {stopping!r}; expected one of {', '.join(STOPPING)}")
     features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     device, labels = features.device, labels.to(features.device)
     generator = torch.Generator().manual_seed(seed)
@@ -84,9 +86,7 @@ def fit_linear_probe(
                 total += loss.detach()
             mean = total.item() / len(batches)
             if not math.isfinite(mean):
-                raise FloatingPointError(
-                    f"the probe's training loss in epoch {epoch} is {mean}; lower the learning rate"
-                )
+                raise NotFiniteError(f"the probe's training loss in epoch {epoch} is {mean}; lower the learning rate")
             dropped = mean <= reference - min_drop
             if dropped if stopping == IN_ALL else mean < lowest:
                 kept = weight.detach().clone(), bias.detach().clone()
@@ -103,12 +103,12 @@ def fit_linear_probe(
 def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
     """Raise a ValueError unless features and labels make a training set."""
     if features.dim() != 2 or labels.shape != features.shape[:1] or not len(features):
-        raise ValueError(
+        raise UserError(
             f"a probe needs features [N, E] and labels [N] of at least one image, got {list(features.shape)} and "
             f"{list(labels.shape)}"
         )
     if not bool(torch.isfinite(features).all()):
-        raise ValueError("the probe's features have entries that are not finite numbers")
+        raise UserError("the probe's features have entries that are not finite numbers")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must lie between 0 and {num_classes - 1}, got {low} to {high}")
+        raise UserError(f"labels must lie between 0 and {num_classes - 1}, got {low} to {high}")

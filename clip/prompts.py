@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dassl_clip.results.errors import UserError
+
 from .text_tower import ClassTokens, TextTower
 
 CONTEXT_STD = 0.02
@@ -30,19 +32,19 @@ def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
         `[M, D]`, float32: the words' token embeddings, or draws from N(0, 0.02) of torch's global generator.
 
     Raises:
-        ValueError: Neither words nor a positive number of tokens is given, or the words are no tokens to the tower's
+        UserError: Neither words nor a positive number of tokens is given, or the words are no tokens to the tower's
             tokenizer or leave no room for a class name.
     """
     words = initial_words(words)
     if not words:
         if n_ctx < 1:
-            raise ValueError(f"a random context needs N_CTX of at least 1, got {n_ctx}; or give words in CTX_INIT")
+            raise UserError(f"a random context needs N_CTX of at least 1, got {n_ctx}; or give words in CTX_INIT")
         return torch.randn(n_ctx, text.width) * CONTEXT_STD
     ids = text.tokens.inner(words)
     if not len(ids):
-        raise ValueError(f"the initial context {words!r} is no token of this model's tokenizer; give other CTX_INIT")
+        raise UserError(f"the initial context {words!r} is no token of this model's tokenizer; give other CTX_INIT")
     if len(ids) > text.context_length - 4:
-        raise ValueError(
+        raise UserError(
             f"the initial context {words!r} has {len(ids)} tokens, but the text tower reads {text.context_length} "
             f"in all, class name included; shorten CTX_INIT"
         )
@@ -99,10 +101,10 @@ def noise_context(
         `[M, D]`, or `[draws, M, D]`, float32. The draws of a seed do not depend on how many follow.
 
     Raises:
-        ValueError: There is less than one token, or less than one draw.
+        UserError: There is less than one token, or less than one draw.
     """
     if n_tokens < 1 or (draws is not None and draws < 1):
-        raise ValueError(f"noise needs at least one token and one draw, got {n_tokens} tokens and {draws} draws")
+        raise UserError(f"noise needs at least one token and one draw, got {n_tokens} tokens and {draws} draws")
     # One call a draw: PyTorch's normal numbers depend on the size of the tensor that they fill.
     noise = torch.stack([std * torch.randn(n_tokens, width, generator=generator) for _ in range(draws or 1)])
     return noise if draws is not None else noise[0]

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 
 class Rows(Protocol):
     """`[N, C]` numbers that may be formed when they are read: a tensor, or a class such as `Cosines`."""
@@ -39,12 +41,12 @@ class Cosines:
         text_proxy: `[E, C]`.
 
     Raises:
-        ValueError: The shapes do not fit.
+        UserError: The shapes do not fit.
     """
 
     def __init__(self, features: FeatureRows, text_proxy: Tensor):
         if len(features.shape) != 2 or text_proxy.dim() != 2 or features.shape[1] != text_proxy.shape[0]:
-            raise ValueError(
+            raise UserError(
                 "scores are formed from features [N, E] and a text proxy [E, C], "
                 f"got {tuple(features.shape)} and {tuple(text_proxy.shape)}"
             )

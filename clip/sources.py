@@ -25,6 +25,8 @@ from open_clip import pretrained as tags
 from open_clip.hf_configs import arch_dict
 from torch import Tensor
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .listing import listed
 from .neighbours import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
 from .tokens import DEFAULT_LENGTH
@@ -106,7 +108,7 @@ class Source:
         """The file of weights: in the folder, in a cache, or downloaded.
 
         Raises:
-            FileNotFoundError: It is in no place, and the network does not have it either.
+            MissingFileError: It is in no place, and the network does not have it either.
         """
         if self.folder is not None and not self.repository:
             return _weights_in(self.folder)
@@ -117,14 +119,14 @@ class Source:
         """The tokenizer of the text tower.
 
         Raises:
-            ValueError: It needs a package that is not installed, or the folder holds none.
-            FileNotFoundError: Its files are not at hand.
+            UserError: It needs a package that is not installed, or the folder holds none.
+            MissingFileError: Its files are not at hand.
         """
         text = self.config["text_cfg"]
         length, options = self.context_length, dict(text.get("tokenizer_kwargs") or {})
         folder = self.tokenizer_folder and str(Path(self.tokenizer_folder).expanduser())
         if options.pop(CODE, False):
-            raise ValueError(f"{self.name}: its configuration asks for {CODE}, which runs code that it names: refused")
+            raise UserError(f"{self.name}: its configuration asks for {CODE}, which runs code that it names: refused")
         merges = self.folder / MERGES_FILE if self.folder else None
         hub_name = text.get("hf_tokenizer_name")
         tokenizer: Tokenizer
@@ -136,7 +138,7 @@ class Source:
             return tokenizer
         place = folder or (str(self.folder) if self.folder is not None and not self.repository else hub_name)
         if folder and not Path(folder).is_dir():
-            raise FileNotFoundError(f"MODEL.BACKBONE.TOKENIZER: there is no folder {folder}")
+            raise MissingFileError(f"MODEL.BACKBONE.TOKENIZER: there is no folder {folder}")
         try:
             if place:
                 options |= {"tokenizer_mode": text.get("tokenizer_mode"), CODE: False}
@@ -145,11 +147,11 @@ class Source:
                 tokenizer = open_clip.get_tokenizer(self.architecture)
         except ImportError as error:
             needs = f"needs the package {error.name!r}" if error.name else f"cannot be read ({_first_line(error)})"
-            raise ValueError(f"the tokenizer of {self.name} {needs}; install it: {HF_EXTRA}") from error
+            raise UserError(f"the tokenizer of {self.name} {needs}; install it: {HF_EXTRA}") from error
         except Exception as error:  # files of a tokenizer that are not whole make its reader raise almost anything
             if place and Path(place).is_dir():
-                raise ValueError(f"{place} holds no tokenizer that can be read: {_first_line(error)}") from error
-            raise FileNotFoundError(
+                raise UserError(f"{place} holds no tokenizer that can be read: {_first_line(error)}") from error
+            raise MissingFileError(
                 f"the tokenizer {hub_name!r} of {self.name} is neither in a cache nor could it be fetched "
                 f"({_first_line(error)}); give a folder with its files as MODEL.BACKBONE.TOKENIZER, or fill the cache "
                 f"on a machine with network (HF_HOME) and copy it here"
@@ -165,8 +167,8 @@ def resolve(name: str, has_file: bool = False) -> Source:
         has_file: Whether the caller has a file of weights, so that a bare architecture is enough.
 
     Raises:
-        ValueError: An unknown name or tag, with the nearest known ones.
-        FileNotFoundError: A folder or repository without a configuration.
+        UserError: An unknown name or tag, with the nearest known ones.
+        MissingFileError: A folder or repository without a configuration.
     """
     if name == ICONS:
         return _folder_source(name, embedded_folder(), "this installation lacks the embedded model; install it anew")
@@ -179,18 +181,18 @@ def resolve(name: str, has_file: bool = False) -> Source:
     given, _, tag = name.partition(":")
     architecture = _architecture(given)
     if open_clip.get_model_config(architecture) is None:
-        raise ValueError(_unknown_name(name, architecture))
+        raise UserError(_unknown_name(name, architecture))
     known = open_clip.list_pretrained_tags_by_model(architecture)
     if not tag and not has_file:
         choices = (
             listed(f"{architecture}:{tag}" for tag in known) or "a file of weights, since open_clip has no tag for it"
         )
-        raise ValueError(f"backbone {name!r} does not say which weights to take; choose {choices}")
+        raise UserError(f"backbone {name!r} does not say which weights to take; choose {choices}")
     if tag == RANDOM:
         return _pair_source(name, architecture, tag, quick_gelu=given in OPENAI_NAMES)
     if tag and not open_clip.get_pretrained_cfg(architecture, tag):
         near = difflib.get_close_matches(tag, known, n=3, cutoff=0.3)
-        raise ValueError(
+        raise UserError(
             f"open_clip has no weights {tag!r} for {architecture}."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
             + f" Known tags: {listed(known) or 'none'}; {RANDOM!r} gives random weights"
@@ -202,7 +204,7 @@ def embedded_folder() -> Path:
     """The folder of the small CLIP that ships with this project."""
     spec = importlib.util.find_spec("dassl_clip.embedded")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{ICONS} ships in the package dassl_clip.embedded, which is not installed; install anew"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "clip"
@@ -225,7 +227,7 @@ def _pair_source(name: str, architecture: str, tag: str, quick_gelu: bool = Fals
 def _folder_source(name: str, folder: Path, hint: str = "check the path after local-dir:") -> Source:
     """The source in a local folder."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"backbone {name!r}: there is no folder {folder}; {hint}")
+        raise MissingFileError(f"backbone {name!r}: there is no folder {folder}; {hint}")
     return _described_source(name, folder)
 
 
@@ -233,7 +235,7 @@ def _described_source(name: str, folder: Path, repository: str = "") -> Source:
     """The source that the configuration in a folder describes."""
     found = describe_folder(folder)
     if found is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"backbone {name!r}: {folder} has no {CONFIG_FILE}, nor the {TRANSFORMERS_FILE} of a CLIPModel, so size, "
             "activation and preprocessing of its model are unknown; give the architecture with MODEL.BACKBONE.NAME "
             "and the file with MODEL.BACKBONE.WEIGHTS instead"
@@ -249,10 +251,10 @@ def _merges_tokenizer(path: Path, length: int, options: dict[str, Any]) -> Token
     try:
         with gzip.open(path) as file:
             if len(file.read(MOST_MERGES + 1)) > MOST_MERGES:
-                raise ValueError(f"it unpacks to more than {MOST_MERGES:,} bytes")
+                raise UserError(f"it unpacks to more than {MOST_MERGES:,} bytes")
         tokenizer: Tokenizer = open_clip.SimpleTokenizer(bpe_path=str(path), context_length=length, **options)
     except (OSError, EOFError, zlib.error, ValueError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is no list of a tokenizer's merges: {_first_line(error)}") from error
+        raise UserError(f"{path} is no list of a tokenizer's merges: {_first_line(error)}") from error
     return tokenizer
 
 
@@ -260,7 +262,7 @@ def _hub_source(name: str) -> Source:
     """The source in a repository of the Hugging Face hub."""
     repository = name.removeprefix(HUB)
     if repository.count("/") != 1:
-        raise ValueError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
+        raise UserError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
     place = _Places([(repository, CONFIG_FILE), (repository, TRANSFORMERS_FILE)], [])
     source = Source(name, name, {}, repository=repository)
     path = place.cached() or place.download(source)
@@ -313,7 +315,7 @@ def _weights_in(folder: Path) -> Path:
     if len(others) == 1:
         return others[0]
     found = f"several files that could be ({listed(p.name for p in others)})" if others else "no such file"
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{folder} should hold one file of weights, named {WEIGHT_FILES[0]} or alike, and holds {found}; "
         f"point MODEL.BACKBONE.WEIGHTS at the file"
     )
@@ -341,7 +343,7 @@ class _Places:
         """The file, freshly downloaded.
 
         Raises:
-            FileNotFoundError: It could not be; the message has the places and the ways out.
+            MissingFileError: It could not be; the message has the places and the ways out.
         """
         reasons = []
         try:
@@ -360,7 +362,7 @@ class _Places:
                 return Path(tags.download_pretrained_from_url(url))
             except Exception as error:
                 reasons.append(f"{url}: {_first_line(error)}")
-        raise FileNotFoundError(self._missing(source, reasons))
+        raise MissingFileError(self._missing(source, reasons))
 
     def _missing(self, source: Source, reasons: list[str]) -> str:
         tag = f" (open_clip architecture {source.architecture!r}, tag {source.tag!r})" if source.tag else ""

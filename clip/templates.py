@@ -11,6 +11,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from dassl_clip.results.errors import UserError
+
 DEFAULT = "single"
 WORDS = "words"
 
@@ -48,7 +50,7 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
         Templates with exactly one `{}` each, in their order.
 
     Raises:
-        ValueError: An unknown name, a data set without templates of that kind, or a template without one `{}`.
+        UserError: An unknown name, a data set without templates of that kind, or a template without one `{}`.
     """
     if not isinstance(templates, str):
         return _checked(templates)
@@ -64,7 +66,7 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
     if name in by_dataset:
         return _of_dataset(name, by_dataset[name], dataset, required=bool(other) or name != "coop")
     near = difflib.get_close_matches(templates.lower(), template_names(), n=2, cutoff=0.5)
-    raise ValueError(
+    raise UserError(
         f"unknown templates {templates!r}."
         + (f" Did you mean {' or '.join(near)}?" if near else "")
         + f" Known names: {', '.join(template_names())}; or give templates with {{}} for the class name"
@@ -80,7 +82,7 @@ def _of_dataset(name: str, table: dict[str, list[str]], dataset: str, required: 
     if not required:
         return list(_data()["sets"][DEFAULT])
     near = difflib.get_close_matches(dataset, table, n=2, cutoff=0.6)
-    raise ValueError(
+    raise UserError(
         f"there are no {name!r} templates for the data set {dataset!r}."
         + (f" Did you mean {' or '.join(near)}?" if near else "")
         + f" There are for {', '.join(table)}; for others take single or imagenet80"
@@ -91,7 +93,7 @@ def _checked(templates: Sequence[str]) -> list[str]:
     """The templates as a list, once each has one place for the class name."""
     wrong = [t for t in templates if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") + t.count("}") != 2]
     if wrong or not templates:
-        raise ValueError(
+        raise UserError(
             f"each template needs exactly one {{}} for the class name, as in 'a photo of a {{}}.'; got {wrong[0]!r}"
             if wrong
             else "the list of templates is empty"

@@ -27,6 +27,8 @@ from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dassl_clip.results.errors import UserError
+
 from .memory import activation_budget
 from .packing import Packing, pack_sequences, pack_tree
 from .text_blocks import (
@@ -129,7 +131,7 @@ class TextTower(nn.Module):
             The tokens, for `encode_prompts`.
 
         Raises:
-            ValueError: No names are given, a name is empty, or one does not fit into the context length.
+            UserError: No names are given, a name is empty, or one does not fit into the context length.
         """
         classes = self.tokens.classes(classnames, suffix, n_ctx)
         return replace(classes, ids=classes.ids.to(self.device))
@@ -208,10 +210,10 @@ class TextTower(nn.Module):
             `[C, E]`, or `[B, C, E]` for a batch of contexts; float32 (float64 for a float64 model).
 
         Raises:
-            ValueError: An unknown position, a context of another shape, or prompts too long for the tower.
+            UserError: An unknown position, a context of another shape, or prompts too long for the tower.
         """
         if position not in POSITIONS:
-            raise ValueError(f"the class name stands at one of {', '.join(POSITIONS)}, not at {position!r}")
+            raise UserError(f"the class name stands at one of {', '.join(POSITIONS)}, not at {position!r}")
         batched = context.dim() == 3 and not class_specific
         wanted = (
             f"[{len(classes)}, M, {self.width}]" if class_specific else f"[M, {self.width}] or [B, M, {self.width}]"
@@ -221,7 +223,7 @@ class TextTower(nn.Module):
             or context.shape[-1] != self.width
             or (class_specific and len(context) != len(classes))
         ):
-            raise ValueError(f"the context must have the shape {wanted}, got {list(context.shape)}")
+            raise UserError(f"the context must have the shape {wanted}, got {list(context.shape)}")
         n_ctx = context.shape[-2]
         self.tokens.check_fit(classes, n_ctx)
 
@@ -278,21 +280,21 @@ class TextTower(nn.Module):
             `[P, C, E]`, float32 (float64 for a float64 model).
 
         Raises:
-            ValueError: Shapes do not fit each other or the tower.
+            UserError: Shapes do not fit each other or the tower.
         """
         ends = [int(e) for e in (end.tolist() if isinstance(end, Tensor) else end)]
         fits = prefix.dim() == 3 and suffix.dim() == 4 and prefix.shape[-1] == suffix.shape[-1] == self.width
         if not fits or len(suffix) not in (1, len(prefix)) or not ends or len(ends) != suffix.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"prefix must be [P, S0, {self.width}], suffix [P or 1, C, S1, {self.width}] and end [C], got "
                 f"{list(prefix.shape)}, {list(suffix.shape)} and [{len(ends)}]"
             )
         n_rows = suffix.shape[2]
         if min(ends) < 0 or max(ends) >= n_rows:
-            raise ValueError(f"end must point into the {n_rows} rows of suffix, got {min(ends)} to {max(ends)}")
+            raise UserError(f"end must point into the {n_rows} rows of suffix, got {min(ends)} to {max(ends)}")
         longest = prefix.shape[1] + max(ends) + 1
         if longest > self.context_length:
-            raise ValueError(f"prompts of {longest} tokens do not fit the tower's context length {self.context_length}")
+            raise UserError(f"prompts of {longest} tokens do not fit the tower's context length {self.context_length}")
 
         def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
             index = torch.arange((stop - start) * n_rows, device=suffix.device)
@@ -491,7 +493,7 @@ def _token_embedding(owner: Any) -> nn.Embedding:
     if embedding is None:
         embedding = owner.transformer.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
-        raise ValueError(f"the text tower ({type(owner).__name__}) has no table of token embeddings")
+        raise UserError(f"the text tower ({type(owner).__name__}) has no table of token embeddings")
     return embedding
 
 
@@ -512,5 +514,5 @@ def _chunk_size(chunk: int | str | None, count: int, auto: int) -> int:
     if chunk == "auto":
         return auto
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f'chunk must be "auto", None or a whole number of at least 1, got {chunk!r}')
+        raise UserError(f'chunk must be "auto", None or a whole number of at least 1, got {chunk!r}')
     return chunk

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_LENGTH = 77  # tokens of a text where a configuration says nothing, as in open_clip
@@ -59,7 +61,7 @@ class TokenReader:
 
     def __init__(self, tokenizer: Callable[..., Tensor], context_length: int):
         if context_length < 1:
-            raise ValueError(f"a text tower reads 1 token or more, not {context_length}")
+            raise UserError(f"a text tower reads 1 token or more, not {context_length}")
         self.tokenizer = tokenizer
         self.context_length = context_length
         self._texts: dict[str, Tensor] = {}
@@ -99,15 +101,15 @@ class TokenReader:
             n_ctx: `M`, the number of context tokens that have to fit beside them.
 
         Raises:
-            ValueError: A name is empty or does not fit into the context length, or the tokenizer has no such form.
+            UserError: A name is empty or does not fit into the context length, or the tokenizer has no such form.
         """
         if isinstance(classnames, str):
-            raise ValueError(f"class names must be a list of texts, got the single text {classnames!r}")
+            raise UserError(f"class names must be a list of texts, got the single text {classnames!r}")
         names = tuple(str(name).replace("_", " ") for name in classnames)
         if not names or not all(name.strip() for name in names):
-            raise ValueError(f"class names must be one or more non-empty texts, got {list(classnames)[:10]}")
+            raise UserError(f"class names must be one or more non-empty texts, got {list(classnames)[:10]}")
         if len(self.head) + len(self.tail) > MOST_SPECIAL_TOKENS:
-            raise ValueError(
+            raise UserError(
                 "this model's tokenizer fills each row up to a last special token, so a learned context has no place "
                 "in it; use the trainers that encode whole texts, or another backbone"
             )
@@ -126,7 +128,7 @@ class TokenReader:
             return
         long = [f"{name!r} ({n} tokens)" for name, n in zip(classes.classnames, classes.lengths) if n > room]
         shown = ", ".join(long[:5]) + (f" and {len(long) - 5} more" if len(long) > 5 else "")
-        raise ValueError(
+        raise UserError(
             f"the text tower reads {self.context_length} tokens; {len(self.head)} for the start and {n_ctx} for the "
             f"context leave {max(room, 0)} for a class name with {classes.suffix!r} and the end of text, which is too "
             f"few for {shown}; shorten these names or the context (N_CTX, CTX_INIT)"

@@ -12,6 +12,8 @@ from typing import Any, TypeGuard
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dassl_clip.results.errors import UserError
+
 
 class SelfAttention(nn.Module):
     """What `nn.MultiheadAttention` computes in evaluation mode of queries that are keys and values as well.
@@ -42,10 +44,10 @@ class SelfAttention(nn.Module):
             `[B, T, W]`, and None in place of the weights.
 
         Raises:
-            ValueError: Other keys or values, or weights that are asked for.
+            UserError: Other keys or values, or weights that are asked for.
         """
         if key is not query or value is not query or need_weights:
-            raise ValueError("the image tower's attention is of its tokens among themselves, and gives no weights")
+            raise UserError("the image tower's attention is of its tokens among themselves, and gives no weights")
         batch, tokens, _ = query.shape
         joint = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # [B, T, 3 W]
         q, k, v = joint.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, T, d]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dassl_clip.results.errors import UserError
+
 
 class VisionBlocks:
     """The blocks of an image tower, found once and listened to on request.
@@ -49,14 +51,14 @@ class VisionBlocks:
         """Width of each block output, length `L`.
 
         Raises:
-            ValueError: The tower is of a kind whose blocks are not known.
+            UserError: The tower is of a kind whose blocks are not known.
         """
         self._require_known()
         return self._widths
 
     def _require_known(self) -> None:
         if not self._widths:
-            raise ValueError(
+            raise UserError(
                 f"the image tower ({self._kind}) has no block outputs that are known here; methods that read them, "
                 f"such as GOPro, need open_clip's ViT or ResNet (any of OpenAI's models) or a timm tower with blocks"
             )

@@ -19,6 +19,7 @@ import torch
 from open_clip.convert import load_big_vision_weights
 from torch import Tensor, nn
 
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import kind_of, no_file
 
 from .archive import Refused, check_members, pickled_names, read_archive
@@ -50,17 +51,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
         `load_numpy` reads); and the form it was found in.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not one of the forms above, holds more than tensors, or numbers that are not finite.
+        MissingFileError: There is no such file.
+        UserError: The file is not one of the forms above, holds more than tensors, or numbers that are not finite.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(_not_found(path))
+        raise MissingFileError(_not_found(path))
     if part := PART.search(path.name):
         indices = [
             file.name for file in path.parent.glob("*.index.json") if path.name in file.read_text(errors="replace")
         ]
-        raise ValueError(
+        raise UserError(
             f"{path} is one of {int(part[1])} parts; give {listed(indices) or 'their *.index.json'} instead"
         )
     form = _form(path)
@@ -90,7 +91,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         wanted: What the error calls the model.
 
     Raises:
-        ValueError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
+        UserError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
     """
     target = model.state_dict()
     kind, arranged = known_kind(state), arrange(model, state, label)
@@ -113,7 +114,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
             _some("missing entries", missing),
             _some("unknown entries", unknown),
         ]
-        raise ValueError(
+        raise UserError(
             f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
             + (f"The file is {kind}." if kind else f"{describe_weights(arranged)} Name its architecture.")
         )
@@ -160,12 +161,12 @@ def _form(path: Path) -> str:
     except Refused:
         raise
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}; get it again") from error
+        raise UserError(f"{path} cannot be read as weights: {error}; get it again") from error
     if names:
         if any(name.endswith(".npy") for name in names):
             return NUMPY
         if not any(name.endswith("data.pkl") for name in names):
-            raise ValueError(f"{path} is a zip archive of other files ({listed(names, 3)}); unpack it first")
+            raise UserError(f"{path} is a zip archive of other files ({listed(names, 3)}); unpack it first")
         return ARCHIVE if any(name.endswith("constants.pkl") for name in names) else STATE_DICT
     if is_safetensors(path):
         return SAFETENSORS
@@ -174,11 +175,11 @@ def _form(path: Path) -> str:
     if start.lstrip().startswith(b"{"):
         return SHARDS
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is a web page, not weights: the download went wrong; fetch the file again")
+        raise UserError(f"{path} is a web page, not weights: the download went wrong; fetch the file again")
     for mark, what in STRANGERS:
         if start.startswith(mark):
-            raise ValueError(f"{path} is {what}")
-    raise ValueError(
+            raise UserError(f"{path} is {what}")
+    raise UserError(
         f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a file saved by torch; it may be cut short"
     )
 
@@ -205,22 +206,22 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); get it again") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
 
 
 def _load_shards(path: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index of shards (`*.index.json`) names, which lie beside it."""
     try:
         if path.stat().st_size > MOST_INDEX:
-            raise ValueError(f"more than {MOST_INDEX:,} bytes")
+            raise UserError(f"more than {MOST_INDEX:,} bytes")
         files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is JSON, but no index of shards with 'weight_map' ({error!r:.80}); give the file of weights"
         ) from error
     missing = [name for name in files if Path(name).name != name or not (path.parent / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} names {len(files)} files of weights, of which {len(missing)} are not beside it: {listed(missing)}"
         )
     state: dict[str, Tensor] = {}
@@ -228,7 +229,7 @@ def _load_shards(path: Path) -> dict[str, Tensor]:
         part = path.parent / name
         loaded = load_safetensors(part) if _form(part) == SAFETENSORS else _load_pickle(part)
         if not isinstance(loaded, dict):
-            raise ValueError(f"{part} holds a {type(loaded).__name__} in place of a state dict")
+            raise UserError(f"{part} holds a {type(loaded).__name__} in place of a state dict")
         state |= loaded
     return state
 
@@ -241,18 +242,18 @@ def _load_pickle(path: Path) -> object:
     except Exception as error:  # a damaged pickle makes its reader raise almost anything
         names = pickled_names(path)
         if names:
-            raise ValueError(
+            raise UserError(
                 f"{path} was refused: it holds Python objects besides tensors ({listed(names)}), which could run code "
                 "when loaded; save its state dict alone, best as safetensors, in the environment that made it"
             ) from None
-        raise ValueError(f"{path} cannot be read as weights saved by torch; it may be cut short") from error
+        raise UserError(f"{path} cannot be read as weights saved by torch; it may be cut short") from error
 
 
 def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
     """Load a numpy archive of big_vision (SigLIP) into an open_clip model, by open_clip's own converter.
 
     Raises:
-        ValueError: It is not that of this model.
+        UserError: It is not that of this model.
     """
     try:
         with np.load(path, allow_pickle=False) as content:
@@ -261,14 +262,14 @@ def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
             numbers = sum(content[name].size for name in names if name.startswith(root))
         load_big_vision_weights(model, str(path))
     except Exception as error:  # the converter walks through the modules that it expects, whatever the model
-        raise ValueError(
+        raise UserError(
             f"{path} is a numpy archive (big_vision's form) that open_clip cannot convert for {wanted} ({error!r:.120})"
             "; it is read for SigLIP's architectures, such as ViT-B-16-SigLIP"
         ) from error
     check_state(model.state_dict(), str(path))
     own = sum(value.numel() for value in model.state_dict().values())
     if numbers != own:  # the converter takes no notice of blocks that the model has not
-        raise ValueError(f"{path} does not fit {wanted}: it holds {numbers:,} numbers, and the model {own:,}")
+        raise UserError(f"{path} does not fit {wanted}: it holds {numbers:,} numbers, and the model {own:,}")
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, object]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 from .finite import check_rows
 from .text_tower import TextTower
 
@@ -34,11 +36,11 @@ def zeroshot_weights(
         `[E, C]` on the tower's device, float32 (float64 for a float64 model), columns of length 1.
 
     Raises:
-        ValueError: There are no class names or no templates.
-        FloatingPointError: The text features of a class are not finite.
+        UserError: There are no class names or no templates.
+        NotFiniteError: The text features of a class are not finite.
     """
     if isinstance(classnames, str) or isinstance(templates, str) or not len(classnames) or not len(templates):
-        raise ValueError(
+        raise UserError(
             f"a zero-shot classifier needs lists of class names and of templates, got {classnames!r} and {templates!r}"
         )
     names = [name.replace("_", " ") for name in classnames]

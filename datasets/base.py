@@ -7,6 +7,8 @@ kinds share, and how the parts of a data set are used under each protocol.
 import logging
 from collections.abc import Mapping, Sequence
 
+from dassl_clip.results.errors import UserError
+
 from .common import ListedDataset
 from .folders import ImageFile
 from .protocols import HOLDOUT, Layout
@@ -61,12 +63,12 @@ class PlainDataset(ListedDataset):
         """The data set itself, trained on and tested.
 
         Raises:
-            ValueError: if the config names domains.
+            UserError: if the config names domains.
         """
         for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
             if cfg.DATASET[key]:
                 names = ", ".join(map(str, cfg.DATASET[key]))
-                raise ValueError(
+                raise UserError(
                     f"{self.spec.name} has no domains, but DATASET.{key} names {names}: leave both lists of domains "
                     "empty"
                 )

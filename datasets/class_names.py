@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
 from dassl_clip.results.labels import prompt_key
 
@@ -70,7 +71,7 @@ def own_classes(found: Mapping[str, Sequence[str]], dataset: str) -> Spec:
         dataset: registry name.
 
     Raises:
-        ValueError: if two folders of one parent are one class.
+        UserError: if two folders of one parent are one class.
     """
     spellings: dict[str, dict[str, str]] = {}
     for parent, folders in found.items():
@@ -78,7 +79,7 @@ def own_classes(found: Mapping[str, Sequence[str]], dataset: str) -> Spec:
         for folder, name in without_counters(folders).items():
             other = seen.setdefault(class_key(name), folder)
             if other != folder:
-                raise ValueError(
+                raise UserError(
                     f'{dataset}: "{other}" and "{folder}" in {parent} are one name when letter case, blanks, _ and - '
                     "are left aside; rename one, or put their images into one folder"
                 )
@@ -99,8 +100,8 @@ def class_file(cfg, folders: Iterable[Path] = ()) -> Path | None:
         folders: where a file may lie that is not asked for.
 
     Raises:
-        FileNotFoundError: if the file that is asked for is not there.
-        ValueError: if two of the folders have different files.
+        MissingFileError: if the file that is asked for is not there.
+        UserError: if two of the folders have different files.
     """
     asked = cfg.DATASET.get("CLASSNAMES", "")
     if asked:
@@ -108,12 +109,12 @@ def class_file(cfg, folders: Iterable[Path] = ()) -> Path | None:
         below = Path(cfg.DATASET.ROOT).expanduser().absolute() / path
         path = below if cfg.DATASET.ROOT and below.is_file() else path.absolute()
         if not path.is_file():
-            raise FileNotFoundError(f"{OPTION}: {no_file(path)}; it holds the class names, one a line")
+            raise MissingFileError(f"{OPTION}: {no_file(path)}; it holds the class names, one a line")
         return path
     there = [folder / CLASS_FILE for folder in dict.fromkeys(folders) if (folder / CLASS_FILE).is_file()]
     for path in there[1:]:
         if path.read_bytes() != there[0].read_bytes():
-            raise ValueError(f"{there[0]} and {path} name the classes differently; keep one, or set {OPTION}")
+            raise UserError(f"{there[0]} and {path} name the classes differently; keep one, or set {OPTION}")
     return there[0] if there else None
 
 
@@ -121,11 +122,11 @@ def lines_of(path: Path) -> list[str]:
     """The lines of a file of class names, without empty ones.
 
     Raises:
-        ValueError: if there are none.
+        UserError: if there are none.
     """
     lines = [line.strip(" \r\n") for line in read_text(path).splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{path} is empty; it holds the class names, one a line")
+        raise UserError(f"{path} is empty; it holds the class names, one a line")
     return lines
 
 
@@ -147,7 +148,7 @@ def read_names(path: Path, spec: Spec) -> list[str]:
         spec: the classes.
 
     Raises:
-        ValueError: if a class has no name or two, or a line is of no class; says which.
+        UserError: if a class has no name or two, or a line is of no class; says which.
     """
     lines, labels = lines_of(path), spec.class_keys()
     folders = list(spec.folder_names)
@@ -156,7 +157,7 @@ def read_names(path: Path, spec: Spec) -> list[str]:
     tabs = sum("\t" in line for line in lines)
     if 0 < tabs < len(lines) or any(len(pair) != 2 or not pair[1].strip() for pair in pairs if tabs):
         number = next(n for n, line in enumerate(lines, 1) if line.count("\t") != 1 or not line.split("\t")[1].strip())
-        raise ValueError(
+        raise UserError(
             f'{path}, name {number}: expected "folder<TAB>name" as in other lines, found "{lines[number - 1]}"'
         )
     codes = [len(pair) == 2 and bool(WNID.fullmatch(pair[0]) or pair[0] in numbers) for pair in pairs]
@@ -169,15 +170,13 @@ def read_names(path: Path, spec: Spec) -> list[str]:
         if label is None:
             if folder in shipped:  # CoOp's list has all of ImageNet's classes, also for a part of them
                 continue
-            raise ValueError(f'{path}: there is no class folder "{folder}".{did_you_mean(folder, folders)}')
+            raise UserError(f'{path}: there is no class folder "{folder}".{did_you_mean(folder, folders)}')
         if label in names:
-            raise ValueError(f'{path} names the class folder "{folder}" twice: "{names[label]}" and "{name}"')
+            raise UserError(f'{path} names the class folder "{folder}" twice: "{names[label]}" and "{name}"')
         names[label] = name
     missing = [folder for label, folder in enumerate(folders) if label not in names]
     if missing:
-        raise ValueError(
-            f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away"
-        )
+        raise UserError(f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away")
     return [names[label] for label in range(len(folders))]
 
 
@@ -185,7 +184,7 @@ def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
     """Plain names as the file has them, if they stand in label order.
 
     Raises:
-        ValueError: if they are too few or too many, or name a class of another place.
+        UserError: if they are too few or too many, or name a class of another place.
     """
     folders = list(spec.folder_names)
     places: dict[str, set[int]] = {}
@@ -195,18 +194,18 @@ def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
     seen: dict[str, str] = {}
     for name in names:
         if seen.setdefault(class_key(name), name) != name or names.count(name) > len(places.get(class_key(name), "1")):
-            raise ValueError(f'{path} names the class "{name}" twice')
+            raise UserError(f'{path} names the class "{name}" twice')
     wrong = [label for label, name in enumerate(names) if label not in places.get(class_key(name), {label})]
     if len(names) == len(folders) and not wrong:
         return names
     unknown = [name for name in names if class_key(name) not in places]
     if len(unknown) == len(names):
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(names)} names, but there are {len(folders)} classes ({listed(folders, 4)}): write one "
             "for each, in this order, or folder<TAB>name"
         )
     if unknown:
-        raise ValueError(
+        raise UserError(
             f'{path}: there is no class folder "{unknown[0]}".{did_you_mean(unknown[0], folders)} Names that are not '
             "the folders' are written as folder<TAB>name"
         )
@@ -218,10 +217,8 @@ def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
         if label not in named
     ]
     if missing:
-        raise ValueError(
-            f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away"
-        )
-    raise ValueError(
+        raise UserError(f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away")
+    raise UserError(
         f'{path}: name {wrong[0] + 1} is "{names[wrong[0]]}", expected "{spec.classes[wrong[0]]}": the labels of '
         f"{spec.name} have a fixed order; write the names in it, or folder<TAB>name"
     )
@@ -242,7 +239,7 @@ def prompt_names(spec: Spec, path: Path | None, root: str) -> tuple[list[str], s
         root: DATASET.ROOT, for errors.
 
     Raises:
-        ValueError: if the file does not fit, or two classes have one prompt.
+        UserError: if the file does not fit, or two classes have one prompt.
     """
     names, notes = list(spec.classes), []
     if path is not None:
@@ -281,7 +278,7 @@ def check_prompts(names: Sequence[str], spec: Spec, where: str) -> None:
     """Refuse two classes with one prompt; two of ImageNet's own names occur twice in its published list.
 
     Raises:
-        ValueError: naming both.
+        UserError: naming both.
     """
     shipped, seen = None, {}
     for label, name in enumerate(names):
@@ -293,13 +290,13 @@ def check_prompts(names: Sequence[str], spec: Spec, where: str) -> None:
         if published[0] == published[1]:
             continue
         folders = " and ".join(f'"{spec.folder_names[place]}"' for place in (other, label))
-        raise ValueError(
+        raise UserError(
             f'{where}: the classes {folders} have one prompt, by the names "{names[other]}" and "{name}": give '
             "them different names, or make them one class"
         )
     empty = [spec.folder_names[label] for label, name in enumerate(names) if not prompt_key(name)]
     if empty:
-        raise ValueError(f"{where}: the classes {listed(empty)} have no name that a prompt could say")
+        raise UserError(f"{where}: the classes {listed(empty)} have no name that a prompt could say")
 
 
 def warn_of_numbers(names: Sequence[str], spec: Spec) -> None:

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from dassl.data.datasets import DatasetBase, Datum
+from dassl_clip.results.errors import UserError
 
 from .class_names import class_file, prompt_names
 from .datums import collection_paused, listing_hash, make_datum
@@ -258,7 +259,7 @@ class ListedDataset(DatasetBase):
     def _check_training_images(self) -> None:
         """Raise if there is nothing to draw a hold-out from."""
         if self.train_is_test:
-            raise ValueError(
+            raise UserError(
                 f"DATASET.PROTOCOL {HOLDOUT} holds out a part of the training images, but {self.spec.name} has only "
                 f"test images in the layout found: {self.layout.text}. Use DATASET.PROTOCOL {DASSL}"
             )
@@ -272,7 +273,7 @@ class ListedDataset(DatasetBase):
                     ". A class of one image has none to hold out" if part == "test" and not self.train_is_test else ""
                 )
                 subset = "" if self.subset == "all" else f' with DATASET.SUBSAMPLE_CLASSES "{self.subset}"'
-                raise ValueError(
+                raise UserError(
                     f"{self.spec.name} has no {part} images{self._named(pools, ' for')}{subset} in the layout found: "
                     f"{self.layout.text}{hint}"
                 )
@@ -350,13 +351,13 @@ def check_options(options, dataset: ListedDataset) -> None:
         dataset: the data set that reads them.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     name = dataset.spec.name
     if options.get("SPLIT_FILE", "") and not dataset.reads_split_file:
-        raise ValueError(f"DATASET.SPLIT_FILE is {options.SPLIT_FILE}, but {name} reads no split file: leave it empty")
+        raise UserError(f"DATASET.SPLIT_FILE is {options.SPLIT_FILE}, but {name} reads no split file: leave it empty")
     if dataset.selection and not dataset.shots:
-        raise ValueError(
+        raise UserError(
             f"DATASET.SELECTION is {dataset.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
             f"{options.NUM_SHOTS}: give the number of its shots"
         )

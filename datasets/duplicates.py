@@ -9,6 +9,8 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from dassl_clip.results.errors import UserError
+
 from .folders import ImageFile, holds_links
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def once(images: Sequence[ImageFile]) -> list[ImageFile]:
     """Images of one pool, each file once: before a hold-out would draw one file into both of its parts.
 
     Raises:
-        ValueError: if one file has two classes.
+        UserError: if one file has two classes.
     """
     return count_once({"": {"": list(images)}}, [""])[""][""]
 
@@ -56,7 +58,7 @@ def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) 
         names: class names in label order, for the error.
 
     Raises:
-        ValueError: if a file has two classes, or if what is trained on would be validated on or tested.
+        UserError: if a file has two classes, or if what is trained on would be validated on or tested.
     """
     paths = [image.path for lists in parts.values() for images in lists.values() for image in images]
     folders = {path[: path.rfind(os.sep)] for path in paths}
@@ -87,9 +89,9 @@ def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) 
         else:
             twice.append(pair)
     if classes:
-        raise ValueError(f"{counted(classes)} in two classes, first in {classes[0]}; keep it in one of them")
+        raise UserError(f"{counted(classes)} in two classes, first in {classes[0]}; keep it in one of them")
     if leaks:
-        raise ValueError(
+        raise UserError(
             f"{counted(leaks)} in two parts, so that what trains would be validated on or tested, first in {leaks[0]}; "
             "keep it in one of them"
         )

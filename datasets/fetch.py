@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
+from dassl_clip.results.errors import UserError
+
 from .file_checks import web_page
 
 BLOCK = 1 << 20
@@ -52,7 +54,7 @@ def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, 
         The file.
 
     Raises:
-        ValueError: if the server does not give the file, or gives another one.
+        UserError: if the server does not give the file, or gives another one.
     """
     target = folder / PurePosixPath(urllib.parse.urlsplit(url).path).name
     if target.is_file():
@@ -64,11 +66,11 @@ def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, 
     try:
         total = download(url, part, mark, bool(md5), report)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise ValueError(f"{url} could not be fetched ({error}); the same command resumes from {part}") from error
+        raise UserError(f"{url} could not be fetched ({error}); the same command resumes from {part}") from error
     try:
         with open(part, "rb") as file:
             if web_page(file.read(512)):
-                raise ValueError(f"{url} gave a web page in place of the file; open it in a browser")
+                raise UserError(f"{url} gave a web page in place of the file; open it in a browser")
         check_sum(part, md5)
         if not md5 and not total:
             check_format(part, target.name)
@@ -174,7 +176,7 @@ def check_format(path: Path, name: str) -> None:
     """Refuse a file that may have been cut, where neither a checksum nor a length tells: one without its end.
 
     Raises:
-        ValueError: it is cut, or its format does not tell.
+        UserError: it is cut, or its format does not tell.
     """
     try:
         if name.endswith(".zip"):
@@ -182,7 +184,7 @@ def check_format(path: Path, name: str) -> None:
         elif name.endswith(".tar"):
             with open(path, "rb") as file:
                 if file.seek(-1024, os.SEEK_END) % 512 or any(file.read()):
-                    raise ValueError("its end is missing")
+                    raise UserError("its end is missing")
         elif name.endswith("gz"):
             with gzip.open(path) as file:
                 while file.read(BLOCK):
@@ -190,16 +192,16 @@ def check_format(path: Path, name: str) -> None:
         elif name.endswith(".json"):
             json.loads(path.read_bytes())
         else:
-            raise ValueError("neither its length nor a checksum is known")
+            raise UserError("neither its length nor a checksum is known")
     except Exception as error:  # damaged archives make their readers raise almost anything
-        raise ValueError(f"{path} is not whole ({error or type(error).__name__}): get {name} by hand") from error
+        raise UserError(f"{path} is not whole ({error or type(error).__name__}): get {name} by hand") from error
 
 
 def check_sum(path: Path, md5: str) -> None:
     """Compare a file with its published checksum.
 
     Raises:
-        ValueError: if it has another one.
+        UserError: if it has another one.
     """
     if not md5:
         return
@@ -208,14 +210,14 @@ def check_sum(path: Path, md5: str) -> None:
         while block := file.read(BLOCK):
             found.update(block)
     if found.hexdigest() != md5:
-        raise ValueError(f"{path} has the md5 {found.hexdigest()}, published is {md5}: it is damaged or another file")
+        raise UserError(f"{path} has the md5 {found.hexdigest()}, published is {md5}: it is damaged or another file")
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack an archive; its members are looked at before the first one is written.
 
     Raises:
-        ValueError: if a member would leave the folder, is a link or a device, if two would be one file on some disks,
+        UserError: if a member would leave the folder, is a link or a device, if two would be one file on some disks,
             if there is no room for all, or if the archive cannot be read; of the first four nothing is written.
     """
     try:
@@ -229,10 +231,10 @@ def unpack(archive: Path, folder: Path) -> None:
     except RefusedArchive:
         raise
     except Exception as error:  # damaged archives make their readers raise almost anything
-        raise ValueError(f"{archive} cannot be unpacked: {error or type(error).__name__}") from error
+        raise UserError(f"{archive} cannot be unpacked: {error or type(error).__name__}") from error
 
 
-class RefusedArchive(ValueError):
+class RefusedArchive(UserError):
     """An archive that is not unpacked; the sentence names the member that is the reason."""
 
 
@@ -260,7 +262,7 @@ def check_member(archive: Path, name: str, plain: bool) -> None:
     """Refuse a member that is no plain file or folder below the place where the archive is unpacked.
 
     Raises:
-        ValueError: naming it.
+        UserError: naming it.
     """
     parts = name.replace("\\", "/").split("/")
     if not plain:
@@ -280,7 +282,7 @@ def check_together(archive: Path, folder: Path, sizes: Mapping[str, int]) -> Non
         sizes: bytes of each member, by name.
 
     Raises:
-        ValueError: if names differ in letter case alone, or the members have more bytes than the disk has left.
+        UserError: if names differ in letter case alone, or the members have more bytes than the disk has left.
     """
     seen: dict[str, str] = {}
     for name in sizes:

@@ -7,6 +7,8 @@ split is that of `images_variant_{train,val,test}.txt`, whose lines are the numb
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .folders import read_text
 from .protocols import PARTS
 from .registration import register
@@ -26,15 +28,15 @@ class FGVCAircraft(SplitFileDataset):
         """The entries of the three lists.
 
         Raises:
-            FileNotFoundError: if a list is missing.
-            ValueError: if a line names no variant.
+            MissingFileError: if a list is missing.
+            UserError: if a line names no variant.
         """
         if cfg.DATASET.get("SPLIT_FILE", ""):
             return super().read_split(cfg, root, found, {**entry, "split_file": "", "first_train_entry": ["", 0, ""]})
         folder = next((place for place in found if any((place / name).is_file() for name in LISTS.values())), None)
         missing = [name for name in LISTS.values() if folder is None or not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"FGVCAircraft: {listed(missing)} not found in {folder or listed(found, 4)}.{contents_hint(found)} "
                 "They lie beside images/ in fgvc-aircraft-2013b/data. Nothing is downloaded; see docs/datasets.md"
             )
@@ -47,6 +49,6 @@ class FGVCAircraft(SplitFileDataset):
                 if not image:
                     continue
                 if name_key(variant) not in labels:
-                    raise ValueError(f'{folder / name}, line {number}: "{variant}" is no variant of FGVCAircraft')
+                    raise UserError(f'{folder / name}, line {number}: "{variant}" is no variant of FGVCAircraft')
                 entries[part].append((f"{image}.jpg", labels[name_key(variant)]))
         return Split(f"split lists {listed(LISTS.values())} in {folder}", entries)

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError
+
 from . import packed
 from .base import Layout, PlainDataset, register
 from .class_names import class_file, own_classes, with_file
@@ -51,7 +53,7 @@ class FolderClasses(PlainDataset):
                 if tree := find_tree(root):
                     hint = f" The tree of domains ({listed(tree)}) is read by DATASET.NAME FolderDomains."
             hint += packed.hint(root)
-            raise FileNotFoundError(f"{NAME}: no class folder with images found in {root}.{hint}")
+            raise MissingFileError(f"{NAME}: no class folder with images found in {root}.{hint}")
         check_spellings(root, found, NAME)
         lost = unread_classes([*parts.values()] or [top])
         check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), NAME)

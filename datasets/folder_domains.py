@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from . import packed
 from .base import DomainDataset, Layout, register, split_seed
 from .class_names import class_file, own_classes, with_file
@@ -56,7 +58,7 @@ class FolderDomains(DomainDataset):
             if class_folders(look_through(root)):
                 hint += " A tree class/image, without domains, is read by DATASET.NAME FolderClasses."
             hint += packed.hint(root)
-            raise FileNotFoundError(f"FolderDomains: no domain found in {root}.{hint}")
+            raise MissingFileError(f"FolderDomains: no domain found in {root}.{hint}")
         found = {
             str(folder.relative_to(root)): class_folders(folder) for parts in tree.values() for folder in parts.values()
         }
@@ -101,20 +103,20 @@ def find_tree(root: Path) -> Tree:
     """The domains below a folder, sorted, and where the class folders of each lie; empty if there are none.
 
     Raises:
-        ValueError: if domains have different parts, or are called like a part.
+        UserError: if domains have different parts, or are called like a part.
     """
     top = look_through(root)
     parts = part_folders(top, lambda folder: bool(domain_folders(folder)))
     tree = domain_folders(top)
     if parts and tree:
-        raise ValueError(
+        raise UserError(
             f"FolderDomains: {top} holds domains in the parts {', '.join(parts)} and, beside those, {listed(tree)}: "
             "use one of domain/class, domain/part/class and part/domain/class for all"
         )
     for part, folder in parts.items():
         for domain, found in domain_folders(folder).items():
             if [*found] != [""]:
-                raise ValueError(
+                raise UserError(
                     f"FolderDomains: {folder / domain} lies in the part {part} and holds parts itself "
                     f"({', '.join(found)}): use parts above the domains or below them"
                 )
@@ -125,7 +127,7 @@ def find_tree(root: Path) -> Tree:
         shapes.setdefault(tuple(tree[domain]), []).append(domain)
     if len(shapes) > 1:
         texts = [f"{listed(names)} ({', '.join(filter(None, shape)) or 'no parts'})" for shape, names in shapes.items()]
-        raise ValueError(
+        raise UserError(
             f"FolderDomains: the domains in {top} differ in their parts, so that one would be tested on other images "
             f"than the next: {'; '.join(texts)}. Give each domain the same parts, or move those that differ away"
         )
@@ -136,7 +138,7 @@ def domain_folders(top: Path) -> Tree:
     """The sub-folders that hold class folders, or parts with class folders.
 
     Raises:
-        ValueError: if class folders lie both in a sub-folder and one level deeper, or parts lack the one to train on.
+        UserError: if class folders lie both in a sub-folder and one level deeper, or parts lack the one to train on.
     """
     tree: Tree = {}
     for name in list_folder(look_through(top))[0]:
@@ -145,12 +147,12 @@ def domain_folders(top: Path) -> Tree:
         deeper = [path.name for path in parts.values()]
         deeper += [inner for inner in list_folder(folder)[0] if inner == IMAGES and class_folders(folder / inner)]
         if classes and deeper:
-            raise ValueError(
+            raise UserError(
                 f"FolderDomains: {folder} holds class folders ({listed(classes)}) and, beside them, {listed(deeper)} "
                 "with further class folders: move all class folders to one level"
             )
         if len(parts) > 1 and "train" not in parts:
-            raise ValueError(
+            raise UserError(
                 f"FolderDomains: {folder} has the parts {', '.join(parts)}, but no train: add it, or move the images "
                 "of all parts together"
             )
@@ -163,17 +165,17 @@ def check_domain_names(top: Path, domains: Sequence[str]) -> None:
     """Refuse domains that are called like a part of a split, or like a folder that holds all images.
 
     Raises:
-        ValueError: naming them, and what to do.
+        UserError: naming them, and what to do.
     """
     wrong = [domain for domain in domains if name_key(domain) in NO_DOMAINS]
     if not wrong:
         return
     if len(wrong) < len(domains) or not all(name_key(domain) in PART_KEYS for domain in wrong):
-        raise ValueError(
+        raise UserError(
             f"FolderDomains: {listed(wrong)} in {top} would be read as domains, as are all its folders with class "
             f"folders ({listed(domains)}): move what is no domain away, and rename what is one"
         )
-    raise ValueError(
+    raise UserError(
         f"FolderDomains: {listed(wrong)} in {top} are parts of a split, not domains. A tree part/class/image is read "
         f"by DATASET.NAME FolderClasses; if {top.name} is one of several domains, set DATASET.ROOT {top.parent}"
     )
@@ -202,7 +204,7 @@ def part_folders(root: Path, fits: Callable[[Path], bool]) -> dict[str, Path]:
         fits: whether a folder holds what a part should.
 
     Raises:
-        ValueError: if two are the same part.
+        UserError: if two are the same part.
     """
     found: dict[str, Path] = {}
     for name in list_folder(root)[0]:
@@ -211,7 +213,7 @@ def part_folders(root: Path, fits: Callable[[Path], bool]) -> dict[str, Path]:
             continue
         if part in found:
             names = ", ".join(path.relative_to(root).parts[0] for path in (found[part], folder))
-            raise ValueError(f"{root} has two folders for the part {part}: {names}; keep one")
+            raise UserError(f"{root} has two folders for the part {part}: {names}; keep one")
         found[part] = folder
     return {part: found[part] for part in PART_NAMES if part in found}
 
@@ -250,19 +252,19 @@ def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> 
     """Raise if two domains, or two classes of one domain, have names that differ in case, blanks, `_` and `-` only.
 
     Raises:
-        ValueError: naming both folders, or one whose name is no text.
+        UserError: naming both folders, or one whose name is no text.
     """
     for parent, names in [(root, list(domains)), *((root / domain, names) for domain, names in domains.items())]:
         seen: dict[str, str] = {}
         for name in names:
             if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-                raise ValueError(
+                raise UserError(
                     f"{dataset}: the name of the folder {name!r} in {parent} is not in UTF-8 or holds control "
                     "characters, so it can stand in no prompt; rename it"
                 )
             other = seen.setdefault(name_key(name), name)
             if other != name:
-                raise ValueError(
+                raise UserError(
                     f'{dataset}: "{other}" and "{name}" in {parent} are one name when letter case, blanks, _ and - '
                     "are left aside; rename one"
                 )

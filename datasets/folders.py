@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import check_regular, kind_of, no_file
 
 from .listings import Listing, current
@@ -50,7 +51,7 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     """Sorted names of the sub-folders and of the files of a folder, hidden ones left out.
 
     Raises:
-        FileNotFoundError: if an image in it is no regular file, such as a pipe or a link to nothing.
+        MissingFileError: if an image in it is no regular file, such as a pipe or a link to nothing.
     """
     found = _listing(folder)
     return list(found.folders), list(found.files)
@@ -70,7 +71,7 @@ def scan_folder(folder: str) -> Listing:
     """`list_folder` as the disk has it now.
 
     Raises:
-        FileNotFoundError: if an image in it is no regular file, such as a pipe or a link to nothing.
+        MissingFileError: if an image in it is no regular file, such as a pipe or a link to nothing.
     """
     folders, files, links = [], [], False
     with os.scandir(folder) as entries:
@@ -83,7 +84,7 @@ def scan_folder(folder: str) -> Listing:
             elif entry.is_file():
                 files.append(entry.name)
             elif is_image(entry.name):
-                raise FileNotFoundError(f"{no_file(entry.path)}; remove it, or put the image in its place")
+                raise MissingFileError(f"{no_file(entry.path)}; remove it, or put the image in its place")
     return Listing(tuple(sorted(folders)), tuple(sorted(files)), links)
 
 
@@ -91,13 +92,13 @@ def read_text(path: Path) -> str:
     """The text of a list file.
 
     Raises:
-        ValueError: if it is not UTF-8, or no regular file.
+        UserError: if it is not UTF-8, or no regular file.
     """
     check_regular(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise UserError(f"{path} is not a text in UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 @contextmanager
@@ -105,12 +106,12 @@ def readable_csv(path: Path) -> Iterator[None]:
     """A context in which what Python's reader of csv refuses is said of the file.
 
     Raises:
-        ValueError: a cell is too long, or the file holds zero bytes (before Python 3.11).
+        UserError: a cell is too long, or the file holds zero bytes (before Python 3.11).
     """
     try:
         yield
     except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as a csv file ({error}); save it as plain text in UTF-8") from error
+        raise UserError(f"{path} cannot be read as a csv file ({error}); save it as plain text in UTF-8") from error
 
 
 def unpack_command(path: Path) -> str:
@@ -165,11 +166,11 @@ def check_read(folders: Mapping[Path, bool], option: str, dataset: str) -> None:
         dataset: registry name.
 
     Raises:
-        ValueError: for another option.
-        FileNotFoundError: naming the folders, and why none of their files is read.
+        UserError: for another option.
+        MissingFileError: naming the folders, and why none of their files is read.
     """
     if option not in ("error", "skip"):
-        raise ValueError(f'DATASET.ON_UNREAD_CLASS is "{option}"; it must be error or skip')
+        raise UserError(f'DATASET.ON_UNREAD_CLASS is "{option}"; it must be error or skip')
     reasons = {folder: why_unread(folder) for folder in folders}
     texts = [
         f"{folder} ({reason})"
@@ -180,7 +181,7 @@ def check_read(folders: Mapping[Path, bool], option: str, dataset: str) -> None:
         return
     message = f"{dataset}: no image is read from the class folder{'' if len(texts) == 1 else 's'} {listed(texts, 4)}"
     if option == "error":
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{message}; read are files that end in {' '.join(IMAGE_EXTENSIONS)} and lie in the class folder itself. "
             "Convert or move them, or leave such folders out by DATASET.ON_UNREAD_CLASS skip"
         )
@@ -201,19 +202,19 @@ def open_root(root: str, name: str) -> Path:
     """The folder DATASET.ROOT as a path.
 
     Raises:
-        ValueError: if it is empty.
-        FileNotFoundError: if there is no such folder.
+        UserError: if it is empty.
+        MissingFileError: if there is no such folder.
     """
     if not root:
-        raise ValueError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
+        raise UserError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
     path = Path(root).expanduser().absolute()
     if path.exists() and not path.is_dir():
         packed = path.is_file() and path.name.lower().endswith(ARCHIVES)
         kind = f"an archive: unpack it ({unpack_command(path)}), and" if packed else f"{kind_of(path)}:"
-        raise FileNotFoundError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
+        raise MissingFileError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
     if not path.is_dir():
         parent = next(folder for folder in path.parents if folder.is_dir())
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"DATASET.ROOT {path} is not a folder; the part of it that exists is {parent}, "
             f"which holds {listed(list_folder(parent)[0])}. Nothing is downloaded; see docs/datasets.md"
         )
@@ -275,7 +276,7 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
         label_prefix: whether names may start with a number such as in `000_Alarm_Clock`, which is dropped.
 
     Raises:
-        ValueError: if two folders are the same class.
+        UserError: if two folders are the same class.
     """
     keys, found, extra = spec.class_keys(), {}, []
     folders, files = list_folder(folder)
@@ -284,7 +285,7 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
         if label is None:
             extra.append(name)
         elif label in found:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has two folders for the class {spec.classes[label]}: {found[label].name}, {name}"
             )
         else:
@@ -301,17 +302,17 @@ def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Seque
     """Raise if a class of the list has no folder, or a folder without images.
 
     Raises:
-        FileNotFoundError: naming the folder, what was found and what is missing.
+        MissingFileError: naming the folder, what was found and what is missing.
     """
     names = spec.folder_names
     missing = [names[label] for label in range(len(names)) if label not in found]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{spec.name}: found {len(found)} class folder{'' if len(found) == 1 else 's'} in {folder}, "
             f"missing: {listed(missing)}.{nesting_hint(folder, spec)}"
         )
     if empty:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{spec.name}: no images in {listed(empty)} (files that end in {' '.join(IMAGE_EXTENSIONS)}, in any letter "
             f"case){f': {reason}' if (reason := why_unread(empty[0])) else ''}.{nesting_hint(empty[0], spec)}"
         )
@@ -350,7 +351,7 @@ def read_classes(
         complete: whether every class must be there with at least one image.
 
     Raises:
-        FileNotFoundError: if `complete` and a class is missing or empty.
+        MissingFileError: if `complete` and a class is missing or empty.
     """
     found = match_classes(folder, spec, label_prefix)
     images, empty, unread = [], [], []

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_clip.embedded import ICONS_FOLDER
+from dassl_clip.results.errors import MissingFileError, UserError
 
 from .base import DomainDataset, Layout, register
 from .folders import ImageFile, readable_csv
@@ -58,11 +59,11 @@ def read_manifest(folder: Path) -> dict:
     """The manifest of the data set.
 
     Raises:
-        FileNotFoundError: if it is missing.
+        MissingFileError: if it is missing.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Icons: {path} is missing, so the installed package has no pictures; install dassl-clip again, or run "
             "`python -m dassl_clip.embedded.build --data-only`"
         )
@@ -77,8 +78,8 @@ def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]
         spec: classes and domains.
 
     Raises:
-        FileNotFoundError: if pictures of the split file are missing.
-        ValueError: if a line names an unknown domain, class or part.
+        MissingFileError: if pictures of the split file are missing.
+        UserError: if a line names an unknown domain, class or part.
     """
     labels = {name: label for label, name in enumerate(spec.classes)}
     images: dict[str, dict[str, list[ImageFile]]] = {domain: {part: [] for part in PARTS} for domain in spec.domains}
@@ -87,7 +88,7 @@ def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]
         for number, row in enumerate(csv.DictReader(file), start=2):
             domain, label, part = row["domain"], labels.get(row["class"]), row["split"]
             if label is None or part not in images.get(domain, ()):
-                raise ValueError(
+                raise UserError(
                     f"{folder / SPLIT_FILE}, line {number}: domain {domain!r}, class {row['class']!r}, part {part!r}; "
                     f"expected are domains {listed(spec.domains)}, the manifest's classes and parts {listed(PARTS)}"
                 )
@@ -96,7 +97,7 @@ def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]
                 missing.append(row["path"])
             images[domain][part].append(ImageFile(str(path), label, row["path"]))
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Icons: {len(missing)} pictures of {folder / SPLIT_FILE} are missing: {listed(missing)}; install "
             "dassl-clip again, or run `python -m dassl_clip.embedded.build --data-only`"
         )

@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .base import Layout, PlainDataset, register
 from .folders import ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
 from .places import find_place
@@ -43,7 +45,7 @@ class ImageNet(PlainDataset):
         place = find_place(cfg, self.spec, has_parts, looked_for, INNER_FOLDERS, wnids_hint(cfg.DATASET.ROOT))
         train, val = subfolder(place, TRAIN_FOLDERS), subfolder(place, VAL_FOLDERS)
         if val is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"ImageNet: {place} has no val/ (or {listed(VAL_FOLDERS[1:])}), whose images are the test; it holds "
                 f"{listed(list_folder(place)[0])}"
             )
@@ -100,8 +102,8 @@ def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
     """Labels of validation images that lie flat, by file stem; empty where they lie in class folders.
 
     Raises:
-        FileNotFoundError: if they lie flat and nothing says which is which.
-        ValueError: if the file that says it names an unknown wnid.
+        MissingFileError: if they lie flat and nothing says which is which.
+        UserError: if the file that says it names an unknown wnid.
     """
     folders, files = list_folder(val)
     images = [name for name in files if is_image(name)]
@@ -109,7 +111,7 @@ def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
         return {}
     path = next((folder / VAL_SOLUTION for folder in val.parents[:5] if (folder / VAL_SOLUTION).is_file()), None)
     if path is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"ImageNet: {val} holds {len(images)} images and no wnid folders, so nothing says what they show: "
             f"{VALPREP}, or put Kaggle's {VAL_SOLUTION} above it. If CoOp's loader has read this folder before, "
             "delete its preprocessed.pkl then"
@@ -121,7 +123,7 @@ def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
                 continue
             wnid = row[1].split(" ")[0]
             if wnid not in keys:
-                raise ValueError(f'{path}, line {number}: "{wnid}" is no wnid of ImageNet\'s 1000 classes')
+                raise UserError(f'{path}, line {number}: "{wnid}" is no wnid of ImageNet\'s 1000 classes')
             labels[row[0]] = keys[wnid]
     return labels
 
@@ -130,12 +132,12 @@ def read_flat(val: Path, labels: dict[str, int], spec: Spec) -> list[ImageFile]:
     """Validation images that lie flat, in label order and sorted by name inside a class.
 
     Raises:
-        FileNotFoundError: if images of a class, or the class of an image, are missing.
+        MissingFileError: if images of a class, or the class of an image, are missing.
     """
     names = [name for name in list_folder(val)[1] if is_image(name)]
     unknown = [name for name in names if Path(name).stem not in labels]
     if unknown:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"ImageNet: {VAL_SOLUTION} does not name {len(unknown)} images of {val}: {listed(unknown)}"
         )
     images = [
@@ -145,7 +147,7 @@ def read_flat(val: Path, labels: dict[str, int], spec: Spec) -> list[ImageFile]:
     ]
     absent = sorted(set(range(len(spec.classes))) - {image.label for image in images})
     if absent:
-        raise FileNotFoundError(f"ImageNet: {val} has no images of {listed(spec.key_names[label] for label in absent)}")
+        raise MissingFileError(f"ImageNet: {val} has no images of {listed(spec.key_names[label] for label in absent)}")
     return sorted(images, key=lambda image: (image.label, image.key))
 
 

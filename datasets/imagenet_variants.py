@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .base import Layout, PlainDataset, register
 from .folder_domains import PART_KEYS
 from .folders import list_folder, read_classes
@@ -47,7 +49,7 @@ class ImageNetVariant(PlainDataset):
         spec = load_spec(cls.file)
         subset = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         if subset != "all":
-            raise ValueError(
+            raise UserError(
                 f'DATASET.SUBSAMPLE_CLASSES is "{subset}", but {spec.name} is tested with all its '
                 f"{len(spec.classes)} classes: set it to all"
             )
@@ -123,12 +125,12 @@ class ImageNetV2(ImageNetVariant):
         """The classes, whose folders may be called by number or wnid.
 
         Raises:
-            ValueError: if DATASET.IMAGENETV2 names no set.
+            UserError: if DATASET.IMAGENETV2 names no set.
         """
         asked = cfg.DATASET.get("IMAGENETV2", V2_DEFAULT)
         if asked not in V2_SETS:
             hint = did_you_mean(asked, list(V2_SETS))
-            raise ValueError(f'DATASET.IMAGENETV2 is "{asked}"; it must be one of {", ".join(V2_SETS)}.{hint}')
+            raise UserError(f'DATASET.IMAGENETV2 is "{asked}"; it must be one of {", ".join(V2_SETS)}.{hint}')
         spec = super().make_spec(cfg)
         numbers = {wnid: (f"{label}", f"{label:03d}", f"{label:04d}") for label, wnid in enumerate(spec.folder_names)}
         return replace(spec, class_folders=numbers)
@@ -152,7 +154,7 @@ class ImageNetV2(ImageNetVariant):
             if not others:
                 raise
             there = ", ".join(dict.fromkeys(named[name_key(name)] for name in others))
-            raise FileNotFoundError(f"{error}. Another set is there: DATASET.IMAGENETV2 {there}") from None
+            raise MissingFileError(f"{error}. Another set is there: DATASET.IMAGENETV2 {there}") from None
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         layout = super().open_layout(cfg, domains)

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from . import packed
 from .base import Layout
 from .folders import (
@@ -28,7 +30,7 @@ def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
     """`find_candidates` in DATASET.ROOT; only those with the most domains.
 
     Raises:
-        FileNotFoundError: if there is none.
+        MissingFileError: if there is none.
     """
     root = open_root(cfg.DATASET.ROOT, spec.name)
     found = find_candidates(root, spec)
@@ -59,19 +61,19 @@ def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence
     """One folder for each needed domain; domains that are absent but not needed give a warning.
 
     Raises:
-        FileNotFoundError: if a needed domain has no folder.
-        ValueError: if one has several.
+        MissingFileError: if a needed domain has no folder.
+        UserError: if one has several.
     """
     missing = [domain for domain in needed if domain not in found]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{spec.name}: {folder} has no folder for {', '.join(missing)}. Domains found: "
             f"{listed(paths[0].name for paths in found.values())}; all folders in it: {listed(list_folder(folder)[0])}"
         )
     for domain in needed:
         if len(found[domain]) > 1:
             names = ", ".join(path.name for path in found[domain])
-            raise ValueError(f"{spec.name}: {folder} has {len(found[domain])} folders for the domain {domain}: {names}")
+            raise UserError(f"{spec.name}: {folder} has {len(found[domain])} folders for the domain {domain}: {names}")
     absent = [domain for domain in spec.domains if domain not in found]
     if absent:
         logger.warning("%s: %s has no folder for %s, which this run does not use", spec.name, folder, ", ".join(absent))
@@ -136,11 +138,11 @@ def part_folders_layout(
         for name in list_folder(folders[domain])[0]:
             if name.lower() in inside and name.lower() in parts.values():
                 twin = inside[name.lower()].name
-                raise ValueError(f"{folders[domain]} has two folders for the part {name.lower()}: {twin}, {name}")
+                raise UserError(f"{folders[domain]} has two folders for the part {name.lower()}: {twin}, {name}")
             inside[name.lower()] = folders[domain] / name
         missing = [name for name in parts.values() if name not in inside]
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{spec.name}: no {'/, '.join(missing)}/ in {folders[domain]}; "
                 f"it holds {listed(path.name for path in inside.values())}"
             )

@@ -33,6 +33,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
+from dassl_clip.results.errors import UserError
+
 from .cache import VARIABLE, cache_folder, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -167,7 +169,7 @@ def read_entry(path: Path, facts: dict[str, object]) -> dict[str, tuple[Fingerpr
         first, second = gzip.decompress(content).decode("ascii").splitlines()
         found = json.loads(first)
         if {key: found[key] for key in facts} != facts:
-            raise ValueError(f"it is of {found}")
+            raise UserError(f"it is of {found}")
         return {str(folder): parse(row) for folder, row in json.loads(second).items()}
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s holds no listings and is made again: %s", path, error)
@@ -184,7 +186,7 @@ def parse(row: list) -> tuple[Fingerprint, Listing]:
     """
     *mark, folders, files = row
     if len(mark) != 5 or not all(isinstance(number, int) for number in mark):
-        raise ValueError(f"{mark} is no fingerprint")
+        raise UserError(f"{mark} is no fingerprint")
     names = (tuple(text.split("/")) if text else () for text in (folders, files))
     return tuple(mark), Listing(*names, links=False)
 

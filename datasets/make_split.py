@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .cache import cache_folder, write_text
 from .folders import is_image, list_folder, list_images, match_classes, open_root
 from .places import places
@@ -33,26 +35,24 @@ def make_split(loader: type[SplitFileDataset], cfg, seed: int, target: str = "")
         target: the file to write; empty: a file in the cache folder.
 
     Raises:
-        ValueError: if the data set needs none, or the target bears the published name.
-        FileNotFoundError: if the images, or what labels them, are not found.
+        UserError: if the data set needs none, or the target bears the published name.
+        MissingFileError: if the images, or what labels them, are not found.
     """
     name = loader.__name__
     if not issubclass(loader, SplitFileDataset) or loader.file not in READERS:
-        raise ValueError(f"{name} has no split file, so none can be made; its parts are in its folders or lists")
+        raise UserError(f"{name} has no split file, so none can be made; its parts are in its folders or lists")
     spec, entry = loader.make_spec(cfg), read_entry(loader.file)
     path = Path(target).expanduser() if target else default_target(name, seed)
     if path.name == entry["split_file"] or path.name.startswith("split_zhou_"):
-        raise ValueError(f"{path} bears the name of the published split; choose another name")
+        raise UserError(f"{path} bears the name of the published split; choose another name")
     root = open_root(cfg.DATASET.ROOT, name)
     bases = image_bases(list(places(root, (*spec.folders, *entry["image_folders"]))), entry["image_folders"])
     images = next((found for base in bases if (found := READERS[loader.file](base, spec))), None)
     if images is None:
-        raise FileNotFoundError(
-            f"{name}: no images that could be labelled in {listed(bases, 4)}.{contents_hint(bases)}"
-        )
+        raise MissingFileError(f"{name}: no images that could be labelled in {listed(bases, 4)}.{contents_hint(bases)}")
     absent = sorted(set(range(len(spec.classes))) - {label for _, label in images})
     if absent:
-        raise FileNotFoundError(f"{name}: no images of {listed(spec.classes[label] for label in absent)} in {root}")
+        raise MissingFileError(f"{name}: no images of {listed(spec.classes[label] for label in absent)} in {root}")
     write_text(path, json.dumps(divided(images, spec, seed), ensure_ascii=False))
     return path
 
@@ -61,11 +61,11 @@ def default_target(name: str, seed: int) -> Path:
     """The file in the cache folder.
 
     Raises:
-        ValueError: if nothing is to be kept there.
+        UserError: if nothing is to be kept there.
     """
     folder = cache_folder()
     if folder is None:
-        raise ValueError("DASSL_CLIP_CACHE is off: name the file to write, --make-split FILE")
+        raise UserError("DASSL_CLIP_CACHE is off: name the file to write, --make-split FILE")
     return folder / "splits" / f"split_own_{name}_seed{seed}.json"
 
 

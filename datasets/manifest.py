@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
 from dassl_clip.results.labels import prompt_key
 
@@ -65,7 +66,7 @@ class Manifest(ListedDataset):
         for domain in domains:
             other = keys.setdefault(name_key(domain), domain)
             if other != domain:
-                raise ValueError(f'{path}: the domains "{other}" and "{domain}" are spellings of one name; choose one')
+                raise UserError(f'{path}: the domains "{other}" and "{domain}" are spellings of one name; choose one')
         classes = class_list(rows, path)
         spec = Spec(
             name=NAME, classes=tuple(classes), domains=dict.fromkeys(domains, ()), said=without_counters(classes)
@@ -109,7 +110,7 @@ def manifest_file(cfg) -> Path:
     """The csv file.
 
     Raises:
-        FileNotFoundError: if there is none.
+        MissingFileError: if there is none.
     """
     asked, root = cfg.DATASET.get("MANIFEST", ""), Path(cfg.DATASET.ROOT or ".").expanduser().absolute()
     there = next((root / name for name in FILES if (root / name).is_file()), root / FILES[0])
@@ -118,7 +119,7 @@ def manifest_file(cfg) -> Path:
         path = root / path if (root / path).is_file() else path.absolute()
     if not path.is_file():
         hint = f".{packed.hint(root)}" if root.is_dir() and not asked else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Manifest: {no_file(path)}; set DATASET.MANIFEST or put {FILES[0]} into DATASET.ROOT{hint}"
         )
     return path
@@ -132,7 +133,7 @@ def read_rows(path: Path, root: str = "") -> list[Row]:
         root: DATASET.ROOT.
 
     Raises:
-        ValueError: if a column is missing or unknown, or a line cannot be used; names file and line.
+        UserError: if a column is missing or unknown, or a line cannot be used; names file and line.
     """
     with readable_csv(path):
         return _read_rows(path, root)
@@ -149,21 +150,21 @@ def _read_rows(path: Path, root: str) -> list[Row]:
     unknown = [name for name, key in names.items() if key not in COLUMNS]
     used = [name for mark, name in SEPARATORS.items() if missing and any(mark in name for name in names)]
     if used:
-        raise ValueError(f"{path} separates its columns by {used[0]}; expected are commas")
+        raise UserError(f"{path} separates its columns by {used[0]}; expected are commas")
     if from_hub and unknown and not missing:
         logger.info("%s: the columns %s are not read", path, listed(unknown))
     elif missing or unknown:
         hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
         what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
-        raise ValueError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
+        raise UserError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
     keys = [key for key in names.values() if key in COLUMNS]
     if len(set(keys)) < len(keys) or len(names) < len([name for name in reader.fieldnames or () if name]):
-        raise ValueError(f"{path} names a column twice: {', '.join(reader.fieldnames or ())}")
+        raise UserError(f"{path} names a column twice: {', '.join(reader.fieldnames or ())}")
     tops = tops_of(path, root)
     rows = []
     for cells in reader:
         if None in cells:
-            raise ValueError(f"{path}, line {reader.line_num}: more cells than columns; quote cells that hold commas")
+            raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote cells that hold commas")
         cell = {key: (cells.get(name) or "").strip() for name, key in names.items()}
         if not any(cell.values()):
             continue
@@ -193,7 +194,7 @@ def one_spelling(rows: Sequence[Row], path: Path) -> list[Row]:
     """Lines in which classes with one prompt have one name, the first in sorted order; a warning names the others.
 
     Raises:
-        ValueError: if names differ in blanks and `-` only, so that their prompts differ.
+        UserError: if names differ in blanks and `-` only, so that their prompts differ.
     """
     spellings: dict[str, list[str]] = {}
     for name in sorted({row.name for row in rows}):
@@ -201,7 +202,7 @@ def one_spelling(rows: Sequence[Row], path: Path) -> list[Row]:
     names = {name: found[0] for found in spellings.values() for name in found}
     for name, kept in names.items():
         if prompt_key(name) != prompt_key(kept):
-            raise ValueError(f'{path}: the classes "{kept}" and "{name}" are spellings of one name; choose one')
+            raise UserError(f'{path}: the classes "{kept}" and "{name}" are spellings of one name; choose one')
     other = [f'"{name}" is "{kept}"' for name, kept in names.items() if name != kept]
     if not other:
         return list(rows)
@@ -213,56 +214,56 @@ def check_row(row: Row, path: Path) -> None:
     """Raise if a line cannot be used by itself.
 
     Raises:
-        ValueError: naming the line.
+        UserError: naming the line.
     """
     where = f"{path}, line {row.number}"
     if not row.path or not row.name:
-        raise ValueError(f"{where}: path and class must not be empty")
+        raise UserError(f"{where}: path and class must not be empty")
     if row.split not in ("", *PARTS):
-        raise ValueError(f'{where}: split is "{row.split}"; it must be train, val, test or empty')
+        raise UserError(f'{where}: split is "{row.split}"; it must be train, val, test or empty')
     if row.label and not row.label.isdecimal():
-        raise ValueError(f'{where}: label is "{row.label}"; it must be a whole number from 0 on, or empty')
+        raise UserError(f'{where}: label is "{row.label}"; it must be a whole number from 0 on, or empty')
     if "/" in row.domain:
-        raise ValueError(f'{where}: the domain "{row.domain}" must not hold a slash')
+        raise UserError(f'{where}: the domain "{row.domain}" must not hold a slash')
 
 
 def check_rows(rows: Sequence[Row], path: Path) -> None:
     """Raise if lines do not go together.
 
     Raises:
-        ValueError: if there are none, a path is twice, or a column is filled in some lines only.
+        UserError: if there are none, a path is twice, or a column is filled in some lines only.
     """
     if not rows:
-        raise ValueError(f"{path} names no image")
+        raise UserError(f"{path} names no image")
     for column in ("domain", "split", "label"):
         empty = [row.number for row in rows if not getattr(row, column)]
         if empty and len(empty) < len(rows):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {column} is empty in the lines {listed(empty)} and filled in others; fill all or none"
             )
     seen: dict[str, int] = {}
     for row in rows:
         other = seen.setdefault(row.path, row.number)
         if other != row.number:
-            raise ValueError(f"{path}: lines {other} and {row.number} name the same image {row.path}")
+            raise UserError(f"{path}: lines {other} and {row.number} name the same image {row.path}")
 
 
 def class_list(rows: Sequence[Row], path: Path) -> list[str]:
     """Class names in label order.
 
     Raises:
-        ValueError: if two classes share a label, a class has two, or labels have gaps.
+        UserError: if two classes share a label, a class has two, or labels have gaps.
     """
     if not rows[0].label:
         return in_order({row.name for row in rows})
     labels: dict[str, int] = {}
     for row in rows:
         if labels.setdefault(row.name, int(row.label)) != int(row.label):
-            raise ValueError(
+            raise UserError(
                 f'{path}, line {row.number}: class "{row.name}" has label {row.label}, but {labels[row.name]} before'
             )
     if sorted(labels.values()) != list(range(len(labels))):
-        raise ValueError(
+        raise UserError(
             f"{path}: the labels of {len(labels)} classes must be 0 to {len(labels) - 1}, each once; they are "
             f"{listed(sorted(labels.values()))}"
         )
@@ -273,7 +274,7 @@ def locate(rows: Sequence[Row], path: Path, root: str, labels: Mapping[str, int]
     """The images of some lines.
 
     Raises:
-        FileNotFoundError: naming the missing ones.
+        MissingFileError: naming the missing ones.
     """
     folders = tops_of(path, root)
     finders, images, missing = [FileFinder(folder) for folder in folders], [], []
@@ -288,7 +289,7 @@ def locate(rows: Sequence[Row], path: Path, root: str, labels: Mapping[str, int]
         key = f"{row.domain}/{row.path.lstrip('/')}" if row.domain else row.path
         images.append(ImageFile(place, labels[row.name], key))
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: {len(missing)} of {len(rows)} images are missing, first: {missing[0].path} (line "
             f"{missing[0].number}), looked for in {listed(folders)}"
         )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .base import DomainDataset, Layout, register
 from .domainnet import HINT
 from .folders import read_text
@@ -33,7 +35,7 @@ class miniDomainNet(DomainDataset):
         folder = lists_folder(cfg, spec)
         classes = listed_classes(sorted(path for path in folder.iterdir() if LIST_NAME.fullmatch(path.name)), folder)
         if len(classes) != read_entry(ENTRY)["num_classes"]:
-            raise ValueError(
+            raise UserError(
                 f"miniDomainNet: the lists in {folder} name {len(classes)} classes, expected "
                 f"{read_entry(ENTRY)['num_classes']}: they are those of another data set"
             )
@@ -54,7 +56,7 @@ def lists_folder(cfg, spec: Spec) -> Path:
     """The folder of the lists.
 
     Raises:
-        FileNotFoundError: if there is none.
+        MissingFileError: if there is none.
     """
     found = [folder for folder, _ in candidates(cfg, spec)]
     homes = [home for folder in found for home in (folder, folder.parent)]
@@ -62,7 +64,7 @@ def lists_folder(cfg, spec: Spec) -> Path:
         if (home / LISTS_FOLDER).is_dir():
             return home / LISTS_FOLDER
     link = read_entry(ENTRY)["links"][0]["url"]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"miniDomainNet: no {LISTS_FOLDER}/ in {listed(found)}. Which images belong to it stands in its lists alone, "
         f"which are published at {link}"
     )
@@ -72,11 +74,11 @@ def listed_classes(paths: Sequence[Path], folder: Path) -> list[str]:
     """Class names by label, from the lines of all lists.
 
     Raises:
-        FileNotFoundError: if there are no lists.
-        ValueError: if lines contradict each other or labels have gaps.
+        MissingFileError: if there are no lists.
+        UserError: if lines contradict each other or labels have gaps.
     """
     if not paths:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"miniDomainNet: {folder} holds no list called {{domain}}_train.txt or {{domain}}_test.txt"
         )
     names: dict[int, str] = {}
@@ -87,11 +89,11 @@ def listed_classes(paths: Sequence[Path], folder: Path) -> list[str]:
             file, label = split_line(line, path, number)
             steps = file.split("/")
             if label < 0 or len(steps) < 2:
-                raise ValueError(f'{path}, line {number}: expected "domain/class/file label", found "{line.strip()}"')
+                raise UserError(f'{path}, line {number}: expected "domain/class/file label", found "{line.strip()}"')
             known = names.setdefault(label, steps[-2])
             if known != steps[-2]:
-                raise ValueError(f'{path}, line {number}: label {label} is "{steps[-2]}" here and "{known}" elsewhere')
+                raise UserError(f'{path}, line {number}: label {label} is "{steps[-2]}" here and "{known}" elsewhere')
     if sorted(names) != list(range(len(names))):
         gaps = sorted(set(range(max(names) + 1)) - set(names))
-        raise ValueError(f"miniDomainNet: the lists in {folder} have no image with the labels {listed(gaps)}")
+        raise UserError(f"miniDomainNet: the lists in {folder} have no image with the labels {listed(gaps)}")
     return [names[label] for label in range(len(names))]

@@ -10,6 +10,8 @@ TV is 58, before Table. Other published lists have it at 63; their numbers are n
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import UserError
+
 from .base import DomainDataset, Layout, register, split_seed
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
 from .spec import Spec, load_spec
@@ -19,7 +21,7 @@ def find_domains(cfg, spec: Spec, domains: Sequence[str], parts: bool) -> tuple[
     """The folder of the domains, and each domain's own: with folders for the parts of a split, or without.
 
     Raises:
-        ValueError: if only the other layout is there.
+        UserError: if only the other layout is there.
     """
     found = candidates(cfg, spec)
     fitting = [
@@ -31,10 +33,10 @@ def find_domains(cfg, spec: Spec, domains: Sequence[str], parts: bool) -> tuple[
         if has_part_folders(path) == parts:
             continue
         if parts:
-            raise ValueError(
+            raise UserError(
                 f"OfficeHomeDG: no train/ in {path} - this is the plain OfficeHome layout; use DATASET.NAME OfficeHome"
             )
-        raise ValueError(
+        raise UserError(
             f"OfficeHome: {path} holds train/ and val/ - this is Dassl's layout for domain generalization; "
             "use DATASET.NAME OfficeHomeDG"
         )

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError
+
 from . import packed
 from .folders import WRAPPERS, list_folder, open_root, walk_folders
 from .spec import Spec, listed, name_key
@@ -39,7 +41,7 @@ def find_place(
         hint: said at the end of the error.
 
     Raises:
-        FileNotFoundError: if there is none; says where was looked, and for what.
+        MissingFileError: if there is none; says where was looked, and for what.
     """
     root = open_root(cfg.DATASET.ROOT, spec.name)
     seen = []
@@ -55,7 +57,7 @@ def find_place(
         elsewhere = packed.hint(root, spec.folders)
     else:
         elsewhere = f" It lies in {nested}: set DATASET.ROOT to {nested}."
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{spec.name} not found in {root}. Looked for {looked_for} in {root.name}/ itself and in folders called "
         f"{listed(spec.folders)} (any letter case, blanks, _ and - alike). {inside}.{hint}{elsewhere} Nothing is "
         "downloaded; see docs/datasets.md"

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dassl_clip.results.errors import UserError
+
 from .folders import ImageFile
 from .selection import HOLDOUT_SEED, hold_out
 from .spec import did_you_mean
@@ -33,13 +35,13 @@ def check_protocol(name: str, dataset: str, known: Sequence[str]) -> str:
     """The name of a protocol, if the data set has it.
 
     Raises:
-        ValueError: for another word, or for a protocol that does not go with the data set.
+        UserError: for another word, or for a protocol that does not go with the data set.
     """
     if name not in PROTOCOLS:
         hint = did_you_mean(name, PROTOCOLS)
-        raise ValueError(f'DATASET.PROTOCOL is "{name}"; it must be one of {", ".join(PROTOCOLS)}.{hint}')
+        raise UserError(f'DATASET.PROTOCOL is "{name}"; it must be one of {", ".join(PROTOCOLS)}.{hint}')
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"DATASET.PROTOCOL {name} does not go with {dataset}, whose parts are fixed; it has {', '.join(known)}"
         )
     return name

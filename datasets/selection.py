@@ -10,6 +10,8 @@ import math
 import random
 from collections.abc import Sequence
 
+from dassl_clip.results.errors import UserError
+
 from .duplicates import once
 from .folders import ImageFile
 from .spec import did_you_mean, listed
@@ -41,12 +43,12 @@ def check_shots(images: Sequence[ImageFile], shots: int, classes: Sequence[str],
     """Warn of classes that have fewer images than shots are asked for.
 
     Raises:
-        ValueError: if no class has that many.
+        UserError: if no class has that many.
     """
     sizes = {label: len(group) for label, group in by_label(images).items()}
     most = max(sizes.values(), default=0)
     if shots > most:
-        raise ValueError(
+        raise UserError(
             f"DATASET.NUM_SHOTS is {shots}, but no class of {name} has more than {most} training images in the source "
             f"domains; take at most {most}, or -1 for all images"
         )
@@ -81,13 +83,13 @@ def subset_labels(number: int, subset: str) -> range:
     """Labels of a class subset: all of them, the first half (rounded up) = base, or the rest = new.
 
     Raises:
-        ValueError: for another word, or if the half asked for is empty.
+        UserError: for another word, or if the half asked for is empty.
     """
     if subset not in SUBSETS:
         hint = did_you_mean(subset, SUBSETS)
-        raise ValueError(f'DATASET.SUBSAMPLE_CLASSES is "{subset}"; it must be one of {", ".join(SUBSETS)}.{hint}')
+        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subset}"; it must be one of {", ".join(SUBSETS)}.{hint}')
     half = math.ceil(number / 2)
     labels = {"all": range(number), "base": range(half), "new": range(half, number)}[subset]
     if not labels:
-        raise ValueError(f'DATASET.SUBSAMPLE_CLASSES is "{subset}", which leaves none of the {number} classes')
+        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subset}", which leaves none of the {number} classes')
     return labels

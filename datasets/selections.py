@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
 
 from .cache import cache_folder, write_text
@@ -77,15 +78,15 @@ def read_selection(
         val: images that validation may draw from.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no selection of this data set and number of shots, or names images that may not be used.
+        MissingFileError: if there is no such file.
+        UserError: if it is no selection of this data set and number of shots, or names images that may not be used.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"DATASET.SELECTION: {no_file(file)}")
+        raise MissingFileError(f"DATASET.SELECTION: {no_file(file)}")
     named = NAME.fullmatch(file.name)
     if named is not None and _mark(file) != named[1]:
-        raise ValueError(
+        raise UserError(
             f"DATASET.SELECTION: the content of {file} is not the one that this program wrote under this name, which "
             "ends with its hash: draw again, or give a file that you have changed another name"
         )
@@ -94,9 +95,9 @@ def read_selection(
         lists = {part: [str(key) for key, _ in data[part]] for part in ("train", "val")}
         stored = (data["dataset"], data["shots"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"DATASET.SELECTION: {file} is no selection as this program writes them: {error!r}") from error
+        raise UserError(f"DATASET.SELECTION: {file} is no selection as this program writes them: {error!r}") from error
     if stored != (dataset, shots):
-        raise ValueError(
+        raise UserError(
             f"DATASET.SELECTION: {file} holds {stored[1]} shots of {stored[0]}, but {shots} shots of {dataset} are "
             "asked for by DATASET.NAME and DATASET.NUM_SHOTS"
         )
@@ -105,7 +106,7 @@ def read_selection(
         images = {image.key: image for image in pool}
         unknown = [key for key in lists[part] if key not in images]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"DATASET.SELECTION: {len(unknown)} of {len(lists[part])} {part} images of {file} are none that this "
                 f"run may use for it, first: {unknown[0]}. Domains and DATASET.PROTOCOL must be those of the draw"
             )

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dassl_clip.results.errors import UserError
+
 LISTS = Path(__file__).parent / "lists"
 
 
@@ -105,19 +107,19 @@ class Spec:
         """Canonical names of the domains that the config asks for, in the order given.
 
         Raises:
-            ValueError: if none is given, one is unknown, or one is named twice.
+            UserError: if none is given, one is unknown, or one is named twice.
         """
         if not given:
-            raise ValueError(f"{option} is empty: name at least one domain of {self.name} ({', '.join(self.domains)})")
+            raise UserError(f"{option} is empty: name at least one domain of {self.name} ({', '.join(self.domains)})")
         keys, resolved = self.domain_keys(), []
         for name in map(str, [given] if isinstance(given, str | int) else given):  # a yaml file may name a number
             domain = keys.get(name_key(name))
             if domain is None:
                 known = list(self.domains)
                 hint = did_you_mean(name, known)
-                raise ValueError(f'{option}: {self.name} has no domain "{name}"; it has {", ".join(known)}.{hint}')
+                raise UserError(f'{option}: {self.name} has no domain "{name}"; it has {", ".join(known)}.{hint}')
             if domain in resolved:
-                raise ValueError(f"{option} names the domain {domain} twice: {', '.join(map(str, given))}")
+                raise UserError(f"{option} names the domain {domain} twice: {', '.join(map(str, given))}")
             resolved.append(domain)
         return resolved
 

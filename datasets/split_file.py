@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
 
 from . import packed
@@ -59,14 +60,14 @@ class SplitFileDataset(PlainDataset):
         paths = [path for entries in split.entries.values() for path, _ in entries]
         base, sample = best_base(bases, paths)
         if base is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.spec.name}: none of {len(sample)} files of {split.text} was found below {listed(bases, 4)}, "
                 f"first: {sample[0]}.{contents_hint(bases)} See docs/datasets.md"
             )
         finder = FileFinder(base)
         _, missing = finder.find_all(paths)
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.spec.name}: {len(missing)} of {len(paths)} files of {split.text} are missing in {base}, first: "
                 f"{missing[0]}"
             )
@@ -90,15 +91,15 @@ class SplitFileDataset(PlainDataset):
             entry: the entry in `lists/`.
 
         Raises:
-            FileNotFoundError: if there is no split file; says where it is published.
-            ValueError: if it is that of another data set.
+            MissingFileError: if there is no split file; says where it is published.
+            UserError: if it is that of another data set.
         """
         asked = cfg.DATASET.get("SPLIT_FILE", "")
         name = entry["split_file"]
         path = asked_file(asked) if asked else find_file([root, *found], name)
         if path is None:
             link = next(item for item in entry["links"] if item["what"] == name)
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.spec.name}: {name} not found in {listed(dict.fromkeys([root, *found]), 4)} nor in the folders "
                 f"{listed(SPLIT_FOLDERS[1:])} there.{contents_hint([root], self.spec.folders)} "
                 f"It is published at {link['url']}. Results on another split are not comparable; `dassl-clip data "
@@ -120,11 +121,11 @@ def asked_file(asked: str) -> Path:
     """The file that DATASET.SPLIT_FILE names.
 
     Raises:
-        FileNotFoundError: if there is none.
+        MissingFileError: if there is none.
     """
     path = Path(asked).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"DATASET.SPLIT_FILE: {no_file(path)}")
+        raise MissingFileError(f"DATASET.SPLIT_FILE: {no_file(path)}")
     return path
 
 
@@ -156,18 +157,18 @@ def read_split_file(path: Path, spec: Spec) -> Entries:
     """Entries of a split file, in its order. The class name decides; labels may count from 0 or from 1.
 
     Raises:
-        ValueError: if it is no split file, if a name and its label do not fit the class list, or if a path is twice.
+        UserError: if it is no split file, if a name and its label do not fit the class list, or if a path is twice.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = {part: [(clean_path(str(p)), int(label), str(name)) for p, label, name in data[part]]
                 for part in PARTS if part in data}  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no split file with the lists train, val and test of [path, label, class name]: {error}"
         ) from error
     if not rows.get("train") or not rows.get("test"):
-        raise ValueError(f"{path} has no images in train or in test; it has {listed(data)}")
+        raise UserError(f"{path} has no images in train or in test; it has {listed(data)}")
     names, seen = {name_key(name): label for label, name in enumerate(spec.classes)}, set()
     first = 1 if min(label for images in rows.values() for _, label, _ in images) == 1 else 0
     entries: Entries = {}
@@ -177,12 +178,12 @@ def read_split_file(path: Path, spec: Spec) -> Entries:
             expected = names.get(name_key(name))
             if expected is None or label - first != expected:
                 known = spec.classes[label - first] if 0 <= label - first < len(spec.classes) else "no class"
-                raise ValueError(
+                raise UserError(
                     f'{path}: label {label} of {file} is "{name}", expected "{known}" of {spec.name}: this is the '
                     "split of another data set, or one with another order of classes"
                 )
             if file in seen:
-                raise ValueError(f"{path} names {file} twice")
+                raise UserError(f"{path} names {file} twice")
             seen.add(file)
             entries[part].append((file, expected))
     return entries

@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .base import Layout, split_seed
 from .folders import WRAPPERS, ImageFile, is_image, list_folder, list_images, read_text
 from .layouts import candidates, holdout_layout, pick_domains
@@ -69,13 +71,13 @@ def check_lists(
     """Raise if a needed domain lacks a list while others have theirs.
 
     Raises:
-        FileNotFoundError: naming them.
+        MissingFileError: naming them.
     """
     missing = [f"{domain} ({part})" for domain in domains for part in parts if part not in lists.get(domain, {})]
     if missing:
         have = sorted(path.name for found in lists.values() for path in found.values())
         place = next(path.parent for found in lists.values() for path in found.values())
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{spec.name}: {place} has no split list for {listed(missing)}; it has {listed(have)}. "
             "Complete them, or move them all away to use a seeded hold-out"
         )
@@ -85,13 +87,13 @@ def split_line(line: str, path: Path, number: int) -> tuple[str, int]:
     """Path and label of a line of a split list, which blanks or tabs part.
 
     Raises:
-        ValueError: if it is no such line; names file and line.
+        UserError: if it is no such line; names file and line.
     """
     file, _, label = line.strip().replace("\t", " ").rpartition(" ")
     if not label.removeprefix("-").isdecimal() or not file.strip():
         marks = [mark for mark in ",;|" if mark in line]
         hint = f' with a blank between them, not "{marks[0]}"' if marks else ""
-        raise ValueError(f'{path}, line {number}: expected "domain/class/file label"{hint}, found "{line.strip()}"')
+        raise UserError(f'{path}, line {number}: expected "domain/class/file label"{hint}, found "{line.strip()}"')
     return clean_path(file), int(label)
 
 
@@ -109,8 +111,8 @@ def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "")
         hint: said after the error on missing files.
 
     Raises:
-        ValueError: if a line cannot be read, is of another domain, or names an unknown class.
-        FileNotFoundError: if listed files are missing.
+        UserError: if a line cannot be read, is of another domain, or names an unknown class.
+        MissingFileError: if listed files are missing.
     """
     domains, labels = spec.domain_keys(letters=False), spec.class_keys()
     class_folders = {labels.get(name_key(name)): name for name in list_folder(folder)[0]}
@@ -123,12 +125,12 @@ def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "")
         file, _ = split_line(line, path, number)
         steps = file.split("/")[-3:]
         if len(steps) != 3:
-            raise ValueError(f'{path}, line {number}: expected "domain/class/file label", found "{line.strip()}"')
+            raise UserError(f'{path}, line {number}: expected "domain/class/file label", found "{line.strip()}"')
         if domains.get(name_key(steps[0])) != domain:
-            raise ValueError(f'{path}, line {number}: "{file}" is not of the domain {domain}')
+            raise UserError(f'{path}, line {number}: "{file}" is not of the domain {domain}')
         label = labels.get(name_key(steps[1]))
         if label is None:
-            raise ValueError(f'{path}, line {number}: {spec.name} has no class "{steps[1]}"')
+            raise UserError(f'{path}, line {number}: {spec.name} has no class "{steps[1]}"')
         key = f"{domain}/{spec.classes[label]}/{steps[2]}"
         if key in spec.skip:
             continue
@@ -139,7 +141,7 @@ def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "")
             missing.append(os.path.join(class_folder, steps[2]))
         images.append(ImageFile(os.path.join(class_folder, steps[2]), label, key))
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{spec.name}: {len(missing)} of {len(images)} files listed in {path} are missing, "
             f"first: {missing[0]}.{hint}"
         )
@@ -223,11 +225,11 @@ def check_disjoint(images: Mapping[str, Sequence[ImageFile]], sources: Mapping[s
     """Raise if an image lies in two parts of a domain.
 
     Raises:
-        ValueError: naming the lists and the first image.
+        UserError: naming the lists and the first image.
     """
     seen: dict[str, str] = {}
     for part, files in images.items():
         twice = [image.key for image in files if seen.setdefault(image.key, part) != part]
         if twice:
             other = seen[twice[0]]
-            raise ValueError(f"{len(twice)} images are in both {sources[other]} and {sources[part]}, first: {twice[0]}")
+            raise UserError(f"{len(twice)} images are in both {sources[other]} and {sources[part]}, first: {twice[0]}")

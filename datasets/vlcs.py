@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_clip.results.errors import MissingFileError, UserError
+
 from .base import DomainDataset, Layout, register, split_seed
 from .folders import list_folder
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
@@ -34,7 +36,7 @@ class VLCS(DomainDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         tested = test_parts(cfg.DATASET.get("VLCS_TEST", "test"))
         if tested != TEST_PARTS["test"] and self.protocol_name == HOLDOUT:
-            raise ValueError(
+            raise UserError(
                 "DATASET.VLCS_TEST full+test chooses among the parts of Dassl's release, which DATASET.PROTOCOL "
                 "holdout draws anew: leave it at test, or use DATASET.PROTOCOL dassl"
             )
@@ -49,21 +51,21 @@ class VLCS(DomainDataset):
             return holdout_layout(folder, folders, self.spec, split_seed(cfg))
         both = [domain for domain in self.source_domains if domain in self.target_domains]
         if both and tested != TEST_PARTS["test"] and self.protocol_name == DASSL:
-            raise ValueError(
+            raise UserError(
                 f"DATASET.VLCS_TEST full+test would test the images of {', '.join(both)} that are trained on: "
                 "leave it at test where a domain is both source and target, or use DATASET.PROTOCOL all-images"
             )
         parts = {"train": "train", "val": "crossval", "test": "test"}
         without = [domain for domain, path in folders.items() if not holds(path, "crossval")]
         if without and len(without) < len(folders):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"VLCS: no crossval/ in {listed(folders[domain] for domain in without)}, while other domains have it: "
                 "add it, or move it away everywhere"
             )
         if not without:
             return part_folders_layout(folder, folders, self.spec, parts, tested, note=NOTE)
         if tested != TEST_PARTS["test"]:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"VLCS: DATASET.VLCS_TEST full+test tests every image of a domain, but {folder} has no crossval/"
             )
         logger.warning("VLCS: no crossval/ in %s: a source has no validation images of its own", folder)
@@ -80,11 +82,11 @@ def test_parts(option: str) -> tuple[str, ...]:
     """Parts of a held-out domain that DATASET.VLCS_TEST asks for.
 
     Raises:
-        ValueError: for another word.
+        UserError: for another word.
     """
     if option not in TEST_PARTS:
         hint = did_you_mean(option, list(TEST_PARTS))
-        raise ValueError(f'DATASET.VLCS_TEST is "{option}"; it must be one of {", ".join(TEST_PARTS)}.{hint}')
+        raise UserError(f'DATASET.VLCS_TEST is "{option}"; it must be one of {", ".join(TEST_PARTS)}.{hint}')
     return TEST_PARTS[option]
 
 

@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 
 from dassl_clip import configs
+from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.files import kind_of, no_file
-
-from .errors import UserError, suggestion
 
 GENERAL_CONFIG = "vit_b16"
 _ROOT = Path(configs.__file__).resolve().parent
@@ -29,7 +28,9 @@ def _pick(name: str, folder: Path, what: str) -> Path:
         if _plain(stem) == _plain(name):
             return path
     there = f"Known: {', '.join(files)}" if files else f"{folder} holds none"
-    raise UserError(f"there is no {what} '{name}'.{suggestion(name, files)} {there}; or give the path of a yaml file.")
+    raise UserError(
+        f"there is no {what} '{name}'.{did_you_mean(name, files)} {there}; or give the path of a yaml file."
+    )
 
 
 def dataset_file(name: str) -> Path:
@@ -94,7 +95,7 @@ def match_trainer(name: str, known: list[str]) -> str:
     for trainer in known:
         if _plain(trainer) == _plain(name):
             return trainer
-    raise UserError(f"there is no method '{name}'.{suggestion(name, known)} Known: {', '.join(known)}.")
+    raise UserError(f"there is no method '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
 
 
 def existing_file(name: str) -> Path:
@@ -113,6 +114,6 @@ def existing_file(name: str) -> Path:
     if kind_of(path) != "nothing":
         raise UserError(f"{no_file(path)}; give the path of a yaml file")
     raise UserError(
-        f"there is no config file {path}.{known}{suggestion(path.name, beside)} Give the path of a yaml file; the "
+        f"there is no config file {path}.{known}{did_you_mean(path.name, beside)} Give the path of a yaml file; the "
         f"project's own are under {_ROOT}{own}"
     )

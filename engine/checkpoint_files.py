@@ -21,6 +21,7 @@ from dassl_clip.clip.archive import pickled_names
 from dassl_clip.clip.finite import check_state
 from dassl_clip.clip.listing import listed
 from dassl_clip.clip.weights import is_safetensors, load_safetensors
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import check_regular, write_atomically
 
 from .export import is_export, load_export
@@ -73,7 +74,7 @@ class _Inert:
         pass
 
 
-class TornCheckpoint(ValueError):
+class TornCheckpoint(UserError):
     """A file that is not whole, or not what was saved."""
 
 
@@ -101,14 +102,14 @@ def load_checkpoint(path: Path) -> dict:
         A dict with at least `state_dict`.
 
     Raises:
-        FileNotFoundError: No such file; the message lists what lies beside it.
-        ValueError: The file is torn, is not a checkpoint, or holds pickled objects other than optimiser leftovers.
+        MissingFileError: No such file; the message lists what lies beside it.
+        UserError: The file is torn, is not a checkpoint, or holds pickled objects other than optimiser leftovers.
     """
     path = Path(path)
     check_regular(path)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no checkpoint at {path}; beside it: {listed(beside) or 'nothing'}")
+        raise MissingFileError(f"no checkpoint at {path}; beside it: {listed(beside) or 'nothing'}")
     if is_safetensors(path):
         return _load_safetensors(path)
     if not _saved_by_torch(path):
@@ -121,12 +122,12 @@ def load_checkpoint(path: Path) -> dict:
         names = pickled_names(path) if isinstance(error, pickle.UnpicklingError) else []
         if not names:
             raise TornCheckpoint(f"{path} is not a readable checkpoint (torn or of another kind)") from error
-        raise ValueError(
+        raise UserError(
             f"{path} was refused: it holds pickled objects besides tensors ({listed(names)}), which could run code "
             f"when loaded. Re-save its state dict alone, in the environment that made it"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
     content = content if isinstance(content.get("state_dict"), dict) else {"state_dict": content}
     content = {name: value for name, value in content.items() if not isinstance(value, _Inert)}
     _check_facts(content, path)
@@ -151,7 +152,7 @@ def _load_safetensors(path: Path) -> dict:
     """The content of a safetensors file: an export of a run, or a state dict.
 
     Raises:
-        ValueError: It is not whole, or an export without the one learned part that is wanted.
+        UserError: It is not whole, or an export without the one learned part that is wanted.
     """
     if not is_export(path):
         return {"state_dict": load_safetensors(path)}
@@ -159,7 +160,7 @@ def _load_safetensors(path: Path) -> dict:
     if len(export.learned) != 1:
         found = listed(export.learned) or "none: the run refines another, or learns nothing"
         method = export.record["method"]
-        raise ValueError(f"{path} is an export of {method} whose learned parts are {found}; one is wanted")
+        raise UserError(f"{path} is an export of {method} whose learned parts are {found}; one is wanted")
     ((name, state),) = export.learned.items()
     left_out = list(export.storage.left_out.get(name, ()))
     return {"state_dict": state, "backbone": export.backbone, "classnames": export.classnames, "left_out": left_out}
@@ -183,7 +184,7 @@ def _check_facts(content: dict, path: Path) -> None:
     if "sha256" in content and not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
         wrong.append("sha256")
     if wrong:
-        raise ValueError(f"{path}: what it says of {', '.join(wrong)} cannot be read; get it again")
+        raise UserError(f"{path}: what it says of {', '.join(wrong)} cannot be read; get it again")
 
 
 @contextlib.contextmanager
@@ -251,7 +252,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     """Load learned parts strictly, after dropping `module.` and the known class-dependent buffers by name.
 
     Raises:
-        ValueError: Names or shapes do not fit, or numbers are not finite; the message has the first of them.
+        UserError: Names or shapes do not fit, or numbers are not finite; the message has the first of them.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     dropped = [name for name in state if name in CLASS_BUFFERS]
@@ -270,7 +271,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     if problems:
         method = next((method for part, method in METHODS.items() if any(part in name for name in state)), "")
         looks = f"it looks like a checkpoint of {method}: " if method else ""
-        raise ValueError(
+        raise UserError(
             f"{source} does not fit this trainer: {looks}{listed(problems, separator='; ')}. Is it of the same "
             f"trainer, configuration, backbone and (for class-specific parts) classes?"
         )

@@ -8,6 +8,7 @@ from torch import nn
 from dassl_clip.clip.listing import listed
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import records, run_data
+from dassl_clip.results.errors import UserError
 
 from . import checkpoint_files as checkpoint
 from . import distributed, randomness
@@ -133,7 +134,7 @@ class CheckpointMixin:
             try:
                 state = self._go_on_from(states)
             except Exception as error:  # states that fit no optimiser make it raise almost anything
-                raise ValueError(
+                raise UserError(
                     f"{path} holds learned parts, but nothing to go on from ({type(error).__name__}: {error}); take it "
                     "with --eval-only --model-dir, or start in another folder"
                 ) from error
@@ -190,8 +191,8 @@ class CheckpointMixin:
         """As `_load_together`, in the main process first: what it finds whole, all load.
 
         Raises:
-            FileNotFoundError: Another process cannot read the file.
-            ValueError: As `_load_together`.
+            MissingFileError: Another process cannot read the file.
+            UserError: As `_load_together`.
         """
         states = self._load_together(paths, strict) if distributed.is_main() else None
         if not distributed.from_main(lambda: states is not None):
@@ -209,7 +210,7 @@ class CheckpointMixin:
                 checkpoint of another run) a warning says what differs.
 
         Raises:
-            ValueError: The checkpoint is of another configuration or of other images. A method without epochs, which
+            UserError: The checkpoint is of another configuration or of other images. A method without epochs, which
                 can start anew, gets None and a warning instead.
         """
         states = {}
@@ -217,7 +218,7 @@ class CheckpointMixin:
             try:
                 if other := self._other_run(checkpoint.load_checkpoint(path), path):
                     if strict and self._optims[name] is not None:
-                        raise ValueError(
+                        raise UserError(
                             f"{other}, which is not resumed: give another --output-dir, and --resume "
                             f"{path.parent.parent} with it to start from these checkpoints"
                         )
@@ -238,8 +239,8 @@ class CheckpointMixin:
         """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`.
 
         Raises:
-            FileNotFoundError: No such checkpoint; the message lists what exists.
-            ValueError: The checkpoint is of another backbone, or its shapes or classes do not fit.
+            MissingFileError: No such checkpoint; the message lists what exists.
+            UserError: The checkpoint is of another backbone, or its shapes or classes do not fit.
         """
         if not directory:
             logger.info("no model folder given: the learned parts stay as they are")
@@ -266,7 +267,7 @@ class CheckpointMixin:
         if theirs is None:
             logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)
         elif theirs["weights_hash"] != ours["weights_hash"]:
-            raise ValueError(
+            raise UserError(
                 f"{path} was trained on backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), but this "
                 f"run has "
                 f"{ours['name']} (weights {ours['weights_hash'][:12]}); set MODEL.BACKBONE.NAME and WEIGHTS to the "
@@ -275,7 +276,7 @@ class CheckpointMixin:
         classes = state.get("classnames")
         if self.class_specific and classes is not None and list(classes) != self.classnames:
             what = run_data.first_difference(classes, self.classnames, "class")
-            raise ValueError(f"{path} holds parts for other classes: {what}; class-specific parts fit no other classes")
+            raise UserError(f"{path} holds parts for other classes: {what}; class-specific parts fit no other classes")
         learned = self.published_state(state["state_dict"])
         own = module.state_dict()
         unread = () if learned is state["state_dict"] else (key for key in own if key.startswith(self.unread_parts))

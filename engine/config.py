@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.results.documents import read_yaml
+from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.files import no_file
 from dassl_clip.results.records import identity, task_of
 
 from .catalogue import existing_file
-from .errors import UserError, suggestion
 from .paths import add_folder
 from .ranges import check_ranges
 
@@ -282,7 +282,7 @@ def _unknown(cfg: Any, key: str, origin: str) -> str:
     same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]  # only the group is wrong
     hint = f" Did you mean {' or '.join(repr(name) for name in same[:3])}?" if same else ""
     groups = {name.rpartition(".")[0] for name in known} - {""}
-    hint = hint or suggestion(key, [*known, *groups])
+    hint = hint or did_you_mean(key, [*known, *groups])
     node = key.split(".")[0]
     siblings = [name for name in known if name.startswith(f"{node}.")]
     there = f" Keys of {node}: {', '.join(siblings[:40])}." if siblings and not hint else ""
@@ -348,7 +348,7 @@ def _check_registered(cfg: Any) -> None:
             raise UserError(f"no {what} was named: give {flag}. Known: {', '.join(known)}.")
         if key not in known:
             raise UserError(
-                f"there is no {what} '{key}'.{suggestion(key, known)} Known: {', '.join(known)}. "
+                f"there is no {what} '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}. "
                 "A file of your own that registers it is loaded with --import FILE.py."
             )
 

@@ -14,6 +14,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from dassl.data import DatasetWrapper
+from dassl_clip.results.errors import UserError
 
 from . import signals as termination
 
@@ -21,7 +22,7 @@ UNSEEDED = -1
 RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(UserError):
     """An image file that cannot be decoded; the message names it.
 
     A loader's worker hands its errors on inside a traceback; only the sentence itself is kept.

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dassl_clip.clip.peers import ALONE, Peers
+from dassl_clip.results.errors import UserError
 
 from .group import Group, gathered
 
@@ -54,7 +55,7 @@ def start(use_cuda: bool) -> None:
         use_cuda: Whether the run may use GPUs; each process then takes the one of its `LOCAL_RANK`.
 
     Raises:
-        ValueError: The environment is not whole, or there are more processes than GPUs.
+        UserError: The environment is not whole, or there are more processes than GPUs.
         RuntimeError: The processes did not find each other.
     """
     if not launched() or _State.store is not None:
@@ -62,7 +63,7 @@ def start(use_cuda: bool) -> None:
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"this is process {rank} of {size}, but the environment lacks {', '.join(missing)}; start with {HOW}"
         )
     on_gpus = use_cuda and torch.cuda.is_available()
@@ -70,7 +71,7 @@ def start(use_cuda: bool) -> None:
         local, there = _number("LOCAL_RANK", rank), torch.cuda.device_count()
         wanted = _number("LOCAL_WORLD_SIZE", size)
         if max(wanted, local + 1) > there:
-            raise ValueError(
+            raise UserError(
                 f"torchrun started {wanted} processes on this machine, which shows {there} GPU{'s' * (there != 1)}; "
                 f"give --nproc_per_node {there}, or USE_CUDA False to compute on the CPU"
             )
@@ -105,7 +106,7 @@ def joined(use_cuda: bool) -> Iterator[None]:
 def _number(name: str, default: int = 0) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdigit():
-        raise ValueError(f"the environment variable {name} is {text!r}; torchrun sets it to a number: {HOW}")
+        raise UserError(f"the environment variable {name} is {text!r}; torchrun sets it to a number: {HOW}")
     return int(text)
 
 
@@ -116,7 +117,7 @@ def _timeout() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"the environment variable {TIMEOUT} is {text!r}; expected a positive number of seconds")
+        raise UserError(f"the environment variable {TIMEOUT} is {text!r}; expected a positive number of seconds")
     return seconds
 
 

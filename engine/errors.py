@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import dis
 import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import printable
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
 GOES_ON = "interrupted: the same command goes on from here"
-_OURS = ("dassl_clip", "dassl")
-_USER_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
-_RAISE = dis.opmap["RAISE_VARARGS"]
+TOOLBOX = "dassl"
+_TOOLBOX_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
 _ROOM, _ELSEWHERE = "make room, or name another folder", "name a folder that may be written to"
 _DISK = {
     errno.ENOSPC: _ROOM,
@@ -53,19 +51,8 @@ _OF_WORKER = re.compile(
 )
 
 
-class UserError(ValueError):
-    """A mistake in what was asked for: the command line prints its sentence and exits with code 2."""
-
-
-def suggestion(given: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'X'?"` for the closest known name, ignoring case, or an empty text."""
-    lowered = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.6)
-    return f" Did you mean '{lowered[close[0]]}'?" if close else ""
-
-
 def is_user_error(error: BaseException) -> bool:
-    """Whether an exception was raised on purpose, with a sentence, by this project or by the toolbox.
+    """Whether an exception tells a person what to change: a `UserError`, the system's refusal, or the toolbox's own.
 
     An error that Python, torch or another library raised inside our code is a bug of ours and keeps its traceback.
     """
@@ -73,13 +60,13 @@ def is_user_error(error: BaseException) -> bool:
         return True
     if _is_of_the_system(error) or _advice(error):
         return True
-    if not isinstance(error, _USER_ERRORS) or not str(error).strip() or error.__traceback__ is None:
+    # The toolbox, ours or upstream, has no class for users' errors: what it raises itself is one.
+    if not isinstance(error, _TOOLBOX_ERRORS) or not str(error).strip() or error.__traceback__ is None:
         return False
     last = error.__traceback__
     while last.tb_next is not None:
         last = last.tb_next
-    module = str(last.tb_frame.f_globals.get("__name__", ""))
-    return module.split(".")[0] in _OURS and last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
+    return str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] == TOOLBOX
 
 
 def _is_of_the_system(error: BaseException) -> bool:

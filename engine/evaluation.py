@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import Cosines
+from dassl_clip.results.errors import UserError
 
 from . import distributed, kept
 from . import feature_cache as bank
@@ -48,12 +49,12 @@ class TestingMixin(FeatureMixin):
         """Evaluate on a split; its metrics go to `self.results`, the accuracy (percent) is returned.
 
         Raises:
-            ValueError: The split is neither `test` nor `val`, or the data set has no such images.
+            UserError: The split is neither `test` nor `val`, or the data set has no such images.
         """
         split = split or self.cfg.TEST.SPLIT
         loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
         if loader is None:
-            raise ValueError(
+            raise UserError(
                 f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images"
                 + (" and val images" if self.val_loader is not None else ", no val images")
             )
@@ -203,7 +204,7 @@ def reading(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str,
         images).
 
     Raises:
-        FloatingPointError: Scores are not finite.
+        NotFiniteError: Scores are not finite.
     """
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(labels), ROWS_AT_ONCE)]
     hits = []

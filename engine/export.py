@@ -29,6 +29,7 @@ from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_state
 from dassl_clip.clip.listing import listed
 from dassl_clip.clip.weights import hash_state
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
 
 FORMAT, VERSION, SUFFIX = "dassl-clip export", 1, ".safetensors"
@@ -129,13 +130,13 @@ def stored(value: Tensor, precision: str) -> Tensor:
     """A learned tensor of any shape as a file holds it.
 
     Raises:
-        ValueError: a number is too large for half precision.
+        UserError: a number is too large for half precision.
     """
     if precision != HALF or value.dtype != torch.float32:
         return value
     half = value.half()
     if value.isfinite().all() and not half.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"a learned number, {value.abs().max().item():.3g}, is too large for float16 (at most 65504): store float32"
         )
     return half
@@ -164,20 +165,20 @@ def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
         backbone: The backbone that it shall be used with, if there is one already.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no export, of another version, not as it was written, or of another backbone; the sentence
+        MissingFileError: There is no such file.
+        UserError: It is no export, of another version, not as it was written, or of another backbone; the sentence
             says which.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         beside = sorted(item.name for item in path.parent.glob(f"*{SUFFIX}")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"{no_file(path)}; exports beside it: {listed(beside) or 'none'}")
+        raise MissingFileError(f"{no_file(path)}; exports beside it: {listed(beside) or 'none'}")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); get it again") from None
+        raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from None
     try:
         metadata = {key: json.loads(text) for key, text in texts.items()}
     except (ValueError, RecursionError):
@@ -185,7 +186,7 @@ def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
     try:
         export = _read(metadata, tensors, str(path))
     except RecursionError:
-        raise ValueError(f"{path} refines runs that refine runs without end; get it again") from None
+        raise UserError(f"{path} refines runs that refine runs without end; get it again") from None
     if backbone is not None:
         _check_backbone(export, backbone, str(path))
     return export
@@ -195,23 +196,21 @@ def _read(metadata: Any, tensors: Mapping[str, Tensor], path: str) -> Export:
     """The export that metadata and tensors make, checked."""
     storage, base = _check_metadata(metadata, path), None
     if hash_state(tensors) != metadata["sha256"]:
-        raise ValueError(f"{path}: the learned parts are not those that were written (another sha256); get it again")
+        raise UserError(f"{path}: the learned parts are not those that were written (another sha256); get it again")
     check_state(tensors, path)
     learned: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(LEARNED):
             model, _, key = name.removeprefix(LEARNED).partition(".")
             if not model.isidentifier():  # it will be the name of a folder
-                raise ValueError(f"{path}: {model!r} is no name of a learned part; get it again")
+                raise UserError(f"{path}: {model!r} is no name of a learned part; get it again")
             learned.setdefault(model, {})[key] = value.float() if value.dtype == torch.float16 else value
     if storage.whole:
         check_learned(learned, metadata["record"], path)
     weight, classes = tensors.get(WEIGHT), metadata["classnames"]
     shape = [len(classes), metadata["backbone"].get("embed_dim")]
     if weight is not None and list(weight.shape) != shape:
-        raise ValueError(
-            f"{path}: {WEIGHT} is {list(weight.shape)}, but classes and backbone say {shape}; get it again"
-        )
+        raise UserError(f"{path}: {WEIGHT} is {list(weight.shape)}, but classes and backbone say {shape}; get it again")
     if "base" in metadata:
         own = {name.removeprefix(BASE): value for name, value in tensors.items() if name.startswith(BASE)}
         base = _read(metadata["base"], own, f"{path} (the run it refines)")
@@ -227,11 +226,11 @@ def _check_metadata(metadata: Any, path: str) -> Storage:
     missing = [key for key in KINDS if key not in metadata]
     if missing or metadata["format"] != FORMAT:
         lacks = f"its metadata lacks {', '.join(missing)}" if missing else f"its format is {metadata['format']!r}"
-        raise ValueError(
+        raise UserError(
             f"{path} is a safetensors file, but no export of a run: {lacks}; `dassl-clip export RUN` makes one"
         )
     if metadata["version"] != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has version {metadata['version']} of the format, this program reads {VERSION}; update it"
         )
     storage = metadata.get("storage", {})
@@ -242,7 +241,7 @@ def _check_metadata(metadata: Any, path: str) -> Storage:
     )
     wrong += [] if isinstance(storage, dict) and isinstance(storage.get("left_out", {}), dict) else ["storage"]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path}: what its metadata say of {', '.join(dict.fromkeys(wrong))} cannot be read; get it again"
         )
     return Storage(storage.get("precision", FULL), storage.get("left_out", {}), str(storage.get("note", "")))
@@ -254,10 +253,10 @@ def check_learned(learned: Mapping[str, Mapping[str, Tensor]], record: Mapping[s
     if not isinstance(named, dict) or not all(
         isinstance(facts, dict) and "sha256" in facts for facts in named.values()
     ):
-        raise ValueError(f"{path}: what its record says of the learned parts cannot be read")
+        raise UserError(f"{path}: what its record says of the learned parts cannot be read")
     for name, facts in named.items():
         if hash_state(learned.get(name, {})) != facts["sha256"]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: the learned part '{name}' is not the one that the record was written of (another sha256); "
                 "the numbers of the record are not its own"
             )
@@ -267,7 +266,7 @@ def _check_backbone(export: Export, backbone: FrozenCLIP, path: str) -> None:
     """Raise a ValueError if an export belongs to other weights."""
     theirs, ours = export.backbone, backbone.weights_hash
     if ours != theirs["weights_hash"]:
-        raise ValueError(
+        raise UserError(
             f"{path} belongs to the backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), not to "
             f"{backbone.name} (weights {ours[:12]}); what was learned fits no other weights"
         )

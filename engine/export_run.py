@@ -20,6 +20,7 @@ from torch import Tensor
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import records
 from dassl_clip.results.documents import CONFIG_NAME, read_run_config
+from dassl_clip.results.errors import UserError
 
 from . import checkpoint_files as checkpoint
 from .export import FULL, HALF, Export, Storage, as_bytes, check_learned, stored
@@ -47,7 +48,7 @@ def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, An
         half: Store the learned parts in float16; what that changes is measured.
 
     Raises:
-        ValueError: What the trainer holds is not what the record was written of, or does not fit into float16.
+        UserError: What the trainer holds is not what the record was written of, or does not fit into float16.
     """
     learned = {
         name: {
@@ -150,11 +151,11 @@ def unpack_export(export: Export, folder: Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: The folder holds something.
+        UserError: The folder holds something.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: name a folder that does not exist yet")
+        raise UserError(f"{folder} is not empty: name a folder that does not exist yet")
     records.check_record(export.record)
     config = json.loads(json.dumps(export.config))
     weights = config["MODEL"]["BACKBONE"].get("WEIGHTS", "")

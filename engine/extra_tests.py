@@ -27,6 +27,7 @@ from dassl_clip.clip import attacks
 from dassl_clip.clip.probe import IN_ALL, STOPPING, fit_linear_probe
 from dassl_clip.clip.prompts import noise_context, noise_features
 from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.results.errors import UserError
 
 from .data import mix_seed
 from .evaluation import reading
@@ -63,7 +64,7 @@ def check_keys(name: str, node: CfgNode) -> None:
     """Refuse impossible values of `KEYS` in a trainer's node.
 
     Raises:
-        ValueError: A value is not among those that exist, or a number is too small.
+        UserError: A value is not among those that exist, or a number is too small.
     """
     known = {
         "EVALUATE": KINDS,
@@ -77,12 +78,12 @@ def check_keys(name: str, node: CfgNode) -> None:
         given = (node[key],) if isinstance(node[key], str) else tuple(node[key])
         wrong = [value for value in given if value not in values]
         if wrong:
-            raise ValueError(f"TRAINER.{name}.{key} is {node[key]!r}; expected any of {', '.join(values)}")
+            raise UserError(f"TRAINER.{name}.{key} is {node[key]!r}; expected any of {', '.join(values)}")
     for key in ("NC_DRAWS", "NC_TOKENS"):
         if node[key] < 1:
-            raise ValueError(f"TRAINER.{name}.{key} is {node[key]}; expected at least 1")
+            raise UserError(f"TRAINER.{name}.{key} is {node[key]}; expected at least 1")
     if min(node.PROBE_SHOTS, default=1) < 1 or node.ATTACK_EPSILON <= 0:
-        raise ValueError(
+        raise UserError(
             f"TRAINER.{name}.PROBE_SHOTS are images a class, at least 1, and ATTACK_EPSILON is positive; got "
             f"{tuple(node.PROBE_SHOTS)} and {node.ATTACK_EPSILON}"
         )

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 from . import distributed
 from . import feature_cache as bank
 from .checkpoint_files import write_atomically
@@ -99,7 +101,7 @@ def _filled(rows: "_Rows", make: Maker) -> "_Rows":
         for batch in make(rows.done):
             rows.append(batch)
     if rows.done < rows.count:
-        raise ValueError(f"only {rows.done} of {rows.count} rows were made")
+        raise UserError(f"only {rows.done} of {rows.count} rows were made")
     return rows
 
 
@@ -133,11 +135,11 @@ class _Rows:
             said = json.loads(self._progress.read_bytes())
             done = int(said["rows"])
             if said["entry"] != self.path.stem[1:] or not 0 < done <= self.count:
-                raise ValueError(f"{self._progress.name} speaks of {done} rows of {said['entry']}")
+                raise UserError(f"{self._progress.name} speaks of {done} rows of {said['entry']}")
             if array.dtype != np.dtype("<f4") or not array.flags.c_contiguous or len(array) != self.count:
-                raise ValueError(f"holds {array.dtype} {list(array.shape)}, not {self.count} rows of float32")
+                raise UserError(f"holds {array.dtype} {list(array.shape)}, not {self.count} rows of float32")
             if bank.block_sums(array[:done]) != said["crc32"]:
-                raise ValueError("checksums are others")
+                raise UserError("checksums are others")
         except Exception as error:  # a damaged header makes numpy raise almost anything
             logger.warning("%s is damaged, and its features are made from the first on: %s", self.path, error)
             return
@@ -157,7 +159,7 @@ class _Rows:
             self._shape = shape
             self._in_file(lambda: self._begin(shape))
         if shape != tuple(self._shape) or self.done + len(rows) > self.count:
-            raise ValueError(f"rows {list(rows.shape)} do not fit {list(self._shape)} after {self.done} rows")
+            raise UserError(f"rows {list(rows.shape)} do not fit {list(self._shape)} after {self.done} rows")
         self._in_file(lambda: self._write(rows))
         if self._file is None:
             self.values[self.done : self.done + len(rows)] = rows

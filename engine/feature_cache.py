@@ -30,6 +30,7 @@ import torchvision
 from torch import Tensor
 
 from dassl_clip.results import locking
+from dassl_clip.results.errors import UserError
 
 from . import distributed
 from . import signals as termination
@@ -237,12 +238,12 @@ def _check(array: np.ndarray, path: Path, count: int | None) -> None:
     facts = json.loads(path.with_suffix(".json").read_bytes())
     written = facts.pop("array")
     if facts.pop("schema") != SCHEMA or entry_name(facts) != path.stem:
-        raise ValueError(f"the facts in {path.with_suffix('.json').name} are those of another entry")
+        raise UserError(f"the facts in {path.with_suffix('.json').name} are those of another entry")
     if array.dtype != np.dtype("<f4") or not array.flags.c_contiguous or list(array.shape) != written["shape"]:
-        raise ValueError(f"holds {array.dtype} {list(array.shape)}, not float32 {written['shape']}")
+        raise UserError(f"holds {array.dtype} {list(array.shape)}, not float32 {written['shape']}")
     if count is not None and array.shape[:1] != (count,):
-        raise ValueError(f"holds {list(array.shape)}, not {count} rows")
+        raise UserError(f"holds {list(array.shape)}, not {count} rows")
     sums = block_sums(array)
     if sums != written["crc32"]:
         wrong = sum(a != b for a, b in zip(sums, written["crc32"]))
-        raise ValueError(f"{wrong} of {len(sums)} checksums are others")
+        raise UserError(f"{wrong} of {len(sums)} checksums are others")

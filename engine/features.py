@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dassl_clip.clip.finite import check_rows, finite_rows
 from dassl_clip.clip.memory import activation_budget
+from dassl_clip.results.errors import NotFiniteError
 
 from . import distributed
 from . import feature_cache as bank
@@ -166,7 +167,7 @@ class FeatureMixin:
         finite = torch.cat([finite_rows(part) for part in features.split(ROWS_AT_ONCE)])[rows]
         bad = [items[place].impath for place in (~finite).nonzero().flatten().tolist()]
         if bad and self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == RAISE:  # else NaN stands for unreadable images
-            raise FloatingPointError(f"the image features of {bad[0]} are not finite ({len(bad)} of {len(items)})")
+            raise NotFiniteError(f"the image features of {bad[0]} are not finite ({len(bad)} of {len(items)})")
         self.note_unreadable({"unreadable": bad, "label": bad})
         return finite.nonzero().flatten()
 
@@ -241,7 +242,7 @@ class FeatureMixin:
         """Rows `[B, ...]` of a batch of images; NaN for those that could not be decoded.
 
         Raises:
-            FloatingPointError: Others are not finite.
+            NotFiniteError: Others are not finite.
         """
         images = self.on_device(batch["img"])
         readable = torch.tensor(self.note_unreadable(batch), device=self.device)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from dassl_clip.clip.listing import listed
+from dassl_clip.results.errors import NotFiniteError
 from dassl_clip.results.files import write_atomically
 
 from . import distributed, randomness
@@ -126,7 +127,7 @@ class LoopMixin:
             `loss` and every term as numbers, for the log.
 
         Raises:
-            FloatingPointError: The loss is not finite; the message names the first bad tensor, the step, the images and
+            NotFiniteError: The loss is not finite; the message names the first bad tensor, the step, the images and
                 the file that holds them all.
         """
         share = self._share()
@@ -144,7 +145,7 @@ class LoopMixin:
         all_told = peers.size > 1 and numbers.pop() > 0
         summary = dict(zip(["loss", *terms], numbers))
         if not all(value - value == 0 for value in numbers):
-            raise FloatingPointError(self._explained(own, tensors, summary))
+            raise NotFiniteError(self._explained(own, tensors, summary))
         self.precision.scaler.step(self.optim)
         self.precision.scaler.update()
         for name, value in summary.items():

@@ -26,6 +26,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import check_regular
 from dassl_clip.results.records import identity, write_text_atomically
 
@@ -144,22 +145,22 @@ def services(cfg: CfgNode) -> list[str]:
     """The names in `RUN.LOGGERS`, each once.
 
     Raises:
-        ValueError: An unknown name, or a package that is not installed.
+        UserError: An unknown name, or a package that is not installed.
     """
     given = cfg.get("RUN", {}).get("LOGGERS", ())
     given = (given,) if isinstance(given, str) else given or ()
     if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
-        raise ValueError(f"RUN.LOGGERS is {given!r}; expected any of {', '.join(SERVICES)}")
+        raise UserError(f"RUN.LOGGERS is {given!r}; expected any of {', '.join(SERVICES)}")
     names = list(dict.fromkeys(name.strip().lower() for word in given for name in word.split(",") if name.strip()))
     for name in names:
         if name not in SERVICES:
-            raise ValueError(
+            raise UserError(
                 f"RUN.LOGGERS is {given!r}; expected any of {', '.join(SERVICES)} (tensorboard and {CSV_NAME} are "
                 f"always written)"
             )
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name, such as the one W&B makes, is no package
-            raise ValueError(
+            raise UserError(
                 f"RUN.LOGGERS asks for {name}, which is not installed: `pip install {name}`, or leave it out"
             )
     return names
@@ -248,7 +249,7 @@ class LoggingMixin:
             try:
                 opened[name] = SERVICES[name](importlib.import_module(name), title, folder, facts, known.get(name, ""))
             except Exception as error:
-                raise ValueError(
+                raise UserError(
                     f"RUN.LOGGERS: {name} could not be started ({type(error).__name__}: {' '.join(str(error).split())})"
                     f"; log in to it, run it offline, or leave it out"
                 ) from error

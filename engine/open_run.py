@@ -17,10 +17,10 @@ from typing import Any
 
 from dassl_clip.results import records
 from dassl_clip.results.documents import read_config
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.plot_matrix import PREDICTIONS, read_predictions
 
 from .config import coerce, default_config, import_user_code
-from .errors import UserError
 
 WHAT = "give the folder of a finished run (it holds record.json and config.yaml)"
 

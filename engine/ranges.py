@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.records import flatten_config
-
-from .errors import UserError, suggestion
 
 # key -> least value
 LEAST = {
@@ -48,7 +47,7 @@ def check_ranges(cfg: Any) -> None:
         if values.get(key, 0) > most:
             raise UserError(f"{key} is {values[key]}: it should be {most} or less; below 0 means unseeded")
     if cfg.TEST.SPLIT not in SPLITS:
-        hint = suggestion(cfg.TEST.SPLIT, SPLITS)
+        hint = did_you_mean(cfg.TEST.SPLIT, SPLITS)
         hint = " Training images are not tested." if cfg.TEST.SPLIT == "train" else hint
         raise UserError(f"TEST.SPLIT is '{cfg.TEST.SPLIT}'.{hint} Known: {', '.join(SPLITS)}.")
 

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl_clip.results import records, run_data
 from dassl_clip.results.documents import CONFIG_NAME, read_run_config
+from dassl_clip.results.errors import MissingFileError, UserError
 
 from .trainer import CLIPTrainer
 
@@ -36,8 +37,8 @@ def open_run(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: s
         The trainer, ready to score, and the run's record.
 
     Raises:
-        FileNotFoundError: No finished run is there.
-        ValueError: The run is of another data set, domain, class subset or backbone, was tested on other images, or its
+        MissingFileError: No finished run is there.
+        UserError: The run is of another data set, domain, class subset or backbone, was tested on other images, or its
             trainer is not one of this project's kind.
     """
     place = Path(folder).expanduser()
@@ -45,29 +46,29 @@ def open_run(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: s
     if record is None or not (place / CONFIG_NAME).is_file():
         there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
         state = f"it holds {', '.join(there[:8]) or 'nothing'}" if place.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"{key}: no finished run in {place} ({state}); {HOW}")
+        raise MissingFileError(f"{key}: no finished run in {place} ({state}); {HOW}")
     theirs = read_run_config(place / CONFIG_NAME)
     name = theirs["TRAINER"]["NAME"]
     if "alpha" in record:  # CLAP's, as the run was tested, whatever validation images are at hand now
         theirs["TRAINER"][name.upper()]["ALPHA"] = str(record["alpha"])
     _check_same_images(place, theirs["DATASET"], cfg, key)
     if any(record["backbone"].get(fact) != backbone[fact] for fact in ("weights_hash", "activation")):
-        raise ValueError(
+        raise UserError(
             f"{key}: the run in {place} has the backbone {_model(record['backbone'])}, this one {_model(backbone)}; "
             "set MODEL.BACKBONE.NAME and WEIGHTS to the former"
         )
     if name not in TRAINER_REGISTRY.registered_names():
-        raise ValueError(f"{key}: {place} is a run of {name}, which is not registered; load its file with --import")
+        raise UserError(f"{key}: {place} is a run of {name}, which is not registered; load its file with --import")
     kind = TRAINER_REGISTRY.get(name)
     if not issubclass(kind, CLIPTrainer):
-        raise ValueError(
+        raise UserError(
             f"{key}: {place} is a run of {name}, whose class is not a CLIPTrainer of this project, so its features "
             "and scores cannot be asked for"
         )
     trainer = kind(_merged(cfg, theirs, kind))
     there = {item.impath for item in trainer.dm.dataset.test}
     if there != tested:
-        raise ValueError(
+        raise UserError(
             f"{key}: the run in {place} was tested on {len(there)} images and this one tests {len(tested)}, of which "
             f"{len(there & tested)} are the same; give both the same seed (the run's is {record['seed']}, this one's "
             f"{cfg.SEED}), so that no image that the run was trained on is tested"
@@ -76,7 +77,7 @@ def open_run(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: s
     if own_images and record["data"]["test"] != (now := trainer.data).facts()["test"]:
         then = run_data.read_data(place)
         what = run_data.differences(then, now) if then is not None else "which ones is not known"
-        raise ValueError(
+        raise UserError(
             f"{key}: the run in {place} was tested on other images than are there now ({what}); run it again"
         )
     trainer.load_model(str(records.learned_folder(place)))
@@ -99,7 +100,7 @@ def _check_same_images(place: Path, theirs: dict, cfg: CfgNode, key: str) -> Non
         given = theirs.get(name, ours)
         ours, given = (list(value) if isinstance(value, (tuple, list)) else value for value in (ours, given))
         if ours != given:
-            raise ValueError(
+            raise UserError(
                 f"{key}: the run in {place} has DATASET.{name} {given!r}, this one {ours!r}; a run is refined on the "
                 "images and classes that it was tested on"
             )
@@ -123,7 +124,7 @@ def _overlay(node: CfgNode, tree: dict, prefix: str) -> None:
         if f"{prefix}{name}" in _KEPT:
             continue
         if name in node and isinstance(node[name], CfgNode) != isinstance(value, dict):
-            raise ValueError(f"the refined run's config.yaml: {prefix}{name} should not hold {value!r:.80}")
+            raise UserError(f"the refined run's config.yaml: {prefix}{name} should not hold {value!r:.80}")
         if isinstance(value, dict):
             if name not in node:
                 node[name] = CfgNode()

@@ -10,6 +10,8 @@ from bisect import bisect_right
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
+from dassl_clip.results.errors import UserError
+
 SCHEDULES = ("single_step", "multi_step", "cosine")
 WARMUPS = ("constant", "linear")
 
@@ -22,16 +24,16 @@ class EpochSchedule:
         optim_cfg: Dassl's `OPTIM` node: `LR_SCHEDULER`, `STEPSIZE`, `GAMMA`, `MAX_EPOCH` and the `WARMUP_*` keys.
 
     Raises:
-        ValueError: Unknown `LR_SCHEDULER` or `WARMUP_TYPE`, or no epochs.
+        UserError: Unknown `LR_SCHEDULER` or `WARMUP_TYPE`, or no epochs.
     """
 
     def __init__(self, optimizer: Optimizer, optim_cfg: CfgNode):
         if optim_cfg.LR_SCHEDULER not in SCHEDULES:
-            raise ValueError(f"OPTIM.LR_SCHEDULER is {optim_cfg.LR_SCHEDULER!r}; expected one of {SCHEDULES}")
+            raise UserError(f"OPTIM.LR_SCHEDULER is {optim_cfg.LR_SCHEDULER!r}; expected one of {SCHEDULES}")
         if optim_cfg.WARMUP_EPOCH > 0 and optim_cfg.WARMUP_TYPE not in WARMUPS:
-            raise ValueError(f"OPTIM.WARMUP_TYPE is {optim_cfg.WARMUP_TYPE!r}; expected one of {WARMUPS}")
+            raise UserError(f"OPTIM.WARMUP_TYPE is {optim_cfg.WARMUP_TYPE!r}; expected one of {WARMUPS}")
         if optim_cfg.MAX_EPOCH < 1:
-            raise ValueError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; a method that trains needs 1 or more")
+            raise UserError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; a method that trains needs 1 or more")
         self.optimizer = optimizer
         self.cfg = optim_cfg
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]

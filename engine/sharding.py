@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from dassl_clip.results.errors import UserError
+
 from . import signals as termination
 from .distributed import broadcast, gather_rows, gather_values, peers, rank, world_size
 
@@ -44,19 +46,19 @@ def own_rows(loader: DataLoader) -> DataLoader:
     """A training loader that reads this process's rows of each global batch; alone, the loader itself.
 
     Raises:
-        ValueError: The batch size is not a multiple of the number of processes, or there are fewer images than those.
+        UserError: The batch size is not a multiple of the number of processes, or there are fewer images than those.
     """
     size = world_size()
     if size == 1:
         return loader
     batches = loader.batch_sampler
     if batches.batch_size % size:
-        raise ValueError(
+        raise UserError(
             f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}, the number of images of all {size} processes "
             f"together; it must be a multiple of {size}, such as {batches.batch_size // size * size + size}"
         )
     if len(batches.sampler) < size:
-        raise ValueError(
+        raise UserError(
             f"there are {len(batches.sampler)} training images for {size} processes; start at most as many as images"
         )
     return _like(loader, OwnRows(batches))

@@ -20,6 +20,7 @@ from dassl.optim import build_optimizer
 from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import environment, records, run_data
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import check_labels
 
 from . import distributed
@@ -80,7 +81,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         """Refuse impossible settings before anything is built.
 
         Raises:
-            ValueError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
+            UserError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
                 setting that another one takes the place of.
         """
         services(cfg)
@@ -91,14 +92,14 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         precision = cfg.TRAINER[type(self).__name__.upper()].PREC
         if precision not in PRECISIONS:
             known = "; ".join(f"{name!r} ({meaning})" for name, meaning in PRECISIONS.items())
-            raise ValueError(
+            raise UserError(
                 f"{key}.PREC is {precision!r}; expected one of {known}. Learned parts and losses stay in float32"
             )
         if cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) not in (RAISE, SKIP):
             given = cfg.DATALOADER.ON_BAD_IMAGE
-            raise ValueError(f"DATALOADER.ON_BAD_IMAGE is {given!r}; expected {RAISE!r} or {SKIP!r}")
+            raise UserError(f"DATALOADER.ON_BAD_IMAGE is {given!r}; expected {RAISE!r} or {SKIP!r}")
         if cfg.TEST.FINAL_MODEL not in SELECTION_RULES:
-            raise ValueError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
+            raise UserError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
 
     # ----------------------------------------------------------------------------------------------- construction
 
@@ -144,7 +145,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.classnames = list(self.dm.dataset.classnames)
         if cfg.TEST.FINAL_MODEL == "best_val":
             if self.val_loader is None:
-                raise ValueError(
+                raise UserError(
                     f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
                     f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
                 )
@@ -159,13 +160,13 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         """The validation images, for a setting that is to be chosen on them.
 
         Raises:
-            ValueError: Some of them are tested.
+            UserError: Some of them are tested.
         """
         dataset = self.dm.dataset
         tested = {item.impath for item in dataset.test}
         shared = [item.impath for item in dataset.val or () if item.impath in tested]
         if shared:
-            raise ValueError(
+            raise UserError(
                 f"{setting} chooses on validation images, but {len(shared)} of the {len(dataset.val)} that "
                 f"{self.cfg.DATASET.NAME} offers are test images too (such as {shared[0]}), and nothing is chosen on "
                 "test images; give the data set validation images of its own, or set it to one value"
@@ -211,7 +212,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     def train(self) -> None:
         """Fit, test and write the record."""
         if self.trains_on_labels and getattr(self.dm.dataset, "train_overlaps_test", False):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} trains on labels, but here the training images are test images too "
                 f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
             )

@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl_clip.clip.prompts import initial_words
 from dassl_clip.clip.templates import WORDS
+from dassl_clip.results.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +68,14 @@ def refuse_overridden(cfg: CfgNode, name: str, overridden: Overridden, declare: 
         declare: Adds the trainer's settings with their defaults to a configuration.
 
     Raises:
-        ValueError: One of them differs from its default and has no effect.
+        UserError: One of them differs from its default and has no effect.
     """
     default = get_cfg_default()
     declare(default)
     node, plain = cfg.TRAINER[name], default.TRAINER[name]
     for key, (other, holds) in overridden.items():
         if not _same(node[key], plain[key]) and holds(node):
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.{name}.{key} {node[key]!r} has no effect beside {other} {node[other]!r}: leave {key} out, or "
                 f"change TRAINER.{name}.{other}"
             )

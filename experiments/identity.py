@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.engine.errors import UserError
 from dassl_clip.results import records
 from dassl_clip.results.documents import CONFIG_NAME, read_config
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.run_data import NOT_RECORDED, RunData, data_of, differences, read_data
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dassl_clip.cli import train
 from dassl_clip.engine import catalogue, config
-from dassl_clip.engine.errors import UserError
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.tables import Row, refined_row
 
 from .tasks import TASKS, Task, check_task, check_tested, dataset_domains, has_readings, targets_of, task_names

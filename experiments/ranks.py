@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dassl_clip.engine import distributed
 from dassl_clip.engine.console import Console
-from dassl_clip.engine.errors import UserError, is_user_error, report
+from dassl_clip.engine.errors import is_user_error, report
+from dassl_clip.results.errors import UserError
 
 
 @contextlib.contextmanager

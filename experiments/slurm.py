@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Any
 
 from dassl_clip.cli import task, train
-from dassl_clip.engine.errors import UserError
 from dassl_clip.engine.paths import leave_checkout
 from dassl_clip.results import environment
+from dassl_clip.results.errors import UserError
 
 from . import identity, locks, plan
 from . import launchers as pool

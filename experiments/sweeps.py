@@ -19,10 +19,10 @@ from typing import Any
 from dassl_clip import configs
 from dassl_clip.cli import task
 from dassl_clip.engine import catalogue
-from dassl_clip.engine.errors import UserError, suggestion
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
 from dassl_clip.results.documents import read_yaml
+from dassl_clip.results.errors import UserError, did_you_mean
 
 from . import plan
 
@@ -76,7 +76,7 @@ def read_sweep(name: str) -> Sweep:
     if not path.is_file():
         known = sweep_names()
         there = f"Known: {', '.join(known)}; or give a yaml file."
-        raise UserError(f"there is no sweep '{name}'.{suggestion(name, known)} {there}")
+        raise UserError(f"there is no sweep '{name}'.{did_you_mean(name, known)} {there}")
     try:
         tree = read_yaml(path)
     except ValueError as error:
@@ -150,7 +150,7 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
     for name in only:
         if name not in labels:
             rows = ", ".join(labels)
-            raise UserError(f"{sweep.name} has no row '{name}'.{suggestion(name, labels)} Its rows: {rows}.")
+            raise UserError(f"{sweep.name} has no row '{name}'.{did_you_mean(name, labels)} Its rows: {rows}.")
     for label, row in zip(labels, sweep.rows):
         if only and label not in only:
             continue

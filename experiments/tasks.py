@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dassl_clip.engine.errors import UserError, suggestion
+from dassl_clip.results.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def task_names(asked: Sequence[str], cfg: Any) -> list[str]:
     tasks = list(asked) or list(own) or list(cfg.DATASET.get("TASKS", ())) or [usual]
     for task in tasks:
         if task not in TASKS:
-            raise UserError(f"there is no task '{task}'.{suggestion(task, TASKS)} Known: {', '.join(TASKS)}.")
+            raise UserError(f"there is no task '{task}'.{did_you_mean(task, TASKS)} Known: {', '.join(TASKS)}.")
     return tasks
 
 
@@ -139,7 +139,7 @@ def targets_of(asked: Sequence[str], domains: Sequence[str], dataset: str) -> li
     for name in asked:
         if name not in domains:
             raise UserError(
-                f"{dataset} has no domain '{name}'.{suggestion(name, domains)} Its domains: {', '.join(domains)}."
+                f"{dataset} has no domain '{name}'.{did_you_mean(name, domains)} Its domains: {', '.join(domains)}."
             )
     return list(asked) or list(domains)
 
@@ -150,4 +150,6 @@ def check_tested(asked: Sequence[str], task: str, known: Sequence[str]) -> None:
         if not known:
             raise UserError(f"{task} tests base and new classes of one data set, so no target can be named: {name}")
         if name not in known:
-            raise UserError(f"{task} has no target '{name}'.{suggestion(name, known)} Its targets: {', '.join(known)}.")
+            raise UserError(
+                f"{task} has no target '{name}'.{did_you_mean(name, known)} Its targets: {', '.join(known)}."
+            )

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from .errors import UserError
 from .files import check_regular
 
 MOST_BYTES = 4 << 20  # of a YAML document, which is read slowly
@@ -26,7 +27,7 @@ def read_yaml(path: Path) -> Any:
     """The values of a YAML file.
 
     Raises:
-        ValueError: It is no YAML text of plain values, or it is refused; the sentence names the file.
+        UserError: It is no YAML text of plain values, or it is refused; the sentence names the file.
         OSError: It cannot be read.
     """
     return _read(path, parse_yaml, "yaml file")
@@ -36,20 +37,20 @@ def read_run_config(path: Path) -> dict[str, Any]:
     """The configuration that a run wrote into its folder.
 
     Raises:
-        ValueError: It is no YAML text, or none of a run's configuration; the sentence names the file.
+        UserError: It is no YAML text, or none of a run's configuration; the sentence names the file.
         OSError: It cannot be read.
     """
     tree = read_yaml(path)
     groups = {name: tree.get(name) if isinstance(tree, dict) else None for name in ("TRAINER", "DATASET", "MODEL")}
     lacks = [name for name, group in groups.items() if not isinstance(group, dict) or not _named(name, group)]
     if lacks:
-        raise ValueError(
+        raise UserError(
             f"{path} is not the configuration of a run: {lacks[0]} with a NAME is expected"
             if lacks[0] != "MODEL"
             else f"{path} is not the configuration of a run: MODEL with BACKBONE and its NAME is expected"
         )
     if not isinstance(tree.get("RUN", {}), dict):
-        raise ValueError(f"{path} is not the configuration of a run: RUN should be a group of keys")
+        raise UserError(f"{path} is not the configuration of a run: RUN should be a group of keys")
     return dict(tree)
 
 
@@ -63,20 +64,20 @@ def parse_yaml(text: str) -> Any:
     """The values of a YAML text.
 
     Raises:
-        ValueError: It is no YAML text of plain values, too long, too deep, or its aliases stand for too much.
+        UserError: It is no YAML text of plain values, too long, too deep, or its aliases stand for too much.
     """
     if len(text) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} characters")
+        raise UserError(f"it has more than {MOST_BYTES:,} characters")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
         if _count(node, {}, 0) > MOST_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+            raise UserError(f"its aliases stand for more than {MOST_VALUES:,} values")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _read(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
@@ -84,17 +85,17 @@ def _read(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # PyYAML's too
-        raise ValueError(f"{path} is not a {kind}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not a {kind}: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise ValueError(f"{path} is not a {kind} that can be read: it is nested too deeply") from error
+        raise UserError(f"{path} is not a {kind} that can be read: it is nested too deeply") from error
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """Number of values of a node with every alias written out."""
     if depth > DEEPEST:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep, or holds itself")
+        raise UserError(f"it is nested more than {DEEPEST} levels deep, or holds itself")
     if isinstance(node, yaml.ScalarNode) and _HALF.search(node.value):
-        raise ValueError(f"{node.value!r} holds half a character")
+        raise UserError(f"{node.value!r} holds half a character")
     if id(node) not in known:
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -113,7 +114,7 @@ def _refuse_twice(node: yaml.MappingNode) -> None:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise ValueError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
+                raise UserError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
             lines[key.value] = line
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from .errors import UserError
+
 _SUFFIX = ".tmp"
 
 
@@ -45,10 +47,10 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse to open what is there and is no regular file: reading a pipe or a device may never end.
 
     Raises:
-        ValueError: naming it, and what it is.
+        UserError: naming it, and what it is.
     """
     if kind_of(path) not in ("a file", "nothing"):
-        raise ValueError(no_file(path))
+        raise UserError(no_file(path))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

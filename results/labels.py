@@ -7,6 +7,8 @@ import logging
 from numbers import Integral
 from typing import Any, NoReturn
 
+from .errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,14 +33,14 @@ def check_labels(dataset: Any, name: str) -> None:
         name: its registry name.
 
     Raises:
-        ValueError: naming the first fault.
+        UserError: naming the first fault.
     """
     names, lists = list(dataset.classnames), {part: getattr(dataset, part) or () for part in ("train_x", "val", "test")}
     pairs = {part: {(item.label, item.classname) for item in items} for part, items in lists.items()}
 
     def refuse(part: str, label: object, called: str, fault: str) -> NoReturn:
         path = next(item.impath for item in lists[part] if (item.label, item.classname) == (label, called))
-        raise ValueError(f"{name}: the label of {path} in {part} {fault}")
+        raise UserError(f"{name}: the label of {path} in {part} {fault}")
 
     every = [(part, label, called) for part, found in pairs.items() for label, called in found]
     for part, label, called in every:
@@ -46,7 +48,7 @@ def check_labels(dataset: Any, name: str) -> None:
             refuse(part, label, called, f"is {label!r} ({type(label).__name__}), expected a whole number")
     numbers = f"the {len(names)} classes have the labels 0 to {len(names) - 1}"
     if {label for label, _ in pairs["train_x"]} == set(range(1, len(names) + 1)):
-        raise ValueError(
+        raise UserError(
             f"{name}: the labels of train_x are 1 to {len(names)}, but {numbers}: subtract 1 from every label in the "
             "loader"
         )
@@ -55,7 +57,7 @@ def check_labels(dataset: Any, name: str) -> None:
             refuse(part, label, called, f"is {label}, but {numbers}")
     missing = sorted(set(range(max(len(names), dataset.num_classes))) - set(dataset.lab2cname))
     if missing or len(names) != dataset.num_classes:
-        raise ValueError(
+        raise UserError(
             f"{name}: no class name for the label {', '.join(map(str, missing[:8])) or 'of a class'} "
             f"({dataset.num_classes} classes by num_classes, {len(names)} in classnames), so that later names would go "
             "with other labels; give num_classes, lab2cname "
@@ -64,9 +66,9 @@ def check_labels(dataset: Any, name: str) -> None:
     for label, text in enumerate(names):
         if dataset.lab2cname[label] != text:
             known = dataset.lab2cname[label]
-            raise ValueError(f'{name}: label {label} is "{known}" in lab2cname and "{text}" in classnames')
+            raise UserError(f'{name}: label {label} is "{known}" in lab2cname and "{text}" in classnames')
         if not str(text).strip():
-            raise ValueError(f"{name}: class {label} has no name, so that its prompt says nothing")
+            raise UserError(f"{name}: class {label} has no name, so that its prompt says nothing")
     first: dict[str, str] = {}
     for text in () if hasattr(dataset, "spec") else names:  # a loader of this project has refused them
         if prompt_key(text) in first:

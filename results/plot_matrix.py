@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UserError
 from .plot_style import PANELS_A_ROW, Plot, finish, new_figure, shortened, styled
 from .plots import caption
 from .tables import row_of
@@ -43,11 +44,11 @@ def read_predictions(folder: Path) -> Predictions:
     """The saved predictions of a run.
 
     Raises:
-        ValueError: the run kept none, or its file is damaged.
+        UserError: the run kept none, or its file is damaged.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {PREDICTIONS}: the run was made before predictions were kept, or by a trainer that keeps "
             "none; test it again with --eval-only --model-dir, or run it again, to have them"
         )
@@ -56,7 +57,7 @@ def read_predictions(folder: Path) -> Predictions:
             found = {key: file[key] for key in ("paths", "labels", "top", "shares", "classnames")}
         _check(found)
     except Exception as error:  # damaged archives make their readers raise almost anything
-        raise ValueError(f"{path} is damaged ({error}); run it again") from error
+        raise UserError(f"{path} is damaged ({error}); run it again") from error
     return Predictions(**{**found, "classnames": found["classnames"].tolist()})
 
 
@@ -65,13 +66,13 @@ def _check(found: Mapping[str, np.ndarray]) -> None:
     kinds = {"paths": "U", "classnames": "U", "labels": "iu", "top": "iu", "shares": "f"}
     for key, kind in kinds.items():
         if found[key].dtype.kind not in kind or found[key].ndim != (2 if key in ("top", "shares") else 1):
-            raise ValueError(f"{key} is {list(found[key].shape)} of {found[key].dtype}")
+            raise UserError(f"{key} is {list(found[key].shape)} of {found[key].dtype}")
     rows = {key: len(found[key]) for key in ("paths", "labels", "top", "shares")}
     if len(set(rows.values())) > 1 or found["top"].shape != found["shares"].shape or not found["top"].shape[1]:
-        raise ValueError(f"its lists have different lengths: {rows}")
+        raise UserError(f"its lists have different lengths: {rows}")
     for key in ("labels", "top"):
         if found[key].size and not 0 <= found[key].min() <= found[key].max() < len(found["classnames"]):
-            raise ValueError(f"{key} holds numbers of no class")
+            raise UserError(f"{key} holds numbers of no class")
 
 
 def confusion_counts(predictions: Predictions) -> np.ndarray:
@@ -89,7 +90,7 @@ def confusion_plot(found: Sequence[tuple[Path, Mapping[str, Any]]], classes: Seq
         classes: names of the classes to show; default: all, of more than 50 those 30 with the lowest accuracy.
 
     Raises:
-        ValueError: a run has no predictions, the runs have different classes, or a name is unknown.
+        UserError: a run has no predictions, the runs have different classes, or a name is unknown.
     """
     counts: dict[str, np.ndarray] = {}
     names: list[str] = []
@@ -97,14 +98,14 @@ def confusion_plot(found: Sequence[tuple[Path, Mapping[str, Any]]], classes: Seq
         predictions = read_predictions(folder)
         names = names or predictions.classnames
         if predictions.classnames != names:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has other classes ({', '.join(predictions.classnames[:3])}, ...) than the first run "
                 f"({', '.join(names[:3])}, ...); a figure shows one list of classes"
             )
         label = row_of(record).label
         counts[label] = counts.get(label, 0) + confusion_counts(predictions)
     if len(counts) > PANELS_A_ROW:
-        raise ValueError(f"{len(counts)} methods ({', '.join(counts)}): at most {PANELS_A_ROW} fit side by side")
+        raise UserError(f"{len(counts)} methods ({', '.join(counts)}): at most {PANELS_A_ROW} fit side by side")
     chosen = _choose(names, np.sum(list(counts.values()), axis=0), classes)
     merged = {label: _merge(count, chosen) for label, count in counts.items()}
     shown = [names[index] for index in chosen] + ([REST] if len(chosen) < len(names) else [])
@@ -144,7 +145,7 @@ def _choose(names: Sequence[str], counts: np.ndarray, classes: Sequence[str]) ->
     """Indices of the classes to show, in label order."""
     unknown = [name for name in classes if name not in names]
     if unknown:
-        raise ValueError(f"--classes: there is no class '{unknown[0]}'; the runs have {', '.join(names)}")
+        raise UserError(f"--classes: there is no class '{unknown[0]}'; the runs have {', '.join(names)}")
     if classes:
         return sorted({names.index(name) for name in classes})
     if len(names) <= MOST_CLASSES:

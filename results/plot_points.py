@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UserError
 from .plot_style import GREY, Plot, finish, look, new_figure, shortened, styled
 from .plots import caption
 
@@ -48,12 +49,12 @@ def project(features: np.ndarray, method: str, seed: int = 0, perplexity: float 
         perplexity: of t-SNE, lowered to a third of the points; UMAP takes half of it as its number of neighbours.
 
     Raises:
-        ValueError: an unknown method, a package that is not installed, or fewer than 4 points.
+        UserError: an unknown method, a package that is not installed, or fewer than 4 points.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+        raise UserError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     if len(features) < 4:
-        raise ValueError(f"{len(features)} images are too few for a figure of features; at least 4 are needed")
+        raise UserError(f"{len(features)} images are too few for a figure of features; at least 4 are needed")
     centred = np.asarray(features, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
     if method == "pca":
@@ -65,7 +66,7 @@ def project(features: np.ndarray, method: str, seed: int = 0, perplexity: float 
         else:
             from umap import UMAP
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{TITLES[method]} needs the package {package}: pip install 'dassl-clip[{extra}]', or pip install "
             f"{package}; PCA needs none (--method pca)"
         ) from error
@@ -109,13 +110,13 @@ def points_plot(
         seed: see `project`.
 
     Raises:
-        ValueError: an unknown name, or see `project`.
+        UserError: an unknown name, or see `project`.
     """
     every = [name for panel in panels for name in panel.names]
     known = sorted(set(every))
     unknown = [name for name in classes if name not in known]
     if unknown:
-        raise ValueError(f"--classes: there are no images of '{unknown[0]}'; there are of {', '.join(known)}")
+        raise UserError(f"--classes: there are no images of '{unknown[0]}'; there are of {', '.join(known)}")
     coloured = list(classes) or sorted(sorted(known, key=lambda name: (-every.count(name), name))[:SHOWN_CLASSES])
     with styled():
         figure, axes = new_figure(len(panels), width=4.2, height=3.9)

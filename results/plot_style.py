@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import UserError
 from .escaping import one_line, printable
 from .records import write_bytes_atomically
 
@@ -89,12 +90,12 @@ def styled() -> Iterator[None]:
     """A context in which figures are made and drawn in the project's style, whatever the user's own settings are.
 
     Raises:
-        ValueError: matplotlib is not installed.
+        UserError: matplotlib is not installed.
     """
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError(NEEDED) from error
+        raise UserError(NEEDED) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)

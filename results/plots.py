@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .errors import UserError
 from .plot_style import GREY, Plot, finish, look, new_figure, seeds_line, shortened, styled
 from .records import protocol_of
 from .tables import MEAN, Group, column_of, group_records, mean_and_spread, row_of
@@ -31,13 +32,13 @@ def domains_plot(found: Iterable[Record], split: str = "test") -> Plot:
     """Accuracy of each method in each target domain and on average; one panel for each group that shares a table.
 
     Raises:
-        ValueError: no record has that split, or there are too many groups for one figure.
+        UserError: no record has that split, or there are too many groups for one figure.
     """
     groups = group_records(found, split)
     if not groups:
-        raise ValueError(f"none of the runs has metrics of {split} images")
+        raise UserError(f"none of the runs has metrics of {split} images")
     if len(groups) > MOST_PANELS:
-        raise ValueError(
+        raise UserError(
             f"the runs fall into {len(groups)} groups that may not share a panel (task, data set, shots, classes, "
             f"backbone); at most {MOST_PANELS} fit in a figure: give fewer run folders"
         )
@@ -69,13 +70,13 @@ def curves_plot(found: Iterable[Record]) -> Plot:
     """Loss terms and learning rate over training; one panel a term, one line a method and target.
 
     Raises:
-        ValueError: no record has a history, or there are too many lines.
+        UserError: no record has a history, or there are too many lines.
     """
     found = list(found)
     records = [record for record in found if any(entry.keys() - set(COUNTERS) for entry in record.get("history", ()))]
     if not records:
         methods = ", ".join(sorted({record["method"] for record in found}))
-        raise ValueError(
+        raise UserError(
             f"none of the {len(found)} runs ({methods}) has a history of its losses: the method trains nothing step by "
             "step, or the run was made before histories were kept; run it again to have one"
         )
@@ -88,7 +89,7 @@ def curves_plot(found: Iterable[Record]) -> Plot:
             counter = next((name for name in COUNTERS if name in entry), COUNTERS[0])
             for term in entry.keys() - set(COUNTERS):
                 if abs(entry[term]) > _LARGEST:
-                    raise ValueError(f"{label}: {term} is {entry[term]:g}, which no axis can show")
+                    raise UserError(f"{label}: {term} is {entry[term]:g}, which no axis can show")
                 line = cells.setdefault((term, counter), {}).setdefault(label, {})
                 line.setdefault(entry.get(counter, 0), {})[record["seed"]] = entry[term]
     panels = sorted(cells, key=lambda key: (key[0] == RATE, key[0] != "loss", key))
@@ -114,7 +115,7 @@ def shots_plot(found: Iterable[Record], split: str = "test") -> Plot:
     """Accuracy over the number of training images a class, of runs and of few-shot probes; dashed: no labels used.
 
     Raises:
-        ValueError: nothing was measured with two or more numbers of shots.
+        UserError: nothing was measured with two or more numbers of shots.
     """
     records = [record for record in found if split in record["metrics"]]
     # group -> domain -> line -> shots -> seed -> accuracy
@@ -131,7 +132,7 @@ def shots_plot(found: Iterable[Record], split: str = "test") -> Plot:
     if not drawn:
         whole = sum(bool(record["num_train"]) and record["shots"] < 1 for record in records)
         counted = f" ({whole} of the {len(records)} runs used all images)" if whole else ""
-        raise ValueError(
+        raise UserError(
             f"no method was measured with two or more numbers of shots{counted}: give runs with different --shots, or "
             "runs of the task 'probe' (dassl-clip task METHOD DATASET SEED --task probe)"
         )
@@ -347,10 +348,10 @@ def _check_lines(lines: Sequence[str]) -> None:
     """Refuse a figure that nobody could read.
 
     Raises:
-        ValueError: there are too many lines.
+        UserError: there are too many lines.
     """
     if len(lines) > MOST_LINES:
-        raise ValueError(
+        raise UserError(
             f"the runs make {len(lines)} lines, and more than {MOST_LINES} cannot be told apart: give fewer run "
             "folders, or choose with --rows, --targets and --tasks"
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from .errors import UserError
 from .escaping import csv_text
 from .readings import MEASURES
 from .tables import FORMATS, cell_text, framed, mean_and_spread, tabulated
@@ -42,10 +43,10 @@ def read_published(name: str) -> dict[str, Any]:
     -> list of "group/column" whose printed number is known to be wrong: those are shown, but never checked.
 
     Raises:
-        ValueError: there is no such table.
+        UserError: there is no such table.
     """
     if name not in published_names():
-        raise ValueError(f"there is no published table '{name}'; known: {', '.join(published_names())}")
+        raise UserError(f"there is no published table '{name}'; known: {', '.join(published_names())}")
     path = files(__package__) / "published" / f"{name}.json"
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return table
@@ -97,10 +98,10 @@ class Sheet:
             style: one of `FORMATS`.
 
         Raises:
-            ValueError: unknown style.
+            UserError: unknown style.
         """
         if style not in FORMATS:
-            raise ValueError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+            raise UserError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
         if style == "json":
             sheet = {"title": self.title, "about": self.above, "cells": self.records(), "notes": self.below}
             return json.dumps(sheet, indent=1, ensure_ascii=False)

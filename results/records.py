@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from .environment import environment_facts
+from .errors import MissingFileError, UserError
 from .files import check_regular, write_bytes_atomically, write_text_atomically
 
 __all__ = [
@@ -170,7 +171,7 @@ def check_record(record: Mapping[str, Any]) -> None:
     """Check a record against the schema.
 
     Raises:
-        ValueError: one sentence that lists every fault: missing keys, wrong types, empty texts, numbers that are not
+        UserError: one sentence that lists every fault: missing keys, wrong types, empty texts, numbers that are not
             finite, counts that contradict each other.
     """
     absent = [key for key in FIELDS if key not in record]
@@ -188,7 +189,7 @@ def check_record(record: Mapping[str, Any]) -> None:
     faults += _json_faults(record)
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise ValueError(f"not a valid record (schema version {SCHEMA_VERSION}): " + "; ".join(faults[:8]) + more)
+        raise UserError(f"not a valid record (schema version {SCHEMA_VERSION}): " + "; ".join(faults[:8]) + more)
 
 
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
@@ -291,7 +292,7 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
         The path of the record.
 
     Raises:
-        ValueError: the record does not fit the schema; nothing is written.
+        UserError: the record does not fit the schema; nothing is written.
     """
     record = {"schema_version": SCHEMA_VERSION, "data": {}, **record}
     check_record(record)
@@ -346,13 +347,13 @@ def learned_folder(folder: Path) -> Path:
     """Where the learned parts of a run lie: in its own folder; of an evaluation, in the run (or export) it evaluated.
 
     Raises:
-        FileNotFoundError: The evaluated run is gone.
+        MissingFileError: The evaluated run is gone.
     """
     origin = (read_record(folder) or {}).get("evaluated_from")
     if not origin or has_checkpoints(folder):
         return folder
     if not Path(origin).exists():
-        raise FileNotFoundError(f"{folder} is an evaluation of {origin}, which is not there any more")
+        raise MissingFileError(f"{folder} is an evaluation of {origin}, which is not there any more")
     return Path(origin)
 
 
@@ -360,11 +361,11 @@ def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
     """Every complete or broken record at or below a folder, ordered by path; a copy of a run (`cp -r`) counts once.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
+        MissingFileError: the folder does not exist.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}: give the output folder of a task, or any folder above run folders")
+        raise MissingFileError(f"no folder {root}: give the output folder of a task, or any folder above run folders")
     found, first = [], dict[str, Path]()
     for folder in sorted(path.parent for path in root.rglob(RECORD_NAME)):
         item = inspect_record(folder)

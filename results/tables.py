@@ -15,6 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from .errors import UserError
 from .escaping import csv_text, markdown, one_line
 from .records import TRANSFER_TASKS, FoundRecord, protocol_of, trained_on
 from .run_data import NOT_RECORDED, described
@@ -243,10 +244,10 @@ class Table:
             style: one of `FORMATS`; CSV holds the rows alone.
 
         Raises:
-            ValueError: unknown style.
+            UserError: unknown style.
         """
         if style not in FORMATS:
-            raise ValueError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+            raise UserError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
         if style == "json":
             rows = [dict(zip(self.columns, row)) for row in self.rows]
             sheet = {"title": self.title, "about": self.above, "rows": rows, "notes": self.below}
@@ -297,7 +298,7 @@ def method_table(
         broken: folders whose record could not be used; named below the table.
 
     Raises:
-        ValueError: no row is the reference.
+        UserError: no row is the reference.
     """
     seeds = list(seeds) if seeds is not None else group.seeds
     domains = list(columns) if columns is not None else group.domains
@@ -355,7 +356,7 @@ def _reference(group: Group, name: str) -> Row:
     matches = [row for row in group.rows if name in (row.method, row.label)]
     if not matches:
         labels = ", ".join(row.label for row in group.rows)
-        raise ValueError(f"no row '{name}' to compare with in {group_title(group)}: the records hold {labels}")
+        raise UserError(f"no row '{name}' to compare with in {group_title(group)}: the records hold {labels}")
     return matches[0]
 
 

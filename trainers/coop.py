@@ -15,6 +15,7 @@ from dassl_clip.clip.prompts import ContextLearner, initial_words
 from dassl_clip.engine.fixed_view import FixedViewMixin
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import words_override
+from dassl_clip.results.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class CoOp(FixedViewMixin, CLIPTrainer):
         """Also refuse an unknown class-token position."""
         super().check_cfg(cfg)
         if cfg.TRAINER.COOP.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.COOP.CLASS_TOKEN_POSITION is {cfg.TRAINER.COOP.CLASS_TOKEN_POSITION!r}; expected one of "
                 f"{POSITIONS}"
             )

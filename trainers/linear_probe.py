@@ -18,6 +18,7 @@ from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
+from dassl_clip.results.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class LinearProbe(CLIPTrainer):
         super().check_cfg(cfg)
         pulls = cfg.TRAINER.LINEARPROBE.PULL
         if not pulls or min(pulls) < 0:
-            raise ValueError(f"TRAINER.LINEARPROBE.PULL is {tuple(pulls)}; expected one or more numbers of at least 0")
+            raise UserError(f"TRAINER.LINEARPROBE.PULL is {tuple(pulls)}; expected one or more numbers of at least 0")
 
     @property
     def prompt(self) -> str:

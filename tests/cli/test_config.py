@@ -8,7 +8,7 @@ import pytest
 from dassl_clip.cli import train
 from dassl_clip.engine import config
 from dassl_clip.engine.config import default_config, merge_file
-from dassl_clip.engine.errors import UserError
+from dassl_clip.results.errors import UserError
 
 SINGLE = ["--root", "--seed", "--output-dir"]
 

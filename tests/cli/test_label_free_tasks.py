@@ -11,9 +11,9 @@ import pytest
 
 from dassl_clip.cli import compare, task, train
 from dassl_clip.engine import catalogue
-from dassl_clip.engine.errors import UserError
 from dassl_clip.experiments import plan
 from dassl_clip.results import records
+from dassl_clip.results.errors import UserError
 
 EVALUATE = {"zeroshot": ("forms",), "probe": ("probe",), "attacks": ("attacks",)}
 # The published settings: batch, tau, lambda, noise tokens; latent width and alpha of each backbone.

@@ -21,11 +21,11 @@ import yaml
 from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import sweep, table, task, train
 from dassl_clip.engine.config import resolve_config
-from dassl_clip.engine.errors import UserError
 from dassl_clip.experiments import locks, plan
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records
+from dassl_clip.results.errors import UserError
 
 FAST = {"OPTIM.LR": 0.5}
 

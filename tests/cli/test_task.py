@@ -19,12 +19,12 @@ import pytest
 from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import task, train
 from dassl_clip.engine import catalogue
-from dassl_clip.engine.errors import UserError
 from dassl_clip.experiments import launchers as pool
 from dassl_clip.experiments import plan
 from dassl_clip.experiments.progress import fraction_done
 from dassl_clip.experiments.reference import reference_method
 from dassl_clip.results import records
+from dassl_clip.results.errors import UserError
 
 SCRIPTS = Path(plan.__file__).resolve().parents[1] / "scripts"
 

@@ -16,6 +16,7 @@ import yaml
 from dassl_clip.cli import train
 from dassl_clip.engine import config, errors
 from dassl_clip.results import records
+from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 
 
 @pytest.fixture
@@ -213,33 +214,31 @@ def test_lines_of_our_rooms_reach_console_and_log(world, call):
     assert logging.getLogger("dassl_clip").isEnabledFor(logging.INFO)
 
 
-def deliberate():
-    raise ValueError("a sentence")
+def raised(program, **names):
+    """What a module of that name raises."""
+    with pytest.raises(Exception) as caught:
+        exec(program, names)
+    return caught.value
 
 
-def accidental():
-    return int("x")
-
-
-def test_only_deliberate_errors_of_our_rooms_are_a_persons():
-    cases = []
-    for function in (deliberate, accidental):
-        try:
-            function()
-        except ValueError as error:
-            cases.append(error)
-    assert not any(map(errors.is_user_error, cases))  # raised in a test, which is no room of ours
-    ours = {"__name__": "dassl_clip.somewhere", "deliberate": None}
-    exec("def deliberate():\n    raise ValueError('a sentence')\ndef accidental():\n    return int('x')\n", ours)
-    for name, expected in (("deliberate", True), ("accidental", False)):
-        with pytest.raises(ValueError) as caught:
-            ours[name]()
-        assert errors.is_user_error(caught.value) is expected
-    with pytest.raises(ValueError) as caught:
-        exec("raise ValueError", ours)
-    assert not errors.is_user_error(caught.value)  # nothing to tell a person
+@pytest.mark.parametrize(
+    ("program", "module", "expected"),
+    [
+        ("raise UserError('a sentence')", "dassl_clip.somewhere", True),
+        ("raise MissingFileError('a sentence')", "dassl_clip.somewhere", True),
+        ("raise ValueError('a sentence')", "dassl_clip.somewhere", False),
+        ("int('x')", "dassl_clip.somewhere", False),
+        ("raise ValueError('a sentence')", "somebody.plugin", False),
+        ("raise KeyError('a sentence')", "dassl.utils.registry", True),
+        ("raise ValueError", "dassl.utils.registry", False),
+        ("open('/no/such/file')", "dassl_clip.somewhere", True),
+    ],
+)
+def test_only_what_tells_a_person_what_to_change_is_a_users_error(program, module, expected):
+    error = raised(program, __name__=module, UserError=UserError, MissingFileError=MissingFileError)
+    assert errors.is_user_error(error) is expected
 
 
 def test_suggestions_ignore_case():
-    assert errors.suggestion("gopro", ["GOPro", "CoOp"]) == " Did you mean 'GOPro'?"
-    assert errors.suggestion("zzz", ["GOPro", "CoOp"]) == ""
+    assert did_you_mean("gopro", ["GOPro", "CoOp"]) == " Did you mean 'GOPro'?"
+    assert did_you_mean("zzz", ["GOPro", "CoOp"]) == ""

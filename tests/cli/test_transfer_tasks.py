@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from dassl_clip.cli import train
-from dassl_clip.engine.errors import UserError
 from dassl_clip.experiments import plan
 from dassl_clip.results import records
+from dassl_clip.results.errors import UserError
 
 COLOURS = {
     "ash": (90, 90, 90),

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dassl_clip.results.errors import UserError
+
 TRAINING_ALPHA = 1.0
 NETWORK = "network_beta"  # the text-trained head in the authors' state dicts
 NETWORKS = (NETWORK, "network_psi")
@@ -46,13 +48,13 @@ class ContentHead(nn.Module):
         alpha: The factor of `forward`. Training passes `TRAINING_ALPHA` in its place, whatever this value is.
 
     Raises:
-        ValueError: A width is not positive.
+        UserError: A width is not positive.
     """
 
     def __init__(self, embed_dim: int, latent_dim: int, alpha: float = 1.0):
         super().__init__()
         if embed_dim < 1 or latent_dim < 1:
-            raise ValueError(f"the content head needs positive widths, got E = {embed_dim} and latent = {latent_dim}")
+            raise UserError(f"the content head needs positive widths, got E = {embed_dim} and latent = {latent_dim}")
         self.alpha = float(alpha)
         self.linear = nn.Linear(embed_dim, latent_dim)
         self.projection = nn.Linear(latent_dim, embed_dim, bias=False)
@@ -94,7 +96,7 @@ def published_network(state: Mapping[str, Tensor]) -> str:
         The first that is there and has another projection; without one, the first that is there.
 
     Raises:
-        ValueError: As in `published_state`.
+        UserError: As in `published_state`.
     """
     named = {_plain_key(key): value for key, value in state.items()}
     there = [network for network in NETWORKS if any(key.startswith(f"{network}.") for key in named)] or [NETWORK]
@@ -114,7 +116,7 @@ def published_state(state: Mapping[str, Tensor], network: str | None = None) -> 
         `linear.weight [latent, E]`, `linear.bias [latent]`, `projection.weight [E, latent]`.
 
     Raises:
-        ValueError: Keys are missing, their shapes do not fit each other, or the head is not trained.
+        UserError: Keys are missing, their shapes do not fit each other, or the head is not trained.
     """
     head = _head({_plain_key(key): value for key, value in state.items()}, network or published_network(state))
     check_trained(head)
@@ -127,7 +129,7 @@ def _head(named: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
     missing = [name for name in wanted.values() if name not in named]
     if missing:
         found = ", ".join(sorted(named)[:8]) + (", ..." if len(named) > 8 else "")
-        raise ValueError(
+        raise UserError(
             f"not a checkpoint of CLAP's authors: {', '.join(missing)} missing; expected "
             f"{', '.join(wanted.values())}; it has {found or 'no keys at all'}"
         )
@@ -139,7 +141,7 @@ def _head(named: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
 def check_trained(state: Mapping[str, Tensor]) -> None:
     """Raise a ValueError if a head's state dict has a projection that is all zero, as before any training."""
     if not state[HEAD_KEYS[2]].any():
-        raise ValueError(
+        raise UserError(
             "the checkpoint's content head is not trained: its projection is all zero, so it returns CLIP's own "
             "features; take the checkpoint of a trained head, or train one (TRAINER.CLAP.MAX_STEPS above 0)"
         )
@@ -149,15 +151,15 @@ def head_widths(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """`E` and the latent width of a `ContentHead`'s state dict.
 
     Raises:
-        ValueError: Keys are missing, or the shapes do not fit each other.
+        UserError: Keys are missing, or the shapes do not fit each other.
     """
     missing = [key for key in HEAD_KEYS if key not in state]
     if missing:
-        raise ValueError(f"a content head has {', '.join(HEAD_KEYS)}; missing: {', '.join(missing)}")
+        raise UserError(f"a content head has {', '.join(HEAD_KEYS)}; missing: {', '.join(missing)}")
     shapes = [tuple(state[key].shape) for key in HEAD_KEYS]
     latent, embed_dim = shapes[0] if len(shapes[0]) == 2 else (0, 0)
     if shapes != [(latent, embed_dim), (latent,), (embed_dim, latent)]:
-        raise ValueError(
+        raise UserError(
             "a content head has shapes [latent, E], [latent] and [E, latent] for "
             f"{', '.join(HEAD_KEYS)}; got {', '.join(str(list(shape)) for shape in shapes)}"
         )
@@ -168,12 +170,12 @@ def check_widths(state: Mapping[str, Tensor], embed_dim: int, latent_dim: int | 
     """Raise a ValueError unless a head's state dict fits features of `embed_dim` (and a head of `latent_dim`)."""
     given = head_widths(state)
     if given[0] != embed_dim:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's content head is for features of width {given[0]}, but this backbone's have width "
             f"{embed_dim}; take the backbone that it was trained with, or the checkpoint of this one"
         )
     if latent_dim is not None and given[1] != latent_dim:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's content head has a latent width of {given[1]}, but {latent_dim} is configured; "
             f"set it to {given[1]}"
         )
@@ -191,11 +193,11 @@ def display_name(classname: str) -> str:
     """A class name as it stands in a text: blanks for underscores.
 
     Raises:
-        ValueError: The name is empty.
+        UserError: The name is empty.
     """
     name = classname.replace("_", " ").strip()
     if not name:
-        raise ValueError(f"a class name must not be empty, got {classname!r}")
+        raise UserError(f"a class name must not be empty, got {classname!r}")
     return name
 
 
@@ -267,7 +269,7 @@ def _check_probabilities(switches: object, names: Sequence[str] | None = None) -
     for name in vars(switches) if names is None else names:
         value = getattr(switches, name)
         if not 0 <= value <= 1:
-            raise ValueError(f"the probability {name} of an augmentation must lie between 0 and 1, got {value}")
+            raise UserError(f"the probability {name} of an augmentation must lie between 0 and 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -332,10 +334,10 @@ def random_word_texts(
         `count` texts.
 
     Raises:
-        ValueError: `count` or `most_words` is not positive, or the vocabulary is empty.
+        UserError: `count` or `most_words` is not positive, or the vocabulary is empty.
     """
     if count < 1 or most_words < 1 or (vocabulary is not None and not vocabulary):
-        raise ValueError(
+        raise UserError(
             f"random words for the class {classname!r} need a positive number of texts ({count}) and of words "
             f"({most_words}), and a vocabulary with words in it"
         )
@@ -367,7 +369,7 @@ def file_texts(classname: str, lines: Iterable[str]) -> list[str]:
         The class's texts in the order of the lines.
 
     Raises:
-        ValueError: A line has no `{}` or several, or no line is for this class.
+        UserError: A line has no `{}` or several, or no line is for this class.
     """
     name, texts = display_name(classname), []
     for number, line in enumerate(lines, 1):
@@ -377,14 +379,14 @@ def file_texts(classname: str, lines: Iterable[str]) -> list[str]:
         owner, tab, own = line.partition("\t")
         text = (own if tab else line).strip()
         if text.count("{}") != 1:
-            raise ValueError(
+            raise UserError(
                 f"line {number} of the prompt texts needs exactly one {{}} for the class name, as in "
                 f"'a photo of a {{}}'; got {line!r}"
             )
         if not tab or owner.replace("_", " ").strip().casefold() == name.casefold():
             texts.append(text.replace("{}", name))
     if not texts:
-        raise ValueError(
+        raise UserError(
             f"the prompt texts have no text for the class {name!r}; add lines with {{}} for the class name, which "
             f"serve all classes, or a line '{name}<tab>text with {{}}'"
         )
@@ -414,7 +416,7 @@ class WordDropping:
     def __post_init__(self) -> None:
         _check_probabilities(self, ("drop", "swap"))
         if self.forms < 1:
-            raise ValueError(f"each text needs at least 1 augmented form, got {self.forms}")
+            raise UserError(f"each text needs at least 1 augmented form, got {self.forms}")
 
     def augmented(self, text: str, classname: str) -> list[str]:
         """The `forms` augmented forms of a text; punctuation attached to the class name stays with it."""
@@ -468,7 +470,7 @@ def template_tables(classnames: Sequence[str], augmentation: Augmentation = Augm
     """The tables of the 480 template texts a class.
 
     Raises:
-        ValueError: There are no class names, or one is empty.
+        UserError: There are no class names, or one is empty.
     """
     outcomes = augmentation.outcomes()
     shared = _places((words.render(), [words.render(*d) for d in outcomes]) for words in prompt_words("{}"))
@@ -488,21 +490,21 @@ def source_tables(
         dropping: How the texts are augmented.
 
     Raises:
-        ValueError: There is not one list of texts for each class, or a class has no texts.
+        UserError: There is not one list of texts for each class, or a class has no texts.
     """
     names = _checked_names(classnames)
     if len(texts) != len(names):
-        raise ValueError(f"each of the {len(names)} classes needs a list of texts, got {len(texts)} lists")
+        raise UserError(f"each of the {len(names)} classes needs a list of texts, got {len(texts)} lists")
     empty = [name for name, own in zip(names, texts) if isinstance(own, str) or not own]
     if empty:
-        raise ValueError(f"each class needs a list of at least one text; there is none for {', '.join(empty[:10])}")
+        raise UserError(f"each class needs a list of at least one text; there is none for {', '.join(empty[:10])}")
     classes = (_places((text, dropping.augmented(text, name)) for text in own) for name, own in zip(names, texts))
     return _tables(names, classes, [1 / dropping.forms] * dropping.forms)
 
 
 def _checked_names(classnames: Sequence[str]) -> list[str]:
     if isinstance(classnames, str) or not len(classnames):
-        raise ValueError(f"class names must be a list of one or more texts, got {classnames!r}")
+        raise UserError(f"class names must be a list of one or more texts, got {classnames!r}")
     return [display_name(name) for name in classnames]
 
 

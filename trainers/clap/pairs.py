@@ -21,6 +21,7 @@ from dassl_clip.engine import distributed
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.engine import sharding as dealing
 from dassl_clip.engine.data import RAISE, SeededImages, mix_seed
+from dassl_clip.results.errors import MissingFileError, UserError
 
 from .head import Augmentation, TextTables, WordDropping, file_texts, random_word_texts, source_tables, template_tables
 from .training import ORDERS, SHUFFLED, ImagePairs, PromptNoise, TextPairs
@@ -63,38 +64,38 @@ def check_pair_keys(node: CfgNode) -> None:
     """Refuse impossible values of `PAIR_KEYS`.
 
     Raises:
-        ValueError: An unknown modality, no folder of pictures, too few views, a jitter that is none, or a probability
+        UserError: An unknown modality, no folder of pictures, too few views, a jitter that is none, or a probability
             outside 0 to 1.
-        FileNotFoundError: The source is neither a known one nor a file.
+        MissingFileError: The source is neither a known one nor a file.
     """
     if node.MODALITY not in MODALITIES:
-        raise ValueError(f"TRAINER.CLAP.MODALITY is {node.MODALITY!r}; expected one of {', '.join(MODALITIES)}")
+        raise UserError(f"TRAINER.CLAP.MODALITY is {node.MODALITY!r}; expected one of {', '.join(MODALITIES)}")
     if node.MODALITY == "image" and (not node.IMAGE_FOLDER or node.IMAGE_VIEWS < 1):
-        raise ValueError(
+        raise UserError(
             "TRAINER.CLAP.MODALITY image trains on images: set TRAINER.CLAP.IMAGE_FOLDER to a folder with one folder "
             f"of images per class, and IMAGE_VIEWS to 1 or more (now {node.IMAGE_VIEWS})"
         )
     if node.BATCH_ORDER not in ORDERS:
-        raise ValueError(f"TRAINER.CLAP.BATCH_ORDER is {node.BATCH_ORDER!r}; expected one of {', '.join(ORDERS)}")
+        raise UserError(f"TRAINER.CLAP.BATCH_ORDER is {node.BATCH_ORDER!r}; expected one of {', '.join(ORDERS)}")
     pairs = node.TRAINING_NAMES
     if any(not isinstance(pair, (list, tuple)) or [*map(type, pair)] != [str, str] for pair in pairs):
-        raise ValueError(
+        raise UserError(
             f"TRAINER.CLAP.TRAINING_NAMES is {pairs!r}; expected pairs of a class and its name in training texts, such "
             "as (('flowers', 'flower'),)"
         )
     jitter = tuple(node.IMAGE_JITTER)
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
-        raise ValueError(
+        raise UserError(
             f"TRAINER.CLAP.IMAGE_JITTER is {jitter}; expected four numbers of at least 0 (brightness, contrast, "
             "saturation, hue), the last at most 0.5"
         )
     if node.SOURCE not in SOURCES and not Path(node.SOURCE).expanduser().is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"TRAINER.CLAP.SOURCE is {node.SOURCE!r}; expected {', '.join(SOURCES)}, or a text file with one text a "
             "line and {} for the class name; there is no such file"
         )
     if node.NOISE_TOKENS < 0 or node.NOISE_STD < 0:
-        raise ValueError(
+        raise UserError(
             f"TRAINER.CLAP.NOISE_TOKENS and NOISE_STD are at least 0, got {node.NOISE_TOKENS} and {node.NOISE_STD}"
         )
     _augmentation(node), _dropping(node, 0)
@@ -113,7 +114,7 @@ def text_tables(classnames: Sequence[str], node: CfgNode, seed: int) -> TextTabl
     """All texts of a training run.
 
     Raises:
-        ValueError: A class has no text, or the file has a line without one `{}`.
+        UserError: A class has no text, or the file has a line without one `{}`.
     """
     if node.SOURCE == "template":
         return template_tables(classnames, _augmentation(node))
@@ -168,7 +169,7 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
     usable = features.isfinite().flatten(1).all(dim=1)
     items, features = [item for item, good in zip(items, usable.tolist()) if good], features[usable].to(trainer.device)
     if lost := sorted(set(range(len(trainer.classnames))) - {item.label for item in items}):
-        raise ValueError(
+        raise UserError(
             f"TRAINER.CLAP.IMAGE_FOLDER {node.IMAGE_FOLDER}: no image of {trainer.classnames[lost[0]]!r} can be "
             "decoded; each class needs one"
         )
@@ -206,11 +207,11 @@ def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:
     """The pictures of a folder with one folder a class; case, blanks, `_` and `-` in names do not count.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: A class has no folder, or an empty one.
+        MissingFileError: There is no such folder.
+        UserError: A class has no folder, or an empty one.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"TRAINER.CLAP.IMAGE_FOLDER: there is no folder {folder}")
+        raise MissingFileError(f"TRAINER.CLAP.IMAGE_FOLDER: there is no folder {folder}")
     there = {_plain(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
     items, empty = [], []
     for label, name in enumerate(classnames):
@@ -222,7 +223,7 @@ def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:
     if empty:
         near = difflib.get_close_matches(_plain(empty[0]), there, n=1)
         hint = f" Is {empty[0]!r} the folder {there[near[0]].name!r}?" if near else ""
-        raise ValueError(
+        raise UserError(
             f"{folder} has no pictures for {len(empty)} of {len(classnames)} classes: {', '.join(empty[:8])}"
             f"{', ...' if len(empty) > 8 else ''}.{hint} It has {len(there)} folders; each class needs one with at "
             "least one picture"

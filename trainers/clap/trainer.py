@@ -28,6 +28,7 @@ from dassl_clip.engine import signals as termination
 from dassl_clip.engine.extra_tests import KEYS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP
+from dassl_clip.results.errors import UserError
 
 from .head import ContentHead, check_trained, check_widths, is_published, published_network, published_state
 from .pairs import OVERRIDDEN_PAIRS, PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
@@ -83,15 +84,15 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         check_pair_keys(node)
         parse_alpha(node.ALPHA)
         if node.TAU <= 0 or node.LAMBDA < 0 or node.LATENT_DIM < 1 or node.BATCH_SIZE < 2 or node.MAX_STEPS < 0:
-            raise ValueError(
+            raise UserError(
                 "TRAINER.CLAP: TAU must be positive, LAMBDA at least 0, LATENT_DIM at least 1, BATCH_SIZE at least 2 "
                 f"and MAX_STEPS at least 0 (0 trains nothing); got TAU {node.TAU}, LAMBDA {node.LAMBDA}, LATENT_DIM "
                 f"{node.LATENT_DIM}, BATCH_SIZE {node.BATCH_SIZE}, MAX_STEPS {node.MAX_STEPS}"
             )
         if node.KEEP not in KEPT:
-            raise ValueError(f"TRAINER.CLAP.KEEP is {node.KEEP!r}; expected one of {', '.join(KEPT)}")
+            raise UserError(f"TRAINER.CLAP.KEEP is {node.KEEP!r}; expected one of {', '.join(KEPT)}")
         if node.BATCH_SIZE % distributed.world_size():
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.CLAP.BATCH_SIZE is {node.BATCH_SIZE}, the number of pairs of all {distributed.world_size()} "
                 "processes together; it must be a multiple of their number"
             )
@@ -99,9 +100,9 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         tested = cfg.DATASET.get("PROTOCOL") == "all-images" and (shared or not cfg.DATASET.SOURCE_DOMAINS)
         candidates = tuple(node.ALPHA_CANDIDATES)
         if not candidates or not all(isinstance(alpha, (int, float)) and math.isfinite(alpha) for alpha in candidates):
-            raise ValueError(f"TRAINER.CLAP.ALPHA_CANDIDATES is {candidates}; expected one or more numbers")
+            raise UserError(f"TRAINER.CLAP.ALPHA_CANDIDATES is {candidates}; expected one or more numbers")
         if parse_alpha(node.ALPHA) is None and tested:
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.CLAP.ALPHA is '{SOURCE_VAL}', but under DATASET.PROTOCOL all-images every image of "
                 f"{', '.join(sorted(shared)) or cfg.DATASET.NAME} is tested, and nothing is chosen on test images: "
                 "give ALPHA a number, or source domains other than the target"
@@ -248,7 +249,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         if alpha is not None:
             return alpha
         if not self.dm.dataset.val:
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.CLAP.ALPHA is '{SOURCE_VAL}', but {self.cfg.DATASET.NAME} offers no validation images of "
                 "the source domains here, and nothing is chosen on test images: give ALPHA a number"
             )
@@ -278,7 +279,7 @@ def parse_alpha(value: str | float) -> float | None:
     """A number, or None for `source-val`.
 
     Raises:
-        ValueError: Neither.
+        UserError: Neither.
     """
     if str(value).strip().lower() == SOURCE_VAL:
         return None
@@ -287,5 +288,5 @@ def parse_alpha(value: str | float) -> float | None:
     except ValueError:
         alpha = math.nan
     if not math.isfinite(alpha):
-        raise ValueError(f"TRAINER.CLAP.ALPHA is {value!r}; expected a number, or '{SOURCE_VAL}'")
+        raise UserError(f"TRAINER.CLAP.ALPHA is {value!r}; expected a number, or '{SOURCE_VAL}'")
     return alpha

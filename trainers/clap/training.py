@@ -23,6 +23,7 @@ from dassl_clip.clip.losses import nt_xent
 from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.prompts import NOISE_STD, noise_context
 from dassl_clip.clip.text_tower import ClassTokens, TextTower
+from dassl_clip.results.errors import NotFiniteError, UserError
 
 from .head import TRAINING_ALPHA, ContentHead, TextTables
 
@@ -57,7 +58,7 @@ class PromptNoise:
         autocast: Makes the context in which the frozen tower runs.
 
     Raises:
-        ValueError: A text does not fit beside the noise tokens.
+        UserError: A text does not fit beside the noise tokens.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class TextPairs:
         order: `shuffled`, or `in-turn`.
 
     Raises:
-        ValueError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs, or
+        UserError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs, or
             cannot be shared by the processes.
     """
 
@@ -152,7 +153,7 @@ class TextPairs:
         order: str = SHUFFLED,
     ):
         if features.dim() != 2 or len(features) != len(tables.texts):
-            raise ValueError(
+            raise UserError(
                 f"the {len(tables.texts)} texts need features [{len(tables.texts)}, E], got {list(features.shape)}"
             )
         _check_batch(batch_size, peers)
@@ -206,7 +207,7 @@ class ImagePairs:
         order: `shuffled`, or `in-turn`.
 
     Raises:
-        ValueError: Shapes do not fit, an image has less than 2 views, a class has no image, or the batch cannot be
+        UserError: Shapes do not fit, an image has less than 2 views, a class has no image, or the batch cannot be
             shared by the processes.
     """
 
@@ -221,20 +222,20 @@ class ImagePairs:
         order: str = SHUFFLED,
     ):
         if features.dim() != 3 or features.shape[1] < 2:
-            raise ValueError(
+            raise UserError(
                 "pairs of views need features [N, V, E] with a plain view and at least 1 augmented one, got "
                 f"{list(features.shape)}"
             )
         labels = labels.cpu()
         if labels.shape != features.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
+            raise UserError(
                 f"{len(features)} images need {len(features)} labels from 0 to {num_classes - 1}, got {_shown(labels)}"
             )
         if (labels.diff() < 0).any():
-            raise ValueError(f"the images must stand class after class, got the labels {_shown(labels)}")
+            raise UserError(f"the images must stand class after class, got the labels {_shown(labels)}")
         counts = torch.bincount(labels, minlength=num_classes)
         if not counts.all():
-            raise ValueError(
+            raise UserError(
                 f"each class needs an image; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
             )
         _check_batch(batch_size, peers)
@@ -286,9 +287,9 @@ def _generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
 
 def _check_batch(batch_size: int, peers: Peers) -> None:
     if batch_size < 2:
-        raise ValueError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
+        raise UserError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
     if batch_size % peers.size:
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch_size} pairs cannot be shared equally by {peers.size} processes; its size must be a "
             f"multiple of {peers.size}"
         )
@@ -303,7 +304,7 @@ def _shown(numbers: Tensor) -> str:
 def _checked_features(features: Tensor, what: str) -> Tensor:
     """The features, float32 (float64 stays), detached."""
     if not bool(torch.isfinite(features).all()):
-        raise ValueError(f"the {what} have entries that are not finite numbers")
+        raise UserError(f"the {what} have entries that are not finite numbers")
     return features.detach().to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -403,11 +404,11 @@ def fit_content_head(
         The report.
 
     Raises:
-        ValueError: A setting is out of range.
-        FloatingPointError: A loss is not a finite number; names the step.
+        UserError: A setting is out of range.
+        NotFiniteError: A loss is not a finite number; names the step.
     """
     if min(max_steps, check_every, patience) < 1:
-        raise ValueError(
+        raise UserError(
             f"max_steps, check_every and patience must be at least 1, got {max_steps}, {check_every} and {patience}"
         )
     device = head.linear.weight.device
@@ -480,7 +481,7 @@ def _mean_loss(losses: Sequence[Tensor], step: int, peers: Peers) -> float:
     wrong = (~torch.isfinite(values)).nonzero().flatten()
     if len(wrong):
         first = step - len(values) + int(wrong[0])
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"the loss of step {first} is {float(values[wrong[0]])}; lower the learning rate, or look for features "
             "that are not numbers"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dassl_clip.clip.losses import nt_xent, prompt_consistency
 from dassl_clip.clip.peers import ALONE, Peers
+from dassl_clip.results.errors import UserError
 
 STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
 VIEWS = ("original", "moco", "augmix")
@@ -71,7 +72,7 @@ class PromptGenerator(nn.Module):
     def __init__(self, widths: Sequence[int], context: Tensor, views: int = 1, shift_scale: float = 1.0):
         super().__init__()
         if views not in (1, len(VIEWS)):
-            raise ValueError(f"GOPro has 1 shift layer or one for each of {VIEWS}, not {views}")
+            raise UserError(f"GOPro has 1 shift layer or one for each of {VIEWS}, not {views}")
         width = context.shape[1]
         self.widths = tuple(widths)
         self.style = nn.ModuleList(nn.Linear(w, width) for w in self.widths)
@@ -87,15 +88,15 @@ class PromptGenerator(nn.Module):
             images: Block outputs `L x [B, T, W]`, or their `image_statistics`.
 
         Raises:
-            ValueError: Of another number of blocks than `L`, or of other widths.
+            UserError: Of another number of blocks than `L`, or of other widths.
         """
         if not isinstance(images, Tensor):
             if len(images) != len(self.style):
-                raise ValueError(f"the generator was built for {len(self.style)} vision blocks, got {len(images)}")
+                raise UserError(f"the generator was built for {len(self.style)} vision blocks, got {len(images)}")
             images = image_statistics([block.to(self.ctx.dtype) for block in images])
         widths = [width for width in self.widths for _ in ("mu", "sigma")]
         if images.shape[1] != sum(widths):
-            raise ValueError(f"the generator reads statistics [B, {sum(widths)}], got {list(images.shape)}")
+            raise UserError(f"the generator reads statistics [B, {sum(widths)}], got {list(images.shape)}")
         parts = images.to(self.ctx.dtype).split(widths, dim=1)
         g = []
         for mu, sigma, style, content in zip(parts[::2], parts[1::2], self.style, self.content):

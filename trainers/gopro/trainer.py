@@ -23,6 +23,7 @@ from dassl_clip.engine import sharding as dealing
 from dassl_clip.engine.fixed_view import MOST_BYTES, FixedViewMixin
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import words_override
+from dassl_clip.results.errors import UserError
 
 from .model import (
     PROJECTOR_KEYS,
@@ -74,10 +75,10 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         super().check_cfg(cfg)
         node = cfg.TRAINER.GOPRO
         if node.VARIANT not in VARIANTS:
-            raise ValueError(f"TRAINER.GOPRO.VARIANT is {node.VARIANT!r}; expected one of {VARIANTS}")
+            raise UserError(f"TRAINER.GOPRO.VARIANT is {node.VARIANT!r}; expected one of {VARIANTS}")
         parse_shift_scale(node.SHIFT_SCALE)
         if cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2:
-            raise ValueError("GOPro contrasts the images of a batch: DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2")
+            raise UserError("GOPro contrasts the images of a batch: DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2")
 
     @property
     def prompt(self) -> str:
@@ -239,7 +240,7 @@ def parse_shift_scale(value: str | float) -> tuple[float, bool]:
     """Read `SHIFT_SCALE`: `(factor, False)` for a number, `(R, True)` for `auto:R`.
 
     Raises:
-        ValueError: Neither form, or not positive.
+        UserError: Neither form, or not positive.
     """
     text = str(value)
     relative = text.startswith("auto:")
@@ -248,7 +249,7 @@ def parse_shift_scale(value: str | float) -> tuple[float, bool]:
     except ValueError:
         factor = 0.0
     if not 0 < factor < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"TRAINER.GOPRO.SHIFT_SCALE is {value!r}; expected a positive number such as 1.0, or auto:R such as "
             f"auto:2.0"
         )

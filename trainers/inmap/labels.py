@@ -32,6 +32,7 @@ from torch import Tensor
 
 from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.rows import Cosines, FeatureRows, Rows, at_least_float32
+from dassl_clip.results.errors import UserError
 
 from .solver import (
     Point,
@@ -56,7 +57,7 @@ class PseudoLabels:
         threshold: Rows whose largest value exceeds it are one-hot (`harden`); None leaves all rows as they are.
 
     Raises:
-        ValueError: The temperature is not positive, or the potentials are not one number a class.
+        UserError: The temperature is not positive, or the potentials are not one number a class.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class PseudoLabels:
     ):
         _check_temperature(temperature)
         if potentials is not None and potentials.shape != scores.shape[1:]:
-            raise ValueError(f"potentials are one number for each of {scores.shape[1]} classes, got {potentials.shape}")
+            raise UserError(f"potentials are one number for each of {scores.shape[1]} classes, got {potentials.shape}")
         self.scores, self.temperature, self.potentials, self.threshold = scores, temperature, potentials, threshold
         self.shape, self.device = scores.shape, scores.device
 
@@ -101,7 +102,7 @@ def sinkhorn(scores: Tensor, temperature: float, gamma: float = 0.0, iterations:
         `[N, C]`, rows sum to 1; float32, or float64 for float64 scores.
 
     Raises:
-        ValueError: The scores are not finite numbers `[N, C]`, the temperature is not positive, or the number of
+        UserError: The scores are not finite numbers `[N, C]`, the temperature is not positive, or the number of
             iterations is negative.
     """
     potentials = sinkhorn_potentials(scores, temperature, gamma, iterations, block_rows=None)
@@ -131,15 +132,15 @@ def sinkhorn_potentials(
         `[C]`, float64.
 
     Raises:
-        ValueError: As `sinkhorn`.
+        UserError: As `sinkhorn`.
     """
     _check_temperature(temperature)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations is a number of iterations, 0 or more, got {iterations!r}")
+        raise UserError(f"iterations is a number of iterations, 0 or more, got {iterations!r}")
     if not math.isfinite(gamma):
-        raise ValueError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
+        raise UserError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
     if len(scores.shape) != 2 or 0 in scores.shape:
-        raise ValueError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
+        raise UserError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
     images, _, parts = parts_at_hand(scores.shape, scores.device, block_rows, peers)
     blocks = [rows for part in parts for rows in part]
     formed = formed_once(scores, blocks, scores.device, block_rows)
@@ -174,12 +175,12 @@ def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
         `[N, C]`, a new tensor. Of equal largest values the first counts.
 
     Raises:
-        ValueError: The labels are not `[N, C]`, or the threshold is not a number.
+        UserError: The labels are not `[N, C]`, or the threshold is not a number.
     """
     if labels.dim() != 2 or labels.shape[1] == 0:
-        raise ValueError(f"labels have one row an image and one column a class, [N, C], got {tuple(labels.shape)}")
+        raise UserError(f"labels have one row an image and one column a class, [N, C], got {tuple(labels.shape)}")
     if math.isnan(threshold):
-        raise ValueError(f"the threshold is compared with the largest value of a row, got {threshold}")
+        raise UserError(f"the threshold is compared with the largest value of a row, got {threshold}")
     top = labels.amax(dim=1, keepdim=True)
     first = torch.zeros_like(labels).scatter_(1, labels.argmax(dim=1, keepdim=True), 1.0)
     return torch.where(top > threshold, first, labels)
@@ -239,14 +240,14 @@ def solve_vision_proxy(
         The proxy and the figures of the run.
 
     Raises:
-        ValueError: An argument is not as above; the sentence says which.
+        UserError: An argument is not as above; the sentence says which.
     """
     if solver not in SOLVERS:
-        raise ValueError(f"the solvers are {', '.join(SOLVERS)}; got {solver!r}")
+        raise UserError(f"the solvers are {', '.join(SOLVERS)}; got {solver!r}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-        raise ValueError(f"steps is a number of steps, 0 or more, got {steps!r}")
+        raise UserError(f"steps is a number of steps, 0 or more, got {steps!r}")
     if not (tolerance >= 0 and 0 < lr < math.inf):
-        raise ValueError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
+        raise UserError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
     objective, start = _problem(features, text_proxy, labels, temperature, block_rows, peers, known, on_point)
     options: dict[str, Any] = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
     return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
@@ -269,7 +270,7 @@ def proxy_objective(
         A float64 scalar.
 
     Raises:
-        ValueError: As `solve_vision_proxy`.
+        UserError: As `solve_vision_proxy`.
     """
     objective, proxy = _problem(features, proxy, labels, temperature, block_rows)
     return objective(proxy).value
@@ -288,14 +289,14 @@ def _problem(
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
     if len(features.shape) != 2 or 0 in features.shape:
-        raise ValueError(f"features have one row an image, [N, E], got {tuple(features.shape)}")
+        raise UserError(f"features have one row an image, [N, E], got {tuple(features.shape)}")
     if proxy.dim() != 2 or proxy.shape[0] != features.shape[1] or proxy.shape[1] == 0:
-        raise ValueError(
+        raise UserError(
             f"a proxy has one column a class, [E, C] = [{features.shape[1]}, C] for these features, "
             f"got {tuple(proxy.shape)}"
         )
     if tuple(labels.shape) != (features.shape[0], proxy.shape[1]):
-        raise ValueError(
+        raise UserError(
             f"labels are [N, C] = {(features.shape[0], proxy.shape[1])} for these features and proxies, "
             f"got {tuple(labels.shape)}"
         )
@@ -306,7 +307,7 @@ def _problem(
     _check_finite(proxy, [slice(None)], "proxies")
     lengths = proxy.norm(dim=0)
     if (off := (lengths - 1).abs()).max() > 1e-3:
-        raise ValueError(
+        raise UserError(
             f"the columns of a proxy have length 1; column {int(off.argmax())} has length {lengths[off.argmax()]:.4g}. "
             "Normalise it: torch.nn.functional.normalize(proxy, dim=0)"
         )
@@ -320,10 +321,10 @@ def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
         block = at_least_float32(labels[rows])
         lowest, sums = block.amin(), block.sum(dim=1)
         if not lowest >= 0:
-            raise ValueError(f"labels are probabilities, 0 or more; the smallest is {lowest:.4g}")
+            raise UserError(f"labels are probabilities, 0 or more; the smallest is {lowest:.4g}")
         if (off := (sums - 1).abs()).max() > 1e-3 or not off.isfinite().all():
             row = int(off.argmax())
-            raise ValueError(f"each row of labels sums to 1; row {rows.start + row} sums to {sums[row]:.6g}")
+            raise UserError(f"each row of labels sums to 1; row {rows.start + row} sums to {sums[row]:.6g}")
 
 
 def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None:
@@ -332,9 +333,9 @@ def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None
         extremes[0, number], extremes[1, number] = at_least_float32(scores[rows]).aminmax()
     low, high = extremes[0].min(), extremes[1].max()
     if not torch.isfinite(high - low):
-        raise ValueError("scores are finite numbers; these hold NaN or infinite ones")
+        raise UserError("scores are finite numbers; these hold NaN or infinite ones")
     if not torch.isfinite((high - low) / temperature * 8):
-        raise ValueError(f"scores divided by the temperature must be finite; {temperature} is too small")
+        raise UserError(f"scores divided by the temperature must be finite; {temperature} is too small")
 
 
 def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:
@@ -344,12 +345,12 @@ def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:
     if not finite.all():
         rows = blocks[int(finite.logical_not().nonzero()[0])]
         bad = (rows.start or 0) + int((~x[rows].isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"{what} are finite numbers; row {bad} holds NaN or infinite ones")
+        raise UserError(f"{what} are finite numbers; row {bad} holds NaN or infinite ones")
 
 
 def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
-        raise ValueError(f"a temperature is positive (0.01 is 1 / logit scale of OpenAI's models), got {temperature}")
+        raise UserError(f"a temperature is positive (0.01 is 1 / logit scale of OpenAI's models), got {temperature}")
 
 
 def _logits(scores: Tensor, temperature: float) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from dassl_clip.clip.memory import activation_budget
 from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.rows import FeatureRows, Rows
+from dassl_clip.results.errors import UserError
 
 CHECK_EVERY = 5
 STALL = 10
@@ -69,7 +70,7 @@ def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str
     elif block_rows is None:
         block_rows = max(1, n)
     elif isinstance(block_rows, bool) or not isinstance(block_rows, int) or block_rows < 1:
-        raise ValueError(f'block_rows is a positive number of rows, "auto" or None (all rows), got {block_rows!r}')
+        raise UserError(f'block_rows is a positive number of rows, "auto" or None (all rows), got {block_rows!r}')
     return (slice(start, min(start + block_rows, n)) for start in range(0, n, block_rows))
 
 
@@ -89,12 +90,12 @@ def parts_at_hand(
         hand.
 
     Raises:
-        ValueError: The rows at hand are not those of this process's parts.
+        UserError: The rows at hand are not those of this process's parts.
     """
     images = int(peers.sum(torch.tensor(shape[0])))
     own = peers.own_parts(images)
     if not own or own[-1].stop - own[0].start != shape[0]:
-        raise ValueError(
+        raise UserError(
             f"process {peers.rank} of {peers.size} has {shape[0]} of {images} rows, but its parts are {own}; with more "
             "processes than parts, each works alone"
         )
@@ -154,7 +155,7 @@ class ProxyObjective:
         blocks: All of these.
 
     Raises:
-        ValueError: The rows at hand are not those of this process's parts.
+        UserError: The rows at hand are not those of this process's parts.
     """
 
     def __init__(

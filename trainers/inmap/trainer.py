@@ -29,6 +29,7 @@ from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_run
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP
+from dassl_clip.results.errors import UserError
 
 from .labels import SOLVERS, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 from .passes import Passes
@@ -96,11 +97,11 @@ class InMaP(CLIPTrainer):
         node = cfg.TRAINER.INMAP
         for key, known in (("SOLVER", tuple(SOLVERS)), ("UNLABELED", UNLABELED)):
             if node[key] not in known:
-                raise ValueError(f"TRAINER.INMAP.{key} is {node[key]!r}; expected one of {', '.join(known)}")
+                raise UserError(f"TRAINER.INMAP.{key} is {node[key]!r}; expected one of {', '.join(known)}")
         for key, default in TEMPERATURES.items():
             parse_temperature(node[key], f"TRAINER.INMAP.{key}", 1.0, default)
         if node.SINKHORN_ITERATIONS < 0 or node.STEPS < 0:
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.INMAP.SINKHORN_ITERATIONS and STEPS are at least 0, got {node.SINKHORN_ITERATIONS} and "
                 f"{node.STEPS}"
             )
@@ -167,7 +168,7 @@ class InMaP(CLIPTrainer):
         """The images that the proxies are learned from; their labels are not read."""
         items = self._images_of(self.node.UNLABELED)
         if not items:
-            raise ValueError(
+            raise UserError(
                 f"TRAINER.INMAP.UNLABELED is {self.node.UNLABELED!r}, but {self.cfg.DATASET.NAME} offers no such "
                 "images here; take test, or a data set and task with that part"
             )
@@ -262,7 +263,7 @@ def parse_temperature(value: str | float, key: str, unit: float, default: float)
         default: What `auto` stands for, in units.
 
     Raises:
-        ValueError: None of these.
+        UserError: None of these.
     """
     text = str(value).strip().lower()
     if text == AUTO:
@@ -273,7 +274,7 @@ def parse_temperature(value: str | float, key: str, unit: float, default: float)
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"{key} is {value!r}; expected a positive number such as 0.01, '{AUTO}', or '{AUTO}:K' for K over the "
             "logit scale"
         )
