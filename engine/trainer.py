@@ -7,6 +7,7 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -62,6 +63,10 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
 
     trains_on_labels = True  # False: no label decides anything that is learned
     has_epochs = True  # False: `fit` solves the problem anew and resumes no epochs
+    refines = False  # True: it refines the finished run that `FROM` of its node names
+    is_reference = False  # True: the method that others are compared with
+    extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks
+    fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
     overridden: Overridden = {}  # settings of its node that another one may take the place of

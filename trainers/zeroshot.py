@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
-from dassl_clip.engine.extra_tests import KEYS, ReadingsMixin, check_keys
+from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 
@@ -20,6 +20,8 @@ class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
 
     trains_on_labels = False
     has_epochs = False
+    is_reference = True
+    extra_tests = KINDS
     overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"

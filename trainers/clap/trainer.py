@@ -25,7 +25,7 @@ from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.engine import distributed
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.engine import signals as termination
-from dassl_clip.engine.extra_tests import KEYS, ReadingsMixin, check_keys
+from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
@@ -45,6 +45,8 @@ class CLAP(ReadingsMixin, CLIPTrainer):
 
     trains_on_labels = False
     has_epochs = False
+    extra_tests = KINDS
+    fixed_in_record = {"ALPHA": "alpha"}
     overridden = OVERRIDDEN_PAIRS
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"

@@ -58,6 +58,7 @@ class InMaP(CLIPTrainer):
     class_specific = True
     trains_on_labels = False
     has_epochs = False
+    refines = True
     overridden = {
         "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
         "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
