@@ -43,6 +43,8 @@ setup(
         "Pillow>=10.0",
         "safetensors>=0.4",
         "filelock>=3.12",
+        "platformdirs>=3.0",
+        "shtab>=1.7",
         "scipy>=1.10",
         "ftfy>=6.1",
         "tensorboard>=2.12",
