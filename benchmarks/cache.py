@@ -18,7 +18,7 @@ import torch
 from common import ARCHITECTURE, Part, Results, Work, make_parser, run_cases
 from inputs import ROOT, build_trainer, class_names, make_pictures
 
-from dassl_clip.engine.feature_cache import VARIABLE
+from dassl_clip.results.files import CACHE_VARIABLE
 
 IMAGES = {"cpu": 64, "cuda": 1024}
 
@@ -67,15 +67,15 @@ class SecondEvaluation(Work):
 
     @contextlib.contextmanager
     def _cache(self, folder: str):
-        before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = folder
+        before = os.environ.get(CACHE_VARIABLE)
+        os.environ[CACHE_VARIABLE] = folder
         try:
             yield
         finally:
             if before is None:
-                del os.environ[VARIABLE]
+                del os.environ[CACHE_VARIABLE]
             else:
-                os.environ[VARIABLE] = before
+                os.environ[CACHE_VARIABLE] = before
 
 
 def icons(options: argparse.Namespace) -> SecondEvaluation:

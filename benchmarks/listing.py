@@ -81,7 +81,7 @@ def at(cache: str, work: Callable[[], int]) -> Callable[[], int]:
 
 def list_all(root: Path) -> int:
     """Number of files in the folders below the root, as the loader lists them."""
-    kept, waiting, files = listings.Listings("ImageNet", str(root), listings.cache_folder()), [str(root)], 0
+    kept, waiting, files = listings.Listings("ImageNet", str(root), listings.cache_dir()), [str(root)], 0
     while waiting:
         folder = waiting.pop()
         found = kept.get(folder, scan_folder)

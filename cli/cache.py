@@ -20,6 +20,7 @@ from pathlib import Path
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 
 DAY = 86400.0
 SHORTEST_HASH = 4
@@ -88,12 +89,12 @@ def features_folder() -> Path:
     Raises:
         UserError: the cache is switched off.
     """
-    from dassl_clip.engine import feature_cache as bank
+    from dassl_clip.engine.feature_cache import FOLDER
 
-    folder = bank.cache_folder()
+    folder = cache_dir()
     if folder is None:
-        raise UserError(f"{bank.VARIABLE} is '{bank.OFF}': nothing is kept, so there is nothing to list or remove")
-    return folder / bank.FOLDER
+        raise UserError(f"{CACHE_VARIABLE} is '{CACHE_OFF}': nothing is cached, so there is nothing to list or remove")
+    return folder / FOLDER
 
 
 def read_entries(folder: Path) -> list[Entry]:

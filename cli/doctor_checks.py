@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dassl_clip.cli.doctor import FAIL, OK, WARN, Check, Finding, existing_parent
 from dassl_clip.results import environment
+from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 
 LEAST = {"torch": "2.4", "torchvision": "0.19", "open_clip_torch": "3.1", "numpy": "1.24", "pillow": "10.0"}
 OLDEST_PYTHON = (3, 10)
@@ -181,14 +182,12 @@ def data(args: argparse.Namespace) -> Iterator[Finding]:
 def disk(args: argparse.Namespace) -> Iterator[Finding]:
     """Write rights and room where runs and features go."""
     yield writable(Path(args.out), "output folder", "give --out, or go to, a folder that can be written to", FAIL)
-    from dassl_clip.engine import feature_cache as bank
-
-    cache = bank.cache_folder()
+    cache = cache_dir()
     if cache is None:
-        yield Finding(OK, f"features are not kept ({bank.VARIABLE}={bank.OFF})")
+        yield Finding(OK, f"features are not kept ({CACHE_VARIABLE}={CACHE_OFF})")
         return
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
-    found = writable(cache, "cache folder", f"set {bank.VARIABLE} to another folder, or to {bank.OFF}", WARN)
+    found = writable(cache, "cache folder", f"set {CACHE_VARIABLE} to another folder, or to {CACHE_OFF}", WARN)
     yield Finding(found.level, f"{found.what}, {size / 2**20:,.1f} MiB kept", found.fix)
 
 

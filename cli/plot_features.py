@@ -18,6 +18,7 @@ from typing import Any
 from dassl_clip.engine import open_run as predict_run
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 from dassl_clip.results.plot_points import Points
 from dassl_clip.results.plot_style import shortened
 from dassl_clip.results.tables import column_of, row_of
@@ -112,15 +113,13 @@ def read_images(place: Path, split: str, data: str = "", trainer: bool = False) 
 
 def _encode(place: Path, record: dict[str, Any], split: str, data: str) -> Images:
     """The same from the data, which are encoded, put into the bank, and named in the run's folder."""
-    from dassl_clip.engine import feature_cache as bank
-
     trainer, record = open_on_data(place, data)
     items = sorted(part(trainer, split), key=lambda item: item.impath)
     features, labels = trainer.raw_features(items)
     items = [item for item in items if item.impath not in trainer.skipped]
     trainer.save_features(place, split)
-    if bank.cache_folder() is None:
-        print(f"caution: {bank.VARIABLE} is '{bank.OFF}', so the features are not kept", file=sys.stderr)
+    if cache_dir() is None:
+        print(f"caution: {CACHE_VARIABLE} is '{CACHE_OFF}', so the features are not kept", file=sys.stderr)
     return Images(record, trainer.classnames, features, labels, [item.domain for item in items], trainer)
 
 

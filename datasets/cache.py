@@ -1,24 +1,10 @@
-"""The user's cache folder: where it is, and how a file gets into it as a whole or not at all.
-
-It is $DASSL_CLIP_CACHE, or else `dassl-clip/` in $XDG_CACHE_HOME or in `~/.cache`; DASSL_CLIP_CACHE=off keeps nothing.
-"""
+"""How a file gets into the cache folder as a whole or not at all."""
 
 import contextlib
 import errno
 import os
 import secrets
 from pathlib import Path
-
-VARIABLE = "DASSL_CLIP_CACHE"
-OFF = "off"
-
-
-def cache_folder() -> Path | None:
-    """The folder for files that can be made again; None if DASSL_CLIP_CACHE says `off`."""
-    own = os.environ.get(VARIABLE)
-    if own:
-        return None if own.lower() == OFF else Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dassl-clip"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import CACHE_VARIABLE, cache_dir
 
-from .cache import VARIABLE, cache_folder, write_bytes
+from .cache import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Listings:
         try:
             write_entry(self.path, self.facts, kept | self._fresh)
         except OSError as error:
-            logger.info("listings are not kept (%s); %s names a folder for them", error, VARIABLE)
+            logger.info("listings are not kept (%s); %s names a folder for them", error, CACHE_VARIABLE)
 
     def _holds(self, folder: str, mark: Fingerprint) -> bool:
         """Whether a stored folder is as it was."""
@@ -202,7 +203,7 @@ def kept_listings(dataset: str, root: str) -> Iterator[None]:
         dataset: registry name.
         root: DATASET.ROOT.
     """
-    listings = Listings(dataset, root, cache_folder())
+    listings = Listings(dataset, root, cache_dir())
     token = _current.set(listings)
     try:
         yield

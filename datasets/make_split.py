@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.files import cache_dir
 
-from .cache import cache_folder, write_text
+from .cache import write_text
 from .folders import is_image, list_folder, list_images, match_classes, open_root
 from .places import places
 from .spec import Spec, listed, name_key, read_entry
@@ -63,7 +64,7 @@ def default_target(name: str, seed: int) -> Path:
     Raises:
         UserError: if nothing is to be kept there.
     """
-    folder = cache_folder()
+    folder = cache_dir()
     if folder is None:
         raise UserError("DASSL_CLIP_CACHE is off: name the file to write, --make-split FILE")
     return folder / "splits" / f"split_own_{name}_seed{seed}.json"

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
-from dassl_clip.results.files import no_file
+from dassl_clip.results.files import cache_dir, no_file
 
-from .cache import cache_folder, write_text
+from .cache import write_text
 from .folders import ImageFile
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def write_selection(
     mark = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:MARK]
     seed = facts["seed"]
     name = f"{facts['shots']}shots-{f'seed{seed}' if isinstance(seed, int) and seed >= 0 else 'unseeded'}-{mark}.json"
-    folder = cache_folder()
+    folder = cache_dir()
     if folder is None:
         return None
     path = folder / "selections" / dataset / name

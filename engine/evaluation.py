@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import cache_dir
 
 from . import distributed, kept
-from . import feature_cache as bank
 from . import sharding as dealing
 from .checkpoint_files import write_atomically
 from .features import FeatureMixin
@@ -113,7 +113,7 @@ class TestingMixin(FeatureMixin):
 
         Features of the named split and of `kept_splits` are put into the bank if the test did not need them.
         """
-        if bank.cache_folder() is None:
+        if cache_dir() is None:
             return
         data = self.dm.dataset
         splits = {"test": data.test, "val": data.val, "train": data.train_x}

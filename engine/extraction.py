@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import cache_dir
 
 from . import distributed
 from . import feature_cache as bank
@@ -61,7 +62,7 @@ def cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Ca
 
 def _cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Callable[[], bool]) -> Tensor:
     """`cached_rows`, in one process."""
-    folder = bank.cache_folder()
+    folder = cache_dir()
     if folder is None:
         return _filled(_Rows(count), make).values
     path = folder / bank.FOLDER / f"{bank.entry_name(facts)}.npy"

@@ -8,9 +8,6 @@ pickles are written or read.
 
 Every block of rows has a CRC-32, which is checked whenever an entry is opened. An entry of which a bit has changed, or
 that lies under another one's name, is removed with a warning and made again.
-
-The folder is `$DASSL_CLIP_CACHE`, else `$XDG_CACHE_HOME/dassl-clip`, else `~/.cache/dassl-clip`;
-`DASSL_CLIP_CACHE=off` keeps nothing.
 """
 
 import contextlib
@@ -31,6 +28,7 @@ from torch import Tensor
 
 from dassl_clip.results import locking
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 
 from . import distributed
 from . import signals as termination
@@ -38,22 +36,10 @@ from .checkpoint_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "DASSL_CLIP_CACHE"
-OFF = "off"
 FOLDER = "features"
 SCHEMA = 4  # part of every name: raised when the same facts would give other features
 BLOCK_BYTES = 2**22  # of the rows that share a checksum
 POLL_SECONDS = 0.2
-
-
-def cache_folder() -> Path | None:
-    """The folder above all that is cached, or None if nothing shall be kept."""
-    named = os.environ.get(VARIABLE, "")
-    if named.lower() == OFF:
-        return None
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dassl-clip"
 
 
 def image_facts(paths: Sequence[str]) -> dict[str, object]:
@@ -98,7 +84,7 @@ def entry_name(facts: dict[str, object]) -> str:
 
 def read_entry(name: str) -> Tensor | None:
     """The array of an entry, float32 and memory-mapped, or None if it is not in the cache."""
-    folder = cache_folder()
+    folder = cache_dir()
     return None if folder is None else _read(folder / FOLDER / f"{name}.npy")
 
 
@@ -126,7 +112,7 @@ def cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
 
 def _cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
     """`cached`, in one process."""
-    folder = cache_folder()
+    folder = cache_dir()
     if folder is None:
         return make().cpu()
     path = folder / FOLDER / f"{entry_name(facts)}.npy"
@@ -195,7 +181,9 @@ def write_facts(path: Path, facts: dict[str, object], shape: Sequence[int], sums
 
 def warn_not_kept(error: OSError) -> None:
     """Say that the cache cannot be written, and what to do."""
-    logger.warning("features are not kept (%s): set %s to a folder with room, or to %s", error, VARIABLE, OFF)
+    logger.warning(
+        "features are not kept (%s): set %s to a folder with room, or to %s", error, CACHE_VARIABLE, CACHE_OFF
+    )
 
 
 def read_array(path: Path, count: int | None = None) -> Tensor | None:

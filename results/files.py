@@ -1,4 +1,4 @@
-"""Writing files so that at any moment either the old or the whole new one is there, whatever ends the process."""
+"""Atomic writes (at any moment the old file or the whole new one is there), kinds of files, and the cache folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import platformdirs
+
 from .errors import UserError
 
+CACHE_VARIABLE, CACHE_OFF = "DASSL_CLIP_CACHE", "off"
 _SUFFIX = ".tmp"
+
+
+def cache_dir() -> Path | None:
+    """The folder above all that is cached, or None if nothing shall be.
+
+    `$DASSL_CLIP_CACHE`, else the system's folder for caches: on Linux `$XDG_CACHE_HOME/dassl-clip`, else
+    `~/.cache/dassl-clip`. `DASSL_CLIP_CACHE=off` caches nothing.
+    """
+    named = os.environ.get(CACHE_VARIABLE, "")
+    if named.lower() == CACHE_OFF:
+        return None
+    return Path(named or platformdirs.user_cache_dir("dassl-clip", appauthor=False)).expanduser()
 
 
 _KINDS = (

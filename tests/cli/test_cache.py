@@ -10,6 +10,7 @@ import torch
 from dassl_clip.cli import cache
 from dassl_clip.datasets.listings import Listing, Listings, write_entry
 from dassl_clip.engine import feature_cache as bank
+from dassl_clip.results.files import cache_dir
 
 DAY = 86400
 
@@ -134,7 +135,7 @@ def test_an_ambiguous_hash_removes_nothing(folder, capsys):
 
 def test_no_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
-    assert cache.main(["ls"]) == 2 and "nothing is kept" in capsys.readouterr().err
+    assert cache.main(["ls"]) == 2 and "nothing is cached" in capsys.readouterr().err
     monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "none"))
     assert cache.main(["ls"]) == 0 and cache.main(["rm", "--all"]) == 0
     assert f"0 in {tmp_path / 'none'}" in capsys.readouterr().out
@@ -157,3 +158,17 @@ def test_listings_are_counted_too(folder, capsys):
     assert cache.main(["rm", name[:10]]) == 0 and not listings.path.exists() and not left.exists()
     assert cache.main(["rm", "--all"]) == 0
     assert names(folder.parent / "listings") == {"notes.json.gz"}
+
+
+def test_where_the_folder_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("off", "OFF"):
+        monkeypatch.setenv("DASSL_CLIP_CACHE", value)
+        assert cache_dir() is None
+    monkeypatch.setenv("DASSL_CLIP_CACHE", "~/mine")
+    assert cache_dir() == tmp_path / "mine"
+    monkeypatch.delenv("DASSL_CLIP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "dassl-clip"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == tmp_path / ".cache" / "dassl-clip"

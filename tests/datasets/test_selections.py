@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from dassl_clip.datasets import PACS, EuroSAT
-from dassl_clip.datasets.cache import cache_folder
 from dassl_clip.results.run_data import data_of
 
 
@@ -102,24 +101,3 @@ def test_no_place_to_keep_it(tmp_path, coop_tree, config, monkeypatch, caplog):
     assert "the selection is not kept" in caplog.text
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
     assert EuroSAT(config(tmp_path, [], [], NUM_SHOTS=2)).selection_file is None
-
-
-def test_places(monkeypatch):
-    monkeypatch.setenv("DASSL_CLIP_CACHE", "/one")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
-    monkeypatch.setenv("HOME", "/three")
-    assert cache_folder() == Path("/one")
-    monkeypatch.delenv("DASSL_CLIP_CACHE")
-    assert cache_folder() == Path("/two/dassl-clip")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path("/three/.cache/dassl-clip")
-
-
-@pytest.mark.parametrize("setting", ["", "off", "OFF", "Off ", "~/kept", "relative", "/one"])
-@pytest.mark.parametrize("home", ["", "/two", "~/two"])
-def test_features_lie_in_the_same_folder(setting, home, monkeypatch):
-    from dassl_clip.engine import feature_cache as bank
-
-    monkeypatch.setenv("DASSL_CLIP_CACHE", setting)
-    monkeypatch.setenv("XDG_CACHE_HOME", home)
-    assert bank.cache_folder() == cache_folder()

@@ -117,20 +117,6 @@ def test_a_folder_that_cannot_be_made_warns_and_goes_on(tmp_path, monkeypatch, c
     assert "features are not kept" in caplog.text and "DASSL_CLIP_CACHE" in caplog.text
 
 
-def test_where_the_folder_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for value in ("off", "OFF"):
-        monkeypatch.setenv("DASSL_CLIP_CACHE", value)
-        assert bank.cache_folder() is None
-    monkeypatch.setenv("DASSL_CLIP_CACHE", "~/mine")
-    assert bank.cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("DASSL_CLIP_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert bank.cache_folder() == tmp_path / "xdg" / "dassl-clip"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert bank.cache_folder() == tmp_path / ".cache" / "dassl-clip"
-
-
 def test_off_keeps_and_reads_nothing(cache, monkeypatch):
     make = Maker(torch.ones(3))
     bank.cached({}, make)
