@@ -3,7 +3,8 @@
 Covers: imports between rooms (at any depth, inside functions too); no room that imports the tests or benchmarks; the
 toolbox knows nothing of the plugin; no circles between modules at import time; imports inside a room are relative;
 third-party packages are those that `setup.py` (or the toolbox's own file) states; the map in docs/contributing.md says
-the same, and the files and names that it points to exist; and the reader of imports itself, on forbidden ones.
+the same, and the files and names that it points to exist; no method is named in what runs all methods; and the reader
+of imports itself, on forbidden ones.
 """
 
 import ast
@@ -42,6 +43,43 @@ DISTRIBUTIONS = {
 }
 # Packages that are asked for when they are there, and whose absence a sentence explains.
 ON_REQUEST = {"wandb", "mlflow"}
+
+# Files that still name a method, though they run any: one that no longer does leaves the list.
+NAMES_A_METHOD = {
+    "engine": {
+        "checkpoint_files.py",
+        "extra_tests.py",
+        "open_run.py",
+        "refined.py",
+    },
+    "experiments": {
+        "plan.py",
+        "reference.py",
+        "sweeps.py",
+        "tasks.py",
+    },
+    "results": {
+        "plots.py",
+        "published.py",
+        "readings.py",
+        "records.py",
+        "tables.py",
+    },
+    "cli": {
+        "__main__.py",
+        "compare.py",
+        "eval.py",
+        "export.py",
+        "interpret.py",
+        "plot.py",
+        "plot_features.py",
+        "predict.py",
+        "report.py",
+        "table.py",
+        "task.py",
+        "train.py",
+    },
+}
 
 FILES = {
     room: sorted(path for path in (ROOT / room).rglob("*.py") if "tools" not in path.relative_to(ROOT).parts)
@@ -146,6 +184,23 @@ def test_imports_inside_a_room_are_relative(room):
         if not relative and name.startswith(f"{PLUGIN}.{room}.")
     ]
     assert spelled == []
+
+
+@pytest.mark.parametrize("room", NAMES_A_METHOD)
+def test_what_runs_all_methods_names_none(room):
+    import dassl_clip.trainers  # noqa: F401
+    from dassl.engine import TRAINER_REGISTRY
+
+    registry = {name: TRAINER_REGISTRY.get(name).__module__ for name in TRAINER_REGISTRY.registered_names()}
+    ours = [name for name, module in registry.items() if module.startswith(PLUGIN)]
+    assert len(ours) >= 6
+    words = re.compile(rf"\b({'|'.join(ours)}|ALPHA|alpha(?!=0\.))\b")  # alpha=0.2 is an opacity of matplotlib
+    naming = {
+        path.relative_to(ROOT / room).as_posix()
+        for path in FILES[room]
+        if words.search(path.read_text(encoding="utf-8"))
+    }
+    assert naming == NAMES_A_METHOD[room]
 
 
 @pytest.mark.parametrize("which", ["plugin", "toolbox"])
