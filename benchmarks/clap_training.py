@@ -3,7 +3,7 @@
 The texts are finite, so ours encodes each distinct one once; a step is then a small MLP. Cases: the class lists and
 settings of OfficeHome and DomainNet. Of ours, the texts of `--encode-classes` classes are encoded (the cost is in
 proportion to the classes) and `--head-steps` steps of the head are taken; the plain program takes `--plain-steps`
-steps, each of which encodes prompts, augmented prompts and class names of the batch. All of these are reckoned up to
+steps, each of which encodes prompts, augmented prompts and class names of the batch. All of these are extrapolated to
 the whole training. `--steps` says how many steps that has; without it, the fewest that the stopping rule allows: more
 make the ratio larger. `--full` trains on all texts and takes the number of steps from that.
 
@@ -58,13 +58,13 @@ class Training(Work):
         self.kept = {"ours": self.pairs.features.nbytes, "plain": 0}  # of all texts
         self.first = first_texts(self.pairs, options.plain_steps)
         self.report = None
-        self.reckoned = (
+        self.extrapolated = (
             f"ours encoded the texts of {self.run_classes} of {len(self.names)} classes and took {options.head_steps} "
-            f"steps, the plain program {options.plain_steps}; reckoned for {self.steps} steps"
+            f"steps, the plain program {options.plain_steps}; extrapolated for {self.steps} steps"
             + (", the fewest that the stopping rule allows" if not options.steps else "")
         )
         if options.full:
-            self.reckoned = f"of the plain program {options.plain_steps} steps were run"
+            self.extrapolated = f"of the plain program {options.plain_steps} steps were run"
 
     def ours(self) -> list[Part]:
         """Each text once, then the head."""

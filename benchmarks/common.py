@@ -2,7 +2,7 @@
 
 A claim is a `Work`: the same results by this project's code (`ours`) and by a plain rewriting of what the papers'
 programs do (`plain`). A side is a list of parts, each with the number of times that the whole program does it; most
-are run whole and count once. A part that would take hours is measured on a share, and the work says so in `reckoned`.
+are run whole and count once. A part that would take hours is measured on a share; `extrapolated` says on which.
 
 - Time: both sides run in turns in one process. Each is measured until it has been run `--repeats` times or has used up
   `--budget` seconds, at least once; the median counts, and all measurements are kept. With `--runs N` that is done in
@@ -68,7 +68,7 @@ class Work:
     Attributes:
         title: What is done, for the table.
         target: The ratio of times that is aimed at on two CPU cores, or None.
-        reckoned: What was measured on a share only, in words; empty if everything was run.
+        extrapolated: What was measured on a share only, in words; empty if everything was run.
         uses_architecture: Whether `--architecture` decides what is measured.
         alone: Whether the sides are run in processes of their own, for their memory and arithmetic.
         memory_times: The memory of a side over the measured memory, where only a share is run.
@@ -77,7 +77,7 @@ class Work:
 
     title = ""
     target: float | None = None
-    reckoned = ""
+    extrapolated = ""
     uses_architecture = True
     alone = True
     memory_times: Mapping[str, float] = {"ours": 1.0, "plain": 1.0}
@@ -228,7 +228,7 @@ def compare(work: Work, options: argparse.Namespace) -> dict[str, object]:
             rounded(max(seconds["plain"]) / min(seconds["ours"])),
         ],
         "difference": {name: rounded(v) for name, v in work.difference(results["ours"], results["plain"]).items()},
-        "reckoned": work.reckoned,
+        "extrapolated": work.extrapolated,
         "facts": work.facts(),
     }
     if options.profile:

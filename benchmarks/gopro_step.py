@@ -7,7 +7,7 @@ ends with the optimiser's. Cases are class lists that the project ships: 7 (PACS
 The plain program keeps what the backward pass needs of 12 passes over all classes: 3 GB at 7 classes of ViT-B/16, 22 GB
 at 65. Where that is more than `--plain-texts` texts, its image passes are run whole, and its text passes (which cost
 the same for each image and view, and a time and memory in proportion to the classes) once, with at most that many
-classes; the rest is reckoned from it. Losses and gradients of the whole step are compared where the plain program
+classes; the rest is extrapolated from it. Losses and gradients of the whole step are compared where the plain program
 runs whole; elsewhere, text features and gradients of the pass that is run.
 
 example: python benchmarks/gopro_step.py --threads 2 --only "7 classes"
@@ -60,9 +60,9 @@ class Step(Work):
             share = self.contexts * len(names) / self.run
             self.share = share
             self.memory_times = {"ours": 1.0, "plain": share}
-            self.reckoned = (
+            self.extrapolated = (
                 f"of the plain program's {self.contexts} text passes over {len(names)} classes one over {self.run} was "
-                "run; its time and memory are reckoned from that"
+                "run; its time and memory are extrapolated from that"
             )
 
     def ours(self) -> list[Part]:

@@ -3,7 +3,7 @@
 Features have CLIP's traits: a gap between images and texts, classes in groups, a decaying spectrum, noise. Labels are
 Sinkhorn's, hardened, and there before the clock starts (with `--lazy` they are formed in each step). Both solvers start
 from the text proxies: ours runs until a lower bound certifies its objective to 1e-6, the authors' takes 2000 steps.
-These take an hour on a CPU: by default `--authors-steps` of them are timed and the rest is reckoned from it; `--full`
+These take an hour on a CPU: by default `--authors-steps` of them are timed and the rest is extrapolated; `--full`
 takes them all and compares objectives.
 
 example: python benchmarks/inmap.py --threads 2 --images 5000 --full
@@ -54,7 +54,7 @@ class Proxies(Work):
         self.labels = labels if options.lazy else labels[:]
         self.taken = AUTHORS_STEPS if options.full else min(options.authors_steps, AUTHORS_STEPS)
         if self.taken < AUTHORS_STEPS:
-            self.reckoned = f"{self.taken} of the authors' {AUTHORS_STEPS} steps were run"
+            self.extrapolated = f"{self.taken} of the authors' {AUTHORS_STEPS} steps were run"
         self.fast, self.steps_proxy = None, None
 
     def ours(self) -> list[Part]:

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, made of all result files; and what one device would take, reckoned from them.
+"""The tables of docs/performance.md, made of all result files; and what one device would take, extrapolated from them.
 
 example: python benchmarks/page.py
 """
@@ -7,7 +7,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from reporting import (
@@ -25,8 +25,7 @@ from reporting import (
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+PAGE = ROOT / "docs" / "performance.md"
 FORM = "github"
 CLAIMS = ("text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache")
 OTHERS = ("precision", "datapath", "scaling")
@@ -69,10 +68,10 @@ def device_tables(content: Mapping[str, Mapping]) -> list[str]:
     if "scaling" in content:
         parts.append("Cost against size:")
         parts.append(scaling_table(content["scaling"], FORM))
-    reckoned = on_paper(content)
-    if reckoned:
+    extrapolated = on_paper(content)
+    if extrapolated:
         parts.append("On paper, from the rates above:")
-        parts.append(tabulate(reckoned, headers=["work", "how", "time"], tablefmt=FORM, disable_numparse=True))
+        parts.append(tabulate(extrapolated, headers=["work", "how", "time"], tablefmt=FORM, disable_numparse=True))
     return [part for part in parts if part]
 
 
@@ -130,9 +129,9 @@ def inmap_on_paper(disk: Mapping, passes: int) -> list[list[str]]:
 
 
 def short_table(folder: Path = RESULTS) -> str:
-    """How much faster and smaller, one line a claim and a column a device: what the README shows.
+    """How much faster and smaller, one line per claim and one column per device.
 
-    A star stands where a share of a side was run and the rest reckoned.
+    A star marks a claim of which a share of one side was run and the rest extrapolated.
     """
     ratios: dict[str, dict[str, str]] = {}
     devices = []
@@ -140,7 +139,7 @@ def short_table(folder: Path = RESULTS) -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         for entry in (entry for section in CLAIMS for entry in content.get(section, {}).values()):
             device, memory = entry["machine"]["device"], entry.get("memory_ratio", 0)
-            shown = times(entry["time_ratio"]) + " *" * bool(entry["reckoned"])
+            shown = times(entry["time_ratio"]) + " *" * bool(entry["extrapolated"])
             shown += f", memory 1/{memory:.0f}" if memory >= 2 else f", memory {1 / memory:.0f} x" if memory else ""
             ratios.setdefault(entry["title"], {})[device] = shown
             devices += [device] * (device not in devices)
@@ -148,22 +147,27 @@ def short_table(folder: Path = RESULTS) -> str:
     return tabulate(rows, headers=["faster than the plain program", *devices], tablefmt=FORM, disable_numparse=True)
 
 
-def with_tables(text: str, folder: Path = RESULTS, make: Callable[[Path], str] = tables) -> str:
-    """A page with what stands between its marks made anew.
+MARKED = {"short table": short_table, "tables": tables}  # what stands between the marks of the page
+
+
+def with_tables(text: str, folder: Path = RESULTS) -> str:
+    """A page with new tables between its marks.
 
     Raises:
-        ValueError: The page lacks the marks.
+        ValueError: The page lacks a mark.
     """
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"the page has no tables to renew; it needs the lines {BEGIN} and {END}")
-    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{make(folder)}\n\n{END}", text, flags=re.DOTALL)
+    for name, make in MARKED.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"the page has no tables to renew; it needs the lines {begin} and {end}")
+        shown = f"{begin}\n\n{make(folder)}\n\n{end}"
+        text = re.sub(f"{begin}.*{end}", lambda _, shown=shown: shown, text, flags=re.DOTALL)
+    return text
 
 
-def update(page: Path = PAGE, folder: Path = RESULTS, readme: Path | None = None) -> None:
-    """Write the page with new tables, and the README with its short one."""
+def update(page: Path = PAGE, folder: Path = RESULTS) -> None:
+    """Write the page with new tables."""
     write_atomically(page, with_tables(page.read_text(encoding="utf-8"), folder))
-    if readme is not None:
-        write_atomically(readme, with_tables(readme.read_text(encoding="utf-8"), folder, short_table))
 
 
 def main() -> None:
@@ -171,10 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, default=README)
     options = parser.parse_args()
-    update(options.page, options.results, options.readme)
-    print(f"renewed the tables of {options.page} and {options.readme}")
+    update(options.page, options.results)
+    print(f"renewed the tables of {options.page}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _claim(entry: Mapping) -> list[str]:
         memory = [f"{entry['memory_mb'][side]:,.0f}" for side in SIDES] + [times(entry["memory_ratio"])]
     limit = entry.get("arithmetic_ratio")
     return [
-        entry["title"] + (" *" if entry["reckoned"] else ""),
+        entry["title"] + (" *" if entry["extrapolated"] else ""),
         *sides,
         times(entry["time_ratio"]),
         f"{digits(low)} to {digits(high)}",
@@ -125,7 +125,7 @@ def digits(ratio: float) -> str:
 
 def notes(entries: Sequence[Mapping]) -> list[str]:
     """A line for each entry that was not run whole."""
-    return [f"\\* {entry['title']}: {entry['reckoned']}" for entry in entries if entry["reckoned"]]
+    return [f"\\* {entry['title']}: {entry['extrapolated']}" for entry in entries if entry["extrapolated"]]
 
 
 def rates_table(entry: Mapping, form: str = "simple") -> str:

@@ -90,7 +90,7 @@ def main() -> int:
         failed += [" ".join(line)] * (done.returncode != 0)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    page.update(options.page, options.results, page.README if options.page == page.PAGE else None)
+    page.update(options.page, options.results)
     return len(failed)
 
 

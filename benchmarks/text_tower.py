@@ -72,7 +72,7 @@ class ZeroshotHead(Work):
         self.run = min(options.plain_classes, len(self.names))
         self.title = f"zero-shot head, {len(self.names)} classes x {len(self.templates)} templates"
         if self.run < len(self.names):
-            self.reckoned = f"the plain program ran {self.run} of the {len(self.names)} classes"
+            self.extrapolated = f"the plain program ran {self.run} of the {len(self.names)} classes"
 
     def ours(self) -> list[Part]:
         """All texts at once."""

@@ -1,10 +1,11 @@
-"""The README: its two commands, the files and commands that it names, and its example of a new method, run for real."""
+"""The README and the metadata of the repository: commands, links, named files, the example of a method."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dassl_clip.cli import train
 from dassl_clip.cli.__main__ import COMMANDS
@@ -12,7 +13,7 @@ from dassl_clip.results.records import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "toolbox" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "toolbox" / "README.md"]
 
 
 def test_two_commands_set_up_and_run():
@@ -21,21 +22,22 @@ def test_two_commands_set_up_and_run():
     assert done == ["bash scripts/gopro/main.sh icons 1", "pytest -n 2 --dist loadfile"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+def test_speeds_are_those_of_the_page_that_the_benchmarks_write():
+    page = re.sub(" +", " ", (ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\|.* \d+ x\b.*\|$", README, re.MULTILINE)
+    assert len(rows) > 2 and all(row in page for row in rows)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_named_scripts_and_commands_exist(page):
+def test_links_and_named_files_and_commands_exist(page):
     text = page.read_text(encoding="utf-8")
-    for path in re.findall(r"\b(?:scripts|configs|benchmarks|docs)/[\w/{}.-]+\.(?:sh|yaml|py|md)\b", text):
-        if "{" not in path:
-            assert (ROOT / path).is_file(), path
-    for command in re.findall(r"(?:`|^)dassl-clip ([a-z]+)", text, re.MULTILINE):
-        assert command in COMMANDS, command
+    named = [page.parent / link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    folders = r"\b(?:scripts|configs|benchmarks|docs|tools|tests)/[\w/{}.-]+\.(?:sh|yaml|py|md|png)\b"
+    named += [
+        ROOT / path for path in re.findall(folders, text) if "{" not in path and path != "tools/train.py"
+    ]  # Dassl's
+    assert [str(path) for path in named if not path.exists()] == []
+    assert set(re.findall(r"(?:`|^)dassl-clip ([a-z]+)", text, re.MULTILINE)) <= set(COMMANDS)
 
 
 def test_the_example_of_a_new_method_runs_as_printed(tmp_path, monkeypatch):
@@ -45,6 +47,25 @@ def test_the_example_of_a_new_method_runs_as_printed(tmp_path, monkeypatch):
     assert len(code.splitlines()) <= 40
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(line)]
     monkeypatch.chdir(tmp_path)
-    assert train.main(words) == 0
+    assert train.main([*words, "DATALOADER.NUM_WORKERS", "0"]) == 0
     record = read_record(tmp_path / "output" / "mean_proxy")
     assert record["method"] == "MeanProxy" and record["metrics"]["test"]["accuracy"] > 100 / 45 * 5
+
+
+def test_the_citation_is_a_cff_file():
+    """Required keys of CFF 1.2.0, of the software and of each reference; the version is the package's."""
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= cff.keys() and cff["cff-version"] == "1.2.0"
+    assert f'version="{cff["version"]}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    for work in (cff, *cff["references"]):
+        assert {"title", "type", "authors"} <= work.keys() and work["authors"]
+        assert all(author.get("name") or author.get("family-names") for author in work["authors"])
+    assert [work["title"].partition(":")[0] for work in cff["references"]][:2] == ["GOPro", "CLAP"]
+
+
+def test_hooks_run_what_the_test_extra_installs():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert repo["repo"] == "local" and {hook["language"] for hook in repo["hooks"]} == {"system"}
+    setup, ci = ((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", ".ci/run"))
+    for hook in repo["hooks"]:
+        assert f'"{hook["entry"].split()[0]}>=' in setup and f"\n{hook['entry']}" in ci, hook

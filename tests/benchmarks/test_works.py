@@ -57,7 +57,7 @@ def test_zeroshot_head(script, small, clip):
     module = script("text_tower")
     work = module.ZeroshotHead(clip, module.parse([*small, "--head-classes", "12", "--plain-classes", "5"]))
     check(differences(work))
-    assert work.plain()[0].factor == 12 / 5 and "5 of the 12" in work.reckoned
+    assert work.plain()[0].factor == 12 / 5 and "5 of the 12" in work.extrapolated
 
 
 def test_gopro_step(script, small):
