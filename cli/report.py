@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine import errors
-from dassl_clip.results import environment, plot_matrix, plots, readings, records, report, tables
+from dassl_clip.results import environment, plot_matrix, plots, records, report, tables
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.plot_style import NEEDED, Plot
@@ -108,7 +108,7 @@ def make_tables(groups: Sequence[tables.Group], reference: str) -> list[tables.T
     for group in groups:
         here = any(reference in (row.method, row.label) for row in group.rows)
         made.append(tables.method_table(group, reference if here else ""))
-        made += readings.reading_tables([group])
+        made += tables.extra_test_tables([group])
     return made
 
 

@@ -16,7 +16,7 @@ from dassl_clip.cli.arguments import Parser, split_command
 from dassl_clip.engine.errors import guarded
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import published as sheets
-from dassl_clip.results import readings, records, tables
+from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError, did_you_mean
 
 OUTSIDE_EXIT = 1
@@ -132,7 +132,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
             made += [tables.target_table(group, row) for row in rows]
         elif rows:
             made.append(tables.method_table(group, reference, rows if args.rows else None))
-            made += readings.reading_tables([group], rows if args.rows else None)
+            made += tables.extra_test_tables([group], rows if args.rows else None)
     if args.reference:
         labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
         if args.reference not in labels:

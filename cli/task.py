@@ -24,7 +24,7 @@ from dassl_clip.engine.ranges import make_folder
 from dassl_clip.experiments import identity, locks, plan, reference, reuse, tasks
 from dassl_clip.experiments import launchers as pool
 from dassl_clip.experiments.progress import Reporter
-from dassl_clip.results import environment, readings, records, tables
+from dassl_clip.results import environment, records, tables
 from dassl_clip.results.documents import read_config
 from dassl_clip.results.errors import UserError
 
@@ -371,4 +371,4 @@ def tables_of(
         here = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
         reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
         made.append(tables.method_table(group, reference, here, columns, seed_list))
-    return made + (readings.reading_tables(groups, rows, columns, seed_list) if further else [])
+    return made + (tables.extra_test_tables(groups, rows, columns, seed_list) if further else [])

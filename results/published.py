@@ -19,8 +19,7 @@ from typing import Any
 
 from .errors import UserError
 from .escaping import csv_text
-from .readings import MEASURES
-from .tables import FORMATS, cell_text, framed, mean_and_spread, tabulated
+from .tables import FORMATS, MEASURES, cell_text, framed, mean_and_spread, tabulated
 
 MEAN, HARMONIC = "mean", "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary

@@ -1,26 +1,24 @@
-"""One JSON record a run: its schema, its checks, and how it is written, read and gathered.
+"""One JSON record per run: its schema, its checks, and how it is written, read and gathered.
 
 `record.json` is the last file that a run writes, atomically, so it is also the done marker: a folder whose record reads
 as complete holds a finished run, everything else is missing or broken and may be redone.
 
 A trainer makes its record in two steps::
 
-    record = records.facts_from_config(cfg) | records.environment_facts()
+    record = facts_from_config(cfg) | environment_facts()
     record |= {"backbone": {...}, "metrics": {"test": {...}}, "num_train": ..., ...}     # what only the trainer knows
-    records.write_record(cfg.OUTPUT_DIR, record)
+    write_record(cfg.OUTPUT_DIR, record)
 
 Keys beyond the schema are allowed and kept, as long as they are JSON values without NaN or infinity.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -28,11 +26,25 @@ from typing import Any, get_args, get_origin
 from .environment import environment_facts
 from .errors import MissingFileError, UserError
 from .files import check_regular, write_bytes_atomically, write_text_atomically
+from .identity import (
+    LOCAL_FOLDER,
+    config_differences,
+    config_hash,
+    flatten_config,
+    identity,
+    identity_differences,
+    named_files,
+)
+from .protocols import EVALUATION, LABEL_FREE_TASKS, TRANSFER_TASKS, facts_from_config, protocol_of, task_of, trained_on
 
 __all__ = [
+    "EVALUATION",
     "FIELDS",
+    "LABEL_FREE_TASKS",
+    "LOCAL_FOLDER",
     "RECORD_NAME",
     "SCHEMA_VERSION",
+    "TRANSFER_TASKS",
     "FoundRecord",
     "check_record",
     "config_differences",
@@ -40,8 +52,8 @@ __all__ = [
     "environment_facts",
     "facts_from_config",
     "find_records",
-    "has_checkpoints",
     "flatten_config",
+    "has_checkpoints",
     "identity",
     "identity_differences",
     "inspect_record",
@@ -51,6 +63,7 @@ __all__ = [
     "protocol_of",
     "read_record",
     "task_of",
+    "trained_on",
     "write_bytes_atomically",
     "write_record",
     "write_text_atomically",
@@ -74,13 +87,13 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "source_domains": (list,),
     "target_domains": (list,),
     "class_subset": (str,),  # "all", "base", "new"
-    "shots": (int,),  # images a class, below 1: all
+    "shots": (int,),  # images per class, below 1: all
     "seed": (int,),
     "split_seed": (int,),
     "prompt": (str,),  # words around the class name, or the template set's members or name
     "backbone": (dict,),  # at least name and weights_hash
     "num_train": (int,),
-    "metrics": (dict,),  # split -> {accuracy, error_rate, macro_f1 in percent, total, correct, ...}
+    "metrics": (dict,),  # split or extra test -> {accuracy, error_rate, macro_f1 in percent, total, correct, ...}
     "losses": (dict,),  # name -> mean over the last epoch
     "seconds": (dict,),  # train, test, total
     "peak_memory_mb": _NUMBER,
@@ -97,9 +110,6 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "transductive": (bool,),  # True: unlabelled test images were used
 }
 _NON_EMPTY = ("method", "dataset", "protocol", "selection_rule", "metrics", "config_hash", "finished_at", "device")
-_METRICS = ("accuracy", "error_rate", "total", "correct")
-_SECONDS = ("train", "test", "total")
-_DOMAIN_LISTS = ("source_domains", "target_domains")
 # What tables, figures and pages read inside `FIELDS`, and beyond them where it is there; keys of a dict may lack.
 _SHAPES: dict[str, Any] = {
     "versions": dict[str, str],
@@ -108,9 +118,8 @@ _SHAPES: dict[str, Any] = {
     "data_protocol": str,
     "classnames": list[str],
     "history": list[dict[str, float]],
-    "reading_notes": list[str],
+    "reading_notes": list[str],  # how the extra tests were made
     "skipped_images": list[str],
-    "alpha": float,
     "files": dict[str, str],
     "evaluated_from": str,
     "refines": {"folder": str, "method": str, "config": str, "data": dict},
@@ -125,28 +134,7 @@ _SHAPES: dict[str, Any] = {
     },
 }
 _LARGEST = 2**63 - 1
-_HALF = re.compile("[\ud800-\udfff]")  # of a pair that stands for a character; a byte that is no text
-
-# Keys of the configuration that say where and how conveniently a run happens, but not what it computes.
-IDENTITY_FREE = frozenset(
-    {
-        "OUTPUT_DIR",
-        "RESUME",
-        "USE_CUDA",
-        "VERBOSE",
-        "DATASET.ROOT",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.ON_BAD_IMAGE",
-        "TRAIN.PRINT_FREQ",
-        "TRAIN.CHECKPOINT_FREQ",
-        "TRAIN.CHECKPOINT_STEPS",
-    }
-)
-_IDENTITY_FREE_NODES = ("RUN.",)
-_IDENTITY_FREE_ENDS = (".TASKS",)
-LOCAL_FOLDER = "local-dir:"  # of MODEL.BACKBONE.NAME: a model in a folder of its own
-_CONTENT_FOLDERS, _IMAGE_FOLDERS = (".TOKENIZER",), (".IMAGE_FOLDER",)  # ends of keys
-_RUN_FOLDERS = (".FROM",)  # ends of keys that name a run's folder, wherever the folder above all runs lies
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, or a byte that is no text
 
 
 @dataclass(frozen=True)
@@ -196,19 +184,27 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     """Faults inside the nested parts of a record whose keys and types are right."""
     if record["schema_version"] not in READ_VERSIONS:
         yield f"'schema_version' is {record['schema_version']}, this program writes {SCHEMA_VERSION}"
-    if record.get("data"):
-        yield from _data_faults(record["data"])
-    for key in _DOMAIN_LISTS:
+    if data := record.get("data"):
+        yield from (
+            f"'data.{key}' should be a text"
+            for key in ("fingerprint", "test", "listing", "names")
+            if not isinstance(data.get(key), str)
+        )
+        if isinstance(data.get("counts"), Mapping):
+            yield from _number_faults("data.counts", data["counts"])
+        else:
+            yield "'data.counts' should be a dict of numbers"
+    for key in ("source_domains", "target_domains"):
         if not all(isinstance(name, str) for name in record[key]):
             yield f"'{key}' should be a list of names, not {record[key]!r}"
     for key in ("name", "weights_hash"):
         if not isinstance(record["backbone"].get(key), str):
             yield f"'backbone.{key}' should be a text"
-    yield from _number_faults("seconds", record["seconds"], _SECONDS)
-    yield from _number_faults("losses", record["losses"], ())
+    yield from _number_faults("seconds", record["seconds"], ("train", "test", "total"))
+    yield from _number_faults("losses", record["losses"])
     for key, shape in _SHAPES.items():
-        if key in record and not _fits(record[key], shape):
-            yield f"'{key}' should be {_said(shape)}, not {record[key]!r:.80}"
+        if key in record and not _has_shape(record[key], shape):
+            yield f"'{key}' should be {_shape_name(shape)}, not {record[key]!r:.80}"
     base = record.get("refines")
     if base and isinstance(base, Mapping) and not {"method", "config"} <= base.keys():
         yield "'refines' should name method and config"
@@ -216,7 +212,7 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(metrics, Mapping):
             yield f"'metrics.{split}' should be a dict of numbers, not {metrics!r:.80}"
             continue
-        faults = list(_number_faults(f"metrics.{split}", metrics, _METRICS))
+        faults = list(_number_faults(f"metrics.{split}", metrics, ("accuracy", "error_rate", "total", "correct")))
         yield from faults
         if not faults and not 0 <= metrics["correct"] <= metrics["total"]:
             yield f"'metrics.{split}' counts {metrics['correct']} correct of {metrics['total']}"
@@ -224,58 +220,50 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"'metrics.{split}.accuracy' is {metrics['accuracy']}, outside 0 to 100 percent"
 
 
-def _data_faults(data: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("fingerprint", "test", "listing", "names"):
-        if not isinstance(data.get(key), str):
-            yield f"'data.{key}' should be a text"
-    if not isinstance(data.get("counts"), Mapping):
-        yield "'data.counts' should be a dict of numbers"
-    else:
-        yield from _number_faults("data.counts", data["counts"], ())
-
-
-def _number_faults(name: str, values: Mapping[str, Any], required: tuple[str, ...]) -> Iterator[str]:
-    for key in required:
+def _number_faults(name: str, values: Mapping[str, Any], required: tuple[str, ...] = ()) -> Iterator[str]:
+    """Faults of the required numbers, or of all values where none is required."""
+    for key in required or values:
         if key not in values:
             yield f"'{name}.{key}' is missing"
-    for key in required or values:
-        if key in values and (isinstance(values[key], bool) or not isinstance(values[key], _NUMBER)):
+        elif isinstance(values[key], bool) or not isinstance(values[key], _NUMBER):
             yield f"'{name}.{key}' should be a number, not {values[key]!r}"
 
 
-def _fits(value: Any, shape: Any) -> bool:
+def _has_shape(value: Any, shape: Any) -> bool:
     """Whether a value has a shape of `_SHAPES`."""
     if isinstance(shape, dict):
-        return isinstance(value, Mapping) and all(_fits(value[key], shape[key]) for key in value.keys() & shape.keys())
+        return isinstance(value, Mapping) and all(
+            _has_shape(value[key], shape[key]) for key in value.keys() & shape.keys()
+        )
     inner = get_args(shape)
     if get_origin(shape) is list:
-        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+        return isinstance(value, (list, tuple)) and all(_has_shape(item, inner[0]) for item in value)
     if get_origin(shape) is dict:
-        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values())
+        return isinstance(value, Mapping) and all(_has_shape(item, inner[1]) for item in value.values())
     return isinstance(value, _NUMBER if shape is float else shape) and not isinstance(value, bool)
 
 
-def _said(shape: Any) -> str:
+def _shape_name(shape: Any) -> str:
     if isinstance(shape, dict):
         return f"a dict with {', '.join(shape)}"
-    return str(shape) if get_args(shape) else shape.__name__
+    return str(shape) if get_args(shape) else str(shape.__name__)
 
 
 def _json_faults(value: Any, path: str = "") -> Iterator[str]:
-    """Everything that JSON cannot hold, by its place in the record."""
+    """Everything that JSON cannot hold, by its path in the record."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if not isinstance(key, str) or _HALF.search(key):
+            if not isinstance(key, str) or _SURROGATE.search(key):
                 yield f"key {key!r:.80} in '{path or 'record'}' should be a text"
             yield from _json_faults(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, (list, tuple)):
-        for position, item in enumerate(value):
-            yield from _json_faults(item, f"{path}[{position}]")
+        for index, item in enumerate(value):
+            yield from _json_faults(item, f"{path}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"'{path}' is {value}, not a finite number"
     elif isinstance(value, int) and abs(value) > _LARGEST:
         yield f"'{path}' has more digits than a number of 64 bits"
-    elif isinstance(value, str) and _HALF.search(value):
+    elif isinstance(value, str) and _SURROGATE.search(value):
         yield f"'{path}' is {value!r:.80}, which is no text in UTF-8"
     elif not isinstance(value, (str, int, float, bool, type(None))):
         yield f"'{path}' is a {type(value).__name__}, which JSON cannot hold"
@@ -304,27 +292,28 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
 def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
     """Say whether a folder holds a complete, a broken or no record; never raises for what lies in the file."""
     folder = Path(folder)
+
+    def broken(reason: str) -> FoundRecord:
+        return FoundRecord(folder, "broken", reason=reason)
+
     path = folder / RECORD_NAME
     try:
         check_regular(path)
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return FoundRecord(folder, "missing")
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return FoundRecord(folder, "missing")
     except (OSError, ValueError, RecursionError) as error:
-        return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} cannot be read ({error})")
+        return broken(f"{RECORD_NAME} cannot be read ({error})")
     if not isinstance(record, dict):
-        return FoundRecord(folder, "broken", reason=f"{RECORD_NAME} holds no JSON object")
+        return broken(f"{RECORD_NAME} holds no JSON object")
     version = record.get("schema_version")
     if version not in READ_VERSIONS:
         known = " and ".join(map(str, READ_VERSIONS))
-        reason = f"{RECORD_NAME} has schema version {version!r}, this program reads versions {known}"
-        return FoundRecord(folder, "broken", reason=reason)
+        return broken(f"{RECORD_NAME} has schema version {version!r}, this program reads versions {known}")
     try:
         check_record(record)
     except (ValueError, RecursionError) as error:
-        return FoundRecord(folder, "broken", reason=str(error))
+        return broken(str(error))
     return FoundRecord(folder, "complete", record)
 
 
@@ -366,200 +355,11 @@ def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
     root = Path(root)
     if not root.is_dir():
         raise MissingFileError(f"no folder {root}: give the output folder of a task, or any folder above run folders")
-    found, first = [], dict[str, Path]()
+    records, first = [], dict[str, Path]()
     for folder in sorted(path.parent for path in root.rglob(RECORD_NAME)):
-        item = inspect_record(folder)
-        text = json.dumps(item.record, sort_keys=True)
-        if item.record is not None and first.setdefault(text, folder) != folder:
-            item = FoundRecord(folder, "copy", reason=f"a copy of the run in {first[text]}")
-        found.append(item)
-    return found
-
-
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of config nodes as one dict `{"OPTIM.LR": 0.002, ...}`; tuples become lists."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten_config(value, f"{name}."))
-        else:
-            flat[name] = list(value) if isinstance(value, (tuple, list)) else value
-    return flat
-
-
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides what a run computes, flat: without paths, workers and print settings.
-
-    Trainer nodes other than that of `TRAINER.NAME` do not count.
-    """
-    flat = flatten_config(config)
-    own = f"TRAINER.{str(flat.get('TRAINER.NAME', '')).upper()}."
-    return {
-        key: _below_output(value) if key.endswith(_RUN_FOLDERS) else value
-        for key, value in flat.items()
-        if key not in IDENTITY_FREE
-        and not key.startswith(_IDENTITY_FREE_NODES)
-        and not key.endswith(_IDENTITY_FREE_ENDS)
-        and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(own))
-    }
-
-
-def named_files(config: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> SHA-256 of the file that a value of a configuration's identity names (weights, prompts, class names, ...).
-
-    The path alone does not say what was computed: a file may be replaced. Of the folder of a model (`local-dir:FOLDER`)
-    or of a tokenizer every file counts, of a folder of images the names and sizes.
-    """
-    found = {}
-    for key, value in identity(config).items():
-        if not isinstance(value, str) or not value or key.endswith(_RUN_FOLDERS) or "\0" in value or len(value) > 4095:
-            continue
-        path = Path(value.removeprefix(LOCAL_FOLDER)).expanduser()
-        if path.is_dir() and (value.startswith(LOCAL_FOLDER) or key.endswith(_CONTENT_FOLDERS)):
-            found[key] = _hash_folder(path, _hash_of)
-        elif path.is_dir() and key.endswith(_IMAGE_FOLDERS):
-            found[key] = _hash_folder(path, lambda item: str(item.stat().st_size))
-        elif (os.sep in value or path.suffix) and path.is_file():
-            found[key] = _hash_of(path)
-    return found
-
-
-def _hash_folder(folder: Path, tell: Callable[[Path], str]) -> str:
-    """SHA-256 over the names of all files below a folder, and what `tell` says of each."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file())
-    text = "".join(f"{item.relative_to(folder)} {tell(item)}\n" for item in files)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-def _hash_of(path: Path) -> str:
-    status = path.stat()
-    return _hash_file(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-@functools.lru_cache(maxsize=256)
-def _hash_file(path: str, *status: int) -> str:
-    """SHA-256 of a file, read once while its status stays the same."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _below_output(folder: Any) -> str:
-    """The part of a run folder that tells what the run is: task/dataset/trainer/config/shots/target/seed."""
-    return "/".join(Path(str(folder)).parts[-7:])
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the identity of a configuration: equal hashes mean the same computation was asked for."""
-    text = json.dumps(identity(config), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def config_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations ask for different computations, as "KEY: 1 there, 2 now"."""
-    return identity_differences(identity(there), identity(now))
-
-
-def identity_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The same for two identities, as `identity` gives them."""
-    absent = object()
-    return [
-        f"{key}: {repr(old[key]) if key in old else 'absent'} there, {repr(new[key]) if key in new else 'absent'} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent)
-    ]
-
-
-def task_of(source: Sequence[str], target: Sequence[str]) -> str:
-    """The task that a pair of domain lists amounts to: "fewshot" inside a domain, "lodo" across domains, or ""."""
-    if not source or not target:
-        return ""
-    if set(source) == set(target):
-        return "fewshot"
-    return "" if set(source) & set(target) else "lodo"
-
-
-def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a record that the resolved configuration knows, from any yacs tree with Dassl's keys.
-
-    `RUN.TASK` and `RUN.CONFIG` (set by the command line) name the task and the config; without them the task follows
-    from the domains. Protocol and selection rule are the general ones; a trainer that does otherwise overwrites them.
-    """
-    flat = flatten_config(config)
-    source, target = list(flat.get("DATASET.SOURCE_DOMAINS") or ()), list(flat.get("DATASET.TARGET_DOMAINS") or ())
-    task = flat.get("RUN.TASK") or task_of(source, target)
-    seed = int(flat.get("SEED", -1))
-    split_seed = int(flat.get("DATASET.SPLIT_SEED", -1))
-    best = flat.get("TEST.FINAL_MODEL") == "best_val"
-    return {
-        "method": str(flat.get("TRAINER.NAME", "")),
-        "config": str(flat.get("RUN.CONFIG", "")),
-        "task": task,
-        "dataset": str(flat.get("DATASET.NAME", "")),
-        "source_dataset": str(flat.get("RUN.SOURCE") or flat.get("DATASET.NAME", "")),
-        "protocol": protocol_of(source, target, task, str(flat.get("DATASET.PROTOCOL", ""))),
-        "data_protocol": str(flat.get("DATASET.PROTOCOL", "")),  # which images of the target are tested
-        "selection_rule": "best_val on source validation images" if best else "last",
-        "source_domains": source,
-        "target_domains": target,
-        "class_subset": str(flat.get("DATASET.SUBSAMPLE_CLASSES", "all")),
-        "shots": int(flat.get("DATASET.NUM_SHOTS", -1)),
-        "seed": seed,
-        "split_seed": split_seed if split_seed >= 0 else seed,
-        "config_hash": config_hash(config),
-        "transductive": False,
-    }
-
-
-ALL_IMAGES = "all-images"  # value of DATASET.PROTOCOL
-LABEL_FREE_TASKS = {
-    "zeroshot": "{tested} tested, no label is trained on",
-    "probe": "{tested} tested; probes are trained on a few labelled images",
-    "attacks": "{tested} tested, as an attack has changed them; no label is trained on, except by probes",
-}
-TRANSFER_TASKS = {
-    "b2n": "base to new: trained on the base classes, tested on base and on new classes",
-    "xd": "cross-dataset: trained on one data set, tested on others",
-    "dg": "single-source generalisation: trained on one data set, tested on its variants",
-}
-
-
-EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
-NOT_KNOWN = "data that is not recorded"
-
-
-def trained_on(facts: Mapping[str, Any]) -> str:
-    """What an evaluated checkpoint was trained on, from `trained` of a record: "Icons/line (16 images per class)"."""
-    if not facts.get("dataset"):
-        return NOT_KNOWN
-    domains = "+".join(facts.get("source_domains", ()))
-    shots = facts.get("shots", -1)
-    told = ["all images" if shots < 1 else f"{shots} images per class"]
-    told += [f"{facts['class_subset']} classes"] if facts.get("class_subset", "all") != "all" else []
-    told += [f"config {facts['config']}"] if facts.get("config") else []
-    return f"{facts['dataset']}{'/' if domains else ''}{domains} ({', '.join(told)})"
-
-
-def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", data_protocol: str = "") -> str:
-    """The protocol that a task, or a pair of domain lists, amounts to, in one phrase.
-
-    Args:
-        source: source domains; empty for a data set without domains.
-        target: target domains.
-        task: name of the task, "" for a run by hand.
-        data_protocol: DATASET.PROTOCOL, which says what is tested; "" where an old record does not hold it.
-    """
-    if task in LABEL_FREE_TASKS:
-        whole = data_protocol == ALL_IMAGES if data_protocol else bool(target)
-        tested = f"{'every image' if whole else 'the test part'} of {'a domain' if target else 'the data set'} is"
-        return LABEL_FREE_TASKS[task].format(tested=tested)
-    if task in TRANSFER_TASKS:
-        return TRANSFER_TASKS[task]
-    if not source or not target:
-        return "training split to test split of one data set"
-    if set(source) == set(target):
-        return "inside a domain: trained on its training part, tested on its held-out part"
-    return "leave one domain out: trained on the source domains, tested on all of the unseen target domain"
+        found = inspect_record(folder)
+        text = json.dumps(found.record, sort_keys=True)
+        if found.record is not None and first.setdefault(text, folder) != folder:
+            found = FoundRecord(folder, "copy", reason=f"a copy of the run in {first[text]}")
+        records.append(found)
+    return records

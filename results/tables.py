@@ -2,7 +2,12 @@
 
 The spread is the sample standard deviation over seeds (divisor n - 1); the figure in the mean column is, for each seed,
 the mean over the domains, then mean and spread of those figures over seeds. Gains are differences of runs of the same
-domain and seed. Records of different tasks, data sets, shots, class subsets, backbones or weights never share a table.
+domain and seed.
+
+A record's `metrics` hold the split that was tested (`test`) and any number of extra tests by name, such as `C` (a form
+of the prompt), `4-shot` (a probe) or `FGSM / C` (an attack); these have a table of their own. Over the prompt forms C,
+CP and PC it has the measures of how much the prompt matters (Cai et al., ECCV 2024, Table 4): `R`, the range; `delta`,
+the population standard deviation; and `Delta_NC`, what four tokens of noise before the class name cost.
 """
 
 from __future__ import annotations
@@ -10,205 +15,33 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 from tabulate import tabulate
 
 from .errors import UserError
 from .escaping import csv_text, markdown, one_line
-from .records import TRANSFER_TASKS, FoundRecord, protocol_of, trained_on
+from .groups import MEAN, Group, Record, Row, column_of, group_records, named, refined_row, row_of
+from .protocols import protocols
+from .records import FoundRecord
 from .run_data import NOT_RECORDED, described
+
+__all__ = [
+    "FORMATS", "FORMS", "MEAN", "MEASURES", "Group", "Row", "Table", "cell_text", "column_of", "extra_test_tables",
+    "framed", "group_records", "group_title", "header_lines", "mean_and_spread", "method_table", "named", "refined_row",
+    "row_of", "tabulated", "target_table",
+]  # fmt: skip
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
-MEAN = "mean"
-SUMMARIES = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}  # title of the last column by task
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method in one configuration; `config` "" stands for a run without a named configuration."""
-
-    method: str
-    config: str
-
-    @property
-    def label(self) -> str:
-        """`GOPro (icons)`."""
-        return f"{self.method} ({self.config})" if self.config else self.method
-
-
-def refined_row(method: str, config: str, base_method: str, base_config: str) -> Row:
-    """The row of a method that refined the runs of another: `GOPro + InMaP (icons)`."""
-    configs = base_config if config == base_config else " + ".join(filter(None, (base_config, config)))
-    return Row(f"{base_method} + {method}", configs)
-
-
-def named(row: Row, names: Mapping[Row, str]) -> Row:
-    """A row under the name that it was given, or as it is."""
-    return Row(names[row], "") if row in names else row
-
-
-def row_of(record: Mapping[str, Any]) -> Row:
-    """The row that a run stands in."""
-    base = record.get("refines")
-    if not base:
-        return Row(record["method"], record["config"])
-    return refined_row(record["method"], record["config"], base["method"], base["config"])
-
-
-@dataclass
-class Group:
-    """Runs that may stand in one table.
-
-    Attributes:
-        facts: what all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split, trained_on (of
-            evaluations), data (a name for the data set's domains and classes).
-        runs: row -> domain -> seed -> record.
-        remarks: what a reader of the table must know of its records.
-        variants: number of groups that would share a table if their images were the same.
-    """
-
-    facts: dict[str, Any]
-    runs: dict[Row, dict[str, dict[int, Mapping[str, Any]]]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-    variants: int = 1
-
-    def renamed(self, names: Mapping[Row, str]) -> Group:
-        """The same runs with other names for some rows."""
-        return replace(self, runs={named(row, names): cells for row, cells in self.runs.items()})
-
-    @property
-    def rows(self) -> list[Row]:
-        """The methods, by name."""
-        return sorted(self.runs, key=lambda row: (row.method.lower(), row.config))
-
-    @property
-    def domains(self) -> list[str]:
-        """The target domains (or class subsets) of any row, by name."""
-        return sorted({domain for cells in self.runs.values() for domain in cells})
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of any run, in order."""
-        return sorted({seed for cells in self.runs.values() for runs in cells.values() for seed in runs})
-
-    def accuracies(self, row: Row, domain: str) -> dict[int, float]:
-        """Seed -> accuracy in percent of one cell; for the column `MEAN`, of the seeds that have every domain."""
-        split = self.facts["split"]
-        if domain != MEAN:
-            return {
-                seed: record["metrics"][split]["accuracy"] for seed, record in self.runs[row].get(domain, {}).items()
-            }
-        columns = [self.accuracies(row, name) for name in self.averaged]
-        seeds = set.intersection(*(set(column) for column in columns)) if columns else set()
-        return {seed: self.summary([column[seed] for column in columns]) for seed in sorted(seeds)}
-
-    @property
-    def averaged(self) -> list[str]:
-        """The columns that the last one sums up: all, but the source data set's where others are tested."""
-        if self.facts["task"] == "b2n":
-            return ["base", "new"]
-        across = self.facts["task"] in TRANSFER_TASKS
-        return [name for name in self.domains if not (across and name == self.facts["dataset"])]
-
-    @property
-    def summary(self) -> Callable[[Sequence[float]], float]:
-        """How the last column sums up: the harmonic mean of base and new classes, otherwise the mean."""
-        return statistics.harmonic_mean if self.facts["task"] == "b2n" else statistics.fmean
-
-    @property
-    def summary_name(self) -> str:
-        """Title of the last column."""
-        return SUMMARIES.get(self.facts["task"], MEAN)
-
-
-def group_records(found: Iterable[Mapping[str, Any]], split: str = "test") -> list[Group]:
-    """Sort records into groups that may share a table.
-
-    Runs of different data sets, tasks, shots, class subsets or weights never do; nor do evaluations of a checkpoint
-    with runs that were trained, or runs whose images differ: in each column of a group all runs had the same images to
-    choose from and tested the same ones. Of two records of one cell and seed the one finished later counts, and the
-    group says so.
-
-    Args:
-        found: complete records; `folder`, if it is there, names the record in remarks.
-        split: the split whose metrics are wanted; records without it are left out.
-    """
-    groups: dict[tuple[Any, ...], list[Group]] = {}
-    for record in sorted(found, key=lambda record: record["finished_at"]):
-        if split not in record["metrics"]:
-            continue
-        facts = {key: record[key] for key in ("task", "dataset", "shots", "class_subset")}
-        data, across = record.get("data"), record["task"] in TRANSFER_TASKS
-        if across:  # one table for the trained run and those that evaluate it
-            facts["dataset"] = record.get("source_dataset", record["dataset"])
-            facts["class_subset"] = "base and new" if record["task"] == "b2n" else "all"
-        facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
-        facts["split"] = split
-        facts["trained_on"] = _trained_elsewhere(record, facts["dataset"])
-        facts["data"] = NOT_RECORDED if data is None else "" if across else data.get("names", "")
-        row, column, seed = row_of(record), column_of(record), record["seed"]
-        fitting = groups.setdefault(tuple(facts.values()), [])
-        group = next((group for group in reversed(fitting) if _same_images(group, column, record)), None)
-        if group is None:
-            group = Group(facts)
-            fitting.append(group)
-        cell = group.runs.setdefault(row, {}).setdefault(column, {})
-        if seed in cell and (told := _two_records(row, column, cell[seed], record, split)):
-            group.remarks.append(told)
-        cell[seed] = record
-    for fitting in groups.values():
-        for group in fitting:
-            group.variants = len(fitting)
-    return [group for key in sorted(groups, key=str) for group in groups[key]]
-
-
-def _trained_elsewhere(record: Mapping[str, Any], source: str) -> str:
-    """What an evaluated checkpoint was trained on; "" for a trained run, and where the task itself says it."""
-    if not record.get("evaluated_from"):
-        return ""
-    trained = record.get("trained", {})
-    expected = {"b2n": "base", "xd": "all", "dg": "all"}.get(record["task"])
-    if expected and (trained.get("dataset"), trained.get("class_subset")) == (source, expected):
-        return ""
-    return trained_on(trained)
-
-
-def _same_images(group: Group, column: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record had the same images to choose from, and tested the same, as those of its column in a group."""
-    data = record.get("data") or {}
-    for cells in group.runs.values():
-        for other in cells.get(column, {}).values():
-            theirs = other.get("data") or {}
-            if not data or not theirs:
-                continue
-            drawn = data.get("drawn_tests") and other["split_seed"] != record["split_seed"]
-            if data["listing"] != theirs["listing"] or (data["test"] != theirs["test"] and not drawn):
-                return False
-    return True
-
-
-def _two_records(row: Row, column: str, old: Mapping[str, Any], new: Mapping[str, Any], split: str) -> str:
-    """A remark on two records of one cell and seed; "" where one is a copy of the other."""
-    own = {"folder"}
-    if {k: v for k, v in old.items() if k not in own} == {k: v for k, v in new.items() if k not in own}:
-        return ""
-    each = [
-        f"{run['metrics'][split]['accuracy']:.1f} (finished {run['finished_at']}"
-        + (f", {run['folder']})" if "folder" in run else ")")
-        for run in (old, new)
-    ]
-    where = f"{row.label}, {column}, seed {new['seed']}"
-    return f"caution: two records of one cell differ: {where}: {each[0]} and {each[1]}; the latter is shown"
-
-
-def column_of(record: Mapping[str, Any]) -> str:
-    """The column of a run: its target domains, or its class subset where a data set has no domains."""
-    if record["task"] in ("xd", "dg"):
-        return str(record["dataset"])
-    return "+".join(record["target_domains"]) or str(record["class_subset"])
+SPLITS = ("test", "val", "train")
+FORMS = ("C", "CP", "PC")  # of the prompt
+MEASURES: Mapping[str, tuple[tuple[str, ...], Callable[..., float]]] = {
+    "R": (FORMS, lambda *forms: max(forms) - min(forms)),
+    "delta": (FORMS, lambda *forms: statistics.pstdev(forms)),
+    "Delta_NC": (("C", "NC"), lambda plain, noisy: plain - noisy),
+}
+Cells = Mapping[str, Mapping[int, float]]  # domain (and `MEAN`) -> seed -> accuracy
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -304,7 +137,7 @@ def method_table(
     domains = list(columns) if columns is not None else group.domains
     base = _reference(group, reference) if reference else None
     rows = list(rows) if rows is not None else sorted(group.rows, key=lambda row: row != base)
-    wanted = _select(group, domains, seeds)
+    wanted = group.selected(domains, seeds)
     header = ["accuracy (%)", *domains, MEAN]
     lines, gains = [], []
     for row in rows:
@@ -336,20 +169,77 @@ def target_table(group: Group, row: Row) -> Table:
     return Table(f"{row.label}: {group_title(group)}", header_lines(group, [row], seeds), header, lines, below)
 
 
-def _select(group: Group, domains: Sequence[str], seeds: Sequence[int]) -> Group:
-    """The same group with these domains and seeds only."""
-    runs = {
-        row: {
-            name: {seed: record for seed, record in cells[name].items() if seed in seeds}
-            for name in domains
-            if name in cells
-        }
-        for row, cells in group.runs.items()
+def extra_test_tables(
+    groups: Sequence[Group],
+    rows: Sequence[Row] | None = None,
+    columns: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[Table]:
+    """One table for each group whose runs have extra tests.
+
+    Args:
+        groups: runs that may share a table each.
+        rows: methods wanted, in this order; default: all.
+        columns: domains wanted, in this order; default: all.
+        seeds: seeds wanted; default: all.
+    """
+    tables = (_extra_test_table(group, rows, columns, seeds) for group in groups)
+    return [table for table in tables if table.rows]
+
+
+def _extra_test_table(
+    group: Group, rows: Sequence[Row] | None, columns: Sequence[str] | None, seeds: Sequence[int] | None
+) -> Table:
+    """The extra tests of a group's runs: a line for each test and method, then the measures over the prompt forms."""
+    seeds = list(seeds) if seeds is not None else group.seeds
+    domains = list(columns) if columns is not None else group.domains
+    header = [*domains, MEAN]
+    tests = dict.fromkeys(name for record in group.records() for name in record["metrics"] if name not in SPLITS)
+    results = {
+        row: {name: _test_cells(group, row, name, domains, seeds) for name in tests}
+        for row in (group.rows if rows is None else rows)
+        if row in group.runs
     }
-    for cells in runs.values():
-        for name in domains:
-            cells.setdefault(name, {})
-    return replace(group, runs=runs)
+    results = {row: cells for row, cells in results.items() if any(cells.values())}
+
+    def line(name: str, row: Row, cells: Cells) -> list[str]:
+        return [f"{name}: {row.label}", *(cell_text(list(cells.get(d, {}).values()), len(seeds)) for d in header)]
+
+    lines = [line(name, row, results[row][name]) for name in tests for row in results if results[row][name]]
+    for measure, (needed, combine) in MEASURES.items():
+        for row in results:
+            forms = [results[row].get(name, {}) for name in needed]
+            if all(forms):
+                cells = {
+                    domain: {
+                        seed: combine(*(form[domain][seed] for form in forms))
+                        for seed in forms[0][domain]
+                        if all(seed in form[domain] for form in forms)
+                    }
+                    for domain in header
+                }
+                lines.append(line(measure, row, cells))
+    notes = {
+        f"{row.label}: {note}" for row in results for run in group.records(row) for note in run.get("reading_notes", [])
+    }
+    title = f"{group_title(group)}: further readings"
+    return Table(title, header_lines(group, list(results), seeds), ["accuracy (%)", *header], lines, sorted(notes))
+
+
+def _test_cells(group: Group, row: Row, name: str, domains: Sequence[str], seeds: Sequence[int]) -> Cells:
+    """Accuracies of an extra test, `MEAN` for the seeds that have every domain; {} if no run has the test."""
+    cells = {
+        domain: {
+            seed: run["metrics"][name]["accuracy"]
+            for seed, run in sorted(group.runs[row].get(domain, {}).items())
+            if seed in seeds and name in run["metrics"]
+        }
+        for domain in domains
+    }
+    if not any(cells.values()):
+        return {}
+    complete = [seed for seed in seeds if all(seed in cell for cell in cells.values())]
+    return cells | {MEAN: {seed: statistics.fmean(cells[domain][seed] for domain in domains) for seed in complete}}
 
 
 def _reference(group: Group, name: str) -> Row:
@@ -369,27 +259,24 @@ def group_title(group: Group) -> str:
 def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | None = None) -> list[str]:
     """The lines that say what was measured."""
     facts = group.facts
-    found = {row: [run for runs in group.runs.get(row, {}).values() for run in runs.values()] for row in rows}
+    records = {row: group.records(row) for row in rows}
+    runs = [run for row in rows for run in records[row]]
     weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
-    protocols = {
-        protocol_of(run["source_domains"], run["target_domains"], run["task"], run.get("data_protocol", ""))
-        for runs in found.values()
-        for run in runs
-    }
-    trained = any(run["num_train"] for runs in found.values() for run in runs)
-    shots = ("none" if not trained else "all") if facts["shots"] < 1 else f"{facts['shots']} a class"
-    listed = ", ".join(map(str, seeds))
-    protocol = f"protocol: {'; '.join(sorted(protocols))}"
-    training = f"training images: {shots}"
+    shots = f"{facts['shots']} a class" if facts["shots"] > 0 else "all"
+    if facts["shots"] < 1 and not any(run["num_train"] for run in runs):
+        shots = "none"
+    protocol, training = f"protocol: {'; '.join(sorted(protocols(runs)))}", f"training images: {shots}"
     if facts["trained_on"]:
-        targets = sorted({f"{run['dataset']}/{column_of(run)}" for runs in found.values() for run in runs})
+        targets = sorted({f"{run['dataset']}/{column_of(run)}" for run in runs})
         protocol = f"protocol: evaluation: trained on {facts['trained_on']}; tested on {', '.join(targets)}"
-        training = "training images: none of this data set" if not _tests_own(found) else training
+        if not any(run.get("trained", {}).get("dataset") == run["dataset"] for run in runs):
+            training = "training images: none of this data set"
+    listed = ", ".join(map(str, seeds))
     lines = [
         protocol,
         f"{training}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
-        f"selection rule: {_by_row(found, 'selection_rule')}",
-        f"prompt: {_by_row(found, 'prompt')}",
+        f"selection rule: {_by_row(records, 'selection_rule')}",
+        f"prompt: {_by_row(records, 'prompt')}",
         f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
     ]
     tested = {
@@ -401,31 +288,21 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     }
     if tested:
         lines.insert(1, f"tested images: {', '.join(tested.values())}")
-    transductive = [row.label for row, runs in found.items() if any(run["transductive"] for run in runs)]
+    transductive = [row.label for row in rows if any(run["transductive"] for run in records[row])]
     if transductive:
         lines.append(f"transductive (uses unlabelled test images): {', '.join(transductive)}")
     if facts["data"] == NOT_RECORDED:
         lines.append(f"{NOT_RECORDED}: these records do not say which images they are of")
     elif group.variants > 1:
-        lines.append(f"images: {_images_of(found)}; runs on other images of {facts['dataset']} stand in another table")
+        images = {column_of(run): described(run.get("data") or {}) for run in runs}
+        each = ", ".join(f"{column}: {text}" for column, text in sorted(images.items()))
+        lines.append(f"images: {each}; runs on other images of {facts['dataset']} stand in another table")
     if base is not None:
         lines.append(f"gains: over {base.label}, same domain and seed")
     return lines
 
 
-def _tests_own(found: Mapping[Row, Sequence[Mapping[str, Any]]]) -> bool:
-    """Whether evaluated runs were trained on the data set that they are tested on."""
-    return any(run.get("trained", {}).get("dataset") == run["dataset"] for runs in found.values() for run in runs)
-
-
-def _images_of(found: Mapping[Row, Sequence[Mapping[str, Any]]]) -> str:
-    """`line: 32 test images 1a2b3c4d` for each column."""
-    runs = [run for own in found.values() for run in own]
-    told = {column_of(run): described(run.get("data") or {}) for run in runs}
-    return ", ".join(f"{column}: {text}" for column, text in sorted(told.items()))
-
-
-def _by_row(records: Mapping[Row, Sequence[Mapping[str, Any]]], key: str) -> str:
+def _by_row(records: Mapping[Row, Sequence[Record]], key: str) -> str:
     """A fact once if all rows share it, otherwise with the rows that have it."""
     owners: dict[str, list[str]] = {}
     for row, runs in records.items():

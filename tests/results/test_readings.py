@@ -1,6 +1,6 @@
 """Tables of further readings: figures by hand, and CLAP's published measures from its published accuracies.
 
-Covers `results/readings.py`.
+Covers the extra tests of `results/tables.py`.
 """
 
 import re
@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from dassl_clip.results import readings, tables
+from dassl_clip.results import tables
 
 FACTS = {
     "schema_version": 1, "config": "vit", "task": "zeroshot", "dataset": "PACS", "protocol": "all images",
@@ -44,7 +44,7 @@ def shown(table):
 
 
 def table_of(records, **options):
-    (table,) = readings.reading_tables(tables.group_records(records), **options)
+    (table,) = tables.extra_test_tables(tables.group_records(records), **options)
     return table
 
 
@@ -57,7 +57,7 @@ def test_the_published_measures_come_out_of_the_published_accuracies():
     means = {form: statistics.fmean(values) for form, values in CLIP.items()}
     exact = {
         name: round(combine(*(means[form] for form in needed)), 2)
-        for name, (needed, combine) in readings.MEASURES.items()
+        for name, (needed, combine) in tables.MEASURES.items()
     }
     assert exact == {"R": 0.91, "delta": 0.37, "Delta_NC": 4.91}  # as they follow from the logs
     assert rows["R: ZeroshotCLIP (vit)"][:2] == ["4.0", "0.2"]
@@ -124,11 +124,11 @@ def test_notes_and_what_was_transductive_stand_in_the_table():
 
 def test_runs_without_readings_make_no_table():
     plain = [record("a", {}), record("b", {})]
-    assert readings.reading_tables(tables.group_records(plain)) == []
+    assert tables.extra_test_tables(tables.group_records(plain)) == []
     both = tables.group_records([*plain, record("a", {"C": 2.0}, dataset="VLCS", target_domains=["a"])])
-    (table,) = readings.reading_tables(both)
+    (table,) = tables.extra_test_tables(both)
     assert table.title.startswith("VLCS")
-    assert readings.reading_tables(both, rows=[tables.Row("Other", "")]) == []
+    assert tables.extra_test_tables(both, rows=[tables.Row("Other", "")]) == []
 
 
 @pytest.mark.parametrize("style", ["text", "markdown"])

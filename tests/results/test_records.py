@@ -127,7 +127,6 @@ def test_faults_are_named_and_nothing_is_written(tmp_path, path, value, sentence
         ("reading_notes", ["note", [1], None, {}]),
         ("classnames", ["cat", [1], None]),
         ("source_dataset", [1, None, []]),
-        ("alpha", ["0.5", None, True, []]),
         ("versions", [{"torch": 2}, {"torch": None}]),
         ("toolbox", [{"kind": 1}]),
         ("refines", [{"method": "CoOp"}, {"method": 1, "config": ""}, "CoOp", 3, True, [1]]),

@@ -1,0 +1,224 @@
+"""Records sorted into groups that may share a table: rows (a method in a configuration), columns (domains) and seeds.
+
+Records of different tasks, data sets, shots, class subsets, backbones, weights or images never share a group.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .protocols import TRANSFER_TASKS, trained_on
+from .run_data import NOT_RECORDED
+
+Record = Mapping[str, Any]
+MEAN = "mean"
+SUMMARIES = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}  # title of the last column by task
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in one configuration; `config` "" stands for a run without a named configuration."""
+
+    method: str
+    config: str
+
+    @property
+    def label(self) -> str:
+        """`Method (config)`."""
+        return f"{self.method} ({self.config})" if self.config else self.method
+
+
+def refined_row(method: str, config: str, base_method: str, base_config: str) -> Row:
+    """The row of a method that refined the runs of another: `Base + Method (config)`."""
+    configs = base_config if config == base_config else " + ".join(filter(None, (base_config, config)))
+    return Row(f"{base_method} + {method}", configs)
+
+
+def named(row: Row, names: Mapping[Row, str]) -> Row:
+    """A row under the name that it was given, or as it is."""
+    return Row(names[row], "") if row in names else row
+
+
+def row_of(record: Record) -> Row:
+    """The row that a run stands in."""
+    base = record.get("refines")
+    if not base:
+        return Row(record["method"], record["config"])
+    return refined_row(record["method"], record["config"], base["method"], base["config"])
+
+
+def column_of(record: Record) -> str:
+    """The column of a run: its target domains, or its class subset where a data set has no domains."""
+    if record["task"] in ("xd", "dg"):
+        return str(record["dataset"])
+    return "+".join(record["target_domains"]) or str(record["class_subset"])
+
+
+@dataclass
+class Group:
+    """Runs that may stand in one table.
+
+    Attributes:
+        facts: what all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split, trained_on (of
+            evaluations), data (a name for the data set's domains and classes).
+        runs: row -> domain -> seed -> record.
+        remarks: what a reader of the table must know of its records.
+        variants: number of groups that would share a table if their images were the same.
+    """
+
+    facts: dict[str, Any]
+    runs: dict[Row, dict[str, dict[int, Record]]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    variants: int = 1
+
+    def renamed(self, names: Mapping[Row, str]) -> Group:
+        """The same runs with other names for some rows."""
+        return replace(self, runs={named(row, names): cells for row, cells in self.runs.items()})
+
+    def selected(self, domains: Sequence[str], seeds: Sequence[int]) -> Group:
+        """The same group with these domains and seeds only."""
+        runs = {
+            row: {
+                name: {seed: record for seed, record in cells.get(name, {}).items() if seed in seeds}
+                for name in sorted(domains, key=lambda name: name not in cells)
+            }
+            for row, cells in self.runs.items()
+        }
+        return replace(self, runs=runs)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The methods, by name."""
+        return sorted(self.runs, key=lambda row: (row.method.lower(), row.config))
+
+    @property
+    def domains(self) -> list[str]:
+        """The target domains (or class subsets) of any row, by name."""
+        return sorted({domain for cells in self.runs.values() for domain in cells})
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of any run, in order."""
+        return sorted({seed for cells in self.runs.values() for runs in cells.values() for seed in runs})
+
+    def records(self, row: Row | None = None) -> list[Record]:
+        """The records of one row, or of all."""
+        rows = self.runs.values() if row is None else [self.runs.get(row, {})]
+        return [record for cells in rows for runs in cells.values() for record in runs.values()]
+
+    def accuracies(self, row: Row, domain: str) -> dict[int, float]:
+        """Seed -> accuracy in percent of one cell; for the column `MEAN`, of the seeds that have every domain."""
+        split = self.facts["split"]
+        if domain != MEAN:
+            return {
+                seed: record["metrics"][split]["accuracy"] for seed, record in self.runs[row].get(domain, {}).items()
+            }
+        columns = [self.accuracies(row, name) for name in self.averaged]
+        seeds = set.intersection(*map(set, columns)) if columns else set()
+        return {seed: self.summary([column[seed] for column in columns]) for seed in sorted(seeds)}
+
+    @property
+    def averaged(self) -> list[str]:
+        """The columns that the last one sums up: all, but the source data set's where others are tested."""
+        if self.facts["task"] == "b2n":
+            return ["base", "new"]
+        across = self.facts["task"] in TRANSFER_TASKS
+        return [name for name in self.domains if not (across and name == self.facts["dataset"])]
+
+    @property
+    def summary(self) -> Callable[[Sequence[float]], float]:
+        """How the last column sums up: the harmonic mean of base and new classes, otherwise the mean."""
+        return statistics.harmonic_mean if self.facts["task"] == "b2n" else statistics.fmean
+
+    @property
+    def summary_name(self) -> str:
+        """Title of the last column."""
+        return SUMMARIES.get(self.facts["task"], MEAN)
+
+
+def group_records(records: Iterable[Record], split: str = "test") -> list[Group]:
+    """Sort records into groups that may share a table.
+
+    Runs of different data sets, tasks, shots, class subsets or weights never do; nor do evaluations of a checkpoint
+    with runs that were trained, or runs whose images differ: in each column of a group all runs had the same images to
+    choose from and tested the same ones. Of two records of one cell and seed the one finished later counts, and the
+    group says so.
+
+    Args:
+        records: complete records; `folder`, if it is there, names the record in remarks.
+        split: the split whose metrics are wanted; records without it are left out.
+    """
+    groups: dict[tuple[Any, ...], list[Group]] = {}
+    for record in sorted(records, key=lambda record: record["finished_at"]):
+        if split not in record["metrics"]:
+            continue
+        facts = _shared_facts(record, split)
+        row, column, seed = row_of(record), column_of(record), record["seed"]
+        variants = groups.setdefault(tuple(facts.values()), [])
+        group = next((group for group in reversed(variants) if _same_images(group, column, record)), None)
+        if group is None:
+            group = Group(facts)
+            variants.append(group)
+        cell = group.runs.setdefault(row, {}).setdefault(column, {})
+        if seed in cell and (remark := _two_records(row, column, cell[seed], record, split)):
+            group.remarks.append(remark)
+        cell[seed] = record
+    for variants in groups.values():
+        for group in variants:
+            group.variants = len(variants)
+    return [group for key in sorted(groups, key=str) for group in groups[key]]
+
+
+def _shared_facts(record: Record, split: str) -> dict[str, Any]:
+    """The facts of a group that a record belongs to."""
+    facts = {key: record[key] for key in ("task", "dataset", "shots", "class_subset")}
+    data, across = record.get("data"), record["task"] in TRANSFER_TASKS
+    if across:  # one table for the trained run and those that evaluate it
+        facts["dataset"] = record.get("source_dataset", record["dataset"])
+        facts["class_subset"] = "base and new" if record["task"] == "b2n" else "all"
+    facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
+    facts["split"] = split
+    facts["trained_on"] = _trained_elsewhere(record, facts["dataset"])
+    facts["data"] = NOT_RECORDED if data is None else "" if across else data.get("names", "")
+    return facts
+
+
+def _trained_elsewhere(record: Record, source: str) -> str:
+    """What an evaluated checkpoint was trained on; "" for a trained run, and where the task itself says it."""
+    if not record.get("evaluated_from"):
+        return ""
+    trained = record.get("trained", {})
+    expected = {"b2n": "base", "xd": "all", "dg": "all"}.get(record["task"])
+    if expected and (trained.get("dataset"), trained.get("class_subset")) == (source, expected):
+        return ""
+    return trained_on(trained)
+
+
+def _same_images(group: Group, column: str, record: Record) -> bool:
+    """Whether a record had the same images to choose from, and tested the same, as those of its column in a group."""
+    data = record.get("data") or {}
+    for cells in group.runs.values():
+        for other in cells.get(column, {}).values():
+            other_data = other.get("data") or {}
+            if not data or not other_data:
+                continue
+            drawn = data.get("drawn_tests") and other["split_seed"] != record["split_seed"]
+            if data["listing"] != other_data["listing"] or (data["test"] != other_data["test"] and not drawn):
+                return False
+    return True
+
+
+def _two_records(row: Row, column: str, old: Record, new: Record, split: str) -> str:
+    """A remark on two records of one cell and seed; "" where one is a copy of the other."""
+    if {**old, "folder": ""} == {**new, "folder": ""}:
+        return ""
+    each = [
+        f"{run['metrics'][split]['accuracy']:.1f} (finished {run['finished_at']}"
+        + (f", {run['folder']})" if "folder" in run else ")")
+        for run in (old, new)
+    ]
+    where = f"{row.label}, {column}, seed {new['seed']}"
+    return f"caution: two records of one cell differ: {where}: {each[0]} and {each[1]}; the latter is shown"

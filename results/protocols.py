@@ -1,0 +1,105 @@
+"""What a run was trained and tested on, in words and as facts of its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .identity import config_hash, flatten_config
+
+ALL_IMAGES = "all-images"  # value of DATASET.PROTOCOL
+LABEL_FREE_TASKS = {
+    "zeroshot": "{tested} tested, no label is trained on",
+    "probe": "{tested} tested; probes are trained on a few labelled images",
+    "attacks": "{tested} tested, as an attack has changed them; no label is trained on, except by probes",
+}
+TRANSFER_TASKS = {
+    "b2n": "base to new: trained on the base classes, tested on base and on new classes",
+    "xd": "cross-dataset: trained on one data set, tested on others",
+    "dg": "single-source generalisation: trained on one data set, tested on its variants",
+}
+EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
+NOT_KNOWN = "data that is not recorded"
+
+
+def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a record that the resolved configuration knows, from any yacs tree with Dassl's keys.
+
+    `RUN.TASK` and `RUN.CONFIG` (set by the command line) name the task and the config; without them the task follows
+    from the domains. Protocol and selection rule are the general ones; a trainer that does otherwise overwrites them.
+    """
+    flat = flatten_config(config)
+    source, target = list(flat.get("DATASET.SOURCE_DOMAINS") or ()), list(flat.get("DATASET.TARGET_DOMAINS") or ())
+    task = flat.get("RUN.TASK") or task_of(source, target)
+    dataset, data_protocol = str(flat.get("DATASET.NAME", "")), str(flat.get("DATASET.PROTOCOL", ""))
+    seed, split_seed = int(flat.get("SEED", -1)), int(flat.get("DATASET.SPLIT_SEED", -1))
+    best = flat.get("TEST.FINAL_MODEL") == "best_val"
+    return {
+        "method": str(flat.get("TRAINER.NAME", "")),
+        "config": str(flat.get("RUN.CONFIG", "")),
+        "task": task,
+        "dataset": dataset,
+        "source_dataset": str(flat.get("RUN.SOURCE") or dataset),
+        "protocol": protocol_of(source, target, task, data_protocol),
+        "data_protocol": data_protocol,  # which images of the target are tested
+        "selection_rule": "best_val on source validation images" if best else "last",
+        "source_domains": source,
+        "target_domains": target,
+        "class_subset": str(flat.get("DATASET.SUBSAMPLE_CLASSES", "all")),
+        "shots": int(flat.get("DATASET.NUM_SHOTS", -1)),
+        "seed": seed,
+        "split_seed": split_seed if split_seed >= 0 else seed,
+        "config_hash": config_hash(config),
+        "transductive": False,
+    }
+
+
+def task_of(source: Sequence[str], target: Sequence[str]) -> str:
+    """The task that a pair of domain lists amounts to: "fewshot" inside a domain, "lodo" across domains, or ""."""
+    if not source or not target:
+        return ""
+    if set(source) == set(target):
+        return "fewshot"
+    return "" if set(source) & set(target) else "lodo"
+
+
+def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", data_protocol: str = "") -> str:
+    """The protocol that a task, or a pair of domain lists, amounts to, in one phrase.
+
+    Args:
+        source: source domains; empty for a data set without domains.
+        target: target domains.
+        task: name of the task, "" for a run by hand.
+        data_protocol: DATASET.PROTOCOL, which says what is tested; "" where an old record does not hold it.
+    """
+    if task in LABEL_FREE_TASKS:
+        whole = data_protocol == ALL_IMAGES if data_protocol else bool(target)
+        tested = f"{'every image' if whole else 'the test part'} of {'a domain' if target else 'the data set'} is"
+        return LABEL_FREE_TASKS[task].format(tested=tested)
+    if task in TRANSFER_TASKS:
+        return TRANSFER_TASKS[task]
+    if not source or not target:
+        return "training split to test split of one data set"
+    if set(source) == set(target):
+        return "inside a domain: trained on its training part, tested on its held-out part"
+    return "leave one domain out: trained on the source domains, tested on all of the unseen target domain"
+
+
+def protocols(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The protocols of finished runs."""
+    return {
+        protocol_of(run["source_domains"], run["target_domains"], run["task"], run.get("data_protocol", ""))
+        for run in records
+    }
+
+
+def trained_on(facts: Mapping[str, Any]) -> str:
+    """What an evaluated checkpoint was trained on, from `trained` of a record: "Icons/line (16 images per class)"."""
+    if not facts.get("dataset"):
+        return NOT_KNOWN
+    domains = "+".join(facts.get("source_domains", ()))
+    shots = facts.get("shots", -1)
+    details = ["all images" if shots < 1 else f"{shots} images per class"]
+    details += [f"{facts['class_subset']} classes"] if facts.get("class_subset", "all") != "all" else []
+    details += [f"config {facts['config']}"] if facts.get("config") else []
+    return f"{facts['dataset']}{'/' if domains else ''}{domains} ({', '.join(details)})"
