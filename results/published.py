@@ -1,9 +1,10 @@
 """Sheets: what runs got beside what a paper printed, cell by cell, with the difference.
 
-A sheet has rows (a method and a reading, such as `CLAP, C`), groups of columns (a data set) and columns (its domains,
-its class subsets, or other data sets). Summaries are made for each seed from the cells of that seed: the mean over
-domains, the harmonic mean of base and new classes, the mean over data sets; then come mean and sample standard
-deviation over seeds. CLAP's `R`, `delta` and `Delta_NC` are made from the summaries of the prompt forms.
+A sheet has rows (a method, and the split or extra test that was measured), groups of columns (a data set) and columns
+(its domains, its class subsets, or other data sets). Summaries are computed for each seed from the cells of that seed:
+the mean over domains, the harmonic mean of base and new classes, the mean over data sets; then come mean and sample
+standard deviation over seeds. `R`, `delta` and `Delta_NC` (`tables.MEASURES`) are computed from the summaries of the
+prompt forms.
 
 Published numbers are printed as published; none is computed here.
 """
@@ -19,13 +20,14 @@ from typing import Any
 
 from .errors import UserError
 from .escaping import csv_text
+from .groups import MEAN
 from .tables import FORMATS, MEASURES, cell_text, framed, mean_and_spread, tabulated
 
-MEAN, HARMONIC = "mean", "HM"
+HARMONIC = "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
 
 _ROUNDING = 1e-9  # of sums of decimal fractions in binary
-Key = tuple[str, str]  # label of the method, reading
+Key = tuple[str, str]  # label of the method, split or extra test
 Place = tuple[str, str]  # group, column
 
 
@@ -38,8 +40,9 @@ def published_names() -> list[str]:
 def read_published(name: str) -> dict[str, Any]:
     """A published table: title, paper, source, backbone, metric, tolerance, footnotes, `cells` and `misprints`.
 
-    `cells` is method -> reading -> "group/column" -> number; `misprints`, which a table may lack, is method -> reading
-    -> list of "group/column" whose printed number is known to be wrong: those are shown, but never checked.
+    `cells` is method -> split or extra test -> "group/column" -> number; `misprints`, which a table may lack, is method
+    -> split or extra test -> list of "group/column" whose printed number is known to be wrong: those are shown, but
+    never checked.
 
     Raises:
         UserError: there is no such table.
@@ -114,9 +117,9 @@ class Sheet:
     def _block(self, group: str, columns: Sequence[str], style: str) -> str:
         """The lines of one group of columns: ours, published and difference for each row that has anything there."""
         lines = []
-        for (label, reading), row in self.cells.items():
+        for (label, test), row in self.cells.items():
             cells = [row.get((group, column), Cell()) for column in columns]
-            name = label if reading == "test" else f"{reading}: {label}"
+            name = label if test == "test" else f"{test}: {label}"
             got = [cell_text(list(cell.got.values()), self.seeds) for cell in cells]
             printed = ["-" if cell.published is None else str(cell.published) for cell in cells]
             apart = ["-" if cell.difference is None else f"{round(cell.difference, 1) + 0.0:+.1f}" for cell in cells]
@@ -131,7 +134,7 @@ class Sheet:
     def records(self) -> list[dict[str, Any]]:
         """Every cell that holds something, flat."""
         rows = []
-        for (label, reading), row in self.cells.items():
+        for (label, test), row in self.cells.items():
             for (group, column), cell in row.items():
                 if not cell.got and cell.published is None:
                     continue
@@ -139,7 +142,7 @@ class Sheet:
                 rows.append(
                     {
                         "method": label,
-                        "reading": reading,
+                        "reading": test,
                         "data": group,
                         "column": column,
                         "got": mean,
@@ -183,32 +186,33 @@ def build_cells(
     Args:
         got: row -> place -> seed -> accuracy.
         places: group -> columns that runs fill.
-        published: method -> reading -> "group/column" -> number.
+        published: method -> split or extra test -> "group/column" -> number.
         summary: how a group is summed up: `MEAN`, `HARMONIC` (of the columns base and new), or another title for the
             mean of the columns that are not in `left_out`.
         left_out: columns that a summary leaves out.
-        misprints: method -> reading -> "group/column" of published numbers that are known to be wrong.
+        misprints: method -> split or extra test -> "group/column" of published numbers that are known to be wrong.
     """
-    keys = dict.fromkeys([*got, *((label, reading) for label, own in published.items() for reading in own)])
+    keys = dict.fromkeys([*got, *((label, test) for label, tests in published.items() for test in tests)])
     columns = {group: [*names, summary] for group, names in places.items()}
     if len(places) > 1:
         across = ["base", "new", HARMONIC] if summary == HARMONIC else [*places, summary]
         columns[OVERALL.get(summary, "Overall")] = across
     cells: dict[Key, dict[Place, Cell]] = {key: {} for key in keys}
     for key in keys:
-        own = {place: dict(values) for place, values in got.get(key, {}).items()}
+        accuracies = {place: dict(by_seed) for place, by_seed in got.get(key, {}).items()}
         for group, names in places.items():
             counted = ["base", "new"] if summary == HARMONIC else [name for name in names if name not in left_out]
-            own[group, summary] = _combine([own.get((group, name), {}) for name in counted], summary)
+            accuracies[group, summary] = _combine([accuracies.get((group, name), {}) for name in counted], summary)
         if len(places) > 1:
-            own |= _overall(own, places, summary)
-        for place, values in own.items():
-            if values:
-                cells[key].setdefault(place, Cell()).got = values
-        for text, value in published.get(key[0], {}).get(key[1], {}).items():
+            accuracies |= _overall(accuracies, places, summary)
+        for place, by_seed in accuracies.items():
+            if by_seed:
+                cells[key].setdefault(place, Cell()).got = by_seed
+        label, test = key
+        for text, value in published.get(label, {}).get(test, {}).items():
             group, _, column = text.partition("/")
             cell = cells[key].setdefault((group, column), Cell())
-            cell.published, cell.misprint = value, text in (misprints or {}).get(key[0], {}).get(key[1], ())
+            cell.published, cell.misprint = value, text in (misprints or {}).get(label, {}).get(test, ())
     _add_measures(cells, places, summary)
     return cells, columns
 
@@ -221,15 +225,15 @@ def _combine(values: Sequence[Mapping[int, float]], summary: str) -> dict[int, f
 
 
 def _overall(
-    own: Mapping[Place, Mapping[int, float]], places: Mapping[str, Sequence[str]], summary: str
+    accuracies: Mapping[Place, Mapping[int, float]], places: Mapping[str, Sequence[str]], summary: str
 ) -> dict[Place, dict[int, float]]:
     """Summaries over data sets: of base and new the averages and their harmonic mean, otherwise the mean of means."""
     group = OVERALL.get(summary, "Overall")
     if summary == HARMONIC:
-        averages = {name: _combine([own.get((g, name), {}) for g in places], MEAN) for name in ("base", "new")}
+        averages = {name: _combine([accuracies.get((g, name), {}) for g in places], MEAN) for name in ("base", "new")}
         averages[HARMONIC] = _combine([averages["base"], averages["new"]], HARMONIC)
         return {(group, name): values for name, values in averages.items()}
-    each = {(group, name): dict(own.get((name, summary), {})) for name in places}
+    each = {(group, name): dict(accuracies.get((name, summary), {})) for name in places}
     return each | {(group, summary): _combine(list(each.values()), MEAN)}
 
 
@@ -244,14 +248,14 @@ def _add_measures(cells: dict[Key, dict[Place, Cell]], places: Mapping[str, Sequ
             rows = [cells[label, form] for form in forms if (label, form) in cells]
             if len(rows) < len(forms):
                 continue
-            made: dict[Place, dict[int, float]] = {}
+            values: dict[Place, dict[int, float]] = {}
             for place in rows[0]:
-                values = [row[place].got if place in row else {} for row in rows]
-                seeds = sorted(set.intersection(*map(set, values)))
-                made[place] = {seed: combine(*(value[seed] for value in values)) for seed in seeds}
-            if (group, summary) in made:
-                made[group, summary] = _combine([made.get((name, summary), {}) for name in places], MEAN)
+                by_form = [row[place].got if place in row else {} for row in rows]
+                seeds = sorted(set.intersection(*map(set, by_form)))
+                values[place] = {seed: combine(*(form[seed] for form in by_form)) for seed in seeds}
+            if (group, summary) in values:
+                values[group, summary] = _combine([values.get((name, summary), {}) for name in places], MEAN)
             target = cells.setdefault((label, measure), {})
-            for place, got in made.items():
-                if got:
-                    target.setdefault(place, Cell()).got = got
+            for place, by_seed in values.items():
+                if by_seed:
+                    target.setdefault(place, Cell()).got = by_seed

@@ -21,15 +21,15 @@ from tabulate import tabulate
 
 from .errors import UserError
 from .escaping import csv_text, markdown, one_line
-from .groups import MEAN, Group, Record, Row, column_of, group_records, named, refined_row, row_of
+from .groups import MEAN, SUMMARIES, Group, Record, Row, column_of, group_records, named, refined_row, row_of
 from .protocols import protocols
 from .records import FoundRecord
 from .run_data import NOT_RECORDED, described
 
 __all__ = [
-    "FORMATS", "FORMS", "MEAN", "MEASURES", "Group", "Row", "Table", "cell_text", "column_of", "extra_test_tables",
-    "framed", "group_records", "group_title", "header_lines", "mean_and_spread", "method_table", "named", "refined_row",
-    "row_of", "tabulated", "target_table",
+    "FORMATS", "FORMS", "MEAN", "MEASURES", "SUMMARIES", "Group", "Row", "Table", "cell_text", "column_of",
+    "extra_test_tables", "framed", "group_records", "group_title", "header_lines", "mean_and_spread", "method_table",
+    "named", "refined_row", "row_of", "tabulated", "target_table",
 ]  # fmt: skip
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
@@ -124,7 +124,7 @@ def method_table(
 
     Args:
         group: runs that may share a table.
-        reference: method of the reference row, or its whole label `ZeroshotCLIP (icons)`; "" for no gains.
+        reference: method of the reference row, or its whole label `Method (config)`; "" for no gains.
         rows: the rows wanted, in this order; default: all, the reference first.
         columns: the domains wanted, in this order; default: all by name.
         seeds: the seeds wanted; default: all that occur.

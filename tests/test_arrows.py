@@ -60,10 +60,6 @@ NAMES_A_METHOD = {
     ],
     "results": [
         "plots.py",
-        "published.py",
-        "readings.py",
-        "records.py",
-        "tables.py",
     ],
     "cli": [
         "__main__.py",
