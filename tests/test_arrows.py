@@ -265,7 +265,7 @@ def test_the_map_of_the_code_shows_the_same_arrows():
 
 def test_the_map_of_the_code_names_what_is_there():
     text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
-    table = text.partition("### Where does")[2].partition("\n## ")[0]
+    table = text.partition("## Where does")[2].partition("\n## ")[0]
     named = re.findall(r"`(\w+/\w+\.py)`((?:(?: and)? `\w+`)*)", table)
     assert len(named) > 40
     wrong = []
