@@ -28,7 +28,6 @@ setup(
         "dassl_clip.datasets": ["lists/*.json"],
         "dassl_clip.results": ["published/*.json"],
         "dassl_clip.embedded": ["icons/*.*", "icons/*/*/*", "clip/*"],
-        "dassl_clip.embedded.build": ["*.csv", "*.json", "*.txt"],
         "dassl_clip.configs": ["**/*.yaml"],
     },
     install_requires=[

@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> dict:
     if not path.is_file():
         raise MissingFileError(
             f"Icons: {path} is missing, so the installed package has no pictures; install dassl-clip again, or run "
-            "`python -m dassl_clip.embedded.build --data-only`"
+            "`python -m tools.build_icons --data-only`"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -99,6 +99,6 @@ def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]
     if missing:
         raise MissingFileError(
             f"Icons: {len(missing)} pictures of {folder / SPLIT_FILE} are missing: {listed(missing)}; install "
-            "dassl-clip again, or run `python -m dassl_clip.embedded.build --data-only`"
+            "dassl-clip again, or run `python -m tools.build_icons --data-only`"
         )
     return images

@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from build_icons.__main__ import parser as build_parser
 from torch.distributed.run import get_args_parser
 
 from dassl_clip.cli import compare, completion, sweep, task, train
-from dassl_clip.embedded.build.__main__ import parser as build_parser
 from dassl_clip.engine import catalogue, config
 from dassl_clip.engine.config import split_pairs
 from dassl_clip.experiments import locks, plan
@@ -110,7 +110,7 @@ def as_cli(words):
         flags = {"TASK": "--task", "DATA": "--data", "OUT": "--out", "CFG": "--config", "SHOTS": "--shots"}
         options = [part for name, value in settings.items() for part in (flags[name], *value.split())]
         return ["task", method, *words[2:4], *options, *words[4:]]
-    if words[:3] == ["python", "-m", "dassl_clip.embedded.build"]:
+    if words[:3] == ["python", "-m", "tools.build_icons"]:
         build_parser().parse_args([word for word in words[3:] if word != "FOLDER"] or ["measure"])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), words

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from build_icons.model import read_model
+from build_icons.store import read_split
 
 from dassl_clip.embedded import CLIP_FOLDER, ICONS_FOLDER
-from dassl_clip.embedded.build.model import read_model
-from dassl_clip.embedded.build.store import read_split
 
 
 @pytest.fixture(scope="session")

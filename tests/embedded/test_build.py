@@ -13,25 +13,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from build_icons import captions as cap
+from build_icons.captions import Caption
+from build_icons.corpus import Corpus, enclosed_regions, words_in_names
+from build_icons.fetch import Icon, fetch
+from build_icons.measure import image_features, zero_shot
+from build_icons.merges import restricted_merges, write_merges
+from build_icons.model import count_merges, model_config, stock_state, trainable_model
+from build_icons.names import common_words, concepts_of, lexicon_concepts, segment, tokens_of
+from build_icons.packs import Pack, check_style, packs_for
+from build_icons.pretrain import contrastive_loss, encode_text, pretrain, word_loss
+from build_icons.recipe import Phase, Recipe, learning_rate
+from build_icons.record import RECIPE_FILES
+from build_icons.render import svg_document
+from build_icons.sampling import Batches, Captioner, Sampler, fits
+from build_icons.selection import near_duplicates
+from build_icons.views import Looks, paint, place
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
-
-from dassl_clip.embedded.build import captions as cap
-from dassl_clip.embedded.build.captions import Caption
-from dassl_clip.embedded.build.corpus import Corpus, enclosed_regions, words_in_names
-from dassl_clip.embedded.build.fetch import Icon, fetch
-from dassl_clip.embedded.build.measure import image_features, zero_shot
-from dassl_clip.embedded.build.merges import restricted_merges, write_merges
-from dassl_clip.embedded.build.model import count_merges, model_config, stock_state, trainable_model
-from dassl_clip.embedded.build.names import common_words, concepts_of, lexicon_concepts, segment, tokens_of
-from dassl_clip.embedded.build.packs import Pack, check_style, packs_for
-from dassl_clip.embedded.build.pretrain import contrastive_loss, encode_text, pretrain, word_loss
-from dassl_clip.embedded.build.recipe import Phase, Recipe, learning_rate
-from dassl_clip.embedded.build.record import RECIPE_FILES
-from dassl_clip.embedded.build.render import svg_document
-from dassl_clip.embedded.build.sampling import Batches, Captioner, Sampler, fits
-from dassl_clip.embedded.build.selection import near_duplicates
-from dassl_clip.embedded.build.views import Looks, paint, place
 
 PACKS = {pack.pack: pack for pack in packs_for("pretrain")}
 PLAIN = Looks(recolour=0, fill=0, invert=0, thicken=0, jitter=0, permute=0, tint=0, grey=0, flip=0, erase=0)
@@ -117,7 +116,7 @@ def test_enclosed_regions():
 
 def test_render():
     pytest.importorskip("resvg_py", reason="rendering needs resvg_py: pip install 'dassl-clip[build]'")
-    from dassl_clip.embedded.build.render import render
+    from build_icons.render import render
 
     wide = Icon("p", "wide", '<path fill="currentColor" d="M0 0h32v16H0z"/>', (0, 0, 32, 16), False)
     pixels = render(wide, 64)

@@ -12,14 +12,14 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from build_icons.check import check_data
+from build_icons.packs import packs_for, read_packs
+from build_icons.selection import DOMAINS, SHARES, SPLITS, read_curated, split_groups, split_pictures
+from build_icons.sheets import CELL, class_sheet
+from build_icons.store import encode_png, picture_path, read_png
 from PIL import Image
 
 from dassl_clip.embedded import ICONS_FOLDER
-from dassl_clip.embedded.build.check import check_data
-from dassl_clip.embedded.build.packs import packs_for, read_packs
-from dassl_clip.embedded.build.selection import DOMAINS, SHARES, SPLITS, read_curated, split_groups, split_pictures
-from dassl_clip.embedded.build.sheets import CELL, class_sheet
-from dassl_clip.embedded.build.store import encode_png, picture_path, read_png
 
 FREE_LICENCES = {"Apache-2.0", "MIT", "ISC", "CC-BY-4.0", "CC-BY-3.0"}
 

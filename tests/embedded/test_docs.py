@@ -12,14 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from build_icons.__main__ import parser
+from build_icons.selection import DOMAINS
 
 from dassl_clip.embedded import CLIP_FOLDER, ICONS_FOLDER
-from dassl_clip.embedded.build.__main__ import parser
-from dassl_clip.embedded.build.selection import DOMAINS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "icons.md").read_text(encoding="utf-8")
 RECORD = json.loads((CLIP_FOLDER / "build.json").read_text(encoding="utf-8"))
-COMMANDS = sorted(set(re.findall(r"python -m dassl_clip\.embedded\.build([^`\n#]*)", PAGE)))
+COMMANDS = sorted(set(re.findall(r"python -m tools\.build_icons([^`\n#]*)", PAGE)))
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)

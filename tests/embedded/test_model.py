@@ -13,20 +13,20 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from build_icons import captions as cap
+from build_icons import check
+from build_icons.check import accuracy_problems, check_model, compare_builds
+from build_icons.measure import PROMPTS, class_features, pixels_of
+from build_icons.recipe import Recipe
+from build_icons.record import RECIPE_FILES
+from build_icons.selection import DOMAINS
+from build_icons.store import read_png
+from build_icons.vocabulary import RESERVE_FILE
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors import safe_open
 
 from dassl_clip.embedded import CLIP_FOLDER, ICONS_FOLDER
-from dassl_clip.embedded.build import captions as cap
-from dassl_clip.embedded.build import check
-from dassl_clip.embedded.build.check import accuracy_problems, check_model, compare_builds
-from dassl_clip.embedded.build.measure import PROMPTS, class_features, pixels_of
-from dassl_clip.embedded.build.recipe import Recipe
-from dassl_clip.embedded.build.record import RECIPE_FILES
-from dassl_clip.embedded.build.selection import DOMAINS
-from dassl_clip.embedded.build.store import read_png
-from dassl_clip.embedded.build.vocabulary import RESERVE_FILE
 
 RECORD = json.loads((CLIP_FOLDER / "build.json").read_text(encoding="utf-8"))
 CONFIG = json.loads((CLIP_FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))

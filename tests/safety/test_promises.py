@@ -43,7 +43,7 @@ ALLOWED = {
         "engine/extraction.py": "rows of features in a partial file, renamed when whole",
     },
 }  # fmt: skip
-BUILDS = ("embedded/build/", "benchmarks/")  # made by a developer in a folder that is thrown away or under git
+BUILDS = ("tools/build_icons/", "benchmarks/")  # made by a developer in a folder that is thrown away or under git
 
 
 @cache
@@ -126,7 +126,7 @@ def test_nothing_is_unpickled():
 
 
 def test_arrays_are_read_without_pickles():
-    builds = ("embedded/build/",)  # of its own temporary folder
+    builds = ("tools/build_icons/",)  # of its own temporary folder
     hits = found(lambda called, node: called in ("np.load", "numpy.load") and keyword(node, "allow_pickle") != "False")
     assert not [hit for hit in hits if not hit.startswith(builds)]
 

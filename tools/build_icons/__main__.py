@@ -1,4 +1,4 @@
-"""Make the embedded data set and the small CLIP again: `python -m dassl_clip.embedded.build`.
+"""Make the embedded data set and the small CLIP again: `python -m tools.build_icons`.
 
 Steps: fetch the packs, render them, select and split the data set, pre-train, measure, write. `sheets` writes contact
 sheets of the data set in place of that; `measure` prints the accuracies of a model; `check` (or `--check`) compares
@@ -47,7 +47,7 @@ def default_cache() -> Path:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     recipe = Recipe()
-    line = argparse.ArgumentParser("python -m dassl_clip.embedded.build", description=__doc__.split("\n\n")[0])
+    line = argparse.ArgumentParser("python -m tools.build_icons", description=__doc__.split("\n\n")[0])
     line.add_argument("step", nargs="?", choices=STEPS, default="build", help="what to do (build)")
     line.add_argument("--data-only", action="store_true", help="make the data set and no model")
     line.add_argument("--check", action="store_true", help="the same as the step check")

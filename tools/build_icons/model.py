@@ -119,9 +119,7 @@ def read_model(folder: Path) -> tuple[CLIP, SimpleTokenizer, dict]:
 
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME, MERGES_NAME) if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}; `python -m dassl_clip.embedded.build` writes them."
-        )
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; `python -m tools.build_icons` writes them.")
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     model = CLIP(**config["model_cfg"]).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_NAME).items()})

@@ -128,9 +128,7 @@ def read_split(folder: Path) -> list[dict[str, str]]:
     """
     path = folder / SPLIT_NAME
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; `python -m dassl_clip.embedded.build --data-only` writes the data set."
-        )
+        raise FileNotFoundError(f"{path} is missing; `python -m tools.build_icons --data-only` writes the data set.")
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

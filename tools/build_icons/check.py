@@ -34,7 +34,7 @@ def read_record(folder: Path) -> dict:
     """
     path = folder / RECORD_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; `python -m dassl_clip.embedded.build` writes it.")
+        raise FileNotFoundError(f"{path} is missing; `python -m tools.build_icons` writes it.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
