@@ -13,9 +13,10 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
-from dassl_clip.results import plot_matrix, plot_points, plots, records, tables
+from dassl_clip.results import plot_features as features
+from dassl_clip.results import plots, records, tables
 from dassl_clip.results.errors import UserError, did_you_mean
-from dassl_clip.results.plot_style import FORMATS, Plot
+from dassl_clip.results.figures import FORMATS, Plot
 
 KINDS = {
     "curves": "loss terms and learning rate over training",
@@ -76,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     confusion = add("confusion")
     confusion.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="only these classes")
     tsne = add("tsne", data)
-    tsne.add_argument("--method", choices=plot_points.METHODS, default="tsne", help="default: tsne")
+    tsne.add_argument("--method", choices=features.METHODS, default="tsne", help="default: tsne")
     tsne.add_argument("--by", choices=("class", "domain"), default="class", help="what is coloured (default: class)")
     tsne.add_argument("--together", action="store_true", help="all runs in one panel (default: a panel a run)")
     tsne.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: test")
@@ -117,7 +118,7 @@ def draw(args: argparse.Namespace) -> Plot:
         "curves": lambda: plots.curves_plot(only_records),
         "domains": lambda: plots.domains_plot(only_records),
         "shots": lambda: plots.shots_plot(only_records),
-        "confusion": lambda: plot_matrix.confusion_plot([(item.folder, item.record) for item in found], args.classes),
+        "confusion": lambda: features.confusion_plot([(item.folder, item.record) for item in found], args.classes),
         "tsne": lambda: draw_points(args, found),
         "alpha": lambda: draw_alpha(args, found),
     }
@@ -176,7 +177,7 @@ def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) 
     only_records = [item.record for item in found]
     if args.together:
         panels = [plot_features.together(panels, plot_features.facts_of(only_records))]
-    return plot_points.points_plot(panels, only_records, args.method, "; ".join(whats), args.classes, args.seed)
+    return features.points_plot(panels, only_records, args.method, "; ".join(whats), args.classes, args.seed)
 
 
 def draw_alpha(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
@@ -187,7 +188,9 @@ def draw_alpha(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -
     split = "test" if args.test else "val"
     made = [plot_features.alpha_sweep(item.folder, args.alphas, split, args.data) for item in runs]
     images = plot_features.PARTS[split]
-    return plots.alpha_plot([record for record, _ in made], [sweep for _, sweep in made], images, args.test)
+    axis = "alpha, the weight of the content head (0: plain CLIP)"
+    drawn, sweeps = [record for record, _ in made], [points for _, points in made]
+    return plots.setting_plot(drawn, sweeps, "alpha", axis, images, args.test)
 
 
 def out_stem(text: str) -> Path:

@@ -18,9 +18,9 @@ from typing import Any
 from dassl_clip.engine import open_run as predict_run
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.figures import shortened
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
-from dassl_clip.results.plot_points import Points
-from dassl_clip.results.plot_style import shortened
+from dassl_clip.results.plot_features import Points
 from dassl_clip.results.tables import column_of, row_of
 
 SPLITS = ("test", "val", "train")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine import errors
-from dassl_clip.results import environment, plot_matrix, plots, records, report, tables
+from dassl_clip.results import environment, plot_features, plots, records, report, tables
 from dassl_clip.results.documents import CONFIG_NAME
-from dassl_clip.results.errors import UserError
-from dassl_clip.results.plot_style import NEEDED, Plot
+from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.figures import NEEDED, Plot
+from dassl_clip.results.predictions import PREDICTIONS
 
 NAME = "report.html"
 LOG = "log.txt"
@@ -102,7 +103,7 @@ def make_tables(groups: Sequence[tables.Group], reference: str) -> list[tables.T
     """One table a group, then those of further readings."""
     labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
     if reference and reference not in labels:
-        hint = errors.did_you_mean(reference, labels)
+        hint = did_you_mean(reference, labels)
         raise UserError(f"--reference: no row '{reference}'.{hint} The records hold: {', '.join(labels)}.")
     made = []
     for group in groups:
@@ -122,12 +123,12 @@ def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
     ]
     groups: dict[tuple, list[tuple[Path, dict]]] = {}
     for item in found:
-        if (item.folder / plot_matrix.PREDICTIONS).is_file():
+        if (item.folder / PREDICTIONS).is_file():
             record = item.record
             key = (record["dataset"], record["task"], record["class_subset"], record["shots"], tables.row_of(record))
             groups.setdefault(key, []).append((item.folder, record))
     kept = sorted(groups.items(), key=lambda group: str(group[0]))[:MOST_CONFUSIONS]
-    wanted += [("confusion", lambda runs=runs: plot_matrix.confusion_plot(runs)) for _, runs in kept]
+    wanted += [("confusion", lambda runs=runs: plot_features.confusion_plot(runs)) for _, runs in kept]
     made, remarks = [], []
     for name, make in wanted:
         try:

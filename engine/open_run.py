@@ -18,7 +18,7 @@ from typing import Any
 from dassl_clip.results import records
 from dassl_clip.results.documents import read_config
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.plot_matrix import PREDICTIONS, read_predictions
+from dassl_clip.results.predictions import PREDICTIONS, read_predictions
 
 from .config import coerce, default_config, import_user_code
 

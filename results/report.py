@@ -14,8 +14,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .escaping import printable
-from .plot_style import Plot
-from .tables import Table, column_of, row_of
+from .figures import Plot
+from .groups import column_of, row_of
+from .tables import Table
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")

@@ -59,9 +59,7 @@ NAMES_A_METHOD = {
         "sweeps.py",
         "tasks.py",
     ],
-    "results": [
-        "plots.py",
-    ],
+    "results": [],
     "cli": [
         "__main__.py",
         "compare.py",

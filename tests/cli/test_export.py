@@ -28,7 +28,7 @@ from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.engine.checkpoint_files import load_checkpoint
 from dassl_clip.engine.export import Storage, load_export
-from dassl_clip.results.plot_matrix import read_predictions
+from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import read_record
 
 ROOT = Path(__file__).resolve().parents[2]

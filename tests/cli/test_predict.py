@@ -19,7 +19,7 @@ from PIL import Image
 
 from dassl_clip.cli import predict, train
 from dassl_clip.cli.predict_pictures import find_pictures
-from dassl_clip.results.plot_matrix import read_predictions
+from dassl_clip.results.predictions import read_predictions
 
 SETTINGS = {
     "ZeroshotCLIP": ("TRAINER.ZEROSHOTCLIP.TEMPLATES", "clap_pc"),

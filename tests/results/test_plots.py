@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl_clip.results import plot_matrix, plot_points, plots
-from dassl_clip.results.plot_style import COLOURS, LINES, MARKERS, look, styled
+from dassl_clip.results import plot_features, plots
+from dassl_clip.results.figures import COLOURS, LINES, MARKERS, look, styled
 
 DOMAINS = ("art", "photo", "sketch")
 BASE = {
@@ -215,17 +215,20 @@ def test_groups_without_several_shots_are_left_out():
     assert "GOPro" not in plot.caption and "inside a domain" not in plot.caption
 
 
-def test_alpha_marks_the_value_used_and_test_images_as_diagnostic():
+def test_a_setting_marks_the_value_used_and_test_images_as_diagnostic():
     found = [record(method="CLAP", seed=s, alpha=0.1) for s in (1, 2)]
     sweeps = [{0.0: 50.0, 0.1: 60.0 + s, 1.0: 40.0} for s in (0, 2)]
-    plot = plots.alpha_plot(found, sweeps, "source validation images")
+    plot = plots.setting_plot(found, sweeps, "alpha", "the weight", "source validation images")
     (points,) = bars(panel_of(plot))
     assert points[0.1] == pytest.approx((61.0, statistics.stdev([60, 62]))) and points[1.0] == (40.0, 0.0)
     (ring,) = [line for line in panel_of(plot).lines if line.get_markersize() > 10]
     assert ring.get_xydata().tolist() == [[0.1, 61.0]]
     assert "DIAGNOSTIC" not in plot.svg() and "source validation images" in plot.caption
-    shown = plots.alpha_plot(found, sweeps, "test images", diagnostic=True)
+    shown = plots.setting_plot(found, sweeps, "alpha", "the weight", "test images", diagnostic=True)
     assert "DIAGNOSTIC: test images" in shown.svg() and shown.caption.startswith("DIAGNOSTIC")
+    for value in ("0.5", None, True, []):
+        with pytest.raises(ValueError, match="as alpha, expected a number"):
+            plots.setting_plot([record(alpha=value)], [{0.0: 1.0}], "alpha", "the weight", "test images")
 
 
 def predictions(folder, classes, images, seed=0):
@@ -247,7 +250,7 @@ def test_confusion_equals_a_loop(tmp_path):
         for label, best in zip(labels, top[:, 0]):
             expected[label, best] += 1
         found.append((tmp_path / str(seed), record(seed=seed)))
-    plot = plot_matrix.confusion_plot(found)
+    plot = plot_features.confusion_plot(found)
     image = plot.figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(image, 100 * expected / expected.sum(axis=1, keepdims=True))
     assert f"{100 * np.trace(expected) / expected.sum():.1f} %" in plot.figure.axes[0].get_title()
@@ -259,7 +262,7 @@ def test_confusion_equals_a_loop(tmp_path):
 
 def test_chosen_and_merged_classes(tmp_path):
     labels, top = predictions(tmp_path / "run", 60, 600)
-    shown = plot_matrix.confusion_plot([(tmp_path / "run", record())], ["class 3", "class 41"])
+    shown = plot_features.confusion_plot([(tmp_path / "run", record())], ["class 3", "class 41"])
     names = [text.get_text() for text in shown.figure.axes[0].get_yticklabels()]
     assert names == ["class 3", "class 41", "other classes"]
     place = {3: 0, 41: 1}
@@ -269,7 +272,7 @@ def test_chosen_and_merged_classes(tmp_path):
     np.testing.assert_allclose(
         shown.figure.axes[0].images[0].get_array(), 100 * expected / expected.sum(1, keepdims=True)
     )
-    worst = plot_matrix.confusion_plot([(tmp_path / "run", record())])
+    worst = plot_features.confusion_plot([(tmp_path / "run", record())])
     names = [text.get_text() for text in worst.figure.axes[0].get_yticklabels()]
     recall = [np.mean(top[labels == c, 0] == c) if (labels == c).any() else np.inf for c in range(60)]
     lowest = sorted(sorted(range(60), key=lambda c: (recall[c], c))[:30])
@@ -281,14 +284,14 @@ def test_confusion_refuses_what_it_cannot_show(tmp_path):
     predictions(tmp_path / "a", 4, 10)
     predictions(tmp_path / "b", 5, 10)
     with pytest.raises(ValueError, match="made before predictions were kept"):
-        plot_matrix.confusion_plot([(tmp_path, record())])
+        plot_features.confusion_plot([(tmp_path, record())])
     with pytest.raises(ValueError, match="has other classes"):
-        plot_matrix.confusion_plot([(tmp_path / "a", record()), (tmp_path / "b", record())])
+        plot_features.confusion_plot([(tmp_path / "a", record()), (tmp_path / "b", record())])
     with pytest.raises(ValueError, match="there is no class 'cow'"):
-        plot_matrix.confusion_plot([(tmp_path / "a", record())], ["cow"])
+        plot_features.confusion_plot([(tmp_path / "a", record())], ["cow"])
     (tmp_path / "a" / "predictions.npz").write_bytes(b"PK torn")
     with pytest.raises(ValueError, match="is damaged"):
-        plot_matrix.confusion_plot([(tmp_path / "a", record())])
+        plot_features.confusion_plot([(tmp_path / "a", record())])
 
 
 def clusters(per=25, size=12, seed=0):
@@ -300,7 +303,7 @@ def clusters(per=25, size=12, seed=0):
 
 def test_pca_is_the_eigenvalue_decomposition():
     features, _ = clusters()
-    points = plot_points.project(features, "pca")
+    points = plot_features.project(features, "pca")
     values, vectors = np.linalg.eigh(np.cov(features.T))
     reference = (features - features.mean(0)) @ vectors[:, ::-1][:, :2]
     for column in range(2):
@@ -310,19 +313,19 @@ def test_pca_is_the_eigenvalue_decomposition():
 
 def test_tsne_keeps_neighbours_and_repeats():
     features, names = clusters()
-    points = plot_points.project(features, "tsne", seed=3)
+    points = plot_features.project(features, "tsne", seed=3)
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(len(points), np.inf))
     assert np.mean(names[distances.argmin(1)] == names) == 1.0
-    np.testing.assert_array_equal(points, plot_points.project(features, "tsne", seed=3))
+    np.testing.assert_array_equal(points, plot_features.project(features, "tsne", seed=3))
 
 
 def test_points_are_coloured_by_name_and_the_rest_is_grey():
     features, names = clusters()
-    panels = [plot_points.Points("CoOp: sketch", features, names.tolist())]
-    plot = plot_points.points_plot(panels, [record()], "pca", "test images", ["c1", "c3"])
+    panels = [plot_features.Points("CoOp: sketch", features, names.tolist())]
+    plot = plot_features.points_plot(panels, [record()], "pca", "test images", ["c1", "c3"])
     sizes = [len(collection.get_offsets()) for collection in plot.figure.axes[0].collections]
     assert sizes == [50, 25, 25]
-    projected = plot_points.project(features, "pca")
+    projected = plot_features.project(features, "pca")
     np.testing.assert_allclose(plot.figure.axes[0].collections[1].get_offsets(), projected[names == "c1"])
     assert "In colour: 2 of 4." in plot.caption and "test images (100 images)" in plot.caption
 
@@ -330,18 +333,18 @@ def test_points_are_coloured_by_name_and_the_rest_is_grey():
 def test_projections_refuse():
     features, names = clusters()
     with pytest.raises(ValueError, match="unknown method 'sne'"):
-        plot_points.project(features, "sne")
+        plot_features.project(features, "sne")
     with pytest.raises(ValueError, match="3 images are too few"):
-        plot_points.project(features[:3], "pca")
+        plot_features.project(features[:3], "pca")
     with pytest.raises(ValueError, match="no images of 'cow'"):
-        plot_points.points_plot([plot_points.Points("", features, names)], [record()], "pca", "", ["cow"])
+        plot_features.points_plot([plot_features.Points("", features, names)], [record()], "pca", "", ["cow"])
     try:
         import umap  # noqa: F401
     except ImportError:
         with pytest.raises(ValueError, match="pip install 'dassl-clip\\[umap\\]'"):
-            plot_points.project(features, "umap")
+            plot_features.project(features, "umap")
     else:
-        assert plot_points.project(features, "umap").shape == (100, 2)
+        assert plot_features.project(features, "umap").shape == (100, 2)
 
 
 def seen(colour, matrix):

@@ -46,7 +46,7 @@ from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.experiments.identity import read_config
 from dassl_clip.results import records
 from dassl_clip.results.documents import read_run_config
-from dassl_clip.results.plot_matrix import read_predictions
+from dassl_clip.results.predictions import read_predictions
 
 
 @pytest.fixture(scope="module", autouse=True)

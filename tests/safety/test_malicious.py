@@ -41,7 +41,7 @@ from dassl_clip.engine import export as released
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.engine.errors import printable
 from dassl_clip.results.documents import read_yaml
-from dassl_clip.results.plot_matrix import read_predictions
+from dassl_clip.results.predictions import read_predictions
 
 
 @pytest.fixture

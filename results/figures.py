@@ -1,14 +1,15 @@
 """How all figures look: colours that colour-blind readers tell apart, a caption inside, PNG and SVG written whole.
 
-The colours are those of Okabe and Ito ("Color Universal Design", 2008). Each line also has a marker and a line style of
-its own, so that a figure can be read in grey. Text is never read as a formula: names with `$` or `_` stay as they are.
+The caption says what was measured, on what, by which rules and how often. The colours are those of Okabe and Ito
+("Color Universal Design", 2008). Each line also has a marker and a line style of its own, so that a figure can be read
+in grey. Text is never read as a formula: names with `$` or `_` stay as they are.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .escaping import one_line, printable
-from .records import write_bytes_atomically
+from .files import write_bytes_atomically
+from .groups import Record, column_of, row_of
+from .protocols import protocols
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +31,9 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 GREY = "#B0B0B0"
 FORMATS = ("png", "svg")
 NEEDED = "plots need the package matplotlib: pip install 'dassl-clip[plots]', or pip install matplotlib"
-PANELS_A_ROW = 4
-CHARACTERS_AN_INCH = 17
+PANELS_PER_ROW = 4
+CHARACTERS_PER_INCH = 17
+MOST_LINES = 24
 _SETTINGS: dict[Any, Any] = {  # matplotlib types its keys one by one
     "font.size": 9,
     "axes.titlesize": 9,
@@ -112,7 +116,7 @@ def new_figure(panels: int, width: float = 3.3, height: float = 2.9) -> tuple[Fi
     """A figure with that many panels, at most four in a row; `width` and `height` in inches are those of one panel."""
     from matplotlib.figure import Figure
 
-    columns = min(panels, PANELS_A_ROW)
+    columns = min(panels, PANELS_PER_ROW)
     rows = -(-panels // columns)
     figure = Figure(figsize=(max(columns * width, 5.2), rows * height + 1.0), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
@@ -133,12 +137,12 @@ def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, 
     """
     handles, caption = {printable(one_line(label)): drawn for label, drawn in handles.items()}, printable(caption)
     width = figure.get_size_inches()[0]
-    lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_AN_INCH))]
+    lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_PER_INCH))]
     if handles:
         longest = max(map(len, handles))
         columns = max(1, min(len(handles), int(width * 14 / (longest + 6))))
-        place: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "markerscale": markerscale}
-        figure.legend(list(handles.values()), list(handles), fontsize=8, **place)
+        layout: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "markerscale": markerscale}
+        figure.legend(list(handles.values()), list(handles), fontsize=8, **layout)
         rows = -(-len(handles) // columns)
         figure.set_figheight(figure.get_figheight() + 0.18 * rows)
     figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))
@@ -152,9 +156,90 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def seeds_line(seeds: Sequence[int], spread: str = "error bars") -> str:
+def caption(records: Sequence[Record], what: str, spread: str = "error bars") -> str:
+    """What was measured, on what, by which rules and how often.
+
+    Args:
+        records: the records that the figure shows.
+        what: a sentence or more on what is drawn.
+        spread: what shows the spread over seeds; "" where no spread is drawn.
+    """
+    counts = sorted({r["shots"] for r in records if r["num_train"] and r["shots"] > 0})
+    shots = [", ".join(map(str, counts))] if counts else []
+    if any(r["num_train"] and r["shots"] < 1 for r in records):
+        shots.append("all")
+    facts = {
+        "data": {r["dataset"] for r in records},
+        "protocol": protocols(records),
+        "classes": {r["class_subset"] for r in records},
+        "training images a class": shots or ["none"],
+        "backbone": {f"{r['backbone']['name']} (weights {r['backbone']['weights_hash'][:12]})" for r in records},
+        "selection rule": {r["selection_rule"] for r in records},
+    }
+    seeds_by_row: dict[str, set[int]] = {}
+    for record in records:
+        seeds_by_row.setdefault(row_of(record).label, set()).add(record["seed"])
+    seeds = sorted(set().union(*seeds_by_row.values()))
+    fewer = [f"{label}: n = {len(values)}" for label, values in seeds_by_row.items() if len(values) < len(seeds)]
+    lines = [
+        what,
+        "; ".join(f"{key}: {shortened(' | '.join(sorted(values)), 200)}" for key, values in facts.items()),
+        "; ".join([_seeds_text(seeds, spread), *([", ".join(fewer)] if fewer else [])]),
+    ]
+    transductive = sorted({row_of(record).label for record in records if record["transductive"]})
+    if transductive:
+        lines.append(f"Transductive (uses unlabelled test images): {', '.join(transductive)}.")
+    return "\n".join(lines)
+
+
+def _seeds_text(seeds: Sequence[int], spread: str) -> str:
     """`n = 3 seeds (1, 2, 3); error bars: sample standard deviation over seeds`."""
     listed = ", ".join(map(str, seeds))
+    if not spread:
+        return f"seed{'s' * (len(seeds) > 1)}: {listed}"
     if len(seeds) == 1:
         return f"n = 1 seed ({listed}), no {spread}"
     return f"n = {len(seeds)} seeds ({listed}); {spread}: sample standard deviation over seeds"
+
+
+def distinguishing_labels(records: Sequence[Record]) -> list[str]:
+    """A label for each record: its method, and those of task, data set, target, shots, ... in which records differ.
+
+    Raises:
+        UserError: there are more labels than a reader can tell apart.
+    """
+    facts = [
+        {
+            "task": record["task"],
+            "dataset": record["dataset"],
+            "target": column_of(record),
+            "subset": record["class_subset"],
+            "shots": f"{record['shots']} shots" if record["shots"] > 0 else "all images",
+            "backbone": record["backbone"]["name"],
+            "weights": record["backbone"]["weights_hash"][:8],
+        }
+        for record in records
+    ]
+    differing = [key for key in (facts[0] if facts else ()) if len({fact[key] for fact in facts}) > 1]
+    backbones = {fact["backbone"] for fact in facts}
+    if len(backbones) > 1 and len({(fact["backbone"], fact["weights"]) for fact in facts}) == len(backbones):
+        differing = [key for key in differing if key != "weights"]
+    labels = [
+        ", ".join([row_of(record).label, *(fact[key] for key in differing if fact[key])])
+        for record, fact in zip(records, facts)
+    ]
+    check_lines(set(labels))
+    return labels
+
+
+def check_lines(lines: Collection[str]) -> None:
+    """Refuse a figure that nobody could read.
+
+    Raises:
+        UserError: there are too many lines.
+    """
+    if len(lines) > MOST_LINES:
+        raise UserError(
+            f"the runs make {len(lines)} lines, and more than {MOST_LINES} cannot be told apart: give fewer run "
+            "folders, or choose with --rows, --targets and --tasks"
+        )
