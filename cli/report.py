@@ -100,7 +100,7 @@ def gather(args: argparse.Namespace) -> report.Content:
 
 
 def make_tables(groups: Sequence[tables.Group], reference: str) -> list[tables.Table]:
-    """One table a group, then those of further readings."""
+    """One table a group, then those of extra tests."""
     labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
     if reference and reference not in labels:
         hint = did_you_mean(reference, labels)

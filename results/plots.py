@@ -175,7 +175,7 @@ def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
         text += " Means over the domains only." if only_means else ""
         shown_records = [record for record in records if _measured(record) in panels]
         notes = sorted({note for record in shown_records for note in record.get("reading_notes", [])})
-        text += f"\nHow readings were taken: {'; '.join(notes)}." if notes else ""
+        text += f"\nHow the extra tests were made: {'; '.join(notes)}." if notes else ""
         return finish("shots", figure, handles, caption(shown_records, text))
 
 

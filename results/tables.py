@@ -222,7 +222,7 @@ def _extra_test_table(
     notes = {
         f"{row.label}: {note}" for row in results for run in group.records(row) for note in run.get("reading_notes", [])
     }
-    title = f"{group_title(group)}: further readings"
+    title = f"{group_title(group)}: extra tests"
     return Table(title, header_lines(group, list(results), seeds), ["accuracy (%)", *header], lines, sorted(notes))
 
 

@@ -254,7 +254,7 @@ def test_readings_stand_in_a_table_of_their_own(clip_world):
             assert rows[f"{reading}: {labels[method]}"] == [f"{record['metrics'][reading]['accuracy']:.1f}"] * 2
     for measure in ("R", "delta", "Delta_NC"):
         assert f"{measure}: {labels['CLAP']}" in rows
-    assert "task zeroshot, test images: further readings" in done.stdout
+    assert "task zeroshot, test images: extra tests" in done.stdout
 
 
 def test_2_4_a_table_says_which_images_were_tested(clip_world):

@@ -181,7 +181,7 @@ def test_shots_of_probes_and_their_notes():
     plot = plots.shots_plot(found)
     (points,) = bars(panel_of(plot, "probe"))
     assert points == {1: (30.0, 0.0), 8: (60.0, 0.0)}
-    assert "How readings were taken: probes: all of them." in plot.caption
+    assert "How the extra tests were made: probes: all of them." in plot.caption
     with pytest.raises(ValueError, match="two or more numbers of shots"):
         plots.shots_plot(grid())
 

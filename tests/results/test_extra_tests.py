@@ -1,4 +1,4 @@
-"""Tables of further readings: figures by hand, and CLAP's published measures from its published accuracies.
+"""Tables of extra tests: figures by hand, and CLAP's published measures from its published accuracies.
 
 Covers the extra tests of `results/tables.py`.
 """
@@ -29,7 +29,7 @@ CLIP = {
 
 
 def record(domain, accuracies, method="ZeroshotCLIP", seed=1, **changes):
-    """A run's record with readings of these accuracies."""
+    """A run's record with extra tests of these accuracies."""
     values = {"test": 50.0, **accuracies}
     metrics = {
         name: {"accuracy": value, "error_rate": 100 - value, "total": 100, "correct": 1.0}
@@ -86,7 +86,7 @@ def test_mean_and_spread_over_seeds_are_those_by_hand():
     assert one["C: ZeroshotCLIP (vit)"] == ["74.0", "74.0"] and one["Delta_NC: ZeroshotCLIP (vit)"] == ["6.0", "6.0"]
 
 
-def test_readings_that_some_runs_lack_leave_gaps_and_no_measure_of_their_own():
+def test_extra_tests_that_some_runs_lack_leave_gaps_and_no_measure_of_their_own():
     four = {"C": 60.0, "CP": 61.0, "PC": 59.0, "NC": 50.0}
     runs = [record("a", four), record("b", {"C": 70.0}), record("a", {"FGSM / C": 5.0}, method="CLAP")]
     rows = shown(table_of(runs))
@@ -98,7 +98,7 @@ def test_readings_that_some_runs_lack_leave_gaps_and_no_measure_of_their_own():
     assert "C: CLAP (vit)" not in rows
 
 
-def test_rows_stand_by_reading_then_method_in_the_order_asked_for():
+def test_rows_stand_by_test_then_method_in_the_order_asked_for():
     runs = [record("a", {"1-shot": 1.0, "4-shot": 4.0}, method=name) for name in ("CLAP", "ZeroshotCLIP")]
     rows = [tables.Row(name, "vit") for name in ("ZeroshotCLIP", "CLAP")]
     table = table_of(runs, rows=rows)
@@ -117,12 +117,12 @@ def test_notes_and_what_was_transductive_stand_in_the_table():
     table = table_of(runs)
     assert table.below == [f"ZeroshotCLIP (vit): {note}" for note in notes]
     text = table.render()
-    assert "PACS, task zeroshot, test images: further readings" in text
+    assert "PACS, task zeroshot, test images: extra tests" in text
     assert re.search(r"transductive .*: CLAP \+ InMaP \(vit\)$", text, re.MULTILINE)
     assert shown(table)["text proxy: CLAP + InMaP (vit)"] == ["3.0", "-", "-"]
 
 
-def test_runs_without_readings_make_no_table():
+def test_runs_without_extra_tests_make_no_table():
     plain = [record("a", {}), record("b", {})]
     assert tables.extra_test_tables(tables.group_records(plain)) == []
     both = tables.group_records([*plain, record("a", {"C": 2.0}, dataset="VLCS", target_domains=["a"])])
