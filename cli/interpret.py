@@ -127,7 +127,7 @@ def learned_context(trainer: Any) -> tuple[Any, bool]:
     for name in trainer.get_model_names():
         for key, value in trainer._models[name].state_dict().items():
             if key.rpartition(".")[2] == CONTEXT and value.dim() in (2, 3):
-                return value.detach().float().cpu(), not hasattr(trainer, "feature_scores")
+                return value.detach().float().cpu(), not trainer.reads_features
     method = type(trainer).__name__
     raise UserError(
         f"{method} learns no context of prompt tokens, so there are no words to look up: that is for CoOp and GOPro"

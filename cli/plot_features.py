@@ -1,6 +1,6 @@
 """Saved features of runs, for the figures that need more than records: t-SNE and its kin, and CLAP's alpha.
 
-A run names its features in the bank (`features.npz`), so the data need not be there any more. A method that compares
+A run names its cached features (`features.npz`), so the data need not be there any more. A method that compares
 the towers' own features needs no trainer either; of any other, the trainer is built again from the run's folder. Only
 where a folder of data is given, images are encoded again, and kept.
 """
@@ -76,7 +76,7 @@ class Images:
 
 
 def read_images(place: Path, split: str, data: str = "", trainer: bool = False) -> Images:
-    """The images of a run's split, from its folder and the bank, or from a folder of data where one is given.
+    """The images of a run's split, from its folder and the feature cache, or from a folder of data where one is given.
 
     Args:
         place: the run's folder.
@@ -90,10 +90,10 @@ def read_images(place: Path, split: str, data: str = "", trainer: bool = False) 
     place, record, tree = predict_run.read_run(place)
     if data:
         return _encode(place, record, split, data)
-    from dassl_clip.engine import kept
+    from dassl_clip.engine.features import saved_features
 
-    found = kept.read_kept(place).get(split)
-    features = found.features() if found is not None else None
+    found = saved_features(place).get(split)
+    features = found.read() if found is not None else None
     if found is None or features is None:
         why = "names no saved features" if found is None else f"names features (entry {found.entry[:12]} of the cache)"
         raise UserError(
@@ -112,14 +112,15 @@ def read_images(place: Path, split: str, data: str = "", trainer: bool = False) 
 
 
 def _encode(place: Path, record: dict[str, Any], split: str, data: str) -> Images:
-    """The same from the data, which are encoded, put into the bank, and named in the run's folder."""
+    """The same from the data, which are encoded, cached, and named in the run's folder."""
     trainer, record = open_on_data(place, data)
     items = sorted(part(trainer, split), key=lambda item: item.impath)
-    features, labels = trainer.raw_features(items)
-    items = [item for item in items if item.impath not in trainer.skipped]
+    features, labels = trainer.features.raw(items)
+    items = [item for item in items if item.impath not in trainer.features.skipped]
     trainer.save_features(place, split)
     if cache_dir() is None:
-        print(f"caution: {CACHE_VARIABLE} is '{CACHE_OFF}', so the features are not kept", file=sys.stderr)
+        off = f"{CACHE_VARIABLE} is '{CACHE_OFF}'"
+        print(f"caution: {off}, so the features are not cached", file=sys.stderr)
     return Images(record, trainer.classnames, features, labels, [item.domain for item in items], trainer)
 
 
@@ -127,12 +128,12 @@ def changes_features(method: str) -> bool:
     """Whether what a method compares is made of the tower's features by something that it learned."""
     from dassl.engine import TRAINER_REGISTRY
     from dassl_clip.cli import train
-    from dassl_clip.engine.evaluation import TestingMixin
+    from dassl_clip.engine.trainer import CLIPTrainer
 
     train.register()
     if method not in TRAINER_REGISTRY.registered_names():
         return True
-    return getattr(TRAINER_REGISTRY.get(method), "content", None) is not TestingMixin.content
+    return getattr(TRAINER_REGISTRY.get(method), "content", None) is not CLIPTrainer.content
 
 
 def root_of(tree: Mapping[str, Any]) -> str:
@@ -202,7 +203,7 @@ def alpha_sweep(place: Path, alphas: Sequence[float], split: str, data: str = ""
     with torch.no_grad():
         for alpha in sorted({*(alphas or trainer.node.ALPHA_CANDIDATES), record["alpha"]}):
             trainer.model.alpha = float(alpha)
-            scores = trainer.cosine_scores(trainer.content(features), trainer.class_proxies())
+            scores = trainer.cosine_logits(trainer.content(features), trainer.class_proxies())
             sweep[float(alpha)] = 100 * scores.argmax(dim=1).eq(labels).double().mean().item()
     return record, sweep
 

@@ -82,7 +82,7 @@ class CheckpointMixin:
                 "backbone": self.backbone.describe(),
                 "classnames": self.classnames,
                 "history": self.history,
-                "skipped": list(self.skipped),
+                "skipped": list(self.features.skipped),
                 "seconds": self.seconds_so_far(),
                 "identity": records.identity(self.asked),
                 "data": self.data.fingerprint,
@@ -142,7 +142,7 @@ class CheckpointMixin:
             self.history = state.get("history", [])
             done = self.history[-1] if self.history else {}
             self.losses = {name: value for name, value in done.items() if name not in ("epoch", "lr")}
-            self.skipped |= dict.fromkeys(state.get("skipped", ()))
+            self.features.skipped |= dict.fromkeys(state.get("skipped", ()))
             self.seconds |= state.get("seconds", {})
             self.started -= sum(self.seconds.values())
             if state.get("step"):

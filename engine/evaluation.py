@@ -13,12 +13,11 @@ from torch.utils.data import DataLoader
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.files import cache_dir
 
-from . import distributed, kept
+from . import distributed
 from . import sharding as dealing
 from .checkpoint_files import write_atomically
-from .features import FeatureMixin
+from .features import CachedImages
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +26,22 @@ ROWS_AT_ONCE = 8192  # of scores
 PREDICTIONS = "predictions.npz"
 
 
-class TestingMixin(FeatureMixin):
+class TestingMixin:
     """The test methods of Dassl trainers that have a frozen `backbone`, a `precision`, and `results` to fill.
 
-    A trainer whose scores depend on the features of an image alone defines `feature_scores(features)`: features
-    `[B, E]` as the tower gives them (float32, not normalised) to scores `[B, C]`. Its images are then encoded once and
-    kept (`bank.py`). Any other trainer defines `model_inference(images)`.
+    A trainer whose logits depend on the features of an image alone defines `feature_logits(features)`: features
+    `[B, E]` as the tower gives them (float32, not normalised), or the rows `[B, W]` of its `encoding`, to logits
+    `[B, C]`. Its images are then encoded once and cached. Any other trainer defines `model_inference(images)`.
     """
 
-    kept_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are kept for figures
+    cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
 
     def before_test(self) -> None:
         """Called once before the batches of a test: the place for what all images share, such as text features."""
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Scores `[B, C]` of images `[B, 3, H, W]`."""
-        return self.feature_scores(self.encode(input))
+        return self.feature_logits(self.encoding.encode(input))
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -109,73 +108,55 @@ class TestingMixin(FeatureMixin):
         self.save_features(Path(self.output_dir), split)
 
     def save_features(self, folder: Path, split: str = "test") -> None:
-        """Name the bank's features of this run's images in `features.npz` (`kept.py`), for figures.
+        """Name the cached features of this run's images in `features.npz`, for figures.
 
-        Features of the named split and of `kept_splits` are put into the bank if the test did not need them.
+        Features of the named split and of `cached_splits` are computed if the test did not need them.
         """
-        if cache_dir() is None:
-            return
         data = self.dm.dataset
         splits = {"test": data.test, "val": data.val, "train": data.train_x}
-        for name in dict.fromkeys((split, *self.kept_splits)):
-            try:
-                if splits[name]:
-                    self.raw_features(splits[name])
-            except Exception as error:  # such as an image that was no part of the run: a figure must not cost a run
-                logger.warning("no features of the %s images are kept for figures: %s", name, error)
-        there = {name: (tuple(sorted(item.impath for item in items or ())), items) for name, items in splits.items()}
-        found = {
-            name: kept.kept_of(self.banked[paths], items)
-            for name, (paths, items) in there.items()
-            if paths in self.banked
-        }
-        if distributed.is_main():
-            kept.write_kept(folder, found)
+        self.features.save(folder, splits, dict.fromkeys((split, *self.cached_splits)))
 
     def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         """Scores `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images."""
         items = loader.dataset.data_source
-        kept = self.kept_rows(items)
-        if kept is None:
+        cached = self.cached_images(items)
+        if cached is None:
             own = self._scored_images(dealing.own_batches(loader), split)
         else:
-            loader = self.row_batches(items, *kept)
-            own = self._scored_rows(dealing.own_batches(loader), items, *kept)
+            loader = cached.batches(self.features.batch_size)
+            own = self._scored_rows(dealing.own_batches(loader), items, cached)
         for scores, labels, places in dealing.dealt(own, loader):
             yield scores, labels, [items[place].impath for place in places.tolist()]
-        self.gather_skipped()
+        self.features.gather_skipped()
 
-    def kept_rows(self, items: Sequence) -> tuple[Tensor, Tensor] | None:
-        """What the bank keeps of tested images (`banked_rows`), or None if `model_inference` shall see them."""
+    def cached_images(self, items: Sequence) -> CachedImages | None:
+        """The cached rows of images under `encoding`, or None if `model_inference` shall see the images."""
         reads_images = type(self).model_inference is not TestingMixin.model_inference
-        return None if reads_images or not hasattr(self, "feature_scores") else self.banked_rows(items)
-
-    def row_scores(self, rows: Tensor) -> Tensor:
-        """Scores `[B, C]` of what `encode_rows` gives of images."""
-        return self.feature_scores(rows)
+        if reads_images or not hasattr(self, "feature_logits") or not self.encoding.fits(len(items)):
+            return None
+        return self.features.cached(items, self.encoding)
 
     def _scored_rows(
-        self, batches: DataLoader, items: Sequence, features: Tensor, rows: Tensor
+        self, batches: DataLoader, items: Sequence, cached: CachedImages
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Scores `[B, C]`, labels `[B]` and places `[B]` of batches of places; rows are read batch by batch."""
         for places in batches:
             labels = torch.tensor([items[place].label for place in places.tolist()], device=self.device)
-            scores = self.row_scores(features[rows[places]].to(self.device)).float()
-            yield scores, labels, places.to(self.device)
+            yield self.feature_logits(cached[places].to(self.device)).float(), labels, places.to(self.device)
 
     def _scored_images(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Scores `[B, C]`, labels `[B]` and places in the data source `[B]` of the readable images of each batch."""
-        for batch in self._bar(loader, split):
+        for batch in self.progress(loader, split):
             images, labels = self.parse_batch_test(batch)
-            readable = [name not in self.skipped for name in batch["impath"]]
+            readable = [name not in self.features.skipped for name in batch["impath"]]
             places = batch["index"][torch.tensor(readable)].to(self.device)
             scores = self.model_inference(images).float() if len(labels) else torch.zeros(0, self.num_classes)
             yield scores.to(self.device), labels, places
 
     def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""
-        images, labels = self.on_device(batch["img"]), batch["label"].to(self.device, non_blocking=True)
-        readable = self.note_unreadable(batch)
+        images, labels = self.features.to_device(batch["img"]), batch["label"].to(self.device, non_blocking=True)
+        readable = self.features.note_unreadable(batch)
         return (images, labels) if all(readable) else (images[readable], labels[readable])
 
 

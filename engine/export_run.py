@@ -64,7 +64,7 @@ def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, An
         for name, state in learned.items()
     }
     weight = linear_classifier(trainer)
-    note = LINEAR if weight is not None else NOT_LINEAR if hasattr(trainer, "feature_scores") else PER_IMAGE
+    note = LINEAR if weight is not None else NOT_LINEAR if trainer.reads_features else PER_IMAGE
     made = Export(
         learned=learned,
         classnames=list(trainer.classnames),
@@ -95,12 +95,12 @@ def linear_classifier(trainer: Any) -> Tensor | None:
 
     The columns are the scores of the unit vectors; random features tell whether the scores are linear at all.
     """
-    if not hasattr(trainer, "feature_scores"):
+    if not trainer.reads_features:
         return None
     width, scale = trainer.backbone.embed_dim, trainer.logit_scale
-    weight = trainer.feature_scores(torch.eye(width, device=trainer.device)).float().T / scale
+    weight = trainer.feature_logits(torch.eye(width, device=trainer.device)).float().T / scale
     trials = torch.randn(TRIALS, width, generator=torch.Generator().manual_seed(0)).to(trainer.device)
-    scores = trainer.feature_scores(trials).float()
+    scores = trainer.feature_logits(trials).float()
     difference = (scores - scale * F.normalize(trials, dim=-1) @ weight.T).abs().max()
     return weight.cpu().contiguous() if difference <= TOLERANCE * scores.abs().max() else None
 

@@ -115,7 +115,7 @@ class ReadingsMixin:
         proxies = {}
         for form, template in TEMPLATES.items():
             (words,) = resolve_templates(template)
-            proxies[form] = self.text_features([words.replace("{}", name) for name in names])[None]
+            proxies[form] = self.features.texts([words.replace("{}", name) for name in names])[None]
         node, generator = self.node, torch.Generator().manual_seed(mix_seed(self.cfg.SEED, 0))
         context = noise_context(
             node.NC_TOKENS, self.backbone.text_width, node.NC_STD, generator, draws or node.NC_DRAWS
@@ -126,7 +126,7 @@ class ReadingsMixin:
 
     def _test_content(self) -> tuple[Tensor, Tensor]:
         """Normalised content features `[N, E]` of the tested images, and their labels `[N]`."""
-        features, labels = self.raw_features(self.test_loader.dataset.data_source)
+        features, labels = self.features.raw(self.test_loader.dataset.data_source)
         with torch.no_grad():
             return F.normalize(self.content(features.to(self.device)), dim=-1), labels.to(self.device)
 
@@ -249,7 +249,7 @@ class ReadingsMixin:
         read, features, labels = embed, [], []
         if node.ATTACK_SPACE == "pixels":
             read = attacks.pixel_space(embed, backbone.pixel_mean, backbone.pixel_std)
-        for batch in self._bar(self.plain_loader(items), name):
+        for batch in self.progress(self.features.loader(items), name):
             images, truth = self.parse_batch_test(batch)
             if node.ATTACK_SPACE == "pixels":
                 images = attacks.to_pixels(images, backbone.pixel_mean, backbone.pixel_std)

@@ -1,4 +1,4 @@
-"""Arrays of the bank (`bank.py`) that are written row after row: memory stays flat, and a killed extraction goes on.
+"""Arrays of the feature cache that are written row after row: memory stays flat, and a killed extraction goes on.
 
 While an array is made it lies beside the finished ones as `.<hash>.part`, already in its final form and size, and
 `.<hash>.part.json` says how many of its rows are on the disk for certain, and their checksums. The hash is that of the
@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.files import cache_dir
+from dassl_clip.results.files import cache_dir, write_atomically
 
-from . import distributed
-from . import feature_cache as bank
-from .checkpoint_files import write_atomically
+from . import distributed, feature_cache
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ Maker = Callable[[int], Iterator[Tensor]]
 
 
 def cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Callable[[], bool]) -> Tensor:
-    """The array `[N, ...]` that `facts` name: read from the bank, or made batch after batch and put there.
+    """The array `[N, ...]` that `facts` name: read from the cache, or made batch after batch and put there.
 
     Several processes call it together: the main one reads and writes, and all make.
 
@@ -54,7 +52,7 @@ def cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: Ca
         return _cached_rows(facts, count, make, unchanged)
     if not distributed.is_main():
         distributed.follow(lambda start: deque(make(start), maxlen=0))
-        return distributed.main_array(bank.read_entry(bank.entry_name(facts)))
+        return distributed.main_array(feature_cache.read_entry(feature_cache.entry_name(facts)))
     values = _cached_rows(facts, count, distributed.announced(make), unchanged)
     distributed.announce_end()
     return distributed.main_array(values)
@@ -65,17 +63,17 @@ def _cached_rows(facts: dict[str, object], count: int, make: Maker, unchanged: C
     folder = cache_dir()
     if folder is None:
         return _filled(_Rows(count), make).values
-    path = folder / bank.FOLDER / f"{bank.entry_name(facts)}.npy"
-    found = bank.read_array(path, count)
+    path = folder / feature_cache.FOLDER / f"{feature_cache.entry_name(facts)}.npy"
+    found = feature_cache.read_array(path, count)
     if found is not None:
         return found
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(bank.turn(path))
+            stack.enter_context(feature_cache.turn(path))
         except OSError as error:
-            bank.warn_not_kept(error)
+            feature_cache.warn_not_kept(error)
             return _filled(_Rows(count), make).values
-        found = bank.read_array(path, count)  # made by another process meanwhile
+        found = feature_cache.read_array(path, count)  # made by another process meanwhile
         return _made(path, facts, count, make, unchanged) if found is None else found
 
 
@@ -139,7 +137,7 @@ class _Rows:
                 raise UserError(f"{self._progress.name} speaks of {done} rows of {said['entry']}")
             if array.dtype != np.dtype("<f4") or not array.flags.c_contiguous or len(array) != self.count:
                 raise UserError(f"holds {array.dtype} {list(array.shape)}, not {self.count} rows of float32")
-            if bank.block_sums(array[:done]) != said["crc32"]:
+            if feature_cache.block_sums(array[:done]) != said["crc32"]:
                 raise UserError("checksums are others")
         except Exception as error:  # a damaged header makes numpy raise almost anything
             logger.warning("%s is damaged, and its features are made from the first on: %s", self.path, error)
@@ -174,8 +172,8 @@ class _Rows:
         self._file.flush()
 
     def _add_sums(self, rows: np.ndarray) -> None:
-        """Continue the checksums, as `bank.block_sums` of all rows gives them, with rows that follow the last one."""
-        step, first = bank.rows_of_block(self._shape), 0
+        """Continue the checksums, those of `block_sums` of all rows, with rows that follow the last one."""
+        step, first = feature_cache.rows_of_block(self._shape), 0
         while first < len(rows):
             inside = (self.done + first) % step
             part = rows[first : first + step - inside]
@@ -211,7 +209,7 @@ class _Rows:
                 act()
                 return
             except OSError as error:
-                bank.warn_not_kept(error)
+                feature_cache.warn_not_kept(error)
             self.values = self._loaded()
             self.discard()
         elif self.values is None:
@@ -241,7 +239,7 @@ class _Rows:
             self._file = None
 
     def finish(self, path: Path, facts: dict[str, object], keep: bool) -> Tensor:
-        """The whole array, in its place in the bank if it can be kept."""
+        """The whole array, in its place in the cache if it can be kept."""
         self.sync()
         if self._file is None:
             return self.values
@@ -251,13 +249,13 @@ class _Rows:
             self.discard()
             return values
         try:
-            bank.write_facts(path, facts, self._shape, self._sums)
+            feature_cache.write_facts(path, facts, self._shape, self._sums)
             os.replace(self.path, path)
         except OSError as error:
-            bank.warn_not_kept(error)
+            feature_cache.warn_not_kept(error)
             values = self._loaded()
             self.discard()
             return values
         self._progress.unlink(missing_ok=True)
-        found = bank.read_entry(path.stem)
+        found = feature_cache.read_entry(path.stem)
         return self._loaded() if found is None else found

@@ -28,11 +28,10 @@ from torch import Tensor
 
 from dassl_clip.results import locking
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
+from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir, write_atomically
 
 from . import distributed
 from . import signals as termination
-from .checkpoint_files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -1,216 +1,290 @@
-"""The frozen features that tests, and methods without an epoch loop, work on: encoded once, kept in the bank.
+"""Features of images and texts under a frozen CLIP: encoded once, and cached on disk (`feature_cache.py`).
 
-Shapes: `B` images of a batch, `N` of a list, `C` classes, `E` joint embedding, `K` texts.
+`features.npz` in a run's folder says which cached features are those of its images, for figures that no longer need the
+data. Its arrays, for each split `S`: `S.entry` (the name of the entry in the cache, whose rows are in the order of the
+sorted paths), and in that order `S.labels` and `S.domains` `[N]`. No pickles, no features.
+
+Shapes: `B` images of a batch, `N` of a list, `E` joint embedding, `W` numbers of an encoding, `K` texts.
 """
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
+from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_rows, finite_rows
 from dassl_clip.clip.memory import activation_budget
 from dassl_clip.results.errors import NotFiniteError
+from dassl_clip.results.files import cache_dir, write_atomically
 
-from . import distributed
-from . import feature_cache as bank
-from . import sharding as dealing
+from . import distributed, feature_cache, sharding
 from .data import RAISE
 from .extraction import cached_rows
-from .waiting import Watched
+from .precision import Precision
+from .waiting import Progress
 
 logger = logging.getLogger(__name__)
 
-FEATURES = "image features"
+SAVED_FEATURES = "features.npz"
+SPLITS = ("test", "val", "train")
 ROWS_AT_ONCE = 65536  # of a memory-mapped array
+MOST_BYTES = 4 * 2**30  # of one list of images: beyond it, images are encoded whenever they are needed
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is computed of an image, and cached.
+
+    Attributes:
+        kind: Its name in the cache.
+        width: `W`.
+        encode: Images `[B, 3, H, W]` to rows `[B, W]`, float32.
+    """
+
+    kind: str
+    width: int
+    encode: Callable[[Tensor], Tensor]
+
+    def fits(self, images: int) -> bool:
+        """Whether the rows of so many images take no more than `MOST_BYTES`."""
+        return images * self.width * torch.float32.itemsize <= MOST_BYTES
 
 
 class NormalizedRows:
-    """Features `[N, E]` of length 1 on a device, formed of the bank's array when they are asked for.
-
-    Stands wherever `modeling.proxy_solver.FeatureRows` does.
+    """Features `[N, E]` of length 1 on a device, computed from a cached array when they are read (`clip/rows.py`).
 
     Args:
         features: The array, on the CPU; it may be memory-mapped.
-        rows: Places in it, `[N]`.
+        index: Rows of it, `[N]`.
         device: Where rows arrive.
     """
 
-    def __init__(self, features: Tensor, rows: Tensor, device: torch.device):
-        self.features, self.rows, self.device = features, rows, device
+    def __init__(self, features: Tensor, index: Tensor, device: torch.device):
+        self.features, self.index, self.device = features, index, device
         self.dtype = features.dtype
-        self.shape = torch.Size((len(rows), features.shape[1]))
+        self.shape = torch.Size((len(index), features.shape[1]))
         self.nbytes = self.shape.numel() * features.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return F.normalize(self.features[self.rows[rows]].to(self.device), dim=-1)
+        return F.normalize(self.features[self.index[rows]].to(self.device), dim=-1)
 
     def narrowed(self, rows: slice) -> "NormalizedRows":
         """Some of the rows, still unread."""
-        return NormalizedRows(self.features, self.rows[rows], self.device)
+        return NormalizedRows(self.features, self.index[rows], self.device)
 
     def held(self) -> "Tensor | NormalizedRows":
         """All rows on the device, where they take at most a quarter of its memory; else still unread."""
         if self.nbytes > activation_budget(self.device):
             return self
-        found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        features = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         for start in range(0, len(self), ROWS_AT_ONCE):
-            found[start : start + ROWS_AT_ONCE] = self[start : start + ROWS_AT_ONCE]
-        return found
+            features[start : start + ROWS_AT_ONCE] = self[start : start + ROWS_AT_ONCE]
+        return features
 
 
-class FeatureMixin:
-    """Features of trainers that have a frozen `backbone`, a `precision`, a `device` and a `test_loader`."""
+@dataclass(frozen=True)
+class CachedImages:
+    """The cached rows of a list of images.
 
-    def note_unreadable(self, batch: dict) -> list[bool]:
-        """Remember the paths of a batch that could not be decoded; returns which of its items can be used."""
-        named = batch.get("unreadable", [""] * len(batch["label"]))
-        for path in (line for text in named for line in text.splitlines()):
-            if path not in self.skipped:
-                logger.warning("skipped, cannot be decoded: %s", path)
-                self.skipped[path] = None
-        return [not text for text in named]
+    Attributes:
+        rows: `[N, W]`, float32 on the CPU, memory-mapped; in the order of the sorted paths.
+        index: `[N]`: image `i` of the list has `rows[index[i]]`.
+        readable: `[R]`, the images of the list that could be decoded.
+    """
 
-    def gather_skipped(self) -> None:
-        """Let every process know which images any of them could not decode."""
-        for paths in distributed.gather_values(list(self.skipped)):
-            self.skipped |= dict.fromkeys(paths)
+    rows: Tensor
+    index: Tensor
+    readable: Tensor
 
-    def on_device(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, H, W]` of a batch, normalised, on the device; bytes are normalised there."""
-        images = images.to(self.device, non_blocking=True)
-        return images if images.is_floating_point() else self.backbone.normalised(images)
+    def __getitem__(self, images: Tensor) -> Tensor:
+        return self.rows[self.index[images]]
 
-    row_kind = FEATURES
+    def batches(self, batch_size: int) -> DataLoader:
+        """A loader of the readable images' numbers, `[B]`."""
+        return DataLoader(self.readable, batch_size=batch_size, generator=torch.Generator())
 
-    @property
-    def row_width(self) -> int:
-        """Numbers that `encode_rows` gives of an image."""
-        return self.backbone.embed_dim
 
-    def encode_rows(self, images: Tensor) -> Tensor:
-        """All that scores need of images `[B, 3, H, W]`: rows `[B, ...]`, in the bank under `row_kind`."""
-        return self.encode(images)
+class FeatureStore:
+    """Encodes images and texts with a frozen CLIP, each once; unreadable images are left out, or end the run.
+
+    Args:
+        backbone: The frozen CLIP.
+        precision: How it computes.
+        device: Where it is.
+        images: Makes the data set of a list of Datum under a transform; its items are dicts with `img`, `label`,
+            `impath`, and `unreadable` where images may be skipped.
+        batch_size: Images that are encoded together.
+        num_workers: Of loaders.
+        pin_memory: Of loaders.
+        on_bad_image: `error` or `skip` (`DATALOADER.ON_BAD_IMAGE`).
+        progress: Shows the progress of loops over images.
+
+    Attributes:
+        skipped: Paths of images that could not be decoded, in the order in which they were met.
+        encoding: Features `[B, E]`, as the tower gives them.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenCLIP,
+        precision: Precision,
+        device: torch.device,
+        images: Callable[[Sequence, Callable], Dataset],
+        batch_size: int,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        on_bad_image: str = RAISE,
+        progress: Progress | None = None,
+    ):
+        self.backbone, self.precision, self.device = backbone, precision, device
+        self.images, self.on_bad_image = images, on_bad_image
+        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
+        self.progress = progress or Progress()
+        self.encoding = Encoding("image features", backbone.embed_dim, lambda images: self.encode(images))
+        self.skipped: dict[str, None] = {}
+        self._files: dict[tuple[str, ...], dict[str, object]] = {}  # facts of image files, by their sorted paths
+        self._entries: dict[tuple[str, ...], str] = {}  # entries of the cache with features, by the same paths
+
+    # ----------------------------------------------------------------------------------------- pixels to features
 
     def encode(self, images: Tensor) -> Tensor:
         """Features `[B, E]` of images `[B, 3, H, W]`, as the tower gives them: float32, not normalised."""
         with torch.no_grad(), self.precision.autocast():
             return self.backbone.encode_image(images, normalize=False)
 
-    @property
-    def tower_facts(self) -> dict:
-        """What names the towers in the bank."""
-        return bank.tower_facts(self.backbone.describe(), self.precision.name, self.device)
+    def encode_batch(self, batch: dict, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows `[B, W]` of a batch of images; NaN for those that could not be decoded.
 
-    def banked_rows(
-        self, items: Sequence, kind: str = FEATURES, transform: Callable | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What the bank keeps of a list of Datum, and the row of each item in it.
+        Raises:
+            NotFiniteError: Others are not finite.
+        """
+        images = self.to_device(batch["img"])
+        readable = torch.tensor(self.note_unreadable(batch), device=self.device)
+        rows = encode(images)
+        check_rows(rows, "image features", batch["impath"])
+        return rows.masked_fill(~readable[:, None], float("nan"))
 
-        Encoded once and kept on disk, by path, so that all seeds that test the same images share them; float32, not
-        normalised, on the CPU, memory-mapped. Images that cannot be decoded have NaN where `DATALOADER.ON_BAD_IMAGE`
-        is `skip`, and end the run otherwise. The files are looked at once in a run.
+    def to_device(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` of a batch, normalised, on the device; bytes are normalised there."""
+        images = images.to(self.device, non_blocking=True)
+        return images if images.is_floating_point() else self.backbone.normalised(images)
+
+    def loader(self, items: Sequence, transform: Callable | None = None) -> DataLoader:
+        """A loader of a list of Datum in its order, under the test preprocessing or another transform."""
+        images = self.images(items, transform or self.backbone.preprocess())
+        images.as_bytes = self.device.type == "cuda"  # a quarter of what is copied there
+        return DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory)
+
+    def note_unreadable(self, batch: dict) -> list[bool]:
+        """Remember the paths of a batch that could not be decoded; returns which of its items can be used."""
+        named = batch.get("unreadable", [""] * len(batch["label"]))
+        self._skip([line for text in named for line in text.splitlines()])
+        return [not text for text in named]
+
+    def _skip(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            if path not in self.skipped:
+                logger.warning("skipped, cannot be decoded: %s", path)
+                self.skipped[path] = None
+
+    def gather_skipped(self) -> None:
+        """Let every process know which images any of them could not decode."""
+        for paths in distributed.gather_values(list(self.skipped)):
+            self.skipped |= dict.fromkeys(paths)
+
+    # ---------------------------------------------------------------------------------------------- cached images
+
+    def cached(
+        self, items: Sequence, encoding: Encoding | None = None, transform: Callable | None = None
+    ) -> CachedImages:
+        """The cached rows of a list of Datum; those that are not in the cache are computed and put there.
+
+        The cache goes by paths, so that all runs on the same images share it. Images that cannot be decoded have rows
+        of NaN where they may be skipped, and end the run otherwise. Files are looked at once in a run.
 
         Args:
             items: The images.
-            kind: `FEATURES`, or `row_kind` for what `encode_rows` gives.
+            encoding: None: features.
             transform: How an image is read; None: the test preprocessing.
 
-        Returns:
-            Features `[N, E]` (or rows `[N, ...]`), and rows `[N]`: item `i` has `features[rows[i]]`.
+        Raises:
+            NotFiniteError: The rows of readable images are not finite.
         """
-        order = sorted(range(len(items)), key=lambda place: items[place].impath)
-        ordered = [items[place] for place in order]
+        encoding = encoding or self.encoding
+        order = sorted(range(len(items)), key=lambda number: items[number].impath)
+        ordered = [items[number] for number in order]
         paths = tuple(item.impath for item in ordered)
-        facts = {"kind": kind} | self.files_of(paths) | self.tower_facts
-        facts |= {"bad images": self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE), "batch": self.test_loader.batch_size}
+        facts = {"kind": encoding.kind} | self.file_facts(paths) | self.tower_facts
+        facts |= {"bad images": self.on_bad_image, "batch": self.batch_size}
         if transform is not None:
             facts["transform"] = repr(transform)
-        encode = self.encode if kind == FEATURES else self.encode_rows
 
-        def make(start: int) -> Iterator[Tensor]:
-            return self._extract(self.plain_loader(ordered[start:], transform), encode)
+        def encoded(start: int) -> Iterator[Tensor]:
+            loader = self.loader(ordered[start:], transform)
+            batches = self.progress(sharding.own_batches(loader), "features")
+            own = ((self.encode_batch(batch, encoding.encode),) for batch in batches)
+            yield from (rows for (rows,) in sharding.dealt(own, loader))
 
-        features = cached_rows(facts, len(items), make, lambda: self._unchanged(paths))
-        if kind == FEATURES and transform is None:
-            self.banked[paths] = bank.entry_name(facts)
-        return features, torch.tensor(order).argsort()
+        rows = cached_rows(facts, len(items), encoded, lambda: self._unchanged(paths))
+        if encoding is self.encoding and transform is None:
+            self._entries[paths] = feature_cache.entry_name(facts)
+        index = torch.tensor(order).argsort()
+        finite = torch.cat([finite_rows(part) for part in rows.split(ROWS_AT_ONCE)])[index]
+        bad = [items[number].impath for number in (~finite).nonzero().flatten().tolist()]
+        if bad and self.on_bad_image == RAISE:  # else NaN stands for unreadable images
+            raise NotFiniteError(f"the image features of {bad[0]} are not finite ({len(bad)} of {len(items)})")
+        self._skip(bad)
+        return CachedImages(rows, index, finite.nonzero().flatten())
 
-    def files_of(self, paths: tuple[str, ...]) -> dict[str, object]:
-        """What names a list of image files (`bank.image_facts`), looked at once in a run."""
-        if paths not in self._known_files:
-            self._known_files[paths] = bank.image_facts(paths)
-        return self._known_files[paths]
-
-    @cached_property
-    def _known_files(self) -> dict[tuple[str, ...], dict[str, object]]:
-        return {}
+    def file_facts(self, paths: tuple[str, ...]) -> dict[str, object]:
+        """What names a list of image files (`feature_cache.image_facts`), looked at once in a run."""
+        if paths not in self._files:
+            self._files[paths] = feature_cache.image_facts(paths)
+        return self._files[paths]
 
     def _unchanged(self, paths: tuple[str, ...]) -> bool:
         """Whether the files are still those that were looked at first."""
         try:
-            return bank.image_facts(paths) == self._known_files[paths]
+            return feature_cache.image_facts(paths) == self._files[paths]
         except OSError:
             return False
 
-    def readable_places(self, items: Sequence, features: Tensor, rows: Tensor) -> Tensor:
-        """Places of the items whose features are finite, in their order; the others are noted as skipped."""
-        finite = torch.cat([finite_rows(part) for part in features.split(ROWS_AT_ONCE)])[rows]
-        bad = [items[place].impath for place in (~finite).nonzero().flatten().tolist()]
-        if bad and self.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == RAISE:  # else NaN stands for unreadable images
-            raise NotFiniteError(f"the image features of {bad[0]} are not finite ({len(bad)} of {len(items)})")
-        self.note_unreadable({"unreadable": bad, "label": bad})
-        return finite.nonzero().flatten()
+    @property
+    def tower_facts(self) -> dict[str, object]:
+        """What names the towers in the cache."""
+        return feature_cache.tower_facts(self.backbone.describe(), self.precision.name, self.device)
 
-    def raw_features(self, items: Sequence) -> tuple[Tensor, Tensor]:
-        """The readable ones of a list of Datum: features `[N, E]` in its order, as in the bank, and labels `[N]`."""
-        features, rows = self.banked_rows(items)
-        places = self.readable_places(items, features, rows)
-        labels = torch.tensor([items[place].label for place in places.tolist()])
-        in_order = torch.equal(rows[places], torch.arange(len(features)))
-        return features if in_order else features[rows[places]], labels
+    def raw(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """The readable ones of a list of Datum: features `[N, E]` in its order, as cached, and labels `[N]`."""
+        images = self.cached(items)
+        in_order = torch.equal(images.index[images.readable], torch.arange(len(images.rows)))
+        return images.rows if in_order else images[images.readable], _labels(items, images.readable)
 
-    def features(self, items: Sequence) -> tuple[Tensor, Tensor]:
-        """The same as `raw_features`, normalised and on the device."""
-        features, labels = self.raw_features(items)
+    def __call__(self, items: Sequence) -> tuple[Tensor, Tensor]:
+        """The same as `raw`, normalised and on the device."""
+        features, labels = self.raw(items)
         return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
 
-    def feature_rows(self, items: Sequence) -> tuple[NormalizedRows, Tensor]:
-        """The same as `features`, read from the bank when they are asked for."""
-        features, rows = self.banked_rows(items)
-        places = self.readable_places(items, features, rows)
-        labels = torch.tensor([items[place].label for place in places.tolist()], device=self.device)
-        return NormalizedRows(features, rows[places], self.device), labels
+    def normalized_rows(self, items: Sequence) -> tuple[NormalizedRows, Tensor]:
+        """The same, read from the cache when they are needed."""
+        images = self.cached(items)
+        features = NormalizedRows(images.rows, images.index[images.readable], self.device)
+        return features, _labels(items, images.readable).to(self.device)
 
-    @torch.no_grad()
-    def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-        """What a method that refines this one on unlabeled images needs.
+    # --------------------------------------------------------------------------------------------------- texts
 
-        Returns:
-            Normalised features of the images `[N, E]`, their scores without the logit scale `[N, C]`, and normalised
-            class proxies to start from `[C, E]`.
-        """
-        features, _ = self.raw_features(items)
-        batches = [batch.to(self.device) for batch in features.split(self.test_loader.batch_size)]
-        scores = torch.cat([self.feature_scores(batch).float() for batch in batches]) / self.logit_scale
-        content = torch.cat([self.content(batch) for batch in batches])
-        return F.normalize(content, dim=-1), scores, F.normalize(self.class_proxies().float(), dim=-1)
-
-    def content(self, features: Tensor) -> Tensor:
-        """What is compared of features `[..., E]` of either tower: the features, unless a trainer changes them."""
-        return features
-
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Features `[K, E]` of texts, encoded once and kept on disk; float32, not normalised, on the device."""
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features `[K, E]` of texts, encoded once and cached; float32, not normalised, on the device."""
 
         def encode() -> Tensor:
             with self.precision.autocast():
@@ -218,52 +292,84 @@ class FeatureMixin:
             check_rows(features, "text features", [repr(text) for text in texts])
             return features
 
-        facts = {"kind": "text features"} | bank.text_facts(texts) | self.tower_facts
-        return bank.cached(facts, encode).to(self.device)
+        facts = {"kind": "text features"} | feature_cache.text_facts(texts) | self.tower_facts
+        return feature_cache.cached(facts, encode).to(self.device)
 
-    def plain_loader(self, items: Sequence, transform: Callable | None = None) -> DataLoader:
-        """A loader of a list of Datum in its order, under the test preprocessing or another transform."""
-        like, transform = self.test_loader, transform or self.backbone.preprocess()
-        images = type(like.dataset)(self.cfg, items, transform=transform, is_train=False)
-        images.as_bytes = self.device.type == "cuda"  # a quarter of what is copied there
-        return DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers, pin_memory=like.pin_memory)
+    # ----------------------------------------------------------------------------------------------- for figures
 
-    def _extract(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """Rows `[B, ...]` of each batch of images; of those that could not be decoded, NaN."""
-        own = ((rows,) for rows in self._encoded_batches(dealing.own_batches(loader), encode))
-        yield from (rows for (rows,) in dealing.dealt(own, loader))
+    def save(self, folder: Path, splits: Mapping[str, Sequence], encode: Sequence[str] = ()) -> None:
+        """Name the cached features of a run's images in `features.npz`.
 
-    def _encoded_batches(self, loader: DataLoader, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """Rows `[B, ...]` of the batches of a loader."""
-        for batch in self._bar(loader, "features"):
-            yield self.encoded_batch(batch, encode)
-
-    def encoded_batch(self, batch: dict, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Rows `[B, ...]` of a batch of images; NaN for those that could not be decoded.
-
-        Raises:
-            NotFiniteError: Others are not finite.
+        Args:
+            folder: The run's folder.
+            splits: The images of each split.
+            encode: Splits whose features are computed if they are not there yet.
         """
-        images = self.on_device(batch["img"])
-        readable = torch.tensor(self.note_unreadable(batch), device=self.device)
-        features = encode(images)
-        check_rows(features, "image features", batch["impath"])
-        return features.masked_fill(~readable[:, None], float("nan"))
+        if cache_dir() is None:
+            return
+        for name in encode:
+            try:
+                if splits[name]:
+                    self.cached(splits[name])
+            except Exception as error:  # such as an image that was no part of the run: a figure must not cost a run
+                logger.warning("no features of the %s images are cached for figures: %s", name, error)
+        saved = {}
+        for name, items in splits.items():
+            entry = self._entries.get(tuple(sorted(item.impath for item in items or ())))
+            if entry is not None:
+                saved[name] = SavedFeatures.of(entry, items)
+        if distributed.is_main():
+            save_features(folder, saved)
 
-    def row_batches(self, items: Sequence, features: Tensor, rows: Tensor) -> DataLoader:
-        """A loader of the places of readable items, `[B]`, in batches of the test's size."""
-        places = self.readable_places(items, features, rows)
-        return DataLoader(places, batch_size=self.test_loader.batch_size, generator=torch.Generator())
 
-    def cosine_scores(self, features: Tensor, text: Tensor) -> Tensor:
-        """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
-        return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+def _labels(items: Sequence, index: Tensor) -> Tensor:
+    return torch.tensor([items[number].label for number in index.tolist()])
 
-    def _bar(self, loader, text: str) -> tqdm:
-        """A loader under a progress bar where stderr is a terminal, and timed (`waiting.py`)."""
-        watched = Watched(loader, text, getattr(loader, "num_workers", self.cfg.DATALOADER.NUM_WORKERS), self._told)
-        return tqdm(watched, desc=text, leave=False, disable=not (sys.stderr.isatty() and distributed.is_main()))
 
-    @cached_property
-    def _told(self) -> set[str]:
-        return set()
+@dataclass(frozen=True)
+class SavedFeatures:
+    """Where the features of a split's images are.
+
+    Attributes:
+        entry: Name of the array in the cache.
+        labels: `[N]`, in the order of the sorted paths.
+        domains: `[N]`, numbers of the domains in that order.
+    """
+
+    entry: str
+    labels: np.ndarray
+    domains: np.ndarray
+
+    @classmethod
+    def of(cls, entry: str, items: Sequence) -> "SavedFeatures":
+        """Those of a list of Datum whose features are cached under a name."""
+        ordered = sorted(items, key=lambda item: item.impath)
+        labels, domains = ([getattr(item, name) for item in ordered] for name in ("label", "domain"))
+        return cls(entry, np.array(labels, dtype=np.int64), np.array(domains, dtype=np.int64))
+
+    def read(self) -> Tensor | None:
+        """The features `[N, E]` as the tower gave them, NaN for unreadable images; None if not in the cache."""
+        features = feature_cache.read_entry(self.entry)
+        return features if features is not None and len(features) == len(self.labels) else None
+
+
+def save_features(folder: Path, splits: Mapping[str, SavedFeatures]) -> None:
+    """Write `features.npz` of a run, atomically; what it says of other splits stays."""
+    arrays: dict[str, np.ndarray] = {}
+    for split, saved in (saved_features(folder) | dict(splits)).items():
+        arrays |= {f"{split}.entry": np.array(saved.entry), f"{split}.labels": saved.labels}
+        arrays[f"{split}.domains"] = saved.domains
+    write_atomically(Path(folder) / SAVED_FEATURES, lambda file: np.savez_compressed(file, **arrays))
+
+
+def saved_features(folder: Path) -> dict[str, SavedFeatures]:
+    """What `features.npz` of a run says of each split; empty where the file is absent or cannot be read."""
+    try:
+        with np.load(Path(folder) / SAVED_FEATURES, allow_pickle=False) as file:
+            return {
+                split: SavedFeatures(str(file[f"{split}.entry"]), file[f"{split}.labels"], file[f"{split}.domains"])
+                for split in SPLITS
+                if f"{split}.entry" in file.files
+            }
+    except Exception:  # absent; a damaged archive makes its reader raise almost anything
+        return {}

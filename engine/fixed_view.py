@@ -1,8 +1,8 @@
-"""Training on a view that is the same in every epoch: its images are encoded once (`bank.py`), and read no more.
+"""Training on a view that is the same in every epoch: its images are encoded once (`features.py`), and read no more.
 
 The first training view of a trainer is fixed if nothing in its transform is random, as in the model's own
-preprocessing. What a step needs of it is then taken from the bank. The order of images, the random views beside it and
-all random numbers stay as they are.
+preprocessing. What a step needs of it is then taken from the feature cache. The order of images, the random views
+beside it and all random numbers stay as they are.
 
 Shapes: `B` images of a batch, `N` of a list, `E` joint embedding.
 """
@@ -16,33 +16,32 @@ from torch import Tensor
 from torchvision import transforms
 
 from .data import SeededImages
+from .features import CachedImages
 
 logger = logging.getLogger(__name__)
 
 FIXED_STEPS = (transforms.Resize, transforms.CenterCrop, transforms.ToTensor, transforms.Normalize)
-MOST_BYTES = 4 * 2**30  # of what is kept of all images: beyond it they are encoded in every epoch
 
 
 class FixedViewMixin:
-    """Training methods of a `CLIPTrainer` whose steps take what they need of the first view from `known_rows`.
+    """Training methods of a `CLIPTrainer` whose steps take what they need of the first view from `cached_view`.
 
     Attributes:
-        known: Rows of the bank, and the row of each training image; None while the first view is read.
+        first_view: The cached rows of the training images; None while the first view is read.
     """
 
-    known: tuple[Tensor, Tensor] | None = None
+    first_view: CachedImages | None = None
 
     def fit(self) -> None:
-        """The epoch loop, on rows of the bank where the first view is fixed."""
+        """The epoch loop, on cached rows where the first view is fixed."""
         with self._fixed_view():
             super().fit()
 
-    def known_rows(self, batch: dict) -> Tensor | None:
-        """What `encode_rows` gives of the first view of a batch's images, `[B, ...]`, or None if the view is read."""
-        if self.known is None:
+    def cached_view(self, batch: dict) -> Tensor | None:
+        """The `encoding` of the first view of a batch's images, `[B, W]`, or None if the view is read."""
+        if self.first_view is None:
             return None
-        features, rows = self.known
-        return features[rows[batch["index"]]].to(self.device, non_blocking=True)
+        return self.first_view[batch["index"]].to(self.device, non_blocking=True)
 
     @contextmanager
     def _fixed_view(self) -> Iterator[None]:
@@ -54,28 +53,27 @@ class FixedViewMixin:
         views = list(images.transform) if isinstance(images.transform, (list, tuple)) else [images.transform]
         if self._can_keep(images, views[0]):
             own = repr(views[0]) == repr(self.backbone.preprocess())
-            features, rows = self.banked_rows(images.data_source, self.row_kind, None if own else views[0])
-            images.readable = torch.zeros(len(rows), dtype=torch.bool)
-            images.readable[self.readable_places(images.data_source, features, rows)] = True
+            self.first_view = self.features.cached(images.data_source, self.encoding, None if own else views[0])
+            images.readable = torch.zeros(len(images), dtype=torch.bool)
+            images.readable[self.first_view.readable] = True
             images.transform = views[1:]
-            self.known = features, rows
             if not images.transform:
                 loader.num_workers = 0  # nothing is decoded
-            logger.info("the first training view is fixed: its %d images are encoded once", len(rows))
+            logger.info("the first training view is fixed: its %d images are encoded once", len(images))
         try:
             yield
         finally:
-            self.known = None
+            self.first_view = None
             images.transform, images.readable, images.as_bytes, loader.num_workers = before
 
     def _can_keep(self, images: SeededImages, view: Callable) -> bool:
-        """Whether rows of the bank can stand for a view."""
+        """Whether cached rows can stand for a view."""
         if self.start_epoch >= self.max_epoch or images.k_tfm > 1 or images.return_img0 or not self.is_fixed(view):
             return False
-        size = len(images.data_source) * self.row_width * torch.float32.itemsize
-        if size > MOST_BYTES:
-            logger.info("the first training view is encoded in every epoch: kept, it would take %.1f GiB", size / 2**30)
-        return size <= MOST_BYTES
+        fits = self.encoding.fits(len(images.data_source))
+        if not fits:
+            logger.info("the first training view is encoded in every epoch: its rows would take too much memory")
+        return fits
 
     def is_fixed(self, transform: Callable) -> bool:
         """Whether a transform is the model's own preprocessing, or made of steps without randomness."""

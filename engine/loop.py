@@ -85,7 +85,7 @@ class LoopMixin:
         self.rows_of_batch = getattr(loader.batch_sampler, "rows", None)
         try:
             rest = RestOfEpoch(loader, self.first_batch, resumed["random"])
-            self.train_loader_x = self._bar(rest, f"epoch {self.epoch + 1}/{self.max_epoch}")
+            self.train_loader_x = self.progress(rest, f"epoch {self.epoch + 1}/{self.max_epoch}")
             super().run_epoch()
         finally:
             self.train_loader_x = loader

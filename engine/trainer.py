@@ -7,10 +7,11 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -29,11 +30,13 @@ from . import sharding as dealing
 from .checkpoints import CheckpointMixin
 from .data import RAISE, SKIP, SeededImages, seeded_loader
 from .evaluation import TestingMixin
+from .features import Encoding, FeatureStore
 from .loop import LoopMixin
 from .metrics_log import LoggingMixin, services
 from .precision import PRECISIONS, Precision
 from .schedule import EpochSchedule
 from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
+from .waiting import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     Attributes:
         asked: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
         backbone: The frozen CLIP, on `self.device`.
+        features: Features of images and texts under it, cached.
+        progress: Shows the progress of loops over images.
         logit_scale: Its exponentiated logit scale, a scalar tensor.
         results: Metrics of each tested split.
         losses: Means of the last epoch's loss terms.
@@ -114,8 +119,6 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.predictions: dict[str, dict] = {}
-        self.banked: dict[tuple[str, ...], str] = {}  # entry of the bank, by the sorted paths of its images
-        self.skipped: dict[str, None] = {}  # paths of images that could not be decoded, in the order they were met
         self.seconds = {"train": 0.0, "test": 0.0}
         self.started = time.monotonic()
         self.before_fit: tuple[dict[str, float], float] | None = None  # seconds and clock when training began
@@ -144,6 +147,18 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
         self.test_loader = self.dm.test_loader
+        self.progress = Progress(cfg.DATALOADER.NUM_WORKERS, shown=distributed.is_main())
+        self.features = FeatureStore(
+            self.backbone,
+            self.precision,
+            self.device,
+            lambda items, transform: SeededImages(cfg, items, transform=transform),
+            self.test_loader.batch_size,
+            self.test_loader.num_workers,
+            self.test_loader.pin_memory,
+            cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE),
+            self.progress,
+        )
         self.num_classes = self.dm.num_classes
         self.num_source_domains = self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
@@ -240,8 +255,8 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
         names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
         self.batch_paths = batch["impath"]
-        self.note_unreadable(batch)
-        views = [self.on_device(batch[name]) for name in names]
+        self.features.note_unreadable(batch)
+        views = [self.features.to_device(batch[name]) for name in names]
         return views, batch["label"].to(self.device, non_blocking=True)
 
     def after_train(self) -> None:
@@ -249,6 +264,40 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         distributed.barrier()  # the main process has written the best model that all look for
         super().after_train()
         self.write_record()
+
+    # --------------------------------------------------------------------------------------------------- features
+
+    @property
+    def encoding(self) -> Encoding:
+        """What the method needs of an image: rows that are cached, and that `feature_logits` takes."""
+        return self.features.encoding
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the logits of an image depend on its features alone, so that a classifier `[C, E]` may exist."""
+        return hasattr(self, "feature_logits") and self.encoding is self.features.encoding
+
+    def content(self, features: Tensor) -> Tensor:
+        """What is compared of features `[..., E]` of either tower: the features, unless a method changes them."""
+        return features
+
+    def cosine_logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
+        return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+
+    @torch.no_grad()
+    def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:
+        """What a method that refines this one on unlabeled images needs.
+
+        Returns:
+            Normalised features of the images `[N, E]`, their logits without the logit scale `[N, C]`, and normalised
+            class proxies to start from `[C, E]`.
+        """
+        features, _ = self.features.raw(items)
+        batches = [batch.to(self.device) for batch in features.split(self.features.batch_size)]
+        cosines = torch.cat([self.feature_logits(batch).float() for batch in batches]) / self.logit_scale
+        content = torch.cat([self.content(batch) for batch in batches])
+        return F.normalize(content, dim=-1), cosines, F.normalize(self.class_proxies().float(), dim=-1)
 
     # ----------------------------------------------------------------------------------------------------- record
 
@@ -265,7 +314,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             "losses": self.losses,
             "history": self.history,
             "classnames": self.classnames,
-            "skipped_images": list(self.skipped),
+            "skipped_images": list(self.features.skipped),
             "learned": {
                 name: {"sha256": hash_state(state), "bytes": sum(v.nbytes for v in state.values())}
                 for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())
@@ -291,7 +340,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
 
     def write_record(self) -> None:
         """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
-        self.gather_skipped()
+        self.features.gather_skipped()
         facts = records.facts_from_config(self.asked) | environment.environment_facts() | self.record_facts()
         self.save_predictions()
         if distributed.is_main():

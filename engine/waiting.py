@@ -3,9 +3,12 @@
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -75,3 +78,20 @@ class Watched:
                 "input size, or a faster disk, would help"
             )
         return f"{self.what}: {100 * self.waited / whole:.0f} % of {whole:.0f} s is waiting for images; {rates}. {cure}"
+
+
+class Progress:
+    """Wraps a loader: timed (`Watched`), and under a progress bar where stderr is a terminal.
+
+    Args:
+        workers: Processes of loaders that do not say it themselves.
+        shown: Whether this process may show a bar.
+    """
+
+    def __init__(self, workers: int = 0, shown: bool = True):
+        self.workers, self.shown = workers, shown
+        self.told: set[str] = set()
+
+    def __call__(self, loader: Iterable[Any], text: str) -> tqdm:
+        watched = Watched(loader, text, getattr(loader, "num_workers", self.workers), self.told)
+        return tqdm(watched, desc=text, leave=False, disable=not (self.shown and sys.stderr.isatty()))

@@ -99,6 +99,97 @@ def domain_tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def run(tmp_path, tiny_clip, domain_tree, capsys):
+    """`run(trainer, *KEY VALUE, name=..., flags=..., root=..., code=0)` gives `(folder, record, output)`."""
+    import yaml
+
+    from dassl_clip.cli import train
+    from dassl_clip.results.records import read_record
+
+    def go(trainer, *pairs, name="run", flags=(), root=domain_tree, source="art photo", target="sketch", code=0):
+        data = tmp_path / "data.yaml"
+        data.write_text(yaml.safe_dump({"DATASET": {"NAME": "FolderDomains"}}))
+        folder = tmp_path / name
+        argv = [
+            "--trainer",
+            trainer,
+            "--dataset-config-file",
+            str(data),
+            "--root",
+            str(root),
+            "--output-dir",
+            str(folder),
+        ]
+        argv += ["--seed", "1", "--source-domains", *source.split(), "--target-domains", *target.split(), *flags]
+        argv += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "DATALOADER.NUM_WORKERS", "0"]
+        argv += [
+            "DATALOADER.TRAIN_X.BATCH_SIZE",
+            "6",
+            "DATASET.NUM_SHOTS",
+            "4",
+            "OPTIM.MAX_EPOCH",
+            "2",
+            "OPTIM.NAME",
+            "sgd",
+        ]
+        argv += ["OPTIM.LR_SCHEDULER", "cosine", "OPTIM.LR", "0.01"]
+        given = train.main([*argv, *map(str, pairs)])
+        output = capsys.readouterr()
+        assert given == code, output.err + output.out[-3000:]
+        return folder, read_record(folder), output
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def plain(tiny_clip):
+    """The small CLIP in open_clip's hands."""
+    import open_clip
+    import torch
+    from safetensors.torch import load_file
+
+    class PlainCLIP:
+        """Its own model, transform and tokenizer, one picture at a time."""
+
+        def __init__(self, folder: Path):
+            config = json.loads((folder / "open_clip_config.json").read_text())
+            self.model = open_clip.CLIP(**config["model_cfg"]).eval()
+            self.model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+            self.scale = self.model.logit_scale.exp().item()
+            pixels = config["preprocess_cfg"]
+            self.mean, self.std = (torch.tensor(pixels[key]).view(3, 1, 1) for key in ("mean", "std"))
+            self.transform = open_clip.image_transform(32, is_train=False, mean=pixels["mean"], std=pixels["std"])
+
+        def picture(self, path):
+            """One normalised picture, `[1, 3, H, W]`."""
+            return self.transform(Image.open(path).convert("RGB"))[None]
+
+        @torch.no_grad()
+        def images(self, paths):
+            """Features `[N, E]`, not normalised."""
+            return torch.cat([self.model.encode_image(self.picture(path)) for path in paths])
+
+        @torch.no_grad()
+        def texts(self, texts):
+            """Features `[K, E]`, not normalised."""
+            return torch.cat([self.model.encode_text(open_clip.tokenize([text])) for text in texts])
+
+        @torch.no_grad()
+        def noisy_names(self, names, noise):
+            """Features `[C, E]` of noise embeddings `[M, D]` between the start and the name, at full length."""
+            model, rows = self.model, []
+            for name in names:
+                ids = open_clip.tokenize([name])[0]
+                tokens = model.token_embedding(ids)
+                tokens = torch.cat([tokens[:1], noise, tokens[1 : len(tokens) - len(noise)]])
+                x = model.transformer((tokens + model.positional_embedding)[None], attn_mask=model.attn_mask)
+                rows.append(model.ln_final(x)[0, int(ids.argmax()) + len(noise)] @ model.text_projection)
+            return torch.stack(rows)
+
+    return PlainCLIP(tiny_clip)
+
+
+@pytest.fixture
 def strangers() -> tuple[str, ...]:
     """Beginnings of the config keys of trainers that other tests have registered."""
     from dassl.engine import TRAINER_REGISTRY

@@ -85,8 +85,8 @@ class CoOp(FixedViewMixin, CLIPTrainer):
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One step on a batch."""
         views, labels = self.parse_batch_train(batch)
-        rows = self.known_rows(batch)
-        features = F.normalize(self.encode(views[0]) if rows is None else rows, dim=-1)
+        rows = self.cached_view(batch)
+        features = F.normalize(self.features.encode(views[0]) if rows is None else rows, dim=-1)
         text = self.class_proxies()
         logits = self.logit_scale * features @ text.T
         terms = {"ce": F.cross_entropy(logits, labels)}
@@ -98,6 +98,6 @@ class CoOp(FixedViewMixin, CLIPTrainer):
         """All images share the classifier."""
         self.classifier = self.class_proxies()
 
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """Scores `[B, C]` of features `[B, E]`."""
-        return self.cosine_scores(features, self.classifier)
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
+        return self.cosine_logits(features, self.classifier)

@@ -148,6 +148,6 @@ class LinearProbe(CLIPTrainer):
         """The class weights, `[C, E]`."""
         return self.model.weight.detach()
 
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """Scores `[B, C]` of features `[B, E]`."""
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
         return self.logit_scale * self.model(F.normalize(features, dim=-1))

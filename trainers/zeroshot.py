@@ -57,6 +57,6 @@ class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
         """The classifier, `[C, E]`."""
         return self.proxies
 
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """Scores `[B, C]` of features `[B, E]`."""
-        return self.cosine_scores(features, self.proxies)
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
+        return self.cosine_logits(features, self.proxies)

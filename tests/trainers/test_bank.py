@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dassl_clip.engine import feature_cache as bank
-from dassl_clip.engine import kept
 from dassl_clip.engine.extraction import cached_rows
+from dassl_clip.engine.features import SAVED_FEATURES, SavedFeatures, save_features, saved_features
 
 
 @pytest.fixture
@@ -264,19 +264,19 @@ def test_1_7_two_makers_of_a_whole_array_take_turns(cache):
 
 def test_1_5_what_a_run_says_of_its_features_is_read_whole_or_not_at_all(tmp_path):
     """(row 1.5) Flipped bits in `features.npz` of a run's folder; such a file is no hindrance to writing a new one."""
-    entry = kept.Kept("a" * 64, np.arange(200), np.arange(200) % 3)
-    kept.write_kept(tmp_path, {"test": entry})
-    file, draw = tmp_path / kept.FILE, random.Random(4)
+    entry = SavedFeatures("a" * 64, np.arange(200), np.arange(200) % 3)
+    save_features(tmp_path, {"test": entry})
+    file, draw = tmp_path / SAVED_FEATURES, random.Random(4)
     whole = file.read_bytes()
     for _ in range(150):
         file.write_bytes(whole)
         flip(file, draw.sample(range(8 * len(whole)), 3))
-        for found in kept.read_kept(tmp_path).values():
+        for found in saved_features(tmp_path).values():
             assert found.entry == entry.entry and np.array_equal(found.labels, entry.labels)
             assert np.array_equal(found.domains, entry.domains)
     file.write_bytes(whole[:100])
-    kept.write_kept(tmp_path, {"val": entry})
-    assert list(kept.read_kept(tmp_path)) == ["val"]
+    save_features(tmp_path, {"val": entry})
+    assert list(saved_features(tmp_path)) == ["val"]
 
 
 def test_texts_are_named_by_their_words_and_borders():

@@ -22,7 +22,7 @@ import torch
 from dassl_clip.engine import extraction
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.engine.extraction import cached_rows, partial_path
-from dassl_clip.engine.features import FeatureMixin
+from dassl_clip.engine.features import FeatureStore
 
 FACTS = {"kind": "image features", "images": 23}
 COUNT, BATCH = 23, 4
@@ -101,7 +101,9 @@ def test_it_goes_on_after_every_interruption(cache):
 
 def test_all_rows_made_but_not_in_place(cache, monkeypatch):
     """Interrupted between the last row and the rename: nothing is made again."""
-    monkeypatch.setattr(extraction.bank, "write_facts", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        extraction.feature_cache, "write_facts", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         rows_of(Maker())
     monkeypatch.undo()
@@ -229,7 +231,7 @@ def test_rows_that_do_not_fit_are_refused(cache):
 
 SCRIPT = """
 import sys, time, torch
-from dassl_clip.trainers import extraction
+from dassl_clip.engine import extraction
 extraction.SYNC_SECONDS = 0.0
 values = torch.randn(400, 3, generator=torch.Generator().manual_seed(3))
 def make(start):
@@ -300,7 +302,7 @@ def test_an_interrupted_run_goes_on_with_the_images_that_are_left(run, cache, mo
     expected = kept.read_bytes()
     for path in cache.iterdir():
         path.unlink()
-    encode, counts = FeatureMixin.encode, []
+    encode, counts = FeatureStore.encode, []
 
     def dies(self, images):
         counts.append(len(images))
@@ -308,7 +310,7 @@ def test_an_interrupted_run_goes_on_with_the_images_that_are_left(run, cache, mo
             raise KeyboardInterrupt
         return encode(self, images)
 
-    monkeypatch.setattr(FeatureMixin, "encode", dies)
+    monkeypatch.setattr(FeatureStore, "encode", dies)
     run("ZeroshotCLIP", *size, name="torn", code=130)
     _, other, output = run("ZeroshotCLIP", *size, name="again")
     assert counts == [7, 7, 7, 7, 7, 2] and "14 of 30 are there already" in output.out
@@ -318,7 +320,7 @@ def test_an_interrupted_run_goes_on_with_the_images_that_are_left(run, cache, mo
 def test_a_picture_that_changes_between_two_starts_is_read_again(run, cache, monkeypatch, tmp_path, domain_tree):
     """What the interrupted run made is not used once one of its pictures has another time."""
     size = ("DATALOADER.TEST.BATCH_SIZE", 7)
-    encode, counts = FeatureMixin.encode, []
+    encode, counts = FeatureStore.encode, []
 
     def dies(self, images):
         counts.append(len(images))
@@ -326,7 +328,7 @@ def test_a_picture_that_changes_between_two_starts_is_read_again(run, cache, mon
             raise KeyboardInterrupt
         return encode(self, images)
 
-    monkeypatch.setattr(FeatureMixin, "encode", dies)
+    monkeypatch.setattr(FeatureStore, "encode", dies)
     run("ZeroshotCLIP", *size, name="torn", code=130)
     victim = domain_tree / "sketch" / "dog" / "000.png"
     before = victim.stat()

@@ -1,8 +1,8 @@
-"""Training on kept features of a fixed view equals training on its images, and opens no file for it again.
+"""Training on cached features of a fixed view equals training on its images, and opens no file for it again.
 
 Covers `engine/fixed_view.py` through the command line, for CoOp and both variants of GOPro: losses, learned parts and
 scores of both loops; what is encoded how often; workers and the cache switched off; resuming; changed and unreadable
-pictures; transforms that are not fixed; the limit of what is kept; tests of GOPro from kept rows.
+pictures; transforms that are not fixed; the limit of what is cached; tests of GOPro from cached rows.
 """
 
 import os
@@ -15,9 +15,8 @@ from PIL import Image
 from torchvision import transforms
 
 from dassl_clip.engine import checkpoint_files as checkpoint
-from dassl_clip.engine import fixed_view as frozen
 from dassl_clip.engine.data import SeededImages
-from dassl_clip.engine.features import FeatureMixin
+from dassl_clip.engine.features import FeatureStore
 from dassl_clip.engine.fixed_view import FixedViewMixin
 from dassl_clip.trainers.gopro.trainer import GOPro
 
@@ -51,7 +50,7 @@ def plain_run(run, monkeypatch):
     def go(*args, **options):
         with monkeypatch.context() as patch:
             patch.setattr(FixedViewMixin, "is_fixed", lambda self, transform: False)
-            patch.setattr(GOPro, "kept_rows", lambda self, items: None)
+            patch.setattr(GOPro, "cached_images", lambda self, items: None)
             return run(*args, **options)
 
     return go
@@ -61,7 +60,7 @@ def plain_run(run, monkeypatch):
 def counted(monkeypatch):
     """Counts images that were decoded, and images that went through the image tower."""
     counts = {"decoded": 0, "encoded": 0}
-    views, encode, rows = SeededImages._views, FeatureMixin.encode, GOPro.encode_rows
+    views, encode, rows = SeededImages._views, FeatureStore.encode, GOPro._encode
 
     def decoding(self, picture):
         counts["decoded"] += 1
@@ -76,8 +75,8 @@ def counted(monkeypatch):
         return rows(self, images)
 
     monkeypatch.setattr(SeededImages, "_views", decoding)
-    monkeypatch.setattr(FeatureMixin, "encode", encoding)
-    monkeypatch.setattr(GOPro, "encode_rows", encoding_rows)
+    monkeypatch.setattr(FeatureStore, "encode", encoding)
+    monkeypatch.setattr(GOPro, "_encode", encoding_rows)
     return counts
 
 
@@ -135,7 +134,7 @@ def test_dassl_transforms_without_randomness_are_fixed_too(run, plain_run, trans
     ],
 )
 def test_what_is_read_and_encoded(run, counted, variant, first, second):
-    """Batches of 6: both of an epoch are whole. The second run finds everything but the random views in the bank."""
+    """Batches of 6: both of an epoch are whole. The second run finds everything but the random views in the cache."""
     run(*VARIANTS[variant], *EPOCHS, name="first")
     assert counted == first
     counted.update(decoded=0, encoded=0)
@@ -225,11 +224,10 @@ def test_which_transforms_are_fixed():
 def test_what_would_take_too_much_room_is_read(run, variant, counted, monkeypatch):
     whole = run(*VARIANTS[variant], *EPOCHS, name="whole")
     counted.update(decoded=0, encoded=0)
-    monkeypatch.setattr(frozen, "MOST_BYTES", 100)
-    monkeypatch.setattr("dassl_clip.trainers.gopro.trainer.MOST_BYTES", 100)
+    monkeypatch.setattr("dassl_clip.engine.features.MOST_BYTES", 100)
     again = run(*VARIANTS[variant], *EPOCHS, name="again")
-    assert counted["decoded"] == 12 * 3 + 30 * (variant == "GOPro")
-    assert "kept, it would take" in again[2].out
+    assert counted["decoded"] == 12 * 3 + 30
+    assert "would take too much memory" in again[2].out
     assert_same(whole, again, 1e-5)
 
 

@@ -231,7 +231,7 @@ def attacked(domain_tree, tiny_clip, tmp_path):
         trainer.set_model_mode("eval")
         trainer.before_test()
         trainer.reading_notes = []
-        trainer.raw_features(trainer.test_loader.dataset.data_source)
+        trainer.features.raw(trainer.test_loader.dataset.data_source)
         seen = []
         trainer.backbone.model.visual.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
         found = dict(trainer._read_attacks())

@@ -1,7 +1,7 @@
 """What CLAP's head is trained on: texts of a template, of random words or of a file; or images (Im.Aug).
 
-The features of all texts, and of all views of the images, are made once and kept on disk (`bank.py`). Im.Aug's authors
-draw a new view in every step; here each image has `IMAGE_VIEWS` augmented ones, and a step draws one of them.
+The features of all texts, and of all views of the images, are computed once and cached on disk. Im.Aug's authors draw a
+new view in every step; here each image has `IMAGE_VIEWS` augmented ones, and a step draws one of them.
 """
 
 import difflib
@@ -17,10 +17,9 @@ from torchvision.transforms import ColorJitter, Compose, InterpolationMode, Rand
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
-from dassl_clip.engine import distributed
-from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine import distributed, feature_cache
 from dassl_clip.engine import sharding as dealing
-from dassl_clip.engine.data import RAISE, SeededImages, mix_seed
+from dassl_clip.engine.data import SeededImages, mix_seed
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from .head import Augmentation, TextTables, WordDropping, file_texts, random_word_texts, source_tables, template_tables
@@ -127,17 +126,17 @@ def text_tables(classnames: Sequence[str], node: CfgNode, seed: int) -> TextTabl
 
 
 def text_pairs(trainer) -> tuple[TextPairs, dict]:
-    """The batches of text features that the head is trained on, and what names them (`bank.py`)."""
+    """The batches of text features that the head is trained on, and what names them (`engine/feature_cache.py`)."""
     node, text, seed = trainer.node, trainer.backbone.text, max(trainer.cfg.SEED, 0)
     tables = text_tables(training_names(trainer.classnames, node.TRAINING_NAMES), node, seed)
     logger.info("%d distinct texts of %d classes", len(tables.texts), len(tables.classnames))
-    features = trainer.text_features(tables.texts)
+    features = trainer.features.texts(tables.texts)
     peers, noise = distributed.peers(), None
     if node.NOISE_TOKENS:
         noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, peers, trainer.precision.autocast)
     keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
     keys += ("NOISE_TOKENS", "NOISE_STD", "BATCH_ORDER")
-    facts = {key: node[key] for key in keys} | bank.text_facts(tables.texts) | trainer.tower_facts
+    facts = {key: node[key] for key in keys} | feature_cache.text_facts(tables.texts) | trainer.features.tower_facts
     return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, peers, node.BATCH_ORDER), facts
 
 
@@ -163,9 +162,9 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
         node.IMAGE_VIEWS,
     )
     facts = {"kind": "plain and augmented views", "views": node.IMAGE_VIEWS, "seed": seed, "crop": CROP}
-    facts |= {"jitter": list(node.IMAGE_JITTER)} | bank.image_facts([item.impath for item in items])
-    facts |= trainer.tower_facts | {"bad images": trainer.cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE)}
-    features = bank.cached(facts, lambda: _views(trainer, items, seed))
+    facts |= {"jitter": list(node.IMAGE_JITTER)} | feature_cache.image_facts([item.impath for item in items])
+    facts |= trainer.features.tower_facts | {"bad images": trainer.features.on_bad_image}
+    features = feature_cache.cached(facts, lambda: _views(trainer, items, seed))
     usable = features.isfinite().flatten(1).all(dim=1)
     items, features = [item for item, good in zip(items, usable.tolist()) if good], features[usable].to(trainer.device)
     if lost := sorted(set(range(len(trainer.classnames))) - {item.label for item in items}):
@@ -174,7 +173,7 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
             "decoded; each class needs one"
         )
     labels, classes = torch.tensor([item.label for item in items]), len(trainer.classnames)
-    facts |= bank.text_facts(trainer.classnames) | {"order": node.BATCH_ORDER}
+    facts |= feature_cache.text_facts(trainer.classnames) | {"order": node.BATCH_ORDER}
     peers = distributed.peers()
     return ImagePairs(features, labels, classes, node.BATCH_SIZE, seed, peers, node.BATCH_ORDER), facts
 
@@ -186,7 +185,7 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
         backbone.image_size, CROP, ratio=(1.0, 1.0), interpolation=InterpolationMode(backbone.interpolation)
     )
     augment = Compose([crop, ColorJitter(*trainer.node.IMAGE_JITTER), ToTensor(), backbone.normalize()])
-    like, views = trainer.test_loader, []
+    like, views = trainer.features, []
     for number in range(1 + trainer.node.IMAGE_VIEWS):
         transform = augment if number else backbone.preprocess()
         images = SeededImages(trainer.cfg, items, transform=transform, is_train=True)
@@ -200,7 +199,7 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
 def _encoded(trainer, loader: DataLoader) -> Iterator[Tensor]:
     """Features `[B, E]` of the batches of a loader; NaN where another picture stands in."""
     for batch in loader:
-        yield trainer.encoded_batch(batch, trainer.encode)
+        yield trainer.features.encode_batch(batch, trainer.features.encode)
 
 
 def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:

@@ -22,8 +22,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.engine import distributed
-from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine import distributed, feature_cache
 from dassl_clip.engine import signals as termination
 from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
@@ -50,7 +49,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     overridden = OVERRIDDEN_PAIRS
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
-    kept_splits = ("val",)  # accuracy by alpha is drawn of them
+    cached_splits = ("val",)  # accuracy by alpha is drawn of them
 
     @staticmethod
     def add_config(cfg: CfgNode) -> None:
@@ -119,7 +118,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         """The head."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
         names = [name.replace("_", " ") for name in self.classnames]
-        self.prompts = self.text_features([words.replace("{}", name) for name in names for words in self.templates])
+        self.prompts = self.features.texts([words.replace("{}", name) for name in names for words in self.templates])
         self.report: FitReport | None = None
         self.checks: list[list[float]] = []
         with torch.random.fork_rng(devices=[]):
@@ -142,7 +141,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         return state
 
     def fit(self) -> None:
-        """Train the head until its loss no longer drops, or take it from the bank.
+        """Train the head until its loss no longer drops, or take it from the feature cache.
 
         A head depends on texts (or pictures), towers, seed and settings, not on the tested domain; so the runs of a
         task train it once.
@@ -159,9 +158,9 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         facts |= {"LAMBDA": self._weight, "seed": self.cfg.SEED, "rate": self.cfg.OPTIM.LR}
         start = hashlib.sha256(self.start.cpu().numpy().tobytes()).hexdigest()
         facts |= {"kind": "content head", "start": start}
-        keep = bank.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
+        keep = feature_cache.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
         with termination.deferred():
-            kept = keep(facts, lambda: self._train_head(pairs, bank.entry_name(facts)))
+            kept = keep(facts, lambda: self._train_head(pairs, feature_cache.entry_name(facts)))
             self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
             vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
             self.save_model(0, self.output_dir)
@@ -240,9 +239,9 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             content = F.normalize(self.content(self.prompts), dim=-1)
         return F.normalize(content.unflatten(0, (self.num_classes, -1)).mean(1), dim=-1)
 
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """Scores `[B, C]` of features `[B, E]`."""
-        return self.cosine_scores(self.content(features), self.classifier)
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
+        return self.cosine_logits(self.content(features), self.classifier)
 
     @torch.no_grad()
     def _alpha(self) -> float:
@@ -255,11 +254,11 @@ class CLAP(ReadingsMixin, CLIPTrainer):
                 f"TRAINER.CLAP.ALPHA is '{SOURCE_VAL}', but {self.cfg.DATASET.NAME} offers no validation images of "
                 "the source domains here, and nothing is chosen on test images: give ALPHA a number"
             )
-        features, labels = self.raw_features(self.selection_images(f"TRAINER.CLAP.ALPHA {SOURCE_VAL}"))
+        features, labels = self.features.raw(self.selection_images(f"TRAINER.CLAP.ALPHA {SOURCE_VAL}"))
         features, labels, accuracy = features.to(self.device), labels.to(self.device), {}
         for candidate in sorted(self.node.ALPHA_CANDIDATES):
             self.model.alpha = candidate
-            scores = self.cosine_scores(self.content(features), self.class_proxies())
+            scores = self.cosine_logits(self.content(features), self.class_proxies())
             accuracy[candidate] = 100 * scores.argmax(1).eq(labels).float().mean().item()
         logger.info("validation accuracy by alpha: %s", {f"{a:g}": round(v, 1) for a, v in accuracy.items()})
         return max(accuracy, key=accuracy.get)

@@ -7,7 +7,7 @@ through the image projector, so its contrastive term cannot change a prediction;
 """
 
 import logging
-from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from dassl_clip.clip.prompts import initial_context
 from dassl_clip.clip.views import augmix_view, moco_view
 from dassl_clip.engine import distributed
 from dassl_clip.engine import sharding as dealing
-from dassl_clip.engine.fixed_view import MOST_BYTES, FixedViewMixin
+from dassl_clip.engine.features import Encoding
+from dassl_clip.engine.fixed_view import FixedViewMixin
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
@@ -46,7 +47,6 @@ VARIANTS = ("released", "paper")
 class GOPro(FixedViewMixin, CLIPTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
 
-    row_kind = "image features and block statistics"
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     @staticmethod
@@ -133,8 +133,8 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         """One step on a batch."""
         views, labels = self.parse_batch_train(batch)
         size, generator, node = len(labels), self.model.generator, self.node
-        known = self.known_rows(batch)
-        rows = ([] if known is None else [known]) + ([self.encode_rows(torch.cat(views))] if views else [])
+        known = self.cached_view(batch)
+        rows = ([] if known is None else [known]) + ([self._encode(torch.cat(views))] if views else [])
         features, statistics = self._parts(torch.cat(rows))  # [V B, E] and [V B, ...]
         if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.steps_done == 0:
             self._fit_shift_scale(statistics[:size])
@@ -168,13 +168,14 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         rms = float(table.float().square().mean().sqrt())
         self.model.generator.fit_shift_scale(statistics, self.relative_shift * rms, distributed.peers())
 
-    @property
-    def row_width(self) -> int:
-        """Numbers of a row: `E`, and mean and deviation of every block."""
-        return self.backbone.embed_dim + 2 * sum(self.backbone.vision_widths)
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Features `[E]`, and mean and deviation of every block."""
+        width = self.backbone.embed_dim + 2 * sum(self.backbone.vision_widths)
+        return Encoding("image features and block statistics", width, lambda images: self._encode(images))
 
     @torch.no_grad()
-    def encode_rows(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> Tensor:
         """Normalised features and block statistics of images `[B, 3, H, W]`, side by side."""
         with self.precision.autocast():
             features, blocks = self.backbone.encode_image_with_blocks(images)
@@ -184,19 +185,9 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         """Features `[B, E]` and block statistics of rows."""
         return rows[:, : self.backbone.embed_dim], rows[:, self.backbone.embed_dim :]
 
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Scores `[B, C]` of images `[B, 3, H, W]`: the original view alone."""
-        return self.row_scores(self.encode_rows(input))
-
-    def kept_rows(self, items: Sequence) -> tuple[Tensor, Tensor] | None:
-        """As in the base, for what `encode_rows` gives, unless that is very much."""
-        reads_images = type(self).model_inference is not GOPro.model_inference
-        too_much = len(items) * self.row_width * torch.float32.itemsize > MOST_BYTES
-        return None if reads_images or too_much else self.banked_rows(items, self.row_kind)
-
-    def row_scores(self, rows: Tensor) -> Tensor:
-        """Scores `[B, C]` of rows."""
-        return image_conditioned_scores(*self._compared(rows), self.logit_scale)
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of rows `[B, W]`: the original view alone."""
+        return image_conditioned_scores(*self._compared(features), self.logit_scale)
 
     def _compared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[B, E]` of images and `[B, C, E]` of their prompts, projected in the paper's variant."""
@@ -214,13 +205,13 @@ class GOPro(FixedViewMixin, CLIPTrainer):
     @torch.no_grad()
     def refine_inputs(self, items: list) -> tuple[Tensor, Tensor, Tensor]:
         """As in the base; the proxies are the means, over the images, of the text features of their prompts."""
-        kept = self.kept_rows(items)
-        if kept is None:
-            loader = self.plain_loader(items)
-            own = (self.encode_rows(self.parse_batch_test(batch)[0]) for batch in dealing.own_batches(loader))
+        cached = self.cached_images(items)
+        if cached is None:
+            loader = self.features.loader(items)
+            own = (self._encode(self.parse_batch_test(batch)[0]) for batch in dealing.own_batches(loader))
         else:
-            loader = self.row_batches(items, *kept)
-            own = (kept[0][kept[1][places]].to(self.device) for places in dealing.own_batches(loader))
+            loader = cached.batches(self.features.batch_size)
+            own = (cached[places].to(self.device) for places in dealing.own_batches(loader))
         features, scores, proxies = [], [], 0.0
         for image, cosines, texts in dealing.dealt(map(self._refined, own), loader):
             features.append(image)

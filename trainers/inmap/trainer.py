@@ -22,8 +22,7 @@ from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.rows import Cosines, FeatureRows
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
-from dassl_clip.engine import distributed
-from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine import distributed, feature_cache
 from dassl_clip.engine.evaluation import reading
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_run
@@ -177,8 +176,8 @@ class InMaP(CLIPTrainer):
 
     def _problem(self, items: list) -> str:
         """A name that changes with the images and with the run that is refined."""
-        files = self.files_of(tuple(sorted(item.impath for item in items)))
-        return bank.entry_name(files | {"learned": (self.base_record or {}).get("learned")})
+        files = self.features.file_facts(tuple(sorted(item.impath for item in items)))
+        return feature_cache.entry_name(files | {"learned": (self.base_record or {}).get("learned")})
 
     def _images_of(self, part: str) -> list:
         dataset = self.dm.dataset
@@ -188,14 +187,14 @@ class InMaP(CLIPTrainer):
         """Features `[N, E]`, scores `[N, C]` and proxies to start from `[C, E]`, of CLIP or of the refined run."""
         if self.base is not None:
             return self.base.refine_inputs(items)
-        features, _ = self.feature_rows(items)
+        features, _ = self.features.normalized_rows(items)
         return features, Cosines(features, self.text_proxies.T), self.text_proxies
 
     def _compared(self, items: list) -> tuple[FeatureRows, Tensor]:
         """Normalised features `[N, E]` that proxies are compared with, and labels `[N]`, of the readable images."""
         if self.base is None:
-            return self.feature_rows(items)
-        features, labels = self.raw_features(items)
+            return self.features.normalized_rows(items)
+        features, labels = self.features.raw(items)
         return F.normalize(self.content(features.to(self.device)), dim=-1), labels.to(self.device)
 
     def content(self, features: Tensor) -> Tensor:
@@ -206,9 +205,9 @@ class InMaP(CLIPTrainer):
         """The learned proxies, `[C, E]`."""
         return self.model.weight
 
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """Scores `[B, C]` of features `[B, E]`."""
-        return self.cosine_scores(self.content(features), self.model.weight)
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
+        return self.cosine_logits(self.content(features), self.model.weight)
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
