@@ -130,7 +130,7 @@ def main() -> None:
     """Measure and print; with `--write`, keep the figures."""
     options = parse()
     prepare(options)
-    entry = describe(options) | {"images a second": measure(options)}
+    entry = describe(options) | {"images per second": measure(options)}
     print(rates_table(entry))
     if options.write:
         write(options, "datapath", options.architecture, entry)

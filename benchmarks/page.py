@@ -89,10 +89,10 @@ def on_paper(content: Mapping[str, Mapping]) -> list[list[str]]:
     """ImageNet-1k, and a billion unlabeled images, on one such device."""
     rows = []
     for name, entry in content.get("datapath", {}).items():
-        for tower, rate in entry["images a second"].items():
+        for tower, rate in entry["images per second"].items():
             for what, count in (("ImageNet-1k's training images", IMAGENET), ("a billion images", BILLION)):
                 if tower.startswith("tower"):
-                    how = f"{name}{tower.removeprefix('tower')}, {rate:,.0f} images a second"
+                    how = f"{name}{tower.removeprefix('tower')}, {rate:,.0f} images per second"
                     rows.append([f"encode {what}", how, shown_seconds(count / rate)])
     step = content.get("gopro_step", {}).get("1000 classes")
     if step:

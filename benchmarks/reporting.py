@@ -130,11 +130,11 @@ def notes(entries: Sequence[Mapping]) -> list[str]:
 
 def rates_table(entry: Mapping, form: str = "simple") -> str:
     """The rates of `datapath.py` as a table: loaders by load and workers, with what they are of the tower's rate."""
-    rates = dict(entry["images a second"])
+    rates = dict(entry["images per second"])
     towers = {name: rates.pop(name) for name in list(rates) if name.startswith("tower")}
     rows = [[name, f"{rate:,.0f}", times(rate / towers["tower"])] for name, rate in rates.items()]
     rows += [[f"{name}, {entry['setting']['architecture']}", f"{rate:,.0f}", ""] for name, rate in towers.items()]
-    return tabulate(rows, headers=["loader", "images a second", "of the tower"], tablefmt=form, disable_numparse=True)
+    return tabulate(rows, headers=["loader", "images per second", "of the tower"], tablefmt=form, disable_numparse=True)
 
 
 def scaling_table(entries: Mapping[str, Mapping], form: str = "simple") -> str:

@@ -206,7 +206,7 @@ def test_tables_of_all_sections(script, tmp_path):
     rates = {
         "machine": machine,
         "setting": {"architecture": "A"},
-        "images a second": {"test, 0 workers": 50, "tower": 25},
+        "images per second": {"test, 0 workers": 50, "tower": 25},
     }
     sweep = {"machine": machine, "sizes": [1, 2], "seconds": [0.5, 1.0], "exponent": 1.0, "residual": 1.0}
     found = {"images": 3, "image distance": 2e-4, "text distance": 1e-5, "cosine": 1e-3}
