@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     trainer = build_trainer("GOPro", settings, device=options.device)
     rates = {}
     for workers in options.workers:
-        for load, loader in (("test", trainer.test_loader), ("gopro", trainer.train_loader_x)):
+        for load, loader in (("test", trainer.test_loader), ("gopro", trainer.dm.train_loader_x)):
             images = Subset(loader.dataset, range(options.images * max(1, workers)))
             rates[f"{load}, {workers} workers"] = loader_rate(images, workers, options.repeats)
     pictures = [picture(number) for number in range(TOGETHER * VIEW_BATCHES)]

@@ -45,10 +45,10 @@ class Step(Work):
         self.trainer = gopro_trainer(names, options)
         trainer = self.trainer
         torch.manual_seed(0)
-        self.batch = next(iter(trainer.train_loader_x))
+        self.batch = next(iter(trainer.dm.train_loader_x))
         self.start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         trainer.epoch = trainer.batch_idx = 0
-        trainer.num_batches, trainer.epoch_terms = 2, {}
+        trainer.num_batches = 2
         trainer.set_model_mode("train")
         self.views, self.labels = trainer.parse_batch_train(self.batch)
         self.ids = prompt_ids(trainer.backbone, names, len(trainer.model.generator.ctx))
@@ -148,6 +148,7 @@ def gopro_trainer(names: list[str], options: argparse.Namespace, test_images: in
         "TRAINER.GOPRO.PREC", "fp32", "OPTIM.NAME", "sgd", "OPTIM.LR", 0.002,
     ]  # fmt: skip
     trainer = build_trainer("GOPro", settings, device=options.device)
+    trainer.fixed_view = None  # a step encodes all views
     trainer.pictures = folder  # lives as long as the trainer
     return trainer
 

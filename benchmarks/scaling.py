@@ -91,8 +91,8 @@ def step(classes: int, views: int, batch: int, options: argparse.Namespace) -> C
     names = class_names("imagenet")[:classes]
     trainer = gopro_trainer(names, argparse.Namespace(**{**vars(options), "batch": batch}))
     trainer.epoch = trainer.batch_idx = 0
-    trainer.num_batches, trainer.epoch_terms = 2, {}
-    data = next(iter(trainer.train_loader_x))
+    trainer.num_batches = 2
+    data = next(iter(trainer.dm.train_loader_x))
     for number in range(views + 1, 4):
         data.pop(f"img{number}", None)
     if views == 1:  # the terms that compare views are left out

@@ -1,17 +1,21 @@
-"""Saving, resuming and loading the learned parts of a trainer, in Dassl's layout of folders and files."""
+"""Saving, loading and resuming the learned parts of a run, in Dassl's layout of folders and files."""
 
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+from yacs.config import CfgNode
 
 from dassl_clip.clip.listing import listed
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import records, run_data
 from dassl_clip.results.errors import UserError
 
-from . import checkpoint_files as checkpoint
-from . import distributed, randomness
+from . import checkpoint_files as files
+from . import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -19,195 +23,224 @@ logger = logging.getLogger(__name__)
 INSIDE = ("step", "terms", "lr", "random", "random_before", "fit")
 
 
-class CheckpointMixin:
-    """Checkpoint methods of Dassl trainers that have a frozen `backbone`, `classnames` and `precision`."""
+@dataclass(frozen=True)
+class Run:
+    """What checkpoints say of the run that they are of, and how its learned parts are read from others.
 
-    class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
+    Attributes:
+        trainer: Name of the trainer.
+        config: The configuration as it was given.
+        backbone: Facts of the frozen CLIP, among them `name` and `weights_hash`.
+        classnames: Class names in label order.
+        data: Gives the images of the run.
+        class_specific: Whether the learned parts hold an entry for each class and fit these classes alone.
+        unread: Beginnings of the names of learned parts that no score passes through.
+        adapt: The state of the learned parts inside a foreign checkpoint's; others as they are.
+    """
 
-    @property
-    def unread_parts(self) -> tuple[str, ...]:
-        """Beginnings of the names of learned parts that no score passes through, so that an export needs none."""
-        return ()
+    trainer: str
+    config: CfgNode
+    backbone: dict[str, Any]
+    classnames: list[str]
+    data: Callable[[], run_data.RunData]
+    class_specific: bool = False
+    unread: tuple[str, ...] = ()
+    adapt: Callable[[dict], dict] = lambda state: state
 
-    def published_state(self, state: dict) -> dict:
-        """The state of the learned parts inside a foreign checkpoint's; the same unless a trainer knows better."""
-        return state
 
-    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
-        """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
-        file = model_name or checkpoint.epoch_name(epoch + 1)
-        self._save(directory, file, epoch + 1, {"val_result": None if val_result is None else float(val_result)})
-        if file != checkpoint.BEST_NAME and distributed.is_main():
-            for name in self.get_model_names():  # the last step's file serves if this one should be torn
-                goes_on = self._optims[name] is not None and epoch + 1 < self.max_epoch
-                checkpoint.remove_steps(Path(directory) / name, keep=int(goes_on))
+class Checkpoints:
+    """The checkpoints of one run.
 
-    def save_step(self, random: dict | None = None) -> None:
-        """Write what is needed to go on after the epoch loop's step that was just done.
+    Args:
+        folder: The run's folder.
+        run: What they are of.
+        models: The models by name; they may be registered later.
+        optims: Their optimisers, or None.
+        scheds: Their schedules, or None.
+        scaler: The scaler of the loss.
+        progress: Gives what is saved beside them: history, random states, times and the like.
+
+    Attributes:
+        resumed: What a checkpoint inside an epoch or a fit says (`INSIDE`), until it is used; None after any other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Run,
+        models: Mapping[str, nn.Module],
+        optims: Mapping[str, Any],
+        scheds: Mapping[str, Any],
+        scaler: Any,
+        progress: Callable[[], dict[str, Any]],
+    ):
+        self.folder, self.run, self.progress = folder, run, progress
+        self.models, self.optims, self.scheds, self.scaler = models, optims, scheds, scaler
+        self.resumed: dict[str, Any] | None = None
+
+    # ----------------------------------------------------------------------------------------------------- saving
+
+    def save_epoch(self, epochs: int, more_epochs: bool, directory: Path, file: str = "", **facts: Any) -> None:
+        """Write the learned parts after `epochs` finished epochs; what was saved inside an epoch goes.
 
         Args:
-            random: The random states after that step, where they are no longer the present ones.
+            epochs: Finished epochs.
+            more_epochs: Whether others follow.
+            directory: A run's folder.
+            file: The file's name, where it is not that of the epoch.
+            facts: What else the file says.
         """
-        inside = {"terms": self.epoch_terms, "lr": self.epoch_lr, "random_before": self.random_before}
-        inside |= {} if random is None else {"random": random}
-        self.save_inside(self.epoch, self.steps_done, inside)
+        file = file or files.epoch_name(epochs)
+        self._save(directory, file, epochs, facts)
+        if file != files.BEST_NAME and distributed.is_main():
+            for name in self.models:  # the last step's file serves if this one should be torn
+                files.remove_steps(directory / name, keep=int(self.optims[name] is not None and more_epochs))
 
-    def save_inside(self, epoch: int, step: int, inside: dict) -> None:
+    def save_step(self, epoch: int, step: int, inside: dict[str, Any]) -> None:
         """Write a checkpoint inside an epoch; the two newest are kept.
 
         Args:
             epoch: Finished epochs.
             step: Finished steps of the next one.
-            inside: What else is needed to go on, under names of `INSIDE`; the next start finds it in `resumed`.
+            inside: What else is needed to resume, under names of `INSIDE`; the next start finds it in `resumed`.
         """
-        file = checkpoint.step_name(epoch, step)
-        self._save(self.output_dir, file, epoch, {"step": step, **inside})
-        for name in self.get_model_names() if distributed.is_main() else ():
-            checkpoint.remove_steps(Path(self.output_dir) / name, keep=2, written=file)
+        file = files.step_name(epoch, step)
+        self._save(self.folder, file, epoch, {"step": step, **inside})
+        for name in self.models if distributed.is_main() else ():
+            files.remove_steps(self.folder / name, keep=2, written=file)
 
-    def _save(self, directory, file: str, epochs: int, more: dict) -> None:
-        """Write one file of every registered model after `epochs` finished epochs, in the main process."""
-        for name in self.get_model_names() if distributed.is_main() else ():
-            learned = self._models[name].state_dict()
+    def save_fit(self, step: int, problem: str, state: dict[str, Any]) -> None:
+        """`save_step` for a method with a training of its own, whose data has the name `problem`."""
+        self.save_step(0, step, {"fit": {"problem": problem, **state}})
+
+    def load_fit_state(self, problem: str) -> dict[str, Any] | None:
+        """What `save_fit` saved of this problem before this start, or None; of other data nothing is taken."""
+        state = (self.resumed or {}).get("fit")
+        if state is not None and state["problem"] != problem:
+            logger.warning("what is trained on has changed since the checkpoint: training from the start")
+            return None
+        return state
+
+    def _save(self, directory: Path, file: str, epochs: int, facts: dict[str, Any]) -> None:
+        """Write one file of every model, in the main process."""
+        for name, model in self.models.items() if distributed.is_main() else ():
+            learned, optim, sched = model.state_dict(), self.optims[name], self.scheds[name]
             state = {
                 "state_dict": learned,
                 "sha256": hash_state(learned),
                 "epoch": epochs,
-                "optimizer": self._optims[name].state_dict() if self._optims[name] is not None else None,
-                "scheduler": self._scheds[name].state_dict() if self._scheds[name] is not None else None,
-                "best_result": float(self.best_result),
-                "scaler": self.precision.scaler.state_dict(),
-                "random": randomness.capture(),
-                "trainer": type(self).__name__,
-                "backbone": self.backbone.describe(),
-                "classnames": self.classnames,
-                "history": self.history,
-                "skipped": list(self.features.skipped),
-                "seconds": self.seconds_so_far(),
-                "identity": records.identity(self.asked),
-                "data": self.data.fingerprint,
-                "files": records.named_files(self.asked),
-                **more,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "trainer": self.run.trainer,
+                "backbone": self.run.backbone,
+                "classnames": self.run.classnames,
+                "identity": records.identity(self.run.config),
+                "data": self.run.data().fingerprint,
+                "files": records.named_files(self.run.config),
+                **self.progress(),
+                **facts,
             }
-            path = Path(directory) / name / file
-            checkpoint.save_checkpoint(state, path, point=file != checkpoint.BEST_NAME)
+            path = directory / name / file
+            files.save_checkpoint(state, path, point=file != files.BEST_NAME)
             logger.info("checkpoint saved to %s", path)
 
-    def save_fit(self, step: int, problem: str, state: dict) -> None:
-        """`save_inside` for a method with a training of its own, whose data has the name `problem`."""
-        self.save_inside(0, step, {"fit": {"problem": problem, **state}})
+    # ---------------------------------------------------------------------------------------------------- loading
 
-    def kept_fit(self, problem: str) -> dict | None:
-        """What `save_fit` kept of this problem before this start, or None; of other data nothing is taken."""
-        kept = (self.resumed or {}).get("fit")
-        if kept is not None and kept["problem"] != problem:
-            logger.warning("what is trained on has changed since the checkpoint: training from the start")
-            return None
-        return kept
+    def load(self, directory: Path, epoch: int | None = None) -> None:
+        """Load the learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`.
 
-    def resume_model_if_exist(self, directory) -> int:
-        """Go on from the newest whole checkpoint of all models under `directory`; torn files are set aside.
+        Raises:
+            MissingFileError: No such checkpoint; the message lists what exists.
+            UserError: The checkpoint is of another backbone, or its shapes or classes do not fit.
+        """
+        distributed.barrier()  # the main process has written what it was about to write
+        for name, model in self.models.items():
+            folder = directory / name
+            path = folder / (files.BEST_NAME if epoch is None else files.epoch_name(epoch))
+            if epoch is None and not path.is_file():
+                path = next(files.newest_checkpoint(folder), path)
+            value = self.load_into(model, path).get("val_result")
+            shown = f", validation {value:.1f}" if isinstance(value, (int, float)) else ""  # old files: any object
+            logger.info("loaded %s%s", path, shown)
+
+    def load_into(self, model: nn.Module, path: Path) -> dict[str, Any]:
+        """Read one file into a model, refusing another backbone or, for class-specific parts, other classes."""
+        run, state = self.run, files.load_checkpoint(path)
+        if state.get("sha256", "") and hash_state(state["state_dict"]) != state["sha256"]:
+            raise files.TornCheckpoint(
+                f"{path}: the learned parts are not those that were saved (another sha256); get it again"
+            )
+        theirs, ours = state.get("backbone"), run.backbone
+        if theirs is None:
+            logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)
+        elif theirs["weights_hash"] != ours["weights_hash"]:
+            raise UserError(
+                f"{path} was trained on backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), but this "
+                f"run has {ours['name']} (weights {ours['weights_hash'][:12]}); set MODEL.BACKBONE.NAME and WEIGHTS to "
+                "the former"
+            )
+        classes = state.get("classnames")
+        if run.class_specific and classes is not None and list(classes) != run.classnames:
+            what = run_data.first_difference(classes, run.classnames, "class")
+            raise UserError(f"{path} holds parts for other classes: {what}; class-specific parts fit no other classes")
+        learned, present = run.adapt(state["state_dict"]), model.state_dict()
+        unread = () if learned is state["state_dict"] else (key for key in present if key.startswith(run.unread))
+        absent = [key for key in (*state.get("left_out", ()), *unread) if key not in learned]
+        if absent:
+            logger.info("%s is without %s, which no score needs: they stay as they are", path, listed(absent))
+        files.load_state(model, {**{key: present[key] for key in absent if key in present}, **learned}, str(path))
+        return state
+
+    # --------------------------------------------------------------------------------------------------- resuming
+
+    def resume(self, directory: Path) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint of all models under `directory`; torn files are set aside.
 
         Where the run's own folder holds one already, that is taken in place of the one of `--resume DIR`: it is what an
         earlier start of the same command has made of it.
 
         Returns:
-            The number of finished epochs.
-        """
-        names = self.get_model_names()
-        own = [Path(self.output_dir) / name for name in names[:1]]
-        if directory != self.output_dir and any(next(checkpoint.newest_checkpoint(f, steps=True), None) for f in own):
-            logger.info(
-                "%s holds a checkpoint of its own: going on from there, not from %s", self.output_dir, directory
-            )
-            directory = self.output_dir
-        folders = {name: Path(directory) / name for name in names}
-        paths = checkpoint.newest_checkpoint(folders[names[0]], steps=True) if names else iter(())
-        while file := distributed.from_main(lambda: getattr(next(paths, None), "name", None)):
-            path = folders[names[0]] / file
-            states = self._load_everywhere(
-                {name: folder / file for name, folder in folders.items()},
-                strict=Path(directory).resolve() == Path(self.output_dir).resolve(),
-            )
-            if states is None:
-                continue
-            try:
-                state = self._go_on_from(states)
-            except Exception as error:  # states that fit no optimiser make it raise almost anything
-                raise UserError(
-                    f"{path} holds learned parts, but nothing to go on from ({type(error).__name__}: {error}); take it "
-                    "with --eval-only --model-dir, or start in another folder"
-                ) from error
-            self.best_result = state.get("best_result", self.best_result)
-            self.history = state.get("history", [])
-            done = self.history[-1] if self.history else {}
-            self.losses = {name: value for name, value in done.items() if name not in ("epoch", "lr")}
-            self.features.skipped |= dict.fromkeys(state.get("skipped", ()))
-            self.seconds |= state.get("seconds", {})
-            self.started -= sum(self.seconds.values())
-            if state.get("step"):
-                self.resumed = {key: state[key] for key in INSIDE if key in state}
-            elif "random" in state:
-                randomness.restore(state["random"])
-            steps = f" and {state['step']} steps" if state.get("step") else ""
-            logger.info("resumed from %s, %d epochs%s done", path, state["epoch"], steps)
-            return int(state["epoch"])
-        if names:
-            logger.info("no checkpoint under %s: training from the start", directory)
-        return 0
-
-    def _other_run(self, state: dict, path: Path) -> str:
-        """What a checkpoint has of another configuration, of other images or files than this run; "" for nothing."""
-        if "identity" not in state:
-            logger.warning("%s does not say which configuration and images it is of: data not recorded", path)
-            return ""
-        theirs, own = state["identity"], records.identity(self.asked)
-        if state.get("epoch", 0) < own["OPTIM.MAX_EPOCH"]:  # Dassl's way to train on, or to end earlier
-            theirs = theirs | {"OPTIM.MAX_EPOCH": own["OPTIM.MAX_EPOCH"]}
-        changed = records.identity_differences(theirs, own)
-        files = records.named_files(self.asked)
-        changed += [f"{key}: another content of its file" for key in files if state["files"].get(key) != files[key]]
-        if changed:
-            return f"{path} is of another configuration ({'; '.join(changed[:8])})"
-        if state["data"] == self.data.fingerprint:
-            return ""
-        there = run_data.read_data(path.parent.parent)
-        known = there is not None and there.fingerprint == state["data"]
-        what = run_data.differences(there, self.data) if known else "which ones is not known"
-        return f"{path} was trained on other images ({what})"
-
-    def _go_on_from(self, states: dict[str, dict]) -> dict:
-        """Put the states of optimisers, schedules and scaler in place; returns the last model's checkpoint."""
-        for name, state in states.items():
-            if self._optims[name] is not None and state.get("optimizer"):
-                self._optims[name].load_state_dict(state["optimizer"])
-            if self._scheds[name] is not None and state.get("scheduler"):
-                self._scheds[name].load_state_dict(state["scheduler"])
-            int(state["epoch"])
-        self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
-        return state
-
-    def _load_everywhere(self, paths: dict[str, Path], strict: bool) -> dict[str, dict] | None:
-        """As `_load_together`, in the main process first: what it finds whole, all load.
+            The checkpoint of the last model, or None where there is nothing to resume.
 
         Raises:
-            MissingFileError: Another process cannot read the file.
-            UserError: As `_load_together`.
+            UserError: The checkpoint is of another configuration or of other images, or holds nothing to resume.
         """
-        states = self._load_together(paths, strict) if distributed.is_main() else None
-        if not distributed.from_main(lambda: states is not None):
+        if not self.models:
             return None
-        if distributed.is_main():
-            return states
-        return {name: self._load(self._models[name], path) for name, path in paths.items()}
+        first, is_own = next(iter(self.models)), directory.resolve() == self.folder.resolve()
+        if not is_own and any(files.newest_checkpoint(self.folder / first, steps=True)):
+            logger.info("%s holds a checkpoint of its own, which is resumed in place of %s", self.folder, directory)
+            directory, is_own = self.folder, True
+        newest = files.newest_checkpoint(directory / first, steps=True)
+        while file := distributed.from_main(lambda: getattr(next(newest, None), "name", None)):
+            paths = {name: directory / name / file for name in self.models}
+            states = self._load_all(paths, is_own) if distributed.is_main() else None
+            if not distributed.from_main(lambda states=states: states is not None):
+                continue
+            if states is None:  # what the main process found whole, all load
+                states = {name: self.load_into(self.models[name], path) for name, path in paths.items()}
+            try:
+                state = self._restore(states)
+            except Exception as error:  # states that fit no optimiser make it raise almost anything
+                raise UserError(
+                    f"{paths[first]} holds learned parts, but nothing to go on from ({type(error).__name__}: {error}); "
+                    "take it with --eval-only --model-dir, or start in another folder"
+                ) from error
+            self.resumed = {key: state[key] for key in INSIDE if key in state} if state.get("step") else None
+            steps = f" and {state['step']} steps" if self.resumed else ""
+            logger.info("resumed from %s, %d epochs%s done", paths[first], state["epoch"], steps)
+            return state
+        logger.info("no checkpoint under %s: training from the start", directory)
+        return None
 
-    def _load_together(self, paths: dict[str, Path], strict: bool) -> dict[str, dict] | None:
-        """Load a file for each model; None, with a warning, if one is missing or torn.
+    def _load_all(self, paths: dict[str, Path], is_own: bool) -> dict[str, dict[str, Any]] | None:
+        """Load a file for each model; None, with a warning, if one is missing, torn or not to be resumed.
 
         Args:
             paths: Name of a model -> its file.
-            strict: Do not resume what is of another configuration, or of other images; otherwise (a start from the
-                checkpoint of another run) a warning says what differs.
+            is_own: The files are in the run's own folder: what is of another configuration or of other images is then
+                refused; otherwise (a start from the checkpoint of another run) a warning says what differs.
 
         Raises:
             UserError: The checkpoint is of another configuration or of other images. A method without epochs, which
@@ -216,73 +249,52 @@ class CheckpointMixin:
         states = {}
         for name, path in paths.items():
             try:
-                if other := self._other_run(checkpoint.load_checkpoint(path), path):
-                    if strict and self._optims[name] is not None:
-                        raise UserError(
-                            f"{other}, which is not resumed: give another --output-dir, and --resume "
-                            f"{path.parent.parent} with it to start from these checkpoints"
-                        )
-                    logger.warning("%s%s", other, ": training from the start" if strict else "")
-                    if strict:
-                        return None
-                states[name] = self._load(self._models[name], path)
+                other = self._other_run(files.load_checkpoint(path), path)
+                if other and is_own and self.optims[name] is not None:
+                    raise UserError(
+                        f"{other}, which is not resumed: give another --output-dir, and --resume "
+                        f"{path.parent.parent} with it to start from these checkpoints"
+                    )
+                if other:
+                    logger.warning("%s%s", other, ": training from the start" if is_own else "")
+                if other and is_own:
+                    return None
+                states[name] = self.load_into(self.models[name], path)
             except FileNotFoundError as error:
                 logger.warning("%s; an older checkpoint is taken", error)
                 return None
-            except checkpoint.TornCheckpoint as error:
+            except files.TornCheckpoint as error:
                 logger.warning("%s; set aside as %s.torn", error, path.name)
                 path.replace(f"{path}.torn")
                 return None
         return states
 
-    def load_model(self, directory, epoch=None) -> None:
-        """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`.
+    def _other_run(self, state: dict[str, Any], path: Path) -> str:
+        """What a checkpoint has of another configuration, of other images or files than this run; "" for nothing."""
+        if "identity" not in state:
+            logger.warning("%s does not say which configuration and images it is of: data not recorded", path)
+            return ""
+        theirs, ours = state["identity"], records.identity(self.run.config)
+        if state.get("epoch", 0) < ours["OPTIM.MAX_EPOCH"]:  # Dassl's way to train on, or to end earlier
+            theirs = theirs | {"OPTIM.MAX_EPOCH": ours["OPTIM.MAX_EPOCH"]}
+        changed, named = records.identity_differences(theirs, ours), records.named_files(self.run.config)
+        changed += [f"{key}: another content of its file" for key in named if state["files"].get(key) != named[key]]
+        if changed:
+            return f"{path} is of another configuration ({'; '.join(changed[:8])})"
+        data = self.run.data()
+        if state["data"] == data.fingerprint:
+            return ""
+        recorded = run_data.read_data(path.parent.parent)
+        known = recorded is not None and recorded.fingerprint == state["data"]
+        what = run_data.differences(recorded, data) if known else "which ones is not known"
+        return f"{path} was trained on other images ({what})"
 
-        Raises:
-            MissingFileError: No such checkpoint; the message lists what exists.
-            UserError: The checkpoint is of another backbone, or its shapes or classes do not fit.
-        """
-        if not directory:
-            logger.info("no model folder given: the learned parts stay as they are")
-            return
-        distributed.barrier()  # the main process has written what it was about to write
-        for name in self.get_model_names():
-            folder = Path(directory) / name
-            path = folder / (checkpoint.BEST_NAME if epoch is None else checkpoint.epoch_name(epoch))
-            if epoch is None and not path.is_file():
-                path = next(checkpoint.newest_checkpoint(folder), path)
-            state = self._load(self._models[name], path)
-            value = state.get("val_result")
-            told = f", validation {value:.1f}" if isinstance(value, (int, float)) else ""  # old files: any object
-            logger.info("loaded %s%s", path, told)
-
-    def _load(self, module: nn.Module, path: Path) -> dict:
-        """Read one file into `module`, refusing another backbone or, for class-specific parts, other classes."""
-        state = checkpoint.load_checkpoint(path)
-        if state.get("sha256", "") and hash_state(state["state_dict"]) != state["sha256"]:
-            raise checkpoint.TornCheckpoint(
-                f"{path}: the learned parts are not those that were saved (another sha256); get it again"
-            )
-        theirs, ours = state.get("backbone"), self.backbone.describe()
-        if theirs is None:
-            logger.warning("%s does not say which backbone it was trained on; make sure that it was this one", path)
-        elif theirs["weights_hash"] != ours["weights_hash"]:
-            raise UserError(
-                f"{path} was trained on backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), but this "
-                f"run has "
-                f"{ours['name']} (weights {ours['weights_hash'][:12]}); set MODEL.BACKBONE.NAME and WEIGHTS to the "
-                f"former"
-            )
-        classes = state.get("classnames")
-        if self.class_specific and classes is not None and list(classes) != self.classnames:
-            what = run_data.first_difference(classes, self.classnames, "class")
-            raise UserError(f"{path} holds parts for other classes: {what}; class-specific parts fit no other classes")
-        learned = self.published_state(state["state_dict"])
-        own = module.state_dict()
-        unread = () if learned is state["state_dict"] else (key for key in own if key.startswith(self.unread_parts))
-        absent = [key for key in (*state.get("left_out", ()), *unread) if key not in learned]
-        if absent:
-            logger.info("%s is without %s, which no score needs: they stay as they are", path, listed(absent))
-        learned = {**{key: own[key] for key in absent if key in own}, **learned}
-        checkpoint.load_state(module, learned, str(path))
+    def _restore(self, states: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Put the states of optimisers, schedules and scaler in place; returns the last model's checkpoint."""
+        for name, state in states.items():
+            for part, key in ((self.optims[name], "optimizer"), (self.scheds[name], "scheduler")):
+                if part is not None and state.get(key):
+                    part.load_state_dict(state[key])
+            int(state["epoch"])
+        self.scaler.load_state_dict(state.get("scaler") or self.scaler.state_dict())
         return state

@@ -2,8 +2,9 @@
 
 import hashlib
 import random
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,14 +13,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler, Sampler, get_worker_info
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
+from tqdm import tqdm
 
 from dassl.data import DatasetWrapper
 from dassl_clip.results.errors import UserError
 
-from . import signals as termination
+from . import distributed, signals
 
-UNSEEDED = -1
 RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
+FIXED_STEPS = (transforms.Resize, transforms.CenterCrop, transforms.ToTensor, transforms.Normalize)
 
 
 class UnreadableImage(UserError):
@@ -55,95 +57,99 @@ def mix_seed(*parts: int) -> int:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """One 63-bit seed of numbers and names, as the embedded toolbox makes those of its loaders."""
+    """One 63-bit seed of numbers and names, independent of the platform."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-class SeededLoader(DataLoader):
-    """A loader whose epochs follow from a seed and their number, where the toolbox seeds no loader.
+class EpochBatches(Sampler[list[int]]):
+    """The batches of an epoch, of which each process reads its rows; `start` draws them from a seed.
 
-    The embedded toolbox's loaders are of this kind by themselves: one seed then means the same order and views on both.
-
-    Args:
-        seed: Seed of the loader's stream.
-    """
-
-    def __init__(self, *args, seed: int, **kwargs):
-        self.seed, self.epochs_started = seed, 0
-        super().__init__(*args, **kwargs)
-
-    def __iter__(self):
-        self.dataset.epoch_seed = derive_seed(self.seed, self.epochs_started)
-        self.generator.manual_seed(self.dataset.epoch_seed)
-        self.epochs_started += 1
-        return super().__iter__()
-
-
-def seeded_loader(loader: DataLoader, seed: int, stream: str) -> DataLoader:
-    """A training loader of the same images whose order and views follow from a seed.
+    The order of images depends neither on the number of workers and processes nor on where the epoch is resumed.
 
     Args:
-        loader: A loader over `SeededImages`; one that is seeded by itself is given back, as without a seed.
-        seed: Seed of the run; negative: none.
-        stream: What the loader is for.
+        sampler: Gives the order of the images of an epoch.
+        generator: What the sampler draws from; None: the generators of python, numpy and torch.
+        batch_size: Images in a batch, of all processes together.
+        drop_last: Whether a last, partial batch is left out.
     """
-    if seed < 0 or hasattr(loader, "seed"):
-        return loader
-    generator, sampler = torch.Generator(), loader.sampler
-    if isinstance(sampler, RandomSampler):  # others draw from python's generator, which each epoch seeds
-        sampler = RandomSampler(loader.dataset, generator=generator)
-    return SeededLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-        generator=generator,
-        seed=derive_seed(seed, stream),
+
+    def __init__(self, sampler: Sampler, generator: torch.Generator | None, batch_size: int, drop_last: bool):
+        self.sampler, self.generator, self.batch_size, self.drop_last = sampler, generator, batch_size, drop_last
+        self.batches: list[list[int]] | None = None
+        self.first = 0
+
+    def start(self, seed: int, first: int = 0) -> None:
+        """Draw the order of an epoch, of which batches are given out from number `first` on."""
+        if self.generator is not None:
+            self.generator.manual_seed(seed)
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # as torch's loaders do first
+        order = distributed.broadcast(torch.tensor(list(self.sampler), dtype=torch.int64))
+        batches = [batch.tolist() for batch in order.split(self.batch_size)]
+        self.batches, self.first = batches[: len(self)], first
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.batch_size if self.drop_last else -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.batches is None:
+            self.start(0)
+        rows = distributed.peers().own
+        return iter([batch[rows(len(batch))] for batch in self.batches[self.first :]])
+
+    def size(self, number: int) -> int:
+        """Images in the batch of this number, of all processes together."""
+        return len(self.batches[number]) if self.batches is not None else self.batch_size
+
+
+def training_loader(like: DataLoader, images: "SeededImages") -> DataLoader:
+    """A loader of training images in `EpochBatches`, with workers that live on from epoch to epoch.
+
+    Args:
+        like: The toolbox's loader of the same images: its sampler, batch size and workers.
+        images: The images; none is read if there is no view to make of them.
+
+    Raises:
+        UserError: The batch size is not a multiple of the number of processes, or there are fewer images than those.
+    """
+    size, processes = like.batch_size, distributed.world_size()
+    if size % processes:
+        raise UserError(
+            f"DATALOADER.TRAIN_X.BATCH_SIZE is {size}, the number of images of all {processes} processes "
+            f"together; it must be a multiple of {processes}, such as {size // processes * processes + processes}"
+        )
+    if len(images) < processes:
+        raise UserError(
+            f"there are {len(images)} training images for {processes} processes; start at most as many as images"
+        )
+    sampler, generator = like.sampler, like.generator
+    if isinstance(sampler, RandomSampler):
+        generator = torch.Generator()
+        sampler = RandomSampler(images, generator=generator)
+    workers = like.num_workers if images.transform else 0
+    return DataLoader(
+        images,
+        batch_sampler=EpochBatches(sampler, generator, size, like.drop_last),
+        num_workers=workers,
+        collate_fn=like.collate_fn,
+        pin_memory=like.pin_memory,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its workers' seeds are not drawn from torch's own generator
     )
 
 
-class _AsWithNewWorkers(Sampler):
-    """The order of a sampler; draws the number that torch draws first for new workers, from the second epoch on."""
-
-    def __init__(self, sampler: Sampler, generator: torch.Generator | None):
-        self.sampler, self.generator, self.epochs = sampler, generator, 0
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        if self.epochs:
-            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        self.epochs += 1
-        yield from self.sampler
+def progress_bar(batches: Iterable, text: str, first: int = 0) -> tqdm:
+    """Batches, from number `first` on, under a progress bar where stderr is a terminal."""
+    shown = sys.stderr.isatty() and distributed.is_main()
+    return tqdm(batches, desc=text, initial=first, leave=False, disable=not shown)
 
 
-@contextmanager
-def living_workers(loader: DataLoader) -> Iterator[DataLoader]:
-    """A loader of the same batches whose workers live on from epoch to epoch; without workers, the loader itself."""
-    if not loader.num_workers:
-        yield loader
-        return
-    own = {"seed": loader.seed} if hasattr(loader, "seed") else {"worker_init_fn": loader.worker_init_fn}
-    batches = loader.batch_sampler
-    plain, batches.sampler = batches.sampler, _AsWithNewWorkers(batches.sampler, loader.generator)
-    try:
-        yield type(loader)(
-            loader.dataset,
-            batch_sampler=batches,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            generator=loader.generator,
-            persistent_workers=True,
-            **own,
-        )
-    finally:
-        batches.sampler = plain
+def is_fixed(transform: Callable, preprocess: Callable) -> bool:
+    """Whether a transform is the model's own preprocessing, or made of steps without randomness."""
+    steps, own = (getattr(t, "transforms", ()) for t in (transform, preprocess))
+    if [*map(type, steps)] == [*map(type, own)] and repr(transform) == repr(preprocess):
+        return True
+    return bool(steps) and all(type(step) in FIXED_STEPS for step in steps)
 
 
 def before_normalisation(transform: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable:
@@ -162,82 +168,59 @@ def before_normalisation(transform: Callable, mean: Sequence[float], std: Sequen
 class SeededImages(DatasetWrapper):
     """Dassl's wrapper with a generator of its own for each image and epoch.
 
-    The views of image `i` in epoch `e` depend on `(seed, e, i)` alone: not on the number of workers, nor on what was
-    drawn before. `epoch_seed`, of a seeded loader, or else `view_seed` says which; both live in shared memory, so that
-    persistent workers see them change.
+    The views of image `i` depend on `(view_seed, i)` alone: not on the number of workers, nor on what was drawn before.
+    `view_seed` is that of the epoch; it lives in shared memory, so that workers see it change.
 
     An image that cannot be decoded raises `UnreadableImage`. Under `DATALOADER.ON_BAD_IMAGE: skip` each item names in
     `unreadable` what could not be read (one path a line): in training the next readable image of the list stands in;
-    in testing the item is a placeholder that the trainer leaves out.
+    in testing the item is a placeholder that the trainer leaves out. No file is opened for an empty list of transforms.
 
-    Attributes:
-        readable: Where the trainer knows the images already, `[N]`: which of them can be decoded. No file is then
-            opened for an empty list of transforms.
+    Args:
         as_bytes: Give views as bytes, and leave the normalisation to the device, where a transform ends in it.
     """
 
-    readable: torch.Tensor | None = None
-    as_bytes = False
-
-    def __init__(self, cfg, data_source, transform=None, is_train=False):
+    def __init__(self, cfg, data_source, transform=None, is_train=False, as_bytes=False):
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
         self.view_seed = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._epoch_seed = torch.full((), UNSEEDED, dtype=torch.int64).share_memory_()
         self.skip = cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == SKIP
-
-    @property
-    def epoch_seed(self) -> int | None:
-        """What a seeded loader, the embedded toolbox's or our own, sets at the start of an epoch."""
-        seed = int(self._epoch_seed)
-        return None if seed == UNSEEDED else seed
-
-    @epoch_seed.setter
-    def epoch_seed(self, seed: int | None) -> None:
-        self._epoch_seed.fill_(UNSEEDED if seed is None else seed)
+        self.as_bytes = as_bytes
 
     def __getitem__(self, index: int) -> dict:
         if get_worker_info() is not None:
-            termination.shielded_worker()
+            signals.shielded_worker()
         if not self.skip:
             return self._item(index)
         bad: list[str] = []
         for step in range(len(self.data_source) if self.is_train else 1):
-            place = (index + step) % len(self.data_source)
+            number = (index + step) % len(self.data_source)
             try:
-                return self._item(place) | {"unreadable": "\n".join(bad)}
+                return self._item(number) | {"unreadable": "\n".join(bad)}
             except UnreadableImage:
-                bad.append(self.data_source[place].impath)
+                bad.append(self.data_source[number].impath)
         if self.is_train:
             raise UnreadableImage(f"none of the {len(bad)} training images can be decoded, the first is {bad[0]}")
-        item = self.data_source[index]
-        blank = self._item_of(Image.new("RGB", (64, 64)))
-        return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index, **blank} | {
-            "unreadable": bad[0]
-        }
-
-    def _item_of(self, picture: Image.Image) -> dict:
-        """The views of a picture, under the names that Dassl gives them."""
         makers = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
-        views = (self._transform_image(make, picture) for make in makers)
-        return {f"img{k + 1}" if k else "img": view for k, view in enumerate(views)}
+        blank = Image.new("RGB", (64, 64))
+        views = {f"img{k + 1}" if k else "img": self._transform_image(make, blank) for k, make in enumerate(makers)}
+        return self._facts(index) | views | {"unreadable": bad[0]}
+
+    def _facts(self, index: int) -> dict:
+        item = self.data_source[index]
+        return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
 
     def _transform_image(self, tfm, img0):
         pixels = self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD
         return super()._transform_image(before_normalisation(tfm, *pixels) if self.as_bytes else tfm, img0)
 
     def _item(self, index: int) -> dict:
-        if self.readable is not None and not self.readable[index]:
-            raise UnreadableImage(f"cannot decode the image {self.data_source[index].impath}")
-        if self.readable is not None and not self.transform:
-            item = self.data_source[index]
-            return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
+        if self.transform == []:
+            return self._facts(index)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 if not self.is_train:
                     return super().__getitem__(index)
-                epoch = self.epoch_seed
-                with seeded(mix_seed(int(self.view_seed), index) if epoch is None else derive_seed(epoch, index)):
+                with seeded(derive_seed(int(self.view_seed), index)):
                     return super().__getitem__(index)
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             path = self.data_source[index].impath

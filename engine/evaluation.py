@@ -17,6 +17,7 @@ from dassl_clip.results.errors import UserError
 from . import distributed
 from . import sharding as dealing
 from .checkpoint_files import write_atomically
+from .data import progress_bar
 from .features import CachedImages
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class TestingMixin:
 
     def _scored_images(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Scores `[B, C]`, labels `[B]` and places in the data source `[B]` of the readable images of each batch."""
-        for batch in self.progress(loader, split):
+        for batch in progress_bar(loader, split):
             images, labels = self.parse_batch_test(batch)
             readable = [name not in self.features.skipped for name in batch["impath"]]
             places = batch["index"][torch.tensor(readable)].to(self.device)

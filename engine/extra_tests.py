@@ -29,7 +29,7 @@ from dassl_clip.clip.prompts import noise_context, noise_features
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.results.errors import UserError
 
-from .data import mix_seed
+from .data import mix_seed, progress_bar
 from .evaluation import reading
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class ReadingsMixin:
         read, features, labels = embed, [], []
         if node.ATTACK_SPACE == "pixels":
             read = attacks.pixel_space(embed, backbone.pixel_mean, backbone.pixel_std)
-        for batch in self.progress(self.features.loader(items), name):
+        for batch in progress_bar(self.features.loader(items), name):
             images, truth = self.parse_batch_test(batch)
             if node.ATTACK_SPACE == "pixels":
                 images = attacks.to_pixels(images, backbone.pixel_mean, backbone.pixel_std)

@@ -25,10 +25,9 @@ from dassl_clip.results.errors import NotFiniteError
 from dassl_clip.results.files import cache_dir, write_atomically
 
 from . import distributed, feature_cache, sharding
-from .data import RAISE
+from .data import RAISE, progress_bar
 from .extraction import cached_rows
 from .precision import Precision
-from .waiting import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,6 @@ class FeatureStore:
         num_workers: Of loaders.
         pin_memory: Of loaders.
         on_bad_image: `error` or `skip` (`DATALOADER.ON_BAD_IMAGE`).
-        progress: Shows the progress of loops over images.
 
     Attributes:
         skipped: Paths of images that could not be decoded, in the order in which they were met.
@@ -144,12 +142,10 @@ class FeatureStore:
         num_workers: int = 0,
         pin_memory: bool = False,
         on_bad_image: str = RAISE,
-        progress: Progress | None = None,
     ):
         self.backbone, self.precision, self.device = backbone, precision, device
         self.images, self.on_bad_image = images, on_bad_image
         self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
-        self.progress = progress or Progress()
         self.encoding = Encoding("image features", backbone.embed_dim, lambda images: self.encode(images))
         self.skipped: dict[str, None] = {}
         self._files: dict[tuple[str, ...], dict[str, object]] = {}  # facts of image files, by their sorted paths
@@ -182,7 +178,6 @@ class FeatureStore:
     def loader(self, items: Sequence, transform: Callable | None = None) -> DataLoader:
         """A loader of a list of Datum in its order, under the test preprocessing or another transform."""
         images = self.images(items, transform or self.backbone.preprocess())
-        images.as_bytes = self.device.type == "cuda"  # a quarter of what is copied there
         return DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
     def note_unreadable(self, batch: dict) -> list[bool]:
@@ -231,7 +226,7 @@ class FeatureStore:
 
         def encoded(start: int) -> Iterator[Tensor]:
             loader = self.loader(ordered[start:], transform)
-            batches = self.progress(sharding.own_batches(loader), "features")
+            batches = progress_bar(sharding.own_batches(loader), "features")
             own = ((self.encode_batch(batch, encoding.encode),) for batch in batches)
             yield from (rows for (rows,) in sharding.dealt(own, loader))
 

@@ -1,257 +1,275 @@
-"""The epoch loop of the trainers: reproducible epochs, one step, checks of every loss, and going on inside an epoch."""
+"""The epoch loop: reproducible epochs, one step, checks of every loss, and resuming inside an epoch.
 
+The path of a step: `run_epoch` takes a batch -> the method's `forward_backward` computes loss terms -> `optimise` does
+the backward pass, checks the loss, steps, and saves where a checkpoint is due or a stop was requested.
+
+All randomness of an epoch follows from (seed, epoch). A run that is resumed inside an epoch draws the same order of
+images, reads only those that are left, and restores the random states after its last step.
+
+Several processes (`distributed.py`) each have some rows of every batch. Loss terms are then those of the whole batch,
+gradients are reduced by DistributedDataParallel, and all processes stop together.
+"""
+
+import contextlib
+import datetime
 import logging
+import math
+import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
+from dassl.utils import AverageMeter, MetricMeter
 from dassl_clip.clip.listing import listed
 from dassl_clip.results.errors import NotFiniteError
 from dassl_clip.results.files import write_atomically
 
-from . import distributed, randomness
-from . import signals as termination
-from .data import living_workers, mix_seed
+from . import distributed, signals
+from .data import derive_seed, mix_seed, progress_bar
 
 logger = logging.getLogger(__name__)
 
 DUMP_NAME = "not-finite.pt"
 
 
-class LoopMixin:
-    """The training methods of Dassl trainers that save (`saving.py`) and have a `precision` and a `history`.
+def seed_all(seed: int) -> None:
+    """Seed the generators of python, numpy and torch (all devices) in this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
-    A step ends in `optimise`. After it the run may be saved (`TRAIN.CHECKPOINT_STEPS`) and may stop (SIGTERM); a run
-    that goes on from there draws the same order of images, reads only those that are left, and has the same random
-    states.
 
-    Several processes (`distributed.py`) each have some rows of every batch. Loss terms are then those of the whole
-    batch, gradients are reduced by DistributedDataParallel, and all stop together.
+def random_states() -> dict[str, Any]:
+    """The states of these generators: numbers, lists and byte tensors only, which load with `weights_only=True`."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    states = {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+    states["torch"] = torch.get_rng_state()
+    states["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return states
+
+
+def restore_random(states: dict[str, Any]) -> None:
+    """Restore what `random_states` gave; the states of GPUs that are not here are left out."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class EpochLoop:
+    """Runs a `CLIPTrainer` through its epochs, by the methods of the Dassl contract.
+
+    Args:
+        trainer: The trainer; its loader's batch sampler is `data.EpochBatches`.
+
+    Attributes:
+        step: Finished steps of this epoch, also those before a resume.
+        terms: The loss and its terms in each of these steps.
+        lr: Learning rate at the beginning of the epoch.
+        random_before: Random states before the epoch.
     """
 
-    first_batch = 0  # number of the first batch of this pass; the embedded toolbox counts from it
-    steps_done = 0  # finished steps of this epoch, also those before a resume
-    joined: Callable[[Tensor], Tensor] | None = None  # what a loss passes through, for gradients of the whole batch
-    resumed: dict | None = None  # what a checkpoint inside an epoch says: step, terms, lr, random states
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.step, self.lr = 0, 0.0
+        self.terms: dict[str, list[float]] = {}
+        self.random_before: dict[str, Any] = {}
+        self.random_resumed: dict[str, Any] | None = None  # random states of the step that this epoch is resumed after
+        self.reduced: Callable[[Tensor], Tensor] | None = None  # gives a loss the gradients of the whole batch
 
-    def fit(self) -> None:
-        """The epoch loop; methods without one override this."""
-        plain = self.train_loader_x
-        try:
-            with living_workers(plain) as self.train_loader_x:
-                for epoch in range(self.start_epoch, self.max_epoch):
-                    self.epoch = epoch
-                    self.before_epoch()
-                    with termination.deferred():
-                        self.run_epoch()
-                        self.after_epoch()
-        finally:
-            self.train_loader_x = plain
-        if self.start_epoch >= self.max_epoch > 0:
-            logger.info("nothing left to train: the checkpoint has all %d epochs", self.max_epoch)
-            self.epoch = self.max_epoch - 1
+    def run(self) -> None:
+        """All epochs that are left."""
+        trainer = self.trainer
+        for epoch in range(trainer.start_epoch, trainer.max_epoch):
+            trainer.epoch = epoch
+            trainer.before_epoch()
+            with signals.deferred():
+                trainer.run_epoch()
+                trainer.after_epoch()
+        if trainer.start_epoch >= trainer.max_epoch > 0:
+            logger.info("nothing left to train: the checkpoint has all %d epochs", trainer.max_epoch)
+            trainer.epoch = trainer.max_epoch - 1
 
-    def before_epoch(self) -> None:
-        """Fix all randomness of the epoch by (seed, epoch), so that a resumed run equals an undisturbed one.
+    def begin_epoch(self) -> None:
+        """Fix all randomness of the epoch.
 
-        Without a seed the order and the views of an epoch follow from the random states before it, which stand in the
-        checkpoints.
+        Without a seed the order and the views follow from the random states before the epoch, which checkpoints hold.
         """
-        if self.resumed is not None:
-            randomness.restore(self.resumed["random_before"])
-        self.random_before = randomness.capture()
-        if self.cfg.SEED >= 0:
-            seed = mix_seed(self.cfg.SEED, self.epoch)
-            randomness.seed_all(seed)
+        trainer, loader = self.trainer, self.trainer.train_loader_x
+        resumed, trainer.checkpoints.resumed = trainer.checkpoints.resumed or {}, None
+        if resumed:
+            restore_random(resumed["random_before"])
+        self.random_before, self.random_resumed = random_states(), resumed.get("random")
+        self.step, self.lr = resumed.get("step", 0), resumed.get("lr", trainer.get_current_lr())
+        self.terms = {name: list(values) for name, values in resumed.get("terms", {}).items()}
+        if trainer.cfg.SEED >= 0:
+            seed_all(mix_seed(trainer.cfg.SEED, trainer.epoch))
+            seed = derive_seed(derive_seed(trainer.cfg.SEED, "train_x"), trainer.epoch)
         else:
             seed = int(torch.randint(2**62, ()))
-        self.train_loader_x.dataset.view_seed.fill_(seed)
-        if hasattr(self.train_loader_x, "epochs_started"):  # a seeded loader orders images by this number
-            self.train_loader_x.epochs_started = self.epoch
+        loader.dataset.view_seed.fill_(seed)
+        loader.batch_sampler.start(seed, self.step)
+        if self.reduced is None:
+            learned = [trainer._models[name] for name in trainer.get_model_names() if trainer._optims[name] is not None]
+            self.reduced = distributed.peers().joined(nn.ModuleList(learned))
 
     def run_epoch(self) -> None:
-        """Dassl's epoch, or what is left of it, under a progress bar where stderr is a terminal."""
-        fresh = {"step": 0, "terms": {}, "lr": self.get_current_lr(), "random": None}
-        loader, resumed, self.resumed = self.train_loader_x, self.resumed or fresh, None
-        self.first_batch = self.steps_done = resumed["step"]
-        self.epoch_terms: dict[str, list[float]] = {name: list(values) for name, values in resumed["terms"].items()}
-        self.epoch_lr = resumed["lr"]
-        if self.joined is None:
-            learned = [self._models[name] for name in self.get_model_names() if self._optims[name] is not None]
-            self.joined = distributed.peers().joined(nn.ModuleList(learned))
-        self.rows_of_batch = getattr(loader.batch_sampler, "rows", None)
-        try:
-            rest = RestOfEpoch(loader, self.first_batch, resumed["random"])
-            self.train_loader_x = self.progress(rest, f"epoch {self.epoch + 1}/{self.max_epoch}")
-            super().run_epoch()
-        finally:
-            self.train_loader_x = loader
-        distributed.check_alike(self._models.values())
-        self.losses = {name: sum(values) / len(values) for name, values in self.epoch_terms.items()}
-        self.history.append({"epoch": self.epoch + 1, "lr": self.epoch_lr, **self.losses})
-
-    def after_epoch(self) -> None:
-        """Dassl's end of an epoch; a run that is told to end in it saves all the same.
-
-        One that stops in the middle of a validation is saved as before it, so that the validation is done again.
-        """
-        random = randomness.capture()
-        try:
-            super().after_epoch()
-        except termination.Terminated as end:
-            self.history.pop()
-            self.save_step(random)
-            if end.agreed:
-                distributed.barrier()  # nobody leaves before the file is whole
-            raise
-        if any(distributed.gather_values(termination.requested())):
-            if self.epoch + 1 < self.max_epoch:
-                self.save_model(self.epoch, self.output_dir)
-            distributed.barrier()
-            raise termination.Terminated(f"saved after epoch {self.epoch + 1}")
+        """One pass over the training batches, or over those that a resumed epoch has left."""
+        trainer, loader = self.trainer, self.trainer.train_loader_x
+        trainer.set_model_mode("train")
+        trainer.num_batches = len(loader)
+        report = _Report(trainer)
+        if self.random_resumed is not None:
+            restore_random(self.random_resumed)
+        bar = progress_bar(loader, f"epoch {trainer.epoch + 1}/{trainer.max_epoch}", self.step)
+        for trainer.batch_idx, batch in enumerate(bar, self.step):
+            report.batch_arrived()
+            report.batch_done(trainer.forward_backward(batch))
+        distributed.check_alike(trainer._models.values())
+        trainer.losses = {name: sum(values) / len(values) for name, values in self.terms.items()}
+        trainer.history.append({"epoch": trainer.epoch + 1, "lr": self.lr, **trainer.losses})
 
     def optimise(
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
     ) -> dict[str, float]:
-        """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
-
-        Args:
-            terms: Unweighted scalar terms by name, means over the images of `batch_paths`.
-            weights: Weight of each term.
-            tensors: Intermediate tensors in the order they were made, to name the first bad one.
-
-        Returns:
-            `loss` and every term as numbers, for the log.
-
-        Raises:
-            NotFiniteError: The loss is not finite; the message names the first bad tensor, the step, the images and
-                the file that holds them all.
-        """
-        share = self._share()
-        terms = {name: share * term for name, term in terms.items()}
+        """One step on the weighted sum of loss terms, see `CLIPTrainer.optimise`."""
+        trainer, precision, group = self.trainer, self.trainer.precision, distributed.peers()
+        if group.size > 1:  # means over this process's rows become its share of the means over the batch
+            rows = trainer.train_loader_x.batch_sampler.size(self.step)
+            share = group.share(len(trainer.batch_paths), rows)
+            terms = {name: share * term for name, term in terms.items()}
         loss = sum(weights[name] * term for name, term in terms.items())
-        own = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
-        peers, everywhere = distributed.peers(), own
-        if peers.size > 1:
-            told = own.new_full((1,), float(termination.requested()))
-            everywhere = peers.sum(torch.cat([own / peers.size, told]))
-        values = self.precision.to_host(everywhere)
-        self.optim.zero_grad(set_to_none=True)
-        self.precision.scaler.scale(self.joined(loss) if self.joined is not None else loss).backward()
-        numbers = values()
-        all_told = peers.size > 1 and numbers.pop() > 0
+        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
+        shown = values
+        if group.size > 1:
+            stop_here = values.new_full((1,), float(signals.requested()))
+            shown = group.sum(torch.cat([values / group.size, stop_here]))
+        read = precision.to_host(shown)
+        trainer.optim.zero_grad(set_to_none=True)
+        precision.scaler.scale(self.reduced(loss) if self.reduced is not None else loss).backward()
+        numbers = read()
+        stop = numbers.pop() > 0 if group.size > 1 else signals.requested()
         summary = dict(zip(["loss", *terms], numbers))
-        if not all(value - value == 0 for value in numbers):
-            raise NotFiniteError(self._explained(own, tensors, summary))
-        self.precision.scaler.step(self.optim)
-        self.precision.scaler.update()
+        if not all(map(math.isfinite, numbers)):
+            raise NotFiniteError(self._not_finite(values, tensors, summary))
+        precision.scaler.step(trainer.optim)
+        precision.scaler.update()
+
         for name, value in summary.items():
-            self.epoch_terms.setdefault(name, []).append(value)
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        self.after_step(all_told if peers.size > 1 else termination.requested())
-        return summary
-
-    def _share(self) -> float:
-        """The factor on means over this process's rows of the batch; 1 for full batches, which are shared equally."""
-        if distributed.world_size() == 1:
-            return 1.0
-        return distributed.peers().share(len(self.batch_paths), self.rows_of_batch(self.steps_done))
-
-    def after_step(self, told_to_end: bool) -> None:
-        """Save where `TRAIN.CHECKPOINT_STEPS` or a SIGTERM asks for it; the latter ends the run."""
-        self.steps_done += 1
-        every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
-        if told_to_end:
+            self.terms.setdefault(name, []).append(value)
+        self.step += 1
+        is_last, every = trainer.batch_idx + 1 == trainer.num_batches, trainer.cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
+        if is_last:
+            trainer.update_lr()
+        if stop:
             self.save_step()
             distributed.barrier()  # nobody leaves before the file is whole
-            raise termination.Terminated(f"saved after epoch {self.epoch + 1}, step {self.steps_done}")
-        if every > 0 and self.steps_done % every == 0 and self.batch_idx + 1 < self.num_batches:
+            raise signals.Terminated(f"saved after epoch {trainer.epoch + 1}, step {self.step}")
+        if every > 0 and self.step % every == 0 and not is_last:
             self.save_step()
+        return summary
 
-    def _explained(self, own: Tensor, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
-        """The explanation of the first process whose own loss is not finite."""
-        bad = distributed.gather_values(not bool(own.isfinite().all()))
-        teller = bad.index(True) if True in bad else 0
-        return distributed.gather_values(self._explain(tensors, summary) if distributed.rank() == teller else "")[
-            teller
-        ]
+    @contextlib.contextmanager
+    def saved_if_stopped(self) -> Iterator[None]:
+        """Around the end of an epoch: a run that is to stop is saved after the epoch whatever `CHECKPOINT_FREQ` says.
 
-    def _explain(self, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
-        learned = {
-            f"parameter {n}": p for name in self.get_model_names() for n, p in self._models[name].named_parameters()
-        }
-        first = "none of the inputs"
-        for name, tensor in {**learned, **tensors}.items():
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
-                first = f"{name} ({bad} of {tensor.numel()} values)"
-                break
-        facts = {"epoch": self.epoch + 1, "step": self.batch_idx + 1, "values": summary, "first_bad": first}
-        state = {name: tensor.detach().cpu() for name, tensor in {**learned, **tensors}.items()}
-        path = Path(self.output_dir) / DUMP_NAME
+        One that stops in the middle of a validation is saved as before it, so that the validation is done again.
+        """
+        trainer, states = self.trainer, random_states()
         try:
-            write_atomically(
-                path, lambda f: torch.save({**facts, "paths": list(self.batch_paths), "tensors": state}, f)
-            )
-            dump = f"all of it is in {path}"
-        except OSError as error:
-            dump = f"{path} could not be written ({error})"
-        return (
-            f"the loss is not finite at epoch {self.epoch + 1}, step {self.batch_idx + 1} of {self.num_batches}: "
-            f"{summary}; first bad tensor: {first}; learning rate {self.get_current_lr():.3g}; images: "
-            f"{listed(self.batch_paths)}; {dump}. "
-            f"A smaller OPTIM.LR is the usual cure; with PREC amp try fp32"
-        )
+            yield
+        except signals.Terminated as stop:
+            trainer.history.pop()
+            self.save_step(states)
+            if stop.agreed:
+                distributed.barrier()  # nobody leaves before the file is whole
+            raise
+        if any(distributed.gather_values(signals.requested())):
+            if trainer.epoch + 1 < trainer.max_epoch:
+                trainer.save_model(trainer.epoch, trainer.output_dir)
+            distributed.barrier()
+            raise signals.Terminated(f"saved after epoch {trainer.epoch + 1}")
+
+    def save_step(self, states: dict[str, Any] | None = None) -> None:
+        """Write what is needed to resume after the step that was just done.
+
+        Args:
+            states: The random states after that step, where they are no longer the present ones.
+        """
+        inside = {"terms": self.terms, "lr": self.lr, "random_before": self.random_before}
+        inside |= {} if states is None else {"random": states}
+        self.trainer.checkpoints.save_step(self.trainer.epoch, self.step, inside)
+
+    def _not_finite(self, values: Tensor, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
+        """The message of the first process whose own loss is not finite, which writes the dump."""
+        bad = distributed.gather_values(not bool(values.isfinite().all()))
+        first = bad.index(True) if True in bad else 0
+        message = dump_not_finite(self.trainer, tensors, summary) if distributed.rank() == first else ""
+        return distributed.gather_values(message)[first]
 
 
-class RestOfEpoch:
-    """The batches of a loader after the first ones, whose images are drawn but not read.
-
-    Args:
-        loader: A loader with torch's own batch sampler.
-        skipped: Number of batches to leave out.
-        random: Random states to restore before the first batch is handed out (or the end, if none is left); None
-            leaves them.
-    """
-
-    def __init__(self, loader: DataLoader, skipped: int, random: dict | None):
-        self.loader, self.skipped, self.random = loader, skipped, random
-
-    def __len__(self) -> int:
-        return len(self.loader) - self.skipped
-
-    def __iter__(self) -> Iterator[dict]:
-        batches = self.loader.batch_sampler
-        whole = batches.sampler
-        if self.skipped:
-            batches.sampler = _Rest(whole, self.skipped * batches.batch_size)
-        try:
-            iterator = iter(self.loader)
-            first = next(iterator, None)  # what starting the loader and its first batch draw was drawn before
-            if self.random is not None:
-                randomness.restore(self.random)
-            if first is not None:
-                yield first
-                yield from iterator
-        finally:
-            batches.sampler = whole
+def dump_not_finite(trainer: Any, tensors: dict[str, Tensor], summary: dict[str, float]) -> str:
+    """Write the tensors of a step whose loss is not finite beside the run; returns what to tell the user."""
+    learned = {
+        f"parameter {n}": p for name in trainer.get_model_names() for n, p in trainer._models[name].named_parameters()
+    }
+    first = "none of the inputs"
+    for name, tensor in {**learned, **tensors}.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            first = f"{name} ({bad} of {tensor.numel()} values)"
+            break
+    epoch, step = trainer.epoch + 1, trainer.batch_idx + 1
+    state = {name: tensor.detach().cpu() for name, tensor in {**learned, **tensors}.items()}
+    facts = {"epoch": epoch, "step": step, "values": summary, "first_bad": first}
+    facts |= {"paths": list(trainer.batch_paths), "tensors": state}
+    path = Path(trainer.output_dir) / DUMP_NAME
+    try:
+        write_atomically(path, lambda file: torch.save(facts, file))
+        dump = f"all of it is in {path}"
+    except OSError as error:
+        dump = f"{path} could not be written ({error})"
+    return (
+        f"the loss is not finite at epoch {epoch}, step {step} of {trainer.num_batches}: {summary}; first bad tensor: "
+        f"{first}; learning rate {trainer.get_current_lr():.3g}; images: {listed(trainer.batch_paths)}; {dump}. "
+        f"A smaller OPTIM.LR is the usual cure; with PREC amp try fp32"
+    )
 
 
-class _Rest(Sampler):
-    """The indices of a sampler after the first ones."""
+class _Report:
+    """Dassl's line of an epoch's progress every `TRAIN.PRINT_FREQ` batches, and its scalars of every batch."""
 
-    def __init__(self, sampler: Sampler, skipped: int):
-        self.sampler, self.skipped = sampler, skipped
+    def __init__(self, trainer: Any):
+        self.trainer, self.losses = trainer, MetricMeter()
+        self.batch_time, self.data_time, self.since = AverageMeter(), AverageMeter(), time.time()
 
-    def __len__(self) -> int:
-        return max(len(self.sampler) - self.skipped, 0)
+    def batch_arrived(self) -> None:
+        self.data_time.update(time.time() - self.since)
 
-    def __iter__(self) -> Iterator[int]:
-        indices = iter(self.sampler)
-        for _ in range(self.skipped):
-            next(indices, None)
-        yield from indices
+    def batch_done(self, summary: dict[str, float] | None) -> None:
+        trainer = self.trainer
+        self.batch_time.update(time.time() - self.since)
+        self.losses.update(summary or {})
+        number, batches, rate = trainer.batch_idx + 1, trainer.num_batches, trainer.get_current_lr()
+        every = trainer.cfg.TRAIN.PRINT_FREQ
+        if every > 0 and (number % every == 0 or batches < every):
+            left = batches - number + (trainer.max_epoch - trainer.epoch - 1) * batches
+            eta = datetime.timedelta(seconds=int(self.batch_time.avg * left))
+            times = f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f})"
+            times += f" data {self.data_time.val:.3f} ({self.data_time.avg:.3f})"
+            place = f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{number}/{batches}]"
+            print(" ".join(filter(None, [place, times, str(self.losses), f"lr {rate:.4e} eta {eta}"])))
+        step = trainer.epoch * batches + trainer.batch_idx
+        for name, meter in self.losses.meters.items():
+            trainer.write_scalar(f"train/{name}", meter.avg, step)
+        trainer.write_scalar("train/lr", rate, step)
+        self.since = time.time()

@@ -83,6 +83,7 @@ def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
     if "alpha" in record and "ALPHA" in node:
         node.ALPHA = str(record["alpha"])
     cfg.OUTPUT_DIR = cfg.RESUME = cfg.MODEL.INIT_WEIGHTS = ""
+    cfg.RUN.LOGGERS = ()
     cfg.TEST.FINAL_MODEL = "last_step"  # which model it is was decided in the run
     cfg.VERBOSE = False
     return cfg

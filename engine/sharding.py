@@ -1,7 +1,6 @@
-"""Which images each of several processes reads: its rows of every training batch, and every so many test batches.
+"""Which images each of several processes reads in testing: every so many batches.
 
-Both leave what is computed as it is in one process: training batches are those of one stream, and test batches stay
-whole, so that each image is computed beside the same others.
+Batches stay whole, so that each image is computed beside the same others as in one process.
 """
 
 from collections.abc import Iterator
@@ -9,59 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
-
-from dassl_clip.results.errors import UserError
+from torch.utils.data import DataLoader
 
 from . import signals as termination
-from .distributed import broadcast, gather_rows, gather_values, peers, rank, world_size
-
-
-class OwnRows(BatchSampler):
-    """The rows of each global batch that belong to this process.
-
-    The order of images is the main process's, the same stream that a process alone draws; so the batches do not depend
-    on the number of processes.
-
-    Args:
-        batches: torch's batch sampler of the global batches.
-    """
-
-    def __init__(self, batches: BatchSampler):
-        super().__init__(batches.sampler, batches.batch_size, batches.drop_last)
-        self.images = len(batches.sampler)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = broadcast(torch.tensor(list(self.sampler), dtype=torch.int64))
-        for batch in order.split(self.batch_size):
-            if len(batch) == self.batch_size or (len(batch) and not self.drop_last):
-                yield batch[peers().own(len(batch))].tolist()
-
-    def rows(self, number: int) -> int:
-        """Images in the global batch of this number (of a whole epoch, from 0)."""
-        return min(self.batch_size, self.images - number * self.batch_size)
-
-
-def own_rows(loader: DataLoader) -> DataLoader:
-    """A training loader that reads this process's rows of each global batch; alone, the loader itself.
-
-    Raises:
-        UserError: The batch size is not a multiple of the number of processes, or there are fewer images than those.
-    """
-    size = world_size()
-    if size == 1:
-        return loader
-    batches = loader.batch_sampler
-    if batches.batch_size % size:
-        raise UserError(
-            f"DATALOADER.TRAIN_X.BATCH_SIZE is {batches.batch_size}, the number of images of all {size} processes "
-            f"together; it must be a multiple of {size}, such as {batches.batch_size // size * size + size}"
-        )
-    if len(batches.sampler) < size:
-        raise UserError(
-            f"there are {len(batches.sampler)} training images for {size} processes; start at most as many as images"
-        )
-    return _like(loader, OwnRows(batches))
+from .distributed import broadcast, gather_rows, gather_values, rank, world_size
 
 
 def own_batches(loader: DataLoader) -> DataLoader:

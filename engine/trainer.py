@@ -7,7 +7,7 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,17 +26,15 @@ from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import check_labels
 
 from . import distributed
-from . import sharding as dealing
-from .checkpoints import CheckpointMixin
-from .data import RAISE, SKIP, SeededImages, seeded_loader
+from .checkpoints import Checkpoints, Run
+from .data import RAISE, SKIP, SeededImages, is_fixed, training_loader
 from .evaluation import TestingMixin
-from .features import Encoding, FeatureStore
-from .loop import LoopMixin
-from .metrics_log import LoggingMixin, services
+from .features import CachedImages, Encoding, FeatureStore
+from .loop import EpochLoop, random_states, restore_random
+from .metrics_log import MetricsLog, wants_wandb
 from .precision import PRECISIONS, Precision
 from .schedule import EpochSchedule
 from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
-from .waiting import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +49,17 @@ def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
         cfg.TRAINER[name].setdefault(key, value)
 
 
-class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, TrainerX):
+class CLIPTrainer(TestingMixin, TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
         asked: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
         backbone: The frozen CLIP, on `self.device`.
         features: Features of images and texts under it, cached.
-        progress: Shows the progress of loops over images.
         logit_scale: Its exponentiated logit scale, a scalar tensor.
+        loop: The epoch loop.
+        log: Where metrics are logged.
+        checkpoints: Saving, loading and resuming of what is registered.
         results: Metrics of each tested split.
         losses: Means of the last epoch's loss terms.
         history: Rate and means of the loss terms of each epoch, kept in checkpoints.
@@ -67,6 +67,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     """
 
     trains_on_labels = True  # False: no label decides anything that is learned
+    class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
     has_epochs = True  # False: `fit` solves the problem anew and resumes no epochs
     refines = False  # True: it refines the finished run that `FROM` of its node names
     is_reference = False  # True: the method that others are compared with
@@ -74,6 +75,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
+    caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
     overridden: Overridden = {}  # settings of its node that another one may take the place of
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one
 
@@ -87,6 +89,15 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         """The words around the class name, for the record."""
         raise NotImplementedError(f"{type(self).__name__} does not say which prompt it uses")
 
+    @property
+    def unread_parts(self) -> tuple[str, ...]:
+        """Beginnings of the names of learned parts that no score passes through, so that an export needs none."""
+        return ()
+
+    def published_state(self, state: dict) -> dict:
+        """The state of the learned parts inside a foreign checkpoint's; the same unless a trainer knows better."""
+        return state
+
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse impossible settings before anything is built.
 
@@ -94,7 +105,7 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
             UserError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
                 setting that another one takes the place of.
         """
-        services(cfg)
+        wants_wandb(cfg)
         warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
         if self.overridden:
             refuse_overridden(cfg, type(self).__name__.upper(), self.overridden, self.add_config)
@@ -122,7 +133,10 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.seconds = {"train": 0.0, "test": 0.0}
         self.started = time.monotonic()
         self.before_fit: tuple[dict[str, float], float] | None = None  # seconds and clock when training began
+        self.loop = EpochLoop(self)
         cfg = self.cfg
+        facts = records.identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
+        self.log = self._writer = MetricsLog(Path(self.output_dir), wants_wandb(cfg), facts)
         self.precision = Precision(self.node.PREC, self.device)
         node = cfg.MODEL.BACKBONE
         self.backbone = load_backbone(
@@ -136,33 +150,49 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         self.asked, self.cfg = cfg, self._with_model_input(cfg)
         warn_of_input(self.asked, self.cfg)
         cfg = self.cfg
+        transform = self.train_transform()
+        views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
         self.dm = DataManager(
             cfg,
-            custom_tfm_train=self.train_transform(),
+            custom_tfm_train=list(views),
             custom_tfm_test=self.backbone.preprocess(),
             dataset_wrapper=SeededImages,
         )
         check_labels(self.dm.dataset, cfg.DATASET.NAME)
-        self.train_loader_x = dealing.own_rows(seeded_loader(self.dm.train_loader_x, cfg.SEED, "train_x"))
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
         self.test_loader = self.dm.test_loader
-        self.progress = Progress(cfg.DATALOADER.NUM_WORKERS, shown=distributed.is_main())
         self.features = FeatureStore(
             self.backbone,
             self.precision,
             self.device,
-            lambda items, transform: SeededImages(cfg, items, transform=transform),
+            lambda items, transform: SeededImages(cfg, items, transform, as_bytes=self.device.type == "cuda"),
             self.test_loader.batch_size,
             self.test_loader.num_workers,
             self.test_loader.pin_memory,
             cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE),
-            self.progress,
         )
+        self.fixed_view = views.pop(0) if self._can_cache(views[0]) else None
+        ours = type(self).forward_backward.__module__.startswith("dassl_clip.")  # others may read the batch as it is
+        as_bytes = self.device.type == "cuda" and ours
+        images = SeededImages(cfg, self.dm.dataset.train_x, views, is_train=True, as_bytes=as_bytes)
+        self.train_loader_x = training_loader(self.dm.train_loader_x, images)
         self.num_classes = self.dm.num_classes
         self.num_source_domains = self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
         self.classnames = list(self.dm.dataset.classnames)
+        run = Run(
+            trainer=type(self).__name__,
+            config=self.asked,
+            backbone=self.backbone.describe(),
+            classnames=self.classnames,
+            data=lambda: self.data,
+            class_specific=self.class_specific,
+            unread=self.unread_parts,
+            adapt=self.published_state,
+        )
+        models, scaler = (self._models, self._optims, self._scheds), self.precision.scaler
+        self.checkpoints = Checkpoints(Path(self.output_dir), run, *models, scaler, self._progress)
         if cfg.TEST.FINAL_MODEL == "best_val":
             if self.val_loader is None:
                 raise UserError(
@@ -220,12 +250,40 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         """
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
-            self._load(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
+            self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
         distributed.make_alike(module)
         self.optim = build_optimizer(module, self.cfg.OPTIM) if looped else None
         self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if looped else None
         self.register_model(name, module, self.optim, self.sched)
         return module
+
+    def _can_cache(self, view: Callable) -> bool:
+        """Whether what a step needs of the first view is encoded once, as nothing in the view is random."""
+        loaders = self.cfg.DATALOADER
+        as_one = loaders.K_TRANSFORMS == 1 and not loaders.RETURN_IMG0 and loaders.get("ON_BAD_IMAGE", RAISE) == RAISE
+        if not self.caches_first_view or not as_one or not is_fixed(view, self.backbone.preprocess()):
+            return False
+        fits = self.encoding.fits(len(self.dm.dataset.train_x))
+        if not fits:
+            logger.info("the first training view is encoded in every epoch: its rows would take too much memory")
+        return fits
+
+    @functools.cached_property
+    def first_view(self) -> CachedImages | None:
+        """The cached rows of the training images; None while the first view is read."""
+        if self.fixed_view is None:
+            return None
+        items, preprocess = self.dm.dataset.train_x, self.backbone.preprocess()
+        transform = None if repr(self.fixed_view) == repr(preprocess) else self.fixed_view
+        rows = self.features.cached(items, self.encoding, transform)
+        logger.info("the first training view is fixed: its %d images are encoded once", len(items))
+        return rows
+
+    def cached_view(self, batch: dict) -> Tensor | None:
+        """The `encoding` of the first view of a batch's images, `[B, W]`, or None if the view is read."""
+        if self.first_view is None:
+            return None
+        return self.first_view[batch["index"]].to(self.device, non_blocking=True)
 
     # --------------------------------------------------------------------------------------------------- training
 
@@ -251,6 +309,50 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         tested = self.seconds["test"] - earlier["test"]
         return {"train": earlier["train"] + time.monotonic() - begin - tested, "test": self.seconds["test"]}
 
+    def before_train(self) -> None:
+        """Dassl's start of training: resume; then the log."""
+        super().before_train()
+        self.log.open(self.start_epoch)
+
+    def fit(self) -> None:
+        """The epoch loop; methods without one override this."""
+        if self.start_epoch < self.max_epoch:
+            _ = self.first_view  # encoded before the loop
+        self.loop.run()
+
+    def before_epoch(self) -> None:
+        """Fix all randomness of the epoch by (seed, epoch), so that a resumed run equals an undisturbed one."""
+        self.loop.begin_epoch()
+
+    def run_epoch(self) -> None:
+        """Train on the batches of an epoch."""
+        self.loop.run_epoch()
+
+    def after_epoch(self) -> None:
+        """Dassl's end of an epoch (validate, save), then the table of metrics."""
+        with self.loop.saved_if_stopped():
+            super().after_epoch()
+            self.log.write_table(self.history)
+
+    def optimise(
+        self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
+
+        Args:
+            terms: Unweighted scalar terms by name, means over the images of `batch_paths`.
+            weights: Weight of each term.
+            tensors: Intermediate tensors in the order they were made, to name the first bad one.
+
+        Returns:
+            `loss` and every term as numbers, for the log.
+
+        Raises:
+            NotFiniteError: The loss is not finite; the message names the first bad tensor, the step, the images and
+                the file that holds them all.
+        """
+        return self.loop.optimise(terms, weights, tensors)
+
     def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
         names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
@@ -262,7 +364,9 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
     def after_train(self) -> None:
         """Dassl's end of training (choose the model, test), then the record, which marks the run as done."""
         distributed.barrier()  # the main process has written the best model that all look for
+        self.log.is_final = True
         super().after_train()
+        self.log.write_table(self.history)
         self.write_record()
 
     # --------------------------------------------------------------------------------------------------- features
@@ -298,6 +402,47 @@ class CLIPTrainer(LoopMixin, LoggingMixin, CheckpointMixin, TestingMixin, Traine
         cosines = torch.cat([self.feature_logits(batch).float() for batch in batches]) / self.logit_scale
         content = torch.cat([self.content(batch) for batch in batches])
         return F.normalize(content, dim=-1), cosines, F.normalize(self.class_proxies().float(), dim=-1)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+        """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
+        value = None if val_result is None else float(val_result)
+        more_epochs = epoch + 1 < self.max_epoch
+        self.checkpoints.save_epoch(epoch + 1, more_epochs, Path(directory), model_name, val_result=value)
+
+    def load_model(self, directory, epoch=None) -> None:
+        """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`."""
+        if directory:
+            self.checkpoints.load(Path(directory), epoch)
+        else:
+            logger.info("no model folder given: the learned parts stay as they are")
+
+    def resume_model_if_exist(self, directory) -> int:
+        """Resume from the newest checkpoint under `directory`; returns the number of finished epochs."""
+        state = self.checkpoints.resume(Path(directory))
+        if state is None:
+            return 0
+        self.best_result = state.get("best_result", self.best_result)
+        self.history = state.get("history", [])
+        last = self.history[-1] if self.history else {}
+        self.losses = {name: value for name, value in last.items() if name not in ("epoch", "lr")}
+        self.features.skipped |= dict.fromkeys(state.get("skipped", ()))
+        self.seconds |= state.get("seconds", {})
+        self.started -= sum(self.seconds.values())
+        if self.checkpoints.resumed is None and "random" in state:
+            restore_random(state["random"])
+        return int(state["epoch"])
+
+    def _progress(self) -> dict:
+        """What checkpoints hold beside the learned parts."""
+        return {
+            "best_result": float(self.best_result),
+            "random": random_states(),
+            "history": self.history,
+            "skipped": list(self.features.skipped),
+            "seconds": self.seconds_so_far(),
+        }
 
     # ----------------------------------------------------------------------------------------------------- record
 

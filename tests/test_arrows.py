@@ -43,7 +43,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "open-clip-torch",
 }
 # Packages that are asked for when they are there, and whose absence a sentence explains.
-ON_REQUEST = {"wandb", "mlflow"}
+ON_REQUEST = {"wandb"}
 
 # Files that still name a method, though they run any: one that no longer does leaves the list.
 NAMES_A_METHOD = {

@@ -12,7 +12,6 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import ContextLearner, initial_words
-from dassl_clip.engine.fixed_view import FixedViewMixin
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
@@ -23,9 +22,10 @@ POSITIONS = ("end", "middle", "front")
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(FixedViewMixin, CLIPTrainer):
+class CoOp(CLIPTrainer):
     """Cross-entropy on the scores of prompts with a learned context."""
 
+    caches_first_view = True
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     @staticmethod

@@ -13,6 +13,7 @@ from dassl_clip.clip.losses import nt_xent
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.engine import distributed
 from dassl_clip.engine import sharding as dealing
+from dassl_clip.engine.data import EpochBatches
 from dassl_clip.engine.distributed import gather_rows, gather_values
 from dassl_clip.engine.sharding import ElsewhereError
 from dassl_clip.trainers.gopro.model import BatchNorm
@@ -73,13 +74,12 @@ found["array"] = distributed.main_array(torch.arange(12.0).view(6, 2) if peers.r
 # Loaders: own rows of every global batch; whole batches dealt out, the last one partial.
 images = TensorDataset(torch.arange(23))
 for drop in (True, False):
-    generator = torch.Generator().manual_seed(7)
-    loader = DataLoader(
-        images, batch_size=4, drop_last=drop, sampler=RandomSampler(images, generator=generator), generator=generator
-    )
-    mine = [batch.tolist() for (batch,) in dealing.own_rows(loader)]
+    generator = torch.Generator()
+    batches = EpochBatches(RandomSampler(images, generator=generator), generator, 4, drop)
+    batches.start(7)
+    mine = [batch.tolist() for (batch,) in DataLoader(images, batch_sampler=batches)]
     found[f"own rows {drop}"] = list(zip(*gather_values(mine)))
-    found[f"own lengths {drop}"] = gather_values([len(dealing.own_rows(loader)), len(mine)])
+    found[f"own lengths {drop}"] = gather_values([len(batches), len(mine)])
 loader = DataLoader(images, batch_size=4)
 mine = ((batch, 2 * batch) for (batch,) in dealing.own_batches(loader))
 found["dealt"] = [torch.cat(part) for part in zip(*dealing.dealt(mine, loader))]

@@ -1,8 +1,8 @@
 """Training on cached features of a fixed view equals training on its images, and opens no file for it again.
 
-Covers `engine/fixed_view.py` through the command line, for CoOp and both variants of GOPro: losses, learned parts and
-scores of both loops; what is encoded how often; workers and the cache switched off; resuming; changed and unreadable
-pictures; transforms that are not fixed; the limit of what is cached; tests of GOPro from cached rows.
+Covers the cached first view of `engine/trainer.py` through the command line, for CoOp and both variants of GOPro:
+losses, learned parts and scores of both loops; what is encoded how often; workers and the cache switched off; resuming;
+changed pictures; transforms that are not fixed; the limit of what is cached; tests of GOPro from cached rows.
 """
 
 import os
@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision import transforms
 
 from dassl_clip.engine import checkpoint_files as checkpoint
-from dassl_clip.engine.data import SeededImages
+from dassl_clip.engine.data import SeededImages, is_fixed
 from dassl_clip.engine.features import FeatureStore
-from dassl_clip.engine.fixed_view import FixedViewMixin
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.trainers.gopro.trainer import GOPro
 
 VARIANTS = {
@@ -49,7 +49,7 @@ def plain_run(run, monkeypatch):
 
     def go(*args, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(FixedViewMixin, "is_fixed", lambda self, transform: False)
+            patch.setattr(CLIPTrainer, "_can_cache", lambda self, view: False)
             patch.setattr(GOPro, "cached_images", lambda self, items: None)
             return run(*args, **options)
 
@@ -174,34 +174,13 @@ def test_changed_training_pictures_are_not_served_stale(run, plain_run, tree, va
     assert_same(after, plain_run(*keys, root=tree), 1e-5)
 
 
-@pytest.mark.parametrize("variant", ["CoOp", "GOPro"])
-def test_the_next_readable_picture_stands_in(run, plain_run, tree, variant):
-    """Unreadable training and tested pictures, under `skip`."""
-    for path in [tree / "art" / "dog" / f"{n:03d}.png" for n in range(5)] + [tree / "sketch" / "dog" / "002.png"]:
-        path.write_bytes(b"no picture")
-    keys = (*VARIANTS[variant], *EPOCHS, "DATALOADER.ON_BAD_IMAGE", "skip", "DATASET.NUM_SHOTS", 0)
-    kept, plain = run(*keys, root=tree, name="kept"), plain_run(*keys, root=tree)
-    assert sorted(kept[1]["skipped_images"]) == sorted(plain[1]["skipped_images"])
-    assert len(kept[1]["skipped_images"]) > 3
-    assert_same(kept, plain, 1e-5)
-
-
 def test_random_views_are_read_in_every_epoch(run, counted):
     run(*VARIANTS["CoOp"], *EPOCHS, "INPUT.TRANSFORMS", "('random_flip','normalize')")
     assert counted == {"decoded": 12 * 3 + 30, "encoded": 12 * 3 + 30}
 
 
-class _Preprocess(FixedViewMixin):
-    """What `is_fixed` asks of a trainer."""
-
-    class backbone:
-        @staticmethod
-        def preprocess():
-            return transforms.Compose([transforms.Resize(8), Step(1), transforms.ToTensor()])
-
-
 class Step:
-    """A step that torchvision does not know."""
+    """A step of the model's own preprocessing that torchvision does not know."""
 
     def __init__(self, number):
         self.number = number
@@ -212,12 +191,13 @@ class Step:
 
 def test_which_transforms_are_fixed():
     resize, tensor = transforms.Resize(8), transforms.ToTensor()
-    is_fixed = _Preprocess().is_fixed
-    assert is_fixed(transforms.Compose([resize, Step(1), tensor])) and is_fixed(transforms.Compose([resize, tensor]))
+    own = transforms.Compose([resize, Step(1), tensor])
+    assert is_fixed(transforms.Compose([resize, Step(1), tensor]), own)
+    assert is_fixed(transforms.Compose([resize, tensor]), own)
     for steps in ([resize, Step(2), tensor], [Step(1), tensor], [resize, transforms.RandomCrop(4), tensor], []):
-        assert not is_fixed(transforms.Compose(steps))
+        assert not is_fixed(transforms.Compose(steps), own)
     for other in (lambda picture: tensor(picture), None, transforms.RandomHorizontalFlip()):
-        assert not is_fixed(other)
+        assert not is_fixed(other, own)
 
 
 @pytest.mark.parametrize("variant", ["CoOp", "GOPro"])

@@ -95,9 +95,9 @@ def test_a_step_equals_the_plain_program(tiny_clip, domain_tree, tmp_path, varia
     trainer = build(
         backbone, domain_tree, tmp_path, "DATALOADER.TRAIN_X.BATCH_SIZE", batch_size, "TRAINER.GOPRO.VARIANT", variant
     )
-    batch = next(iter(trainer.train_loader_x))
+    trainer.fixed_view, batch = None, next(iter(trainer.dm.train_loader_x))  # all views are encoded
     terms, gradients = plain_step(trainer, batch, torch.float64 if size == "tiny" else torch.float32)
-    trainer.epoch, trainer.batch_idx, trainer.num_batches, trainer.epoch_terms = 0, 0, 9, {}
+    trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 9
     trainer.set_model_mode("train")
     summary = trainer.forward_backward(batch)
     for name, value in terms.items():

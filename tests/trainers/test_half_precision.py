@@ -89,7 +89,7 @@ class Overflowing(torch.autograd.Function):
 def test_overflow_of_scaled_gradients_skips_the_step(tiny_clip, domain_tree, tmp_path):
     trainer = build("CoOp", tiny_clip, domain_tree, tmp_path)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=True)  # as on a GPU with float16
-    trainer.epoch, trainer.batch_idx, trainer.num_batches, trainer.epoch_terms = 0, 0, 9, {}
+    trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 9
     trainer.batch_paths, before = ["a.png"], trainer.model.ctx.detach().clone()
 
     def step(factor):

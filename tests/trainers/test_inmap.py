@@ -286,12 +286,17 @@ at, number = map(int, os.environ["STRIKE"].split())
 
 @TRAINER_REGISTRY.register(force=True)
 class InMaP(trainers.InMaP):
-    def save_inside(self, epoch, step, inside):
-        super().save_inside(epoch, step, inside)
-        mark = Path(self.output_dir) / "struck"
-        if step >= at and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), number)
+    def build_model(self):
+        super().build_model()
+        save, mark = self.checkpoints.save_step, Path(self.output_dir) / "struck"
+
+        def save_and_strike(epoch, step, inside):
+            save(epoch, step, inside)
+            if step >= at and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), number)
+
+        self.checkpoints.save_step = save_and_strike
 """
 
 

@@ -1,7 +1,7 @@
 """Runs that stop anywhere go on as if they had not: the disturbed run's files equal the undisturbed one's bit for bit.
 
 Covers `engine/loop.py` (step checkpoints, SIGTERM, what is read after a resume, dumps), `engine/checkpoints.py` (which
-checkpoint is taken), `engine/randomness.py`, and the folder's lock and exit codes in `cli/train.py`.
+checkpoint is taken), and the folder's lock and exit codes in `cli/train.py`.
 """
 
 import json
@@ -20,7 +20,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip import trainers
 from dassl_clip.engine import checkpoint_files as checkpoint
-from dassl_clip.engine import randomness
+from dassl_clip.engine import loop
 from dassl_clip.experiments import locks
 
 # Trainers as a user's plugin registers them: one signal to their own process in the middle of a step, once.
@@ -167,12 +167,12 @@ def test_sigterm_in_a_validation_loses_nothing(strike, seed, cache, tmp_path, mo
     (tmp_path / "plugin.py").write_text(PLUGIN + PLUGIN_END)
     keys = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "SEED", seed, "DATASET.SPLIT_SEED", 1)
     flags = ("--seed", str(seed))
-    randomness.seed_all(5)
+    loop.seed_all(5)
     whole, record, _ = strike("CoOp", NOBODY, *keys, name="whole", flags=flags)
-    randomness.seed_all(5)
+    loop.seed_all(5)
     folder, none, output = strike("CoOp", f"1 0 {signal.SIGTERM}", *keys, name="ended", code=143, flags=flags)
     assert none is None and [path.name for path in folder.glob("*/step*")] == ["step.pth.tar-1-4"]
-    randomness.seed_all(77)
+    loop.seed_all(77)
     _, again, output = strike("CoOp", f"1 0 {signal.SIGTERM}", *keys, name="ended", flags=flags)
     assert "1 epochs and 4 steps done" in output.out
     assert_same(whole, folder)
@@ -313,11 +313,11 @@ def test_validation_results_survive_a_resume(strike):
 
 
 def test_random_states_go_through_a_checkpoint(tmp_path):
-    randomness.seed_all(3)
-    torch.save(randomness.capture(), tmp_path / "states")
+    loop.seed_all(3)
+    torch.save(loop.random_states(), tmp_path / "states")
     first = random.random(), np.random.rand(), torch.rand(()).item()
-    randomness.seed_all(4)
-    randomness.restore(torch.load(tmp_path / "states", weights_only=True))
+    loop.seed_all(4)
+    loop.restore_random(torch.load(tmp_path / "states", weights_only=True))
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == first
 
 
@@ -333,7 +333,7 @@ def test_a_dump_holds_what_led_to_a_loss_that_is_not_finite(run):
 
 def test_the_second_of_two_processes_is_told_who_holds_the_folder(run, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from dassl_clip.cli import locks\n"
+        "import sys; from pathlib import Path; from dassl_clip.experiments import locks\n"
         "with locks.lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

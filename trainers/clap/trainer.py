@@ -178,10 +178,10 @@ class CLAP(ReadingsMixin, CLIPTrainer):
 
     def _train_head(self, pairs: Pairs, problem: str) -> Tensor:
         """One vector: the number of checks, step and loss of each, and the kept parameters."""
-        node, state = self.node, self.kept_fit(problem)
+        node, state = self.node, self.checkpoints.load_fit_state(problem)
         if state is not None:
             state = {**state, "head": self.model.state_dict()}
-        elif self.resumed is not None:  # the head is that of a checkpoint that is not gone on from
+        elif self.checkpoints.resumed is not None:  # the head is that of a checkpoint that is not resumed
             vector_to_parameters(self.start.clone(), self.model.parameters())
         self.report = fit_content_head(
             self.model,
@@ -215,7 +215,9 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         agree = distributed.world_size() == 1 or step % self.node.CHECK_EVERY == 0
         told = agree and any(distributed.gather_values(termination.requested()))
         if told or (every > 0 and step % every == 0):
-            self.save_fit(step, problem, {key: value for key, value in make_state().items() if key != "head"})
+            self.checkpoints.save_fit(
+                step, problem, {key: value for key, value in make_state().items() if key != "head"}
+            )
         if told:
             distributed.barrier()  # nobody leaves before the file is whole
             raise termination.Terminated(f"saved after step {step}")

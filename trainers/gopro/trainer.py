@@ -21,7 +21,6 @@ from dassl_clip.clip.views import augmix_view, moco_view
 from dassl_clip.engine import distributed
 from dassl_clip.engine import sharding as dealing
 from dassl_clip.engine.features import Encoding
-from dassl_clip.engine.fixed_view import FixedViewMixin
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
@@ -44,9 +43,10 @@ VARIANTS = ("released", "paper")
 
 
 @TRAINER_REGISTRY.register()
-class GOPro(FixedViewMixin, CLIPTrainer):
+class GOPro(CLIPTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
 
+    caches_first_view = True
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     @staticmethod
@@ -136,7 +136,7 @@ class GOPro(FixedViewMixin, CLIPTrainer):
         known = self.cached_view(batch)
         rows = ([] if known is None else [known]) + ([self._encode(torch.cat(views))] if views else [])
         features, statistics = self._parts(torch.cat(rows))  # [V B, E] and [V B, ...]
-        if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.steps_done == 0:
+        if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.loop.step == 0:
             self._fit_shift_scale(statistics[:size])
         # The text of a view counts in the consistency term alone.
         prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]

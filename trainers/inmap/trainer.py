@@ -138,8 +138,12 @@ class InMaP(CLIPTrainer):
         features, scores, start = self._inputs(items)
         features, scores, peers = _own(features, scores)
         every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0) if node.SOLVER == "fast" else 0
-        problem = self._problem(items) if every or self.resumed else ""
-        kept = Passes(every, lambda count, found: self.save_fit(count, problem, found), self.kept_fit(problem))
+        problem = self._problem(items) if every or self.checkpoints.resumed else ""
+        kept = Passes(
+            every,
+            lambda count, found: self.checkpoints.save_fit(count, problem, found),
+            self.checkpoints.load_fit_state(problem),
+        )
         potentials = kept.potentials(
             lambda: sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
         ).to(self.device)
