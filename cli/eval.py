@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 from dassl_clip.cli import task, train
 from dassl_clip.cli.arguments import Parser, split_command
 from dassl_clip.engine import catalogue
-from dassl_clip.engine import open_run as predict_run
 from dassl_clip.engine.config import decode, default_config, import_user_code, merge_file, set_key
 from dassl_clip.engine.errors import guarded
+from dassl_clip.engine.open_run import read_run, run_config, run_folder
 from dassl_clip.experiments import identity, plan, tasks
 from dassl_clip.results import records, tables
 
@@ -67,16 +66,10 @@ def run_eval(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     for name in args.imports:
         import_user_code(name)
     origin = Path(args.run).expanduser()
-    with tempfile.TemporaryDirectory() as scratch:
-        if origin.is_file():
-            from dassl_clip.engine.export import load_export
-            from dassl_clip.engine.export_run import unpack_export
-
-            _, record, tree = predict_run.read_run(unpack_export(load_export(origin), Path(scratch, origin.name)))
-        else:
-            _, record, tree = predict_run.read_run(origin)
-            if record.get("evaluated_from"):  # an evaluation again: of the same run
-                return run_eval(argparse.Namespace(**{**vars(args), "run": record["evaluated_from"]}), pairs)
+    with run_folder(origin) as folder:
+        record, tree = read_run(folder)
+        if record.get("evaluated_from") and origin.is_dir():  # an evaluation again: of the same run
+            return run_eval(argparse.Namespace(**{**vars(args), "run": record["evaluated_from"]}), pairs)
         runs = evaluations(args, pairs, origin, record, tree)
         for run in runs:
             state, reason = task.run_state(run)
@@ -112,7 +105,7 @@ def evaluations(
     """
     from dassl.config import clean_cfg
 
-    cfg = predict_run.run_config(tree, record)
+    cfg = run_config(tree, record)
     cfg.VERBOSE = True
     clean_cfg(cfg, record["method"])
     trained = cfg.DATASET.NAME

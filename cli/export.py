@@ -10,7 +10,7 @@ from typing import Any
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.records import RECORD_NAME, check_record
+from dassl_clip.results.records import check_record
 
 ENDING = ".safetensors"
 
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments ask for."""
-    from dassl_clip.engine.export import load_export
-    from dassl_clip.engine.export_run import save_export, unpack_export
+    from dassl_clip.engine.export import load_export, save_export
+    from dassl_clip.engine.open_run import unpack_export
 
     place = Path(args.run).expanduser()
     if place.is_file():
@@ -73,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 def export_run(place: Path, imports: Sequence[str] = (), half: bool = False) -> Any:
     """The export of the finished run in a folder; its data need not be there."""
-    from dassl_clip.engine.export_run import make_export
+    from dassl_clip.engine.export import make_export
     from dassl_clip.engine.open_run import open_run, quiet, read_run
 
-    place, record, tree = read_run(place)
-    trainer, _ = open_run(place, [place / RECORD_NAME], imports)
+    record, tree = read_run(place)
+    trainer, _ = open_run(place, imports=imports)
     with quiet():
         return make_export(trainer, tree, record, half)
 

@@ -19,7 +19,7 @@ from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.escaping import csv_text
-from dassl_clip.results.records import RECORD_NAME, write_text_atomically
+from dassl_clip.results.records import write_text_atomically
 
 METRICS = ("euclidean", "cosine")
 FORMATS = (".csv", ".json")
@@ -94,7 +94,7 @@ def interpret(args: argparse.Namespace) -> tuple[list[Neighbour], dict[str, Any]
     from dassl_clip.engine.open_run import open_run
 
     place = Path(args.run).expanduser()
-    trainer, record = open_run(place, [place if place.is_file() else place / RECORD_NAME], args.imports)
+    trainer, record = open_run(place, imports=args.imports)
     context, shifted = learned_context(trainer)
     if args.classes and context.dim() == 2:
         raise UserError("--classes: the run has one context for all classes, so there is nothing to choose")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.engine import open_run as predict_run
+from dassl_clip.engine import open_run
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.figures import shortened
@@ -37,11 +37,7 @@ def open_on_data(place: Path, data: str) -> tuple[Any, dict[str, Any]]:
     Raises:
         UserError: the run cannot be opened.
     """
-    place, record, tree = predict_run.read_run(place)
-    cfg = predict_run.run_config(tree, record)
-    cfg.DATASET.ROOT = data
-    trainer = predict_run.build(cfg, record["method"])
-    predict_run.load(trainer, place)
+    trainer, record = open_run.open_run(place, root=data)
     if record.get("data") and record["data_fingerprint"] != trainer.data.fingerprint:
         print(f"caution: {record['dataset']} is no longer what the run in {place} was made with", file=sys.stderr)
     return trainer, record
@@ -87,7 +83,7 @@ def read_images(place: Path, split: str, data: str = "", trainer: bool = False) 
     Raises:
         UserError: the run has no such images, or its features were not kept, or are there no longer.
     """
-    place, record, tree = predict_run.read_run(place)
+    record, tree = open_run.read_run(place)
     if data:
         return _encode(place, record, split, data)
     from dassl_clip.engine.features import saved_features
@@ -107,8 +103,8 @@ def read_images(place: Path, split: str, data: str = "", trainer: bool = False) 
     labels, domains = torch.from_numpy(found.labels)[readable], found.domains[readable.numpy()].tolist()
     built = None
     if trainer or changes_features(record["method"]):
-        built, _ = predict_run.open_run(place, [place / records.RECORD_NAME])
-    return Images(record, predict_run.class_names(place, record), features[readable], labels, domains, built)
+        built, _ = open_run.open_run(place)
+    return Images(record, open_run.class_names(place, record), features[readable], labels, domains, built)
 
 
 def _encode(place: Path, record: dict[str, Any], split: str, data: str) -> Images:
@@ -193,7 +189,7 @@ def alpha_sweep(place: Path, alphas: Sequence[float], split: str, data: str = ""
     """
     import torch
 
-    record = records.read_record(place) or predict_run.read_run(place)[1]
+    record = records.read_record(place) or open_run.read_run(place)[0]
     if "alpha" not in record:
         raise UserError(f"{place} is a run of {record['method']}, which has no alpha; give runs of CLAP")
     images = read_images(place, split, data, trainer=True)

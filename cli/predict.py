@@ -160,7 +160,7 @@ def open_scorer(args: argparse.Namespace, paths: Sequence[Path]) -> Scorer:
 
     from dassl_clip.engine.open_run import open_run
 
-    trainer, record = open_run(args.run, paths[:1], args.imports)
+    trainer, record = open_run(args.run, paths[:1], imports=args.imports)
     keys = ("method", "config", "dataset", "task", "source_domains", "target_domains", "shots", "seed", "prompt")
     facts = {"run": str(args.run)} | {key: record[key] for key in keys} | {"backbone": record["backbone"]["name"]}
 
@@ -179,11 +179,9 @@ def open_names(args: argparse.Namespace) -> Scorer:
     from dassl_clip.clip.backbone import load_backbone
     from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.clip.zeroshot import zeroshot_weights
-    from dassl_clip.engine.config import default_config
-    from dassl_clip.engine.open_run import device_of
 
     names, templates = read_names(args.names), resolve_templates(args.templates or "single")
-    device = device_of(default_config())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(args.backbone or DEFAULT_BACKBONE, args.weights or "", device=device)
     weights = zeroshot_weights(backbone.text, names, templates)
     facts = {"method": "zero-shot", "backbone": backbone.name, "weights_hash": backbone.weights_hash}

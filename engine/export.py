@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -28,9 +30,11 @@ from torch import Tensor
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_state
 from dassl_clip.clip.listing import listed
+from dassl_clip.clip.sources import embedded_folder
 from dassl_clip.clip.weights import hash_state
+from dassl_clip.results.documents import CONFIG_NAME, read_run_config
 from dassl_clip.results.errors import MissingFileError, UserError
-from dassl_clip.results.files import no_file
+from dassl_clip.results.files import no_file, write_bytes_atomically
 
 FORMAT, VERSION, SUFFIX = "dassl-clip export", 1, ".safetensors"
 KINDS = {"format": str, "version": int, "method": str, "config": dict, "classnames": list, "backbone": dict,
@@ -38,6 +42,14 @@ KINDS = {"format": str, "version": int, "method": str, "config": dict, "classnam
 LEARNED, BASE = "learned.", "base."
 WEIGHT, SCALE = "classifier.weight", "classifier.logit_scale"
 FULL, HALF = "float32", "float16"
+# Where a run lay on its machine; the learned parts take the place of weights that they started from.
+LEFT_OUT = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "MODEL.INIT_WEIGHTS")
+TRIALS, TOLERANCE = 64, 1e-5  # features on which a classifier is compared, largest difference relative to the scores
+ICONS = 32  # embedded images on which half precision is measured
+
+LINEAR = "scores = logit_scale * normalize(image features) @ weight.T"
+PER_IMAGE = "none: the class features of an image depend on that image, so no classifier serves all images"
+NOT_LINEAR = "none: the scores are not a linear function of the normalised image features"
 
 
 @dataclass(frozen=True)
@@ -142,10 +154,114 @@ def stored(value: Tensor, precision: str) -> Tensor:
     return half
 
 
+def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, Any], half: bool = False) -> Export:
+    """The export of a finished run, without learned parts that no score passes through.
+
+    Args:
+        trainer: Its trainer, with what it learned, after `before_test`.
+        config: Its resolved configuration.
+        record: Its record.
+        half: Store the learned parts in float16; what that changes is measured.
+
+    Raises:
+        UserError: What the trainer holds is not what the record was written of, or does not fit into float16.
+    """
+    learned = {
+        name: {key: value.detach().cpu().clone().contiguous() for key, value in part.state_dict().items()}
+        for name, part in ((name, trainer._models[name]) for name in trainer.get_model_names())
+    }
+    check_learned(learned, record, "the run's checkpoint")
+    left_out = {}
+    for name, state in learned.items():
+        unread = [key for key in state if key.startswith(tuple(trainer.unread_parts))]
+        left_out |= {name: unread} if unread else {}
+        for key in unread:
+            del state[key]
+    weight, base = linear_classifier(trainer), getattr(trainer, "base", None)
+    if base is not None:
+        tree = read_run_config(Path(trainer.node.FROM).expanduser() / CONFIG_NAME)
+        base = make_export(base, tree, trainer.base_record, half)
+    export = Export(
+        learned=learned,
+        classnames=list(trainer.classnames),
+        backbone=trainer.backbone.describe(),
+        config=_portable(config),
+        record=dict(record),
+        classifier=weight,
+        logit_scale=None if weight is None else trainer.logit_scale.detach().cpu().clone(),
+        note=LINEAR if weight is not None else NOT_LINEAR if trainer.reads_features else PER_IMAGE,
+        storage=Storage(HALF if half else FULL, left_out),
+        base=base,
+    )
+    if half and learned:
+        return replace(export, storage=replace(export.storage, note=halving_note(trainer, export)))
+    return export
+
+
+@torch.no_grad()
+def linear_classifier(trainer: Any) -> Tensor | None:
+    """The weights `[C, E]` of the linear classifier that a trainer's scores amount to, or None.
+
+    The columns are the scores of the unit vectors; random features tell whether the scores are linear at all.
+    """
+    if not trainer.reads_features:
+        return None
+    width, scale = trainer.backbone.embed_dim, trainer.logit_scale
+    weight = trainer.feature_logits(torch.eye(width, device=trainer.device)).float().T / scale
+    trials = torch.randn(TRIALS, width, generator=torch.Generator().manual_seed(0)).to(trainer.device)
+    scores = trainer.feature_logits(trials).float()
+    difference = (scores - scale * F.normalize(trials, dim=-1) @ weight.T).abs().max()
+    return weight.cpu().contiguous() if difference <= TOLERANCE * scores.abs().max() else None
+
+
+@torch.no_grad()
+def halving_note(trainer: Any, export: Export) -> str:
+    """How much float16 changes the scores of some embedded images of all styles; the trainer stays as it is."""
+    paths = sorted((embedded_folder().parent / "icons").rglob("*.png"))
+    preprocess = trainer.backbone.preprocess()
+    chosen = [preprocess(Image.open(path).convert("RGB")) for path in paths[:: max(1, len(paths) // ICONS)][:ICONS]]
+    images = torch.stack(chosen).to(trainer.device)
+    before = trainer.model_inference(images).float()
+    full = {name: {k: v.clone() for k, v in trainer._models[name].state_dict().items()} for name in export.learned}
+    try:
+        for name, state in export.learned.items():
+            halved = {key: stored(value, HALF).to(value.dtype) for key, value in state.items()}
+            trainer._models[name].load_state_dict(full[name] | halved)
+        trainer.before_test()
+        after = trainer.model_inference(images).float()
+    finally:
+        for name, state in full.items():
+            trainer._models[name].load_state_dict(state)
+        trainer.before_test()
+    same = int(after.argmax(1).eq(before.argmax(1)).sum())
+    moved, span, count = (after - before).abs().max().item(), (before.max() - before.min()).item(), len(images)
+    return (
+        f"float16 moves a score of {count} embedded images by at most {moved:.2g} (their scores span {span:.3g}); "
+        f"{same} of {count} keep their best class"
+    )
+
+
+def _portable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as plain values, with what held on the run's machine alone left empty."""
+    tree: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            tree[key] = _portable(value, f"{name}.")
+        else:
+            tree[key] = "" if name in LEFT_OUT else list(value) if isinstance(value, tuple) else value
+    return tree
+
+
 def as_bytes(export: Export) -> bytes:
     """The content of the file of an export."""
     metadata = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in export.metadata.items()}
     return save(export.tensors, metadata)
+
+
+def save_export(export: Export, path: Path) -> None:
+    """Write an export, atomically."""
+    write_bytes_atomically(path, as_bytes(export))
 
 
 def is_export(path: Path) -> bool:
@@ -187,8 +303,12 @@ def load_export(path: str | Path, backbone: FrozenCLIP | None = None) -> Export:
         export = _read(metadata, tensors, str(path))
     except RecursionError:
         raise UserError(f"{path} refines runs that refine runs without end; get it again") from None
-    if backbone is not None:
-        _check_backbone(export, backbone, str(path))
+    theirs = export.backbone
+    if backbone is not None and backbone.weights_hash != theirs["weights_hash"]:
+        raise UserError(
+            f"{path} belongs to the backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), not to "
+            f"{backbone.name} (weights {backbone.weights_hash[:12]}); what was learned fits no other weights"
+        )
     return export
 
 
@@ -212,8 +332,8 @@ def _read(metadata: Any, tensors: Mapping[str, Tensor], path: str) -> Export:
     if weight is not None and list(weight.shape) != shape:
         raise UserError(f"{path}: {WEIGHT} is {list(weight.shape)}, but classes and backbone say {shape}; get it again")
     if "base" in metadata:
-        own = {name.removeprefix(BASE): value for name, value in tensors.items() if name.startswith(BASE)}
-        base = _read(metadata["base"], own, f"{path} (the run it refines)")
+        inner = {name.removeprefix(BASE): value for name, value in tensors.items() if name.startswith(BASE)}
+        base = _read(metadata["base"], inner, f"{path} (the run it refines)")
     return Export(
         learned, classes, metadata["backbone"], metadata["config"], metadata["record"], weight, tensors.get(SCALE),
         metadata["classifier"], storage, base,
@@ -235,15 +355,15 @@ def _check_metadata(metadata: Any, path: str) -> Storage:
         )
     storage = metadata.get("storage", {})
     wrong = [key for key, kind in KINDS.items() if not isinstance(metadata[key], kind)]
-    wrong += [] if all(isinstance(name, str) for name in metadata["classnames"]) else ["classnames"]
-    wrong += (
-        [] if all(isinstance(metadata["backbone"].get(key), str) for key in ("name", "weights_hash")) else ["backbone"]
-    )
-    wrong += [] if isinstance(storage, dict) and isinstance(storage.get("left_out", {}), dict) else ["storage"]
+    if "classnames" not in wrong and not all(isinstance(name, str) for name in metadata["classnames"]):
+        wrong.append("classnames")
+    weights = () if "backbone" in wrong else ("name", "weights_hash")
+    if not all(isinstance(metadata["backbone"].get(key), str) for key in weights):
+        wrong.append("backbone")
+    if not isinstance(storage, dict) or not isinstance(storage.get("left_out", {}), dict):
+        wrong.append("storage")
     if wrong:
-        raise UserError(
-            f"{path}: what its metadata say of {', '.join(dict.fromkeys(wrong))} cannot be read; get it again"
-        )
+        raise UserError(f"{path}: what its metadata say of {', '.join(wrong)} cannot be read; get it again")
     return Storage(storage.get("precision", FULL), storage.get("left_out", {}), str(storage.get("note", "")))
 
 
@@ -260,13 +380,3 @@ def check_learned(learned: Mapping[str, Mapping[str, Tensor]], record: Mapping[s
                 f"{path}: the learned part '{name}' is not the one that the record was written of (another sha256); "
                 "the numbers of the record are not its own"
             )
-
-
-def _check_backbone(export: Export, backbone: FrozenCLIP, path: str) -> None:
-    """Raise a ValueError if an export belongs to other weights."""
-    theirs, ours = export.backbone, backbone.weights_hash
-    if ours != theirs["weights_hash"]:
-        raise UserError(
-            f"{path} belongs to the backbone {theirs['name']} (weights {theirs['weights_hash'][:12]}), not to "
-            f"{backbone.name} (weights {ours[:12]}); what was learned fits no other weights"
-        )

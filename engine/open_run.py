@@ -1,12 +1,9 @@
-"""A finished run opened on other pictures: its configuration, its class names, its trainer with what it learned.
-
-The training data need not be there. The data set of the run is stood in for by one that holds the pictures at hand and
-the run's own class names, under the same name, since templates go by the name.
-"""
+"""A finished run, or an export of one, opened again: its configuration, class names and trainer, as it was tested."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import sys
@@ -15,73 +12,169 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import records
-from dassl_clip.results.documents import read_config
-from dassl_clip.results.errors import UserError
+from dassl_clip.results.documents import CONFIG_NAME, read_config
+from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.predictions import PREDICTIONS, read_predictions
 
+from . import checkpoint_files
 from .config import coerce, default_config, import_user_code
+from .export import Export, load_export
+
+logger = logging.getLogger(__name__)
 
 WHAT = "give the folder of a finished run (it holds record.json and config.yaml)"
+REFINED = "refined"  # folder of the run that an export's run refines
+# What a run that opens another one decides itself: where things lie, on what it computes, and the same model wherever
+# its files lie now.
+OF_THE_OPENER = ("OUTPUT_DIR", "RESUME", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST", "RUN",
+                 "MODEL.BACKBONE")  # fmt: skip
 
 
-def read_run(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Folder, record and configuration of a finished run.
+def open_run(
+    source: str | Path,
+    images: Sequence[Path] = (),
+    *,
+    root: str = "",
+    opener: Any = None,
+    imports: Sequence[str] = (),
+) -> tuple[Any, dict[str, Any]]:
+    """The trainer of a finished run, with what it learned, ready to score.
+
+    Its data are those in `root`, or those of the run that opens it. Where neither is given, the training data need not
+    be there: a data set that holds `images` and the run's class names takes their place.
+
+    Args:
+        source: The run's folder, or a file that `dassl-clip export` made of it.
+        images: Files that exist; what the trainer takes for its data.
+        root: Folder above the data sets.
+        opener: The configuration of a run that opens this one.
+        imports: Modules or files with the user's own trainers or data sets.
+
+    Returns:
+        The trainer, and the run's record.
 
     Raises:
-        UserError: there is no finished run; the sentence says what is there.
+        UserError: There is no finished run, or its trainer is not one of this project's kind.
     """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise UserError(f"there is no folder {place}; {WHAT}")
-    found, tree = records.inspect_record(place), read_config(place)
+    from .trainer import CLIPTrainer
+
+    with run_folder(source) as folder, contextlib.ExitStack() as stack:
+        record, tree = read_run(folder)
+        for module in imports:
+            import_user_code(module)
+        cfg, kind = run_config(tree, record), trainer_class(record["method"])
+        if not issubclass(kind, CLIPTrainer):
+            raise UserError(f"the run is of the trainer {record['method']}, which is no CLIPTrainer of this project")
+        if root:
+            cfg.DATASET.ROOT = root
+        elif opener is not None:
+            for key in OF_THE_OPENER:
+                *groups, name = key.split(".")
+                old, new = cfg, opener
+                for group in groups:
+                    old, new = old[group], new[group]
+                old[name] = copy.deepcopy(new[name])
+        else:
+            cfg.DATALOADER.TRAIN_X.SAMPLER = cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"
+            cfg.DATALOADER.NUM_WORKERS = 0
+            names = class_names(folder, record)
+            stack.enter_context(stand_in(cfg.DATASET.NAME, images or [folder / records.RECORD_NAME], names))
+        cfg.freeze()
+        with quiet():
+            trainer = kind(cfg)
+        load_learned(trainer, records.learned_folder(folder))
+    if trainer.backbone.weights_hash != record["backbone"]["weights_hash"]:
+        raise UserError(
+            f"the run in {source} was made with other weights of {record['backbone']['name']} "
+            f"({record['backbone']['weights_hash'][:12]}) than are there now ({trainer.backbone.weights_hash[:12]})"
+        )
+    return trainer, record
+
+
+@contextlib.contextmanager
+def run_folder(source: str | Path) -> Iterator[Path]:
+    """Within this context, the folder of a run: of an export, a temporary one that is made of it."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield unpack_export(load_export(path), Path(scratch, path.name))
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Record and configuration of a finished run.
+
+    Raises:
+        UserError: There is no finished run; the message says what is there.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}; {WHAT}")
+    found, tree = records.inspect_record(folder), read_config(folder)
     if found.record is None:
-        below = [item.folder for item in records.find_records(place) if item.record is not None][:3]
+        below = [item.folder for item in records.find_records(folder) if item.record is not None][:3]
         hint = f"; finished runs below it: {', '.join(map(str, below))}, ..." if below else ""
-        raise UserError(f"no finished run in {place}{f' ({found.reason})' if found.reason else ''}; {WHAT}{hint}")
+        holds = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise MissingFileError(f"no finished run in {folder} ({found.reason or f'it holds {holds}'}); {WHAT}{hint}")
     if tree is None:
-        raise UserError(f"{place} has a record.json but no readable config.yaml, which says how to build its trainer")
+        raise UserError(f"{folder} has a record.json but no readable config.yaml, which says how to build its trainer")
     if not tree.get("RUN", {}).get("FROM_EXPORT") and records.config_hash(tree) != found.record["config_hash"]:
         raise UserError(
-            f"{place}: config.yaml is not the configuration that record.json was written for, so it would build "
+            f"{folder}: config.yaml is not the configuration that record.json was written for, so it would build "
             "another trainer than was tested; get the run's own config.yaml back, or run it again"
         )
-    return place, found.record, tree
+    return found.record, tree
 
 
-def class_names(place: Path, record: dict[str, Any]) -> list[str]:
+def class_names(folder: Path, record: dict[str, Any]) -> list[str]:
     """The class names of a run in label order: of its record, else of its checkpoint, else of its predictions.
 
     Raises:
-        UserError: none of them has the names.
+        UserError: None of them has the names.
     """
     if record.get("classnames"):
         return list(record["classnames"])
-    from .checkpoint_files import load_checkpoint
-
-    for path in sorted(place.glob("*/model*.pth.tar*"), reverse=True):
+    for path in sorted(folder.glob("*/model*.pth.tar*"), reverse=True):
         with contextlib.suppress(ValueError):
-            names = load_checkpoint(path).get("classnames")
+            names = checkpoint_files.load_checkpoint(path).get("classnames")
             if names:
                 return list(names)
-    if (place / PREDICTIONS).is_file():
-        return read_predictions(place).classnames
+    if (folder / PREDICTIONS).is_file():
+        return read_predictions(folder).classnames
     raise UserError(
-        f"the run in {place} does not say its class names: it was made before records and checkpoints held them. Run "
+        f"the run in {folder} does not say its class names: it was made before records and checkpoints held them. Run "
         "it again, or classify without a run: --names a,b,c"
     )
 
 
-def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
-    """The run's configuration on top of today's defaults, changeable.
+def trainer_class(method: str) -> type[Any]:
+    """The class of a run's trainer.
 
-    What the run found out itself is fixed: the weight of CLAP's head stands in the record.
+    Raises:
+        UserError: It is not registered.
     """
+    from dassl.engine import TRAINER_REGISTRY
+
+    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
+    if method not in TRAINER_REGISTRY.registered_names():
+        raise UserError(f"the run is of the trainer {method}, which is not registered: load its file with --import")
+    kind: type[Any] = TRAINER_REGISTRY.get(method)
+    return kind
+
+
+def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
+    """The run's configuration on top of today's defaults, changeable; what the run found out itself is fixed."""
     cfg = default_config()
     _overlay(cfg, tree, "")
-    node = cfg.TRAINER.get(record["method"].upper(), {})
-    if "alpha" in record and "ALPHA" in node:
-        node.ALPHA = str(record["alpha"])
+    method = record["method"]
+    for key, fact in getattr(trainer_class(method), "fixed_in_record", {}).items():
+        if fact in record:
+            node = cfg.TRAINER[method.upper()]
+            node[key] = coerce(record[fact], node[key], key, "the run's record.json")
     cfg.OUTPUT_DIR = cfg.RESUME = cfg.MODEL.INIT_WEIGHTS = ""
     cfg.RUN.LOGGERS = ()
     cfg.TEST.FINAL_MODEL = "last_step"  # which model it is was decided in the run
@@ -89,124 +182,78 @@ def run_config(tree: dict[str, Any], record: dict[str, Any]) -> Any:
     return cfg
 
 
-def open_run(folder: str | Path, items: Sequence[Path], imports: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
-    """The trainer of a finished run, ready to score, on pictures that are not its own.
-
-    Args:
-        folder: the run's folder, or a file that `dassl-clip export` made of it.
-        items: at least one file that exists; what the trainer takes for its data.
-        imports: modules or files with trainers or data sets of the user's own.
-
-    Returns:
-        The trainer, and the run's record.
-
-    Raises:
-        UserError: there is no finished run, or its trainer is not one that scores single images.
-    """
-    if Path(folder).expanduser().is_file():
-        return open_file(folder, items, imports)
-    place, record, tree = read_run(folder)
-    names = class_names(place, record)
-    for module in imports:
-        import_user_code(module)
-    cfg = run_config(tree, record)
-    for loader in (cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST):
-        loader.SAMPLER = "SequentialSampler"
-    cfg.DATALOADER.NUM_WORKERS = 0
-    with stand_in(cfg.DATASET.NAME, items, names):
-        trainer = build(cfg, record["method"])
-    load_learned(trainer, records.learned_folder(place))
-    if trainer.backbone.weights_hash != record["backbone"]["weights_hash"]:
-        raise UserError(
-            f"the run in {place} was made with other weights of {record['backbone']['name']} "
-            f"({record['backbone']['weights_hash'][:12]}) than are there now ({trainer.backbone.weights_hash[:12]})"
-        )
-    return trainer, record
-
-
-def open_file(path: str | Path, items: Sequence[Path], imports: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The same for an exported run."""
-    from .export import load_export
-    from .export_run import unpack_export
-
-    with tempfile.TemporaryDirectory() as place:
-        return open_run(unpack_export(load_export(path), Path(place, Path(path).name)), items, imports)
-
-
-def device_of(cfg: Any) -> Any:
-    """The device on which Dassl's trainers work under a configuration."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-
-
-def build(cfg: Any, method: str) -> Any:
-    """The trainer of a configuration, without lines on the console.
-
-    Raises:
-        UserError: no such trainer, or not one of this project's kind.
-    """
-    from dassl.engine import TRAINER_REGISTRY
-
-    from .trainer import CLIPTrainer
-
-    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
-    if method not in TRAINER_REGISTRY.registered_names():
-        raise UserError(f"the run is of the trainer {method}, which is not registered: load its file with --import")
-    kind = TRAINER_REGISTRY.get(method)
-    if not issubclass(kind, CLIPTrainer):
-        raise UserError(f"the run is of the trainer {method}, which is no CLIPTrainer of this project")
-    cfg.freeze()
-    with quiet():
-        return kind(cfg)
-
-
-def load_learned(trainer: Any, place: Path) -> None:
-    """`load` from a run's folder, or from the export that an evaluation names."""
-    if place.is_dir():
-        load(trainer, place)
-        return
-    from .export import load_export
-    from .export_run import unpack_export
-
-    with tempfile.TemporaryDirectory() as folder:
-        load(trainer, unpack_export(load_export(place), Path(folder, place.name)))
-
-
-def load(trainer: Any, place: Path) -> None:
-    """Load what a run learned, and get the trainer ready to score."""
-    with quiet():
-        trainer.load_model(str(place))
+def load_learned(trainer: Any, source: Path) -> None:
+    """Load what a run learned, from its folder or an export, and get the trainer ready to score."""
+    with run_folder(source) as folder, quiet():
+        trainer.load_model(str(folder))
         trainer.set_model_mode("eval")
         trainer.before_test()
+
+
+def unpack_export(export: Export, folder: Path) -> Path:
+    """Make a run folder of an export, for everything that takes one; the record is written last.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder holds something.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: name a folder that does not exist yet")
+    records.check_record(export.record)
+    config = copy.deepcopy(export.config)
+    weights = config["MODEL"]["BACKBONE"].get("WEIGHTS", "")
+    if weights and not Path(weights).expanduser().is_file():
+        logger.warning("%s, the backbone's file of the run, is not here: taking it by its name", weights)
+        config["MODEL"]["BACKBONE"]["WEIGHTS"] = ""
+    if export.base is not None:
+        config["TRAINER"][export.record["method"].upper()]["FROM"] = str(unpack_export(export.base, folder / REFINED))
+    for name, state in export.learned.items():
+        content = {
+            "state_dict": state,
+            "sha256": hash_state(state),
+            "left_out": list(export.storage.left_out.get(name, ())),
+            "trainer": export.record["method"],
+            "backbone": export.backbone,
+            "classnames": export.classnames,
+        }
+        checkpoint_files.save_checkpoint(content, folder / name / checkpoint_files.BEST_NAME, point=False)
+    config.setdefault("RUN", {})["FROM_EXPORT"] = True  # keys that held on the run's machine alone are empty
+    records.write_text_atomically(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=True))
+    records.write_record(folder, export.record)
+    return folder
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """A context whose console lines are shown, on stderr, only if it fails; remarks on the data were made before."""
-    kept, room = io.StringIO(), logging.getLogger("dassl_clip")
-    level = room.level
-    room.setLevel(logging.ERROR)
+    console, package = io.StringIO(), logging.getLogger("dassl_clip")
+    level = package.level
+    package.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(kept):
+        with contextlib.redirect_stdout(console):
             yield
     except Exception as error:
         if not isinstance(error, ValueError):
-            sys.stderr.write(kept.getvalue())
+            sys.stderr.write(console.getvalue())
         raise
     finally:
-        room.setLevel(level)
+        package.setLevel(level)
 
 
 @contextlib.contextmanager
-def stand_in(name: str, items: Sequence[Path], names: Sequence[str]) -> Iterator[None]:
-    """Within this context, Dassl's registry gives a data set of these pictures and class names under that name."""
+def stand_in(name: str, images: Sequence[Path], names: Sequence[str]) -> Iterator[None]:
+    """Within this context, Dassl's registry gives a data set of these images and class names under that name.
+
+    The name is that of the run's own data set, since templates go by it.
+    """
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-    data = [Datum(impath=str(path), label=0, domain=0, classname=names[0]) for path in items]
+    data = [Datum(impath=str(path), label=0, domain=0, classname=names[0]) for path in images]
 
-    class Pictures(DatasetBase):
-        """Pictures without labels, and the class names of a run."""
+    class Images(DatasetBase):
+        """Images without labels, and the class names of a run."""
 
         stands_in = True  # these are not the run's own images, so they are not compared with its record
         domains: list[str] = []
@@ -217,9 +264,9 @@ def stand_in(name: str, items: Sequence[Path], names: Sequence[str]) -> Iterator
         def __init__(self, cfg: Any) -> None:
             super().__init__(train_x=data, test=data)
 
-    Pictures.__name__ = Pictures.__qualname__ = name
+    Images.__name__ = Images.__qualname__ = name
     before = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-    DATASET_REGISTRY.register(Pictures, force=True)
+    DATASET_REGISTRY.register(Images, force=True)
     try:
         yield
     finally:
@@ -234,12 +281,12 @@ def _overlay(node: Any, tree: dict[str, Any], prefix: str) -> None:
     from yacs.config import CfgNode
 
     for name, value in tree.items():
-        key, there = f"{prefix}{name}", name in node
-        if there and isinstance(node[name], CfgNode) != isinstance(value, dict):
+        key, known = f"{prefix}{name}", name in node
+        if known and isinstance(node[name], CfgNode) != isinstance(value, dict):
             is_group = "is a group of keys" if isinstance(node[name], CfgNode) else "takes a value"
             raise UserError(f"the run's config.yaml: {key} {is_group}, but holds {value!r:.80}")
         if isinstance(value, dict):
-            node[name] = node[name] if there else CfgNode()
+            node[name] = node[name] if known else CfgNode()
             _overlay(node[name], value, f"{key}.")
         else:
-            node[name] = coerce(value, node[name], key, "the run's config.yaml") if there else value
+            node[name] = coerce(value, node[name], key, "the run's config.yaml") if known else value

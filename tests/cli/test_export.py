@@ -186,7 +186,7 @@ def test_half_precision_is_half_the_size_and_says_what_it_changes(world, halves,
         torch.testing.assert_close(value.to(whole[key].dtype), whole[key], atol=1e-6, rtol=2**-11)
     assert load_export(halves[name]).sha256 == metadata(halves[name])["sha256"]
     assert export.main([str(halves[name])]) == 0
-    (told,) = re.findall(r"^stored in float16: float16 moves a score of 32 embedded pictures by at most (\S+) \(their "
+    (told,) = re.findall(r"^stored in float16: float16 moves a score of 32 embedded images by at most (\S+) \(their "
                          r"scores span (\S+)\); (\d+) of 32 keep", capsys.readouterr().out, re.M)  # fmt: skip
     assert 0 <= float(told[0]) < 0.01 * float(told[1]) and int(told[2]) >= 28
     answers = []

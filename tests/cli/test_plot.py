@@ -202,7 +202,7 @@ def test_features_that_nothing_learned_changes_need_no_model(real, monkeypatch):
     def refuse(*words):
         raise AssertionError("a trainer was built")
 
-    monkeypatch.setattr(plot_features.predict_run, "build", refuse)
+    monkeypatch.setattr(plot_features.open_run, "open_run", refuse)
     points, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "test", 2000, 1)
     assert points.features.shape == (30, 16) and set(points.names) == {"sketch"}
     with pytest.raises(AssertionError, match="built"):

@@ -99,7 +99,7 @@ NAMED = [
     ("class position", "CoOp", "TRAINER.COOP.CLASS_TOKEN_POSITION ende", r"CLASS_TOKEN_POSITION.*ende"),
     ("variant", "GOPro", "TRAINER.GOPRO.VARIANT papers", r"VARIANT.*papers"),
     ("shift", "GOPro", "TRAINER.GOPRO.SHIFT_SCALE auto", r"SHIFT_SCALE.*auto"),
-    ("refined run", "InMaP", "TRAINER.INMAP.FROM {tmp}/none", r"FROM: no finished run in .*none \(there is no such folder\)"),
+    ("refined run", "InMaP", "TRAINER.INMAP.FROM {tmp}/none", r"FROM: there is no folder .*none"),
     ("hollow refined run", "InMaP", "TRAINER.INMAP.FROM {tmp}/hollow", r"FROM: no finished run in .*hollow"),
     ("temperature", "InMaP", "TRAINER.INMAP.TEXT_TEMPERATURE cold", r"TEXT_TEMPERATURE.*cold"),
     ("readings", "CLAP", "TRAINER.CLAP.EVALUATE ('form',)", r"EVALUATE.*form"),

@@ -458,7 +458,7 @@ def test_runs_that_cannot_be_refined(run, tmp_path, other_clip, domain_tree):
         return output.err
 
     error = refused("a", place=tmp_path / "absent")
-    assert f"no finished run in {tmp_path / 'absent'} (there is no such folder)" in error
+    assert f"there is no folder {tmp_path / 'absent'}" in error
     error = refused("b", "DATASET.SUBSAMPLE_CLASSES", "base")
     assert "DATASET.SUBSAMPLE_CLASSES 'all', this one 'base'" in error
     error = refused("c", source="art", target="photo")

@@ -25,7 +25,7 @@ from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed, feature_cache
 from dassl_clip.engine.evaluation import reading
 from dassl_clip.engine.features import NormalizedRows
-from dassl_clip.engine.refined import open_run
+from dassl_clip.engine.refined import open_refined
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
@@ -117,7 +117,7 @@ class InMaP(CLIPTrainer):
         self.solutions: dict[str, dict] = {}
         if self.node.FROM:
             tested = {item.impath for item in self.dm.dataset.test}
-            self.base, self.base_record = open_run(
+            self.base, self.base_record = open_refined(
                 self.node.FROM, self.asked, self.backbone.describe(), tested, "TRAINER.INMAP.FROM"
             )
             start = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
