@@ -50,8 +50,6 @@ NAMES_A_METHOD = {
     "engine": [
         "checkpoint_files.py",
         "extra_tests.py",
-        "open_run.py",
-        "refined.py",
     ],
     "experiments": [
         "plan.py",
