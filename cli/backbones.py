@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the table."""
     import open_clip
 
-    from dassl_clip.clip.text_tower import plain_reason
+    from dassl_clip.clip.text_blocks import plain_reason
 
     rows = []
     for name in open_clip.list_models():

@@ -128,15 +128,8 @@ def weights(name: str) -> Finding:
 
     if name == sources.ICONS:
         return Finding(OK, f"weights of {name}: in the package")
-    if name.startswith(sources.HUB):
-        there = sources._hub_cached(name.removeprefix(sources.HUB), sources.CONFIG_FILE)
-        if there is None:
-            return _no_weights(name)
     try:
-        source = sources.resolve(name)
-        if source.folder is not None and not source.repository:
-            return Finding(OK, f"weights of {name}: {source.weights()}")
-        path = sources._places(source.repository, source.published).cached()
+        path = sources.cached_weights(name)
     except (ValueError, FileNotFoundError) as error:
         return Finding(FAIL, " ".join(str(error).split()), "give the name of a backbone that exists")
     return Finding(OK, f"weights of {name}: {path}") if path else _no_weights(name)

@@ -12,7 +12,6 @@ then takes the result out of the ball. The scores' scale is the caller's choice:
 Shapes: `B` images `[B, 3, H, W]` of any dtype, `C` classes.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_clip.results.errors import UserError
+from dassl_clip.results.errors import UserError, did_you_mean
 
 EPSILON = 0.031
 CONFIDENCE = 50.0
@@ -171,8 +170,7 @@ def _spec(spec: str | AttackSpec) -> AttackSpec:
     """The settings that a name stands for, once they are in range."""
     if isinstance(spec, str):
         if spec not in ATTACKS:
-            near = difflib.get_close_matches(spec.upper(), ATTACKS, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(spec, ATTACKS, cutoff=0.4)
             raise UserError(f"unknown attack {spec!r}.{hint} There are {', '.join(ATTACKS)}")
         return ATTACKS[spec]
     if spec.loss not in LOSSES or spec.steps < 1 or spec.step < 0:

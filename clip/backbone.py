@@ -23,13 +23,12 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize
 
 from dassl_clip.results.errors import UserError
 
-from .layouts import is_transformers, text_positions
-from .neighbours import adopt, describe_folder
+from .config_files import adopt, describe_folder
+from .layouts import is_transformers, load_into, load_numpy, text_positions
 from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
-from .vision_attention import use_fused_attention
-from .vision_tower import VisionBlocks
-from .weights import ARCHIVE, NUMPY, hash_weights, load_into, load_numpy, read_weights
+from .vision_tower import VisionBlocks, use_fused_attention
+from .weights import ARCHIVE, NUMPY, hash_weights, read_weights
 
 logger = logging.getLogger(__name__)
 

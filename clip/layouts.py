@@ -1,4 +1,4 @@
-"""The state dict of a CLIP under open_clip's names, from whatever names and wrappings a file has.
+"""The state dict of a CLIP under open_clip's names, from whatever names and wrappings a file has, and into a model.
 
 Known are open_clip's and OpenAI's own, transformers' CLIPModel, Apple's MobileCLIP and Long-CLIP, inside the wrappings
 of training programs (`state_dict`, `module.`, `base_model.model.`, ...). Known layouts that cannot be read are named.
@@ -8,15 +8,18 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import open_clip
 import torch
-from open_clip.convert import convert_state_dict
+from open_clip.convert import convert_state_dict, load_big_vision_weights
 from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
-from dassl_clip.results.errors import UserError
+from dassl_clip.results.errors import UserError, listed
 
-from .listing import listed
+from .finite import check_state
 
 logger = logging.getLogger(__name__)
 
@@ -203,3 +206,139 @@ def known_kind(state: Mapping[str, Tensor]) -> str:
         return any(re.search(pattern, name) for name in state)
 
     return next((kind for pattern, absent, kind in KINDS if has(pattern) and not has(absent)), "")
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
+    """Load a state dict into a model, entry by entry the same, or refuse it.
+
+    Args:
+        model: An open_clip model.
+        state: The state dict from `read_weights`.
+        label: What the error calls the file.
+        wanted: What the error calls the model.
+
+    Raises:
+        UserError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
+    """
+    target = model.state_dict()
+    kind, arranged = known_kind(state), arrange(model, state, label)
+    state = dict(arranged)
+    for name, value in target.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, value)
+        elif name in state and state[name].shape != value.shape and state[name].numel() == value.numel() == 1:
+            state[name] = state[name].reshape(value.shape)
+    missing = sorted(target.keys() - state.keys())
+    unknown = sorted(state.keys() - target.keys())
+    others = [
+        f"{name} is {list(state[name].shape)} instead of {list(target[name].shape)}"
+        for name in sorted(target.keys() & state.keys())
+        if state[name].shape != target[name].shape
+    ]
+    if missing or unknown or others:
+        parts = [
+            _some("entries of another shape", others),
+            _some("missing entries", missing),
+            _some("unknown entries", unknown),
+        ]
+        raise UserError(
+            f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
+            + (f"The file is {kind}." if kind else f"{describe_weights(arranged)} Name its architecture.")
+        )
+    model.load_state_dict(state)
+
+
+def describe_weights(state: dict[str, Tensor]) -> str:
+    """A sentence on the model that a state dict belongs to, with the names of the architectures that it fits."""
+    sizes = _sizes(state)
+    if not sizes:
+        return f"The file looks like no CLIP known here (first entries: {listed(sorted(state), 3)})."
+    names = [name for name in open_clip.list_models() if _sizes_of_config(open_clip.get_model_config(name)) == sizes]
+    tower = "ResNet" if isinstance(sizes["layers"], tuple) else "ViT"
+    patch = f", patch {sizes['patch']}" if sizes["patch"] else ""
+    looks = (
+        f"{tower} of width {sizes['width']}, layers {sizes['layers']}{patch}, {sizes['image']} pixels; text width "
+        f"{sizes['text_width']}, {sizes['text_layers']} layers, {sizes['context']} tokens, vocabulary {sizes['vocab']}"
+        f"; embedding {sizes['embed']}"
+    )
+    return f"The file looks like {listed(names, separator=' or ') or 'no architecture of open_clip'}: {looks}."
+
+
+def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
+    """Load a numpy archive of big_vision (SigLIP) into an open_clip model, by open_clip's own converter.
+
+    Raises:
+        UserError: It is not that of this model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = [name for name in content.files if not name.startswith("opt/")]
+            root = "params/" if "params/b" in names else ""
+            numbers = sum(content[name].size for name in names if name.startswith(root))
+        load_big_vision_weights(model, str(path))
+    except Exception as error:  # the converter walks through the modules that it expects, whatever the model
+        raise UserError(
+            f"{path} is a numpy archive (big_vision's form) that open_clip cannot convert for {wanted} ({error!r:.120})"
+            "; it is read for SigLIP's architectures, such as ViT-B-16-SigLIP"
+        ) from error
+    check_state(model.state_dict(), str(path))
+    own = sum(value.numel() for value in model.state_dict().values())
+    if numbers != own:  # the converter takes no notice of blocks that the model has not
+        raise UserError(f"{path} does not fit {wanted}: it holds {numbers:,} numbers, and the model {own:,}")
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, object]:
+    """The sizes that tell architectures apart, read from a state dict of OpenAI's or open_clip's form."""
+    text = "text." if "text.positional_embedding" in state else ""
+    try:
+        vit = "visual.proj" in state
+        embed = state[text + "text_projection"].shape[-1]
+        sizes = {
+            "width": state["visual.conv1.weight" if vit else "visual.layer1.0.conv1.weight"].shape[0],
+            "text_width": state[text + "ln_final.weight"].shape[0],
+            "text_layers": _count(state, rf"{re.escape(text)}transformer\.resblocks\.(\d+)\."),
+            "context": state[text + "positional_embedding"].shape[0],
+            "vocab": state[text + "token_embedding.weight"].shape[0],
+            "embed": embed,
+        }
+        if vit:
+            patch = state["visual.conv1.weight"].shape[-1]
+            grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+            blocks = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+            return {**sizes, "layers": blocks, "patch": patch, "image": patch * grid}
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        stages = tuple(_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        return {**sizes, "layers": stages, "patch": None, "image": 32 * grid}
+    except KeyError:
+        return {}
+
+
+def _sizes_of_config(config: dict[str, Any]) -> dict[str, object]:
+    """The same sizes of one of open_clip's architectures; empty for towers from other packages."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or text.get("embed_cls") or "width" not in vision:
+        return {}
+    image = vision.get("image_size", 224)
+    layers = vision.get("layers", 12)
+    return {
+        "width": vision["width"],
+        "text_width": text.get("width", 512),
+        "text_layers": text.get("layers", 12),
+        "context": text.get("context_length", 77),
+        "vocab": text.get("vocab_size", 49408),
+        "embed": config["embed_dim"],
+        "layers": tuple(layers) if isinstance(layers, list) else layers,
+        "patch": None if isinstance(layers, list) else vision.get("patch_size", 16),
+        "image": image[0] if isinstance(image, list | tuple) else image,
+    }
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """Number of different first groups of `pattern` among the names."""
+    return len({match.group(1) for name in state if (match := re.match(pattern, name))})
+
+
+def _some(what: str, entries: list[str], shown: int = 3) -> str:
+    """ "what (n): first, second, third, ..." or an empty text."""
+    more = ", ..." if len(entries) > shown else ""
+    return f"{what} ({len(entries)}): {', '.join(entries[:shown])}{more}" if entries else ""

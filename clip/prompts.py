@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dassl_clip.results.errors import UserError
 
-from .text_tower import ClassTokens, TextTower
+from .text_tower import TextTower
+from .tokens import ClassTokens
 
 CONTEXT_STD = 0.02
 

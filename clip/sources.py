@@ -1,19 +1,13 @@
-"""From a backbone's name to a model description and the file of its weights.
+"""From a backbone's name to a model description, its tokenizer and the file of its weights.
 
 Names: OpenAI's (`ViT-B/16`), open_clip's pairs `ARCH:TAG`, `ARCH:random` (for tests and benchmarks), a bare `ARCH`
 together with a file of weights, `hf-hub:ORGANISATION/NAME`, `local-dir:FOLDER`, and this project's model, `IconsCLIP`.
-Caches are asked before the network, and the network is tried for seconds only.
 """
 
-import difflib
 import gzip
 import importlib.util
 import logging
-import os
 import re
-import threading
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip import pretrained as tags
 from open_clip.hf_configs import arch_dict
 from torch import Tensor
 
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.errors import MissingFileError, UserError, closest, did_you_mean, listed, suggest
 
-from .listing import listed
-from .neighbours import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
+from .config_files import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
 from .tokens import DEFAULT_LENGTH
+from .weight_files import Locations, first_line, weight_locations, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -38,26 +31,12 @@ ICONS = "IconsCLIP"
 RANDOM = "random"
 HUB, FOLDER = "hf-hub:", "local-dir:"
 MERGES_FILE = "bpe_merges.txt.gz"
-WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.pth",
-    "model.pth",
-)
-HUB_FILES = (*WEIGHT_FILES[:3], "model.safetensors", "pytorch_model.bin")
 HF_EXTRA = "pip install 'dassl-clip[hf]'"
 CODE = "trust_remote_code"  # an option of transformers that runs a repository's own code
 MOST_MERGES = 64 << 20  # bytes of a tokenizer's merges when unpacked
-# Repositories in which OpenAI's models have transformers' form.
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# Repositories in which OpenAI's models have transformers' form.
 OPENAI_REPOSITORY = re.compile(r"(?:openai/)?clip-vit-(base|large)-patch(\d+)(-336)?", re.IGNORECASE)
-PATIENCE = 6.0  # seconds that the first sign of a network may take
 
 Tokenizer = Callable[..., Tensor]
 
@@ -111,9 +90,9 @@ class Source:
             MissingFileError: It is in no place, and the network does not have it either.
         """
         if self.folder is not None and not self.repository:
-            return _weights_in(self.folder)
-        where = _places(self.repository, self.published)
-        return where.cached() or where.download(self)
+            return weights_in(self.folder)
+        tag = f" (open_clip architecture {self.architecture!r}, tag {self.tag!r})" if self.tag else ""
+        return weight_locations(self.repository, self.published).fetch(f"{self.name!r}{tag}")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the text tower.
@@ -146,14 +125,14 @@ class Source:
             else:
                 tokenizer = open_clip.get_tokenizer(self.architecture)
         except ImportError as error:
-            needs = f"needs the package {error.name!r}" if error.name else f"cannot be read ({_first_line(error)})"
+            needs = f"needs the package {error.name!r}" if error.name else f"cannot be read ({first_line(error)})"
             raise UserError(f"the tokenizer of {self.name} {needs}; install it: {HF_EXTRA}") from error
         except Exception as error:  # files of a tokenizer that are not whole make its reader raise almost anything
             if place and Path(place).is_dir():
-                raise UserError(f"{place} holds no tokenizer that can be read: {_first_line(error)}") from error
+                raise UserError(f"{place} holds no tokenizer that can be read: {first_line(error)}") from error
             raise MissingFileError(
                 f"the tokenizer {hub_name!r} of {self.name} is neither in a cache nor could it be fetched "
-                f"({_first_line(error)}); give a folder with its files as MODEL.BACKBONE.TOKENIZER, or fill the cache "
+                f"({first_line(error)}); give a folder with its files as MODEL.BACKBONE.TOKENIZER, or fill the cache "
                 f"on a machine with network (HF_HOME) and copy it here"
             ) from error
         return tokenizer
@@ -191,10 +170,9 @@ def resolve(name: str, has_file: bool = False) -> Source:
     if tag == RANDOM:
         return _pair_source(name, architecture, tag, quick_gelu=given in OPENAI_NAMES)
     if tag and not open_clip.get_pretrained_cfg(architecture, tag):
-        near = difflib.get_close_matches(tag, known, n=3, cutoff=0.3)
         raise UserError(
             f"open_clip has no weights {tag!r} for {architecture}."
-            + (f" Did you mean {' or '.join(near)}?" if near else "")
+            + did_you_mean(tag, known, cutoff=0.3, most=3)
             + f" Known tags: {listed(known) or 'none'}; {RANDOM!r} gives random weights"
         )
     return _pair_source(name, architecture, tag)
@@ -241,7 +219,7 @@ def _described_source(name: str, folder: Path, repository: str = "") -> Source:
             "and the file with MODEL.BACKBONE.WEIGHTS instead"
         )
     quick_gelu, text = bool(found.config.get("quick_gelu")), found.config["text_cfg"]
-    if repository and text.get("hf_tokenizer_name") == TRANSFORMERS_FILE:  # the place's own
+    if repository and text.get("hf_tokenizer_name") == TRANSFORMERS_FILE:  # the repository's own
         text["hf_tokenizer_name"] = repository
     return Source(name, name, found.config, "", found.preprocess, quick_gelu, folder=folder, repository=repository)
 
@@ -254,7 +232,7 @@ def _merges_tokenizer(path: Path, length: int, options: dict[str, Any]) -> Token
                 raise UserError(f"it unpacks to more than {MOST_MERGES:,} bytes")
         tokenizer: Tokenizer = open_clip.SimpleTokenizer(bpe_path=str(path), context_length=length, **options)
     except (OSError, EOFError, zlib.error, ValueError, TypeError, IndexError, KeyError) as error:
-        raise UserError(f"{path} is no list of a tokenizer's merges: {_first_line(error)}") from error
+        raise UserError(f"{path} is no list of a tokenizer's merges: {first_line(error)}") from error
     return tokenizer
 
 
@@ -263,22 +241,37 @@ def _hub_source(name: str) -> Source:
     repository = name.removeprefix(HUB)
     if repository.count("/") != 1:
         raise UserError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
-    place = _Places([(repository, CONFIG_FILE), (repository, TRANSFORMERS_FILE)], [])
-    source = Source(name, name, {}, repository=repository)
-    path = place.cached() or place.download(source)
+    path = _hub_config(repository).fetch(repr(name))
     return _described_source(name, path.parent, repository)
+
+
+def _hub_config(repository: str) -> Locations:
+    """Where a repository's model configuration may be."""
+    return Locations([(repository, CONFIG_FILE), (repository, TRANSFORMERS_FILE)], [])
+
+
+def cached_weights(name: str) -> Path | None:
+    """The file of a backbone's weights if it is on this disk; asks no network.
+
+    Raises:
+        UserError: An unknown name or tag.
+        MissingFileError: A folder without a configuration or weights.
+    """
+    if name.startswith(HUB) and _hub_config(name.removeprefix(HUB)).cached() is None:
+        return None
+    source = resolve(name)
+    if source.folder is not None and not source.repository:
+        return source.weights()
+    return weight_locations(source.repository, source.published).cached()
 
 
 def _unknown_name(name: str, architecture: str) -> str:
     """A sentence on a name that nobody knows."""
     known = [*OPENAI_NAMES, ICONS, *open_clip.list_models()]
-    lower = {k.lower(): k for k in known}
-    near = _repository_names(name) or [
-        lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
-    ]
+    near = _repository_names(name) or closest(name, known, most=3)
     if not near and REPOSITORY.fullmatch(name):
         near = [f"{HUB}{name}"]
-    near = near or [lower[k] for k in difflib.get_close_matches(architecture.lower(), lower, n=3, cutoff=0.4)]
+    near = near or closest(architecture, known, cutoff=0.4, most=3)
     missing = "no backbone is named: set MODEL.BACKBONE.NAME, or name a config file."
     if name and Path(name).expanduser().is_dir():
         near = [f"{FOLDER}{name}"]
@@ -287,7 +280,7 @@ def _unknown_name(name: str, architecture: str) -> str:
         name, near = "", []
     return (
         (f"unknown backbone {name!r}." if name else missing)
-        + (f" Did you mean {' or '.join(near)}?" if near else "")
+        + suggest(near)
         + f" Known are OpenAI's names ({', '.join(OPENAI_NAMES)}), {ICONS}, open_clip's pairs ARCH:TAG (such as "
         f"ViT-B-16:laion2b_s34b_b88k), {HUB}ORGANISATION/NAME and {FOLDER}FOLDER"
     )
@@ -304,149 +297,3 @@ def _repository_names(name: str) -> list[str]:
         if (open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "").lower().startswith(f"{name.lower()}/")
     ]
     return [*names[:2], f"{HUB}{name}"] if names and "/" in name else names
-
-
-def _weights_in(folder: Path) -> Path:
-    """The file of weights in a folder."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    if len(others) == 1:
-        return others[0]
-    found = f"several files that could be ({listed(p.name for p in others)})" if others else "no such file"
-    raise MissingFileError(
-        f"{folder} should hold one file of weights, named {WEIGHT_FILES[0]} or alike, and holds {found}; "
-        f"point MODEL.BACKBONE.WEIGHTS at the file"
-    )
-
-
-# ------------------------------------------------------------------------------------------- caches and the network
-
-
-@dataclass
-class _Places:
-    """Where a file may be: in repositories of the hub, or at addresses that are cached under their last part."""
-
-    hub: list[tuple[str, str]]
-    urls: list[str]
-
-    def cached(self) -> Path | None:
-        """The file in a cache, if it is there; asks no network."""
-        for repository, name in self.hub:
-            path = _hub_cached(repository, name)
-            if path is not None:
-                return path
-        return next((path for path in map(_url_cached, self.urls) if path.is_file()), None)
-
-    def download(self, source: Source) -> Path:
-        """The file, freshly downloaded.
-
-        Raises:
-            MissingFileError: It could not be; the message has the places and the ways out.
-        """
-        reasons = []
-        try:
-            if self.hub:
-                _require_hub()
-            for repository, name in self.hub:
-                try:
-                    return _hub_download(repository, name)
-                except Exception as error:
-                    reasons.append(f"{repository}/{name}: {_first_line(error)}")
-        except (ConnectionError, ImportError) as error:
-            reasons.append(f"Hugging Face hub: {_first_line(error)}")
-        for url in self.urls:
-            try:
-                _require_network(url)
-                return Path(tags.download_pretrained_from_url(url))
-            except Exception as error:
-                reasons.append(f"{url}: {_first_line(error)}")
-        raise MissingFileError(self._missing(source, reasons))
-
-    def _missing(self, source: Source, reasons: list[str]) -> str:
-        tag = f" (open_clip architecture {source.architecture!r}, tag {source.tag!r})" if source.tag else ""
-        looked = [f"{_hub_cache()} (repository {repository}, {name})" for repository, name in self.hub]
-        looked += [str(_url_cached(url)) for url in self.urls]
-        return (
-            f"no weights at hand for backbone {source.name!r}{tag}, and they cannot be downloaded "
-            f"({'; '.join(dict.fromkeys(reasons))}). Looked in: {'; '.join(looked)}. Three ways to provide them: (1) "
-            f"MODEL.BACKBONE.WEIGHTS FILE with safetensors, a state dict or OpenAI's JIT archive; (2) a cache filled "
-            f"on a machine with network, copied to one of these places or named by HF_HOME; (3) MODEL.BACKBONE.NAME "
-            f"{FOLDER}FOLDER, a folder with {CONFIG_FILE} and the weights"
-        )
-
-
-def _places(repository: str, published: dict[str, Any]) -> _Places:
-    """The places of a repository's weights or of a published tag."""
-    if repository:
-        return _Places([(repository, name) for name in HUB_FILES], [])
-    hub = published.get("hf_hub", "")
-    organisation, _, name = hub.rpartition("/")
-    names = [name.rsplit(".", 1)[0] + ".safetensors", name] if name else [WEIGHT_FILES[0], WEIGHT_FILES[2]]
-    urls = [published["url"]] if published.get("url") else []
-    return _Places([(organisation, n) for n in dict.fromkeys(names)] if hub else [], urls)
-
-
-def _hub_cache() -> Path:
-    """The folder of Hugging Face's cache."""
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        return Path("~/.cache/huggingface/hub").expanduser()
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _hub_cached(repository: str, name: str) -> Path | None:
-    """A repository's file in the Hugging Face cache."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    path = try_to_load_from_cache(repository, name, cache_dir=_hub_cache())
-    return Path(path) if isinstance(path, str) else None
-
-
-def _hub_download(repository: str, name: str) -> Path:
-    """A repository's file from the Hugging Face hub."""
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repository, name))
-
-
-def _require_hub() -> None:
-    """Raise a ConnectionError unless the Hugging Face hub may be asked and answers."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise ConnectionError("HF_HUB_OFFLINE is set")
-    _require_network(constants.ENDPOINT)
-
-
-def _url_cached(url: str) -> Path:
-    """Where open_clip and OpenAI's program keep a download."""
-    return Path(os.path.expanduser("~/.cache/clip")) / url.rsplit("/", 1)[-1]
-
-
-def _require_network(url: str) -> None:
-    """Raise a ConnectionError unless the host of `url` answers within seconds."""
-    answer: list[object] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
-            answer.append(True)
-        except urllib.error.HTTPError:
-            answer.append(True)  # somebody answered
-        except Exception as error:
-            answer.append(_first_line(error))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    if answer != [True]:
-        raise ConnectionError(f"no network ({answer[0] if answer else f'no answer in {PATIENCE:.0f} s'})")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,14 +4,13 @@ The sets are those of CLIP (data/prompts.md and the ImageNet notebook), CoOp (it
 their texts stand in `templates.json`, with a version that changes when any of them does.
 """
 
-import difflib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from dassl_clip.results.errors import UserError
+from dassl_clip.results.errors import UserError, did_you_mean
 
 DEFAULT = "single"
 WORDS = "words"
@@ -65,10 +64,9 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
         return list(sets[name])
     if name in by_dataset:
         return _of_dataset(name, by_dataset[name], dataset, required=bool(other) or name != "coop")
-    near = difflib.get_close_matches(templates.lower(), template_names(), n=2, cutoff=0.5)
     raise UserError(
         f"unknown templates {templates!r}."
-        + (f" Did you mean {' or '.join(near)}?" if near else "")
+        + did_you_mean(templates, template_names(), cutoff=0.5, most=2)
         + f" Known names: {', '.join(template_names())}; or give templates with {{}} for the class name"
     )
 
@@ -81,10 +79,9 @@ def _of_dataset(name: str, table: dict[str, list[str]], dataset: str, required: 
         return list(_data()["sets"]["imagenet80"])
     if not required:
         return list(_data()["sets"][DEFAULT])
-    near = difflib.get_close_matches(dataset, table, n=2, cutoff=0.6)
     raise UserError(
         f"there are no {name!r} templates for the data set {dataset!r}."
-        + (f" Did you mean {' or '.join(near)}?" if near else "")
+        + did_you_mean(dataset, table, most=2)
         + f" There are for {', '.join(table)}; for others take single or imagenet80"
     )
 

@@ -1,20 +1,28 @@
-"""open_clip's text transformer, run on packed rows with the keys and values of a shared prefix.
+"""open_clip's text modules: what they are, and their transformer run on packed rows behind a shared prefix.
 
-The functions read the weights of open_clip's own modules (`ResidualAttentionBlock` with `nn.MultiheadAttention`, and
-`CustomResidualAttentionBlock` with open_clip's `Attention`) and repeat what their `forward` computes in evaluation
-mode.
+The functions that run a block read the weights of open_clip's own modules (`ResidualAttentionBlock` with
+`nn.MultiheadAttention`, and `CustomResidualAttentionBlock` with open_clip's `Attention`) and repeat what their
+`forward` computes in evaluation mode.
 
 Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefix rows, `D` width, `H` heads, `d` width
 of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
+
+from dassl_clip.results.errors import UserError
+
+from .tokens import DEFAULT_LENGTH
+
+READ_AT_END = ("argmax", "eos")  # pool types that read the row of the end-of-text token
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta")  # their first position is the one after the padding's id
 
 
 class Attention(Protocol):
@@ -58,6 +66,49 @@ class PrefixRows:
 
     keys: Tensor
     values: Tensor
+
+
+def plain_reason(config: Mapping[str, Any]) -> str:
+    """Why a text tower of open_clip's configuration has not all the savings; "" where it has."""
+    text = config["text_cfg"]
+    if "hf_model_name" in text:
+        return "transformers' tower: its own pass, in rows as long as the longest text"
+    if text.get("embed_cls"):
+        return "CoCa: a class token behind the padding"
+    if text.get("no_causal_mask"):
+        return "not causal"
+    return "" if text.get("pool_type", "argmax") in READ_AT_END else f"reads {text['pool_type']!r}, not the end of text"
+
+
+def context_length(owner: Any, tokenizer: Any) -> int:
+    """Tokens of a text: the positions of open_clip's own towers; of transformers' as many as the tokenizer gives."""
+    positions = int(owner.context_length or 0)
+    if not isinstance(owner, HFTextEncoder):
+        return positions
+    length = int(getattr(tokenizer, "context_length", None) or DEFAULT_LENGTH)
+    if owner.config.model_type in COUNT_FROM_PADDING:
+        positions -= owner.config.pad_token_id + 1
+    return min(length, positions) if positions > 0 else length
+
+
+def token_embedding(owner: Any) -> nn.Embedding:
+    """The embedding that turns token ids into vectors."""
+    embedding = getattr(owner, "token_embedding", None)
+    if embedding is None:
+        embedding = owner.transformer.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise UserError(f"the text tower ({type(owner).__name__}) has no table of token embeddings")
+    return embedding
+
+
+def embed_dim(owner: nn.Module, width: int) -> int:
+    """Size of the features of a text module."""
+    projection = getattr(owner, "text_projection", None)
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    if isinstance(projection, Tensor):
+        return projection.shape[1]
+    return getattr(owner, "output_dim", None) or width
 
 
 def is_causal(owner: nn.Module) -> bool:

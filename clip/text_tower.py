@@ -18,7 +18,7 @@ Every weight is read from the open_clip modules at the moment of use; none is co
 `C` classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,29 +29,27 @@ from torch.utils.checkpoint import checkpoint
 
 from dassl_clip.results.errors import UserError
 
-from .memory import activation_budget
+from .memory import activation_budget, chunk_size, plan_chunks, rows_without_gradients
 from .packing import Packing, pack_sequences, pack_tree
 from .text_blocks import (
+    READ_AT_END,
     PrefixRows,
     TextTransformer,
     causal_mask,
+    context_length,
+    embed_dim,
     has_known_blocks,
     is_causal,
     prefix_rows,
     run_block,
     run_prefix_block,
+    token_embedding,
 )
-from .tokens import DEFAULT_LENGTH, ClassTokens, TokenReader, prompt_order
-
-__all__ = ["ClassTokens", "TextTower", "plain_reason"]
+from .tokens import ClassTokens, TokenReader, prompt_order
 
 POSITIONS = ("end", "middle", "front")
-READ_AT_END = ("argmax", "eos")  # pool types that read the row of the end-of-text token
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta")  # their first position is the one after the padding's id
 TEXTS_AT_ONCE = 16384  # whole texts sorted and packed together
 FLOATS_PER_ROW = 20  # what a layer keeps for its backward pass, in multiples of D a row
-PART_KEPT = 8  # a chunk that is computed again takes one part in 8 of the memory budget
-PART_PASSED = 16  # a pass without gradients takes one part in 16 of it
 
 # A part of the prompts behind the shared prefix, for the classes from start to stop: a table of embeddings
 # [P or 1, R, D], and which of its R rows stands at each place, [C', S1].
@@ -86,13 +84,13 @@ class TextTower(nn.Module):
         owner: Any = getattr(model, "text", model)  # open_clip has no types
         # The owner runs the plain path. It stays unregistered, since a `CLIP` owner holds the image tower as well.
         self._owner = (owner,)
-        self.token_embedding = _token_embedding(owner)
+        self.token_embedding = token_embedding(owner)
         self.width = self.token_embedding.embedding_dim
         self.vocab_size = self.token_embedding.num_embeddings
-        self.context_length = _context_length(owner, tokenizer)
+        self.context_length = context_length(owner, tokenizer)
         self.tokens = TokenReader(tokenizer, self.context_length)
         self.masks_padding = isinstance(owner, HFTextEncoder) and owner.config.pad_token_id == self.tokens.pad
-        self.embed_dim = _embed_dim(owner, self.width)
+        self.embed_dim = embed_dim(owner, self.width)
         self.pool_type = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "own"))
         self.eos_id: int = getattr(owner, "text_eos_id", getattr(owner, "eos_id", -1))
         self.causal = self.pool_type in READ_AT_END and is_causal(owner) and has_known_blocks(owner)
@@ -158,10 +156,10 @@ class TextTower(nn.Module):
         if not len(ids):
             return torch.zeros(0, self.embed_dim, dtype=self.out_dtype, device=self.device)
         if not self.causal:
-            size = _chunk_size(chunk, len(ids), auto=max(1, self._rows_at_once() // self._row_length(ids)))
+            size = chunk_size(chunk, len(ids), auto=max(1, self._rows_at_once() // self._row_length(ids)))
             parts = [self._own_forward(None, p[:, : self._row_length(p)].to(self.device)) for p in ids.split(size)]
             return torch.cat(parts).to(self.out_dtype)
-        size = _chunk_size(chunk, len(ids), auto=TEXTS_AT_ONCE)
+        size = chunk_size(chunk, len(ids), auto=TEXTS_AT_ONCE)
         ends = self._pooled_row(ids).tolist()
         sequences = [tuple(row[: end + 1]) for row, end in zip(ids.tolist(), ends)]
         # Sorted, texts that begin alike are neighbours, so that each part shares as many rows as it can.
@@ -261,48 +259,6 @@ class TextTower(nn.Module):
         features = self._encode_chunks(prefix, rows, lengths, context.requires_grad, chunk, contexts)
         return features if batched else features[0]
 
-    def encode_embeddings(
-        self,
-        prefix: Tensor,
-        suffix: Tensor,
-        end: Tensor | Sequence[int],
-        chunk: int | str | None = "auto",
-    ) -> Tensor:
-        """Text features of prompts given as embeddings, not normalised, with gradients to them.
-
-        Args:
-            prefix: `[P, S0, D]`, the rows that all classes begin with, start-of-text included, without positions.
-            suffix: `[P, C, S1, D]` or, if all prefixes share it, `[1, C, S1, D]`: the rest, without positions.
-            end: `[C]`, index of the end-of-text row inside `suffix`.
-            chunk: As in `encode_prompts`.
-
-        Returns:
-            `[P, C, E]`, float32 (float64 for a float64 model).
-
-        Raises:
-            UserError: Shapes do not fit each other or the tower.
-        """
-        ends = [int(e) for e in (end.tolist() if isinstance(end, Tensor) else end)]
-        fits = prefix.dim() == 3 and suffix.dim() == 4 and prefix.shape[-1] == suffix.shape[-1] == self.width
-        if not fits or len(suffix) not in (1, len(prefix)) or not ends or len(ends) != suffix.shape[1]:
-            raise UserError(
-                f"prefix must be [P, S0, {self.width}], suffix [P or 1, C, S1, {self.width}] and end [C], got "
-                f"{list(prefix.shape)}, {list(suffix.shape)} and [{len(ends)}]"
-            )
-        n_rows = suffix.shape[2]
-        if min(ends) < 0 or max(ends) >= n_rows:
-            raise UserError(f"end must point into the {n_rows} rows of suffix, got {min(ends)} to {max(ends)}")
-        longest = prefix.shape[1] + max(ends) + 1
-        if longest > self.context_length:
-            raise UserError(f"prompts of {longest} tokens do not fit the tower's context length {self.context_length}")
-
-        def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            index = torch.arange((stop - start) * n_rows, device=suffix.device)
-            return suffix[:, start:stop].flatten(1, 2), index.view(stop - start, n_rows)
-
-        grad = prefix.requires_grad or suffix.requires_grad
-        return self._encode_chunks(prefix, rows, tuple(e + 1 for e in ends), grad, chunk, contexts=len(prefix))
-
     # ------------------------------------------------------------------------------------------------- chunks
 
     def _encode_chunks(
@@ -314,46 +270,22 @@ class TextTower(nn.Module):
         grad = grad and torch.is_grad_enabled()
         encode: Callable[..., Tensor] = self._encode_packed if self.causal else self._encode_plain
         shared = self._prefix_pass(prefix) if self.causal else prefix
-        offset = prefix.shape[1]
+        offset, count = prefix.shape[1], len(lengths)
+        if self.causal:
+            rows_each = sum(lengths) / count
+        else:
+            rows_each = offset + max(lengths) if self.masks_padding else self.context_length
+        chunks = plan_chunks(
+            count, chunk, grad, contexts * rows_each, self.layers, self._bytes_per_row(), self._budget()
+        )
         parts: list[Tensor] = []
-        planned = lengths if self.causal else tuple(offset + length for length in lengths)
-        for start, stop, again in self._plan(planned, grad, chunk, contexts):
+        for start, stop, again in chunks:
             arguments = (shared, offset, rows, start, stop, lengths[start:stop])
             if again:
                 parts.append(checkpoint(encode, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(encode(*arguments))
         return torch.cat(parts, dim=1).expand(contexts, -1, -1)
-
-    def _plan(
-        self, lengths: tuple[int, ...], grad: bool, chunk: int | str | None, contexts: int
-    ) -> Iterator[tuple[int, int, bool]]:
-        """The chunks: first class, last class + 1, and whether the backward pass computes it again.
-
-        `lengths` are the rows of each class, with those of the prefix where no pass shares them.
-        "auto" depends on the sizes and the device alone, never on memory that happens to be free, so that a run repeats
-        bit by bit.
-        """
-        count = len(lengths)
-        if chunk != "auto":
-            size = _chunk_size(chunk, count, auto=count)
-            again = grad and chunk is not None
-            yield from ((start, min(start + size, count), again) for start in range(0, count, size))
-            return
-        rows = sum(lengths) / count if self.causal else max(lengths) if self.masks_padding else self.context_length
-        if not grad:
-            size = max(1, int(self._rows_at_once() / (contexts * rows)))
-            yield from ((start, min(start + size, count), False) for start in range(0, count, size))
-            return
-        bytes_each = contexts * rows * self.layers * self._bytes_per_row()
-        budget = self._budget()
-        if count * bytes_each <= budget:
-            yield 0, count, False
-            return
-        size = max(1, min(count, int(budget / PART_KEPT / bytes_each)))
-        kept = max(0, int(budget / bytes_each / size) - 1)
-        for number, start in enumerate(range(0, count, size)):
-            yield start, min(start + size, count), number >= kept
 
     def _budget(self) -> int:
         """Bytes that a pass may keep."""
@@ -365,7 +297,7 @@ class TextTower(nn.Module):
 
     def _rows_at_once(self) -> int:
         """Rows that a pass without gradients takes at once."""
-        return max(1, self._budget() // PART_PASSED // self._bytes_per_row())
+        return rows_without_gradients(self._budget(), self._bytes_per_row())
 
     # ------------------------------------------------------------------------------------------------- passes
 
@@ -462,57 +394,3 @@ class TextTower(nn.Module):
     def _pooled_row(self, ids: Tensor) -> Tensor:
         """Index `[K]` of the row that a causal tower reads, for `ids` `[K, S]`."""
         return ids.eq(self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)
-
-
-def plain_reason(config: Mapping[str, Any]) -> str:
-    """Why a text tower of open_clip's configuration has not all the savings; "" where it has."""
-    text = config["text_cfg"]
-    if "hf_model_name" in text:
-        return "transformers' tower: its own pass, in rows as long as the longest text"
-    if text.get("embed_cls"):
-        return "CoCa: a class token behind the padding"
-    if text.get("no_causal_mask"):
-        return "not causal"
-    return "" if text.get("pool_type", "argmax") in READ_AT_END else f"reads {text['pool_type']!r}, not the end of text"
-
-
-def _context_length(owner: Any, tokenizer: Any) -> int:
-    """Tokens of a text: the positions of open_clip's own towers; of transformers' as many as the tokenizer gives."""
-    positions = int(owner.context_length or 0)
-    if not isinstance(owner, HFTextEncoder):
-        return positions
-    length = int(getattr(tokenizer, "context_length", None) or DEFAULT_LENGTH)
-    if owner.config.model_type in COUNT_FROM_PADDING:
-        positions -= owner.config.pad_token_id + 1
-    return min(length, positions) if positions > 0 else length
-
-
-def _token_embedding(owner: Any) -> nn.Embedding:
-    """The embedding that turns token ids into vectors."""
-    embedding = getattr(owner, "token_embedding", None)
-    if embedding is None:
-        embedding = owner.transformer.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding):
-        raise UserError(f"the text tower ({type(owner).__name__}) has no table of token embeddings")
-    return embedding
-
-
-def _embed_dim(owner: nn.Module, width: int) -> int:
-    """Size of the features of a text module."""
-    projection = getattr(owner, "text_projection", None)
-    if isinstance(projection, nn.Linear):
-        return projection.out_features
-    if isinstance(projection, Tensor):
-        return projection.shape[1]
-    return getattr(owner, "output_dim", None) or width
-
-
-def _chunk_size(chunk: int | str | None, count: int, auto: int) -> int:
-    """The number of items taken at once that `chunk` asks for."""
-    if chunk is None:
-        return count
-    if chunk == "auto":
-        return auto
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise UserError(f'chunk must be "auto", None or a whole number of at least 1, got {chunk!r}')
-    return chunk

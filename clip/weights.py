@@ -1,31 +1,33 @@
-"""Files of CLIP weights: read in whatever form they come, checked against a model, and hashed.
+"""Files of CLIP weights: read in whatever form they come, and hashed.
 
 A file is known by its content, not by its name: safetensors, a state dict saved by torch (plain, or inside a training
 checkpoint), an index of shards of either, the TorchScript archive in which OpenAI publishes its models, or big_vision's
-numpy archive. `layouts.py` knows the names that entries may have. Nothing that a file brings along runs.
+numpy archive. `layouts.py` knows the names that entries may have, and loads them into a model.
+
+Nothing that a file brings along runs. `torch.jit.load` would run an archive's own code (its classes' `__setstate__`);
+here only the archive's tensors are read: its pickle may name tensors, plain containers and modules, which become inert
+holders of their entries.
 """
 
 import hashlib
 import json
+import pickle
+import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import open_clip
 import torch
-from open_clip.convert import load_big_vision_weights
 from torch import Tensor, nn
 
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.errors import MissingFileError, UserError, listed
 from dassl_clip.results.files import kind_of, no_file
 
-from .archive import Refused, check_members, pickled_names, read_archive
 from .finite import check_state
-from .layouts import arrange, known_kind, unwrap
-from .listing import listed
+from .layouts import unwrap
 
 SAFETENSORS, STATE_DICT, ARCHIVE = "safetensors", "state dict", "OpenAI JIT archive"
 SHARDS, NUMPY = "index of shards", "numpy archive"
@@ -38,6 +40,22 @@ STRANGERS = (
     (b"GGUF", "a GGUF file of llama.cpp; take the same model in PyTorch's form"),
     (b"\x1f\x8b", "packed by gzip; unpack it first"),
 )
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+PICKLES = 4  # with which a file of torch's older format begins: two numbers, the machine, the content
+MOST_GROWTH = 64 << 20  # bytes
+MOST_TENSORS = 100_000  # modules may share others, so a small file could name any number of tensors
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -79,62 +97,6 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     state = unwrap(state, path)
     check_state(state, str(path))
     return state, form
-
-
-def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
-    """Load a state dict into a model, entry by entry the same, or refuse it.
-
-    Args:
-        model: An open_clip model.
-        state: The state dict from `read_weights`.
-        label: What the error calls the file.
-        wanted: What the error calls the model.
-
-    Raises:
-        UserError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
-    """
-    target = model.state_dict()
-    kind, arranged = known_kind(state), arrange(model, state, label)
-    state = dict(arranged)
-    for name, value in target.items():
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, value)
-        elif name in state and state[name].shape != value.shape and state[name].numel() == value.numel() == 1:
-            state[name] = state[name].reshape(value.shape)
-    missing = sorted(target.keys() - state.keys())
-    unknown = sorted(state.keys() - target.keys())
-    others = [
-        f"{name} is {list(state[name].shape)} instead of {list(target[name].shape)}"
-        for name in sorted(target.keys() & state.keys())
-        if state[name].shape != target[name].shape
-    ]
-    if missing or unknown or others:
-        parts = [
-            _some("entries of another shape", others),
-            _some("missing entries", missing),
-            _some("unknown entries", unknown),
-        ]
-        raise UserError(
-            f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
-            + (f"The file is {kind}." if kind else f"{describe_weights(arranged)} Name its architecture.")
-        )
-    model.load_state_dict(state)
-
-
-def describe_weights(state: dict[str, Tensor]) -> str:
-    """A sentence on the model that a state dict belongs to, with the names of the architectures that it fits."""
-    sizes = _sizes(state)
-    if not sizes:
-        return f"The file looks like no CLIP known here (first entries: {listed(sorted(state), 3)})."
-    names = [name for name in open_clip.list_models() if _sizes_of_config(open_clip.get_model_config(name)) == sizes]
-    tower = "ResNet" if isinstance(sizes["layers"], tuple) else "ViT"
-    patch = f", patch {sizes['patch']}" if sizes["patch"] else ""
-    looks = (
-        f"{tower} of width {sizes['width']}, layers {sizes['layers']}{patch}, {sizes['image']} pixels; text width "
-        f"{sizes['text_width']}, {sizes['text_layers']} layers, {sizes['context']} tokens, vocabulary {sizes['vocab']}"
-        f"; embedding {sizes['embed']}"
-    )
-    return f"The file looks like {listed(names, separator=' or ') or 'no architecture of open_clip'}: {looks}."
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -249,86 +211,6 @@ def _load_pickle(path: Path) -> object:
         raise UserError(f"{path} cannot be read as weights saved by torch; it may be cut short") from error
 
 
-def load_numpy(model: nn.Module, path: Path, wanted: str) -> None:
-    """Load a numpy archive of big_vision (SigLIP) into an open_clip model, by open_clip's own converter.
-
-    Raises:
-        UserError: It is not that of this model.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            names = [name for name in content.files if not name.startswith("opt/")]
-            root = "params/" if "params/b" in names else ""
-            numbers = sum(content[name].size for name in names if name.startswith(root))
-        load_big_vision_weights(model, str(path))
-    except Exception as error:  # the converter walks through the modules that it expects, whatever the model
-        raise UserError(
-            f"{path} is a numpy archive (big_vision's form) that open_clip cannot convert for {wanted} ({error!r:.120})"
-            "; it is read for SigLIP's architectures, such as ViT-B-16-SigLIP"
-        ) from error
-    check_state(model.state_dict(), str(path))
-    own = sum(value.numel() for value in model.state_dict().values())
-    if numbers != own:  # the converter takes no notice of blocks that the model has not
-        raise UserError(f"{path} does not fit {wanted}: it holds {numbers:,} numbers, and the model {own:,}")
-
-
-def _sizes(state: dict[str, Tensor]) -> dict[str, object]:
-    """The sizes that tell architectures apart, read from a state dict of OpenAI's or open_clip's form."""
-    text = "text." if "text.positional_embedding" in state else ""
-    try:
-        vit = "visual.proj" in state
-        embed = state[text + "text_projection"].shape[-1]
-        sizes = {
-            "width": state["visual.conv1.weight" if vit else "visual.layer1.0.conv1.weight"].shape[0],
-            "text_width": state[text + "ln_final.weight"].shape[0],
-            "text_layers": _count(state, rf"{re.escape(text)}transformer\.resblocks\.(\d+)\."),
-            "context": state[text + "positional_embedding"].shape[0],
-            "vocab": state[text + "token_embedding.weight"].shape[0],
-            "embed": embed,
-        }
-        if vit:
-            patch = state["visual.conv1.weight"].shape[-1]
-            grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-            blocks = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
-            return {**sizes, "layers": blocks, "patch": patch, "image": patch * grid}
-        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-        stages = tuple(_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        return {**sizes, "layers": stages, "patch": None, "image": 32 * grid}
-    except KeyError:
-        return {}
-
-
-def _sizes_of_config(config: dict[str, Any]) -> dict[str, object]:
-    """The same sizes of one of open_clip's architectures; empty for towers from other packages."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    if "timm_model_name" in vision or "hf_model_name" in text or text.get("embed_cls") or "width" not in vision:
-        return {}
-    image = vision.get("image_size", 224)
-    layers = vision.get("layers", 12)
-    return {
-        "width": vision["width"],
-        "text_width": text.get("width", 512),
-        "text_layers": text.get("layers", 12),
-        "context": text.get("context_length", 77),
-        "vocab": text.get("vocab_size", 49408),
-        "embed": config["embed_dim"],
-        "layers": tuple(layers) if isinstance(layers, list) else layers,
-        "patch": None if isinstance(layers, list) else vision.get("patch_size", 16),
-        "image": image[0] if isinstance(image, list | tuple) else image,
-    }
-
-
-def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """Number of different first groups of `pattern` among the names."""
-    return len({match.group(1) for name in state if (match := re.match(pattern, name))})
-
-
-def _some(what: str, entries: list[str], shown: int = 3) -> str:
-    """ "what (n): first, second, third, ..." or an empty text."""
-    more = ", ..." if len(entries) > shown else ""
-    return f"{what} ({len(entries)}): {', '.join(entries[:shown])}{more}" if entries else ""
-
-
 def _not_found(path: Path) -> str:
     """A sentence on a missing file of weights, with what lies beside it."""
     if path.is_dir():
@@ -339,3 +221,157 @@ def _not_found(path: Path) -> str:
         return f"no weights at {path}: the folder {path.parent} does not exist"
     near = sorted(p.name for p in path.parent.iterdir() if p.is_file())
     return f"no weights at {path}; the folder holds {listed(near) or 'no files'}"
+
+
+# ------------------------------------------------------------------------------------------ archives and pickles
+
+
+class Refused(UserError):
+    """An archive that is damaged or holds more than weights; the message says what."""
+
+
+def check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse a zip archive that would grow when read: torch stores tensors plainly and compresses only small texts.
+
+    Raises:
+        Refused: Its members hold far more bytes than the file.
+    """
+    size, content = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if content > size + MOST_GROWTH:
+        raise Refused(f"{path} is refused: its {size:,} bytes would grow to {content:,}, which no file of weights does")
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The state dict of the module that a TorchScript archive holds.
+
+    Raises:
+        Refused: The archive is damaged, or its pickle names anything but tensors, containers and modules.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, path)
+            names = archive.namelist()
+            pickled = next(name for name in names if name.count("/") == 1 and name.endswith("/data.pkl"))
+            folder = pickled.partition("/")[0]
+            if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
+                raise Refused(f"{path} was written in another byte order than this program reads")
+            with archive.open(pickled) as file:
+                root = _Reader(file, archive, folder).load()
+        return dict(_tensors(root))
+    except Refused:
+        raise
+    except Exception as error:  # a damaged pickle makes its reader raise almost anything
+        reason = str(error).splitlines()[0] if str(error) else "nothing can be said of it"
+        raise Refused(
+            f"{path} cannot be read as an archive of OpenAI's ({type(error).__name__}: {reason}); get it again, or "
+            f"save its state dict alone, best as safetensors"
+        ) from error
+
+
+def pickled_names(path: Path) -> list[str]:
+    """Names of the classes and functions that a file saved by torch asks for beyond tensors and plain containers.
+
+    Of both of torch's formats, the zip archive and the older row of pickles; nothing of the file is run.
+    """
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    names: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    check_members(archive, path)
+                    found = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                    _add_globals(names, pickletools.genops(archive.read(found)))
+            for _ in range(0 if zipfile.is_zipfile(path) else PICKLES):
+                _add_globals(names, pickletools.genops(file))
+    except Exception:  # a torn file, or one of another kind: what was read until there counts
+        pass
+    return sorted(names - _get_allowed_globals().keys())
+
+
+def _add_globals(names: set[str], codes: Iterable[tuple[Any, Any, Any]]) -> None:
+    """Add the full names of the globals that a pickle asks for."""
+    texts: list[str] = []
+    for code, argument, _ in codes:
+        if code.name == "GLOBAL":
+            names.add(argument.replace(" ", "."))
+        elif code.name == "STACK_GLOBAL":
+            names.add(".".join(texts[-2:]))
+        elif isinstance(argument, str):
+            texts.append(argument)
+
+
+class _Module:
+    """An object of the archive: its entries by name, and nothing that runs."""
+
+    def __init__(self, *args: object) -> None:
+        self.entries: Mapping[str, object] = {}
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module has a state of its own making")
+        self.entries = state
+
+
+class _Reader(pickle.Unpickler):
+    """Reads the pickle of an archive; every name in it that is not known here is refused."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(file)
+        self.archive, self.folder = archive, folder
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for a global of the pickle."""
+        if module.partition(".")[0] == "__torch__":
+            return _Module
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild
+        if module == "torch.jit._pickle" and name in LISTS:
+            return list
+        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
+            return _untagged
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of weights")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The storage that `("storage", dtype, key, device, number)` names, as a tensor `[number]`."""
+        _, dtype, key, _, number = pid
+        if key not in self.storages:
+            content = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
+            storage = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            if storage.numel() != number:
+                raise pickle.UnpicklingError(f"storage {key} holds {storage.numel()} numbers instead of {number}")
+            self.storages[key] = storage
+        return self.storages[key]
+
+
+def _rebuild(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *rest: object) -> Tensor:
+    """A tensor that lies in a storage; torch refuses sizes that reach beyond it."""
+    return storage.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _untagged(value: object, tag: str) -> object:
+    """A container, without the name of its type."""
+    return value
+
+
+def _tensors(root: object) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a module and of all below it."""
+    pending, count = [("", root)], 0
+    while pending:
+        prefix, module = pending.pop()
+        if not isinstance(module, _Module):
+            raise pickle.UnpicklingError(f"it holds a {type(module).__name__} in place of a module")
+        for name, value in module.entries.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, _Module):
+                pending.append((f"{prefix}{name}.", value))
+        count += len(module.entries)
+        if count > MOST_TENSORS:
+            raise pickle.UnpicklingError(f"it names more than {MOST_TENSORS} tensors")

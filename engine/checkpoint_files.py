@@ -17,11 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dassl_clip.clip.archive import pickled_names
 from dassl_clip.clip.finite import check_state
-from dassl_clip.clip.listing import listed
-from dassl_clip.clip.weights import is_safetensors, load_safetensors
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.clip.weights import is_safetensors, load_safetensors, pickled_names
+from dassl_clip.results.errors import MissingFileError, UserError, listed
 from dassl_clip.results.files import check_regular, write_atomically
 
 from .export import is_export, load_export

@@ -9,10 +9,9 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl_clip.clip.listing import listed
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import records, run_data
-from dassl_clip.results.errors import UserError
+from dassl_clip.results.errors import UserError, listed
 
 from . import checkpoint_files as files
 from . import distributed

@@ -29,11 +29,10 @@ from torch import Tensor
 
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_state
-from dassl_clip.clip.listing import listed
 from dassl_clip.clip.sources import embedded_folder
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results.documents import CONFIG_NAME, read_run_config
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.errors import MissingFileError, UserError, listed
 from dassl_clip.results.files import no_file, write_bytes_atomically
 
 FORMAT, VERSION, SUFFIX = "dassl-clip export", 1, ".safetensors"

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl.utils import AverageMeter, MetricMeter
-from dassl_clip.clip.listing import listed
-from dassl_clip.results.errors import NotFiniteError
+from dassl_clip.results.errors import NotFiniteError, listed
 from dassl_clip.results.files import write_atomically
 
 from . import distributed, signals

@@ -20,8 +20,25 @@ class NotFiniteError(UserError, FloatingPointError):
     """NaN or an infinite number where every number has to be finite."""
 
 
-def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`" Did you mean 'X'?"` for the closest known name, ignoring case, or an empty text."""
+def closest(given: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
+    """The known names that are closest to what was given, ignoring case."""
     lowered = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=cutoff)
-    return f" Did you mean '{lowered[close[0]]}'?" if close else ""
+    return [lowered[name] for name in difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=cutoff)]
+
+
+def suggest(names: Iterable[str]) -> str:
+    """`" Did you mean 'X' or 'Y'?"`, or an empty text without names."""
+    quoted = " or ".join(f"'{name}'" for name in names)
+    return f" Did you mean {quoted}?" if quoted else ""
+
+
+def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:
+    """`" Did you mean 'X'?"` for the closest known names, ignoring case, or an empty text."""
+    return suggest(closest(given, known, cutoff, most))
+
+
+def listed(entries: Iterable[object], most: int = 8, separator: str = ", ") -> str:
+    """The first entries, and how many more there are; "" for none."""
+    names = [str(entry) for entry in entries]
+    more = [f"... ({len(names) - most} more)"] if len(names) > most else []
+    return separator.join([*names[:most], *more])

@@ -8,7 +8,8 @@ import pytest
 from open_clip.model import _build_text_tower
 
 from dassl_clip.cli import backbones
-from dassl_clip.clip.text_tower import TextTower, plain_reason
+from dassl_clip.clip.text_blocks import plain_reason
+from dassl_clip.clip.text_tower import TextTower
 
 DOCS = Path(__file__).parents[2] / "docs" / "performance.md"
 CONFIGS = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}

@@ -102,7 +102,7 @@ def test_weights_on_the_disk_and_not(tmp_path, monkeypatch, tiny_clip):
     assert doctor_checks.weights("hf-hub:nobody/nothing").level == "warn"
     assert doctor_checks.weights("IconsCLIP").level == "ok"
     unknown = doctor_checks.weights("ViTB/16")
-    assert unknown.level == "fail" and "Did you mean ViT-B/16" in unknown.what
+    assert unknown.level == "fail" and "Did you mean 'ViT-B/16'" in unknown.what
     assert doctor_checks.weights(f"local-dir:{tmp_path / 'x'}").level == "fail"
 
 

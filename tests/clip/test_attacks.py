@@ -216,7 +216,7 @@ def test_half_precision_scores_are_widened():
 
 def test_refusals():
     model, images = network(), some_images()
-    with pytest.raises(ValueError, match=r"unknown attack 'pgd20'.* Did you mean PGD-20"):
+    with pytest.raises(ValueError, match=r"unknown attack 'pgd20'.* Did you mean 'PGD-20'"):
         attack("pgd20", model, images, LABELS)
     with pytest.raises(ValueError, match="raises one of cross_entropy, margin"):
         attack(AttackSpec("mse", 1, 1.0, False), model, images, LABELS)

@@ -3,7 +3,7 @@
 Covers: features and gradients of prompts in float32 and float64, for class-name positions end, middle and front, with a
 shared, an image-conditioned and a class-specific context, for several chunk sizes and memory budgets, on causal towers
 (gelu, quickgelu, layer scale, open_clip's custom blocks, end-of-text by largest id and by its own id, real ViT-B-32 and
-RN50 sizes) and on towers of the plain path (SigLIP's, CoCa's, MobileCLIP's kind); low-level embeddings; whole texts
+RN50 sizes) and on towers of the plain path (SigLIP's, CoCa's, MobileCLIP's kind); whole texts
 against `encode_text`; half precision and autocast; tokens as CoOp's sentence has them; errors.
 """
 
@@ -235,17 +235,10 @@ def test_a_small_memory_budget_keeps_little_and_changes_nothing(towers):
         torch.testing.assert_close(other[1], large[1], rtol=1e-10, atol=1e-12)
 
 
-def test_no_contexts_and_no_prefix(towers):
-    model, tower = towers("gelu")
+def test_no_contexts_give_no_features(towers):
+    _, tower = towers("gelu")
     classes = tower.class_tokens(NAMES)
     assert tower.encode_prompts(torch.zeros(0, 4, 32), classes).shape == (0, len(NAMES), 24)
-    rows = a_context(1, 2, 4, 32)
-    bare = tower.encode_embeddings(torch.zeros(3, 0, 32, dtype=torch.float64), rows, [3, 2])
-    assert bare.shape == (3, 2, 24)
-    full = torch.cat([rows[0], torch.zeros(2, 73, 32)], dim=1)
-    ids = torch.tensor([[0, 0, 0, 9], [0, 0, 9, 0]])
-    for features in bare:
-        torch.testing.assert_close(features, plain_read(model, full, ids), rtol=1e-9, atol=1e-11)
 
 
 def test_no_gradients_are_recorded_when_none_are_wanted(towers):
@@ -254,34 +247,6 @@ def test_no_gradients_are_recorded_when_none_are_wanted(towers):
     assert not tower.encode_prompts(a_context(4, 32).detach(), classes).requires_grad
     with torch.no_grad():
         assert not tower.encode_prompts(a_context(4, 32), classes).requires_grad
-
-
-@pytest.mark.parametrize("name", ["gelu", "siglip"])
-@pytest.mark.parametrize("shared", [True, False])
-def test_embeddings_with_gradients_to_prefix_and_suffix(towers, name, shared):
-    model, tower = towers(name)
-    generator = torch.Generator().manual_seed(3)
-    prefix = torch.randn(2, 3, 32, generator=generator, dtype=torch.float64).requires_grad_()
-    suffix = torch.randn(1 if shared else 2, 4, 6, 32, generator=generator, dtype=torch.float64).requires_grad_()
-    end = torch.tensor([5, 2, 0, 3])
-    total, pad = tower.context_length, getattr(model, "text", model).token_embedding.weight[0]
-    expected = []
-    for p in range(2):
-        rows, ids = [], torch.zeros(4, total, dtype=torch.long)
-        for c, e in enumerate(end.tolist()):
-            own = suffix[0 if shared else p, c, : e + 1]
-            rows.append(torch.cat([prefix[p], own, pad.expand(total - 3 - len(own), -1)]))
-            ids[c, 3 + e] = 49407
-        expected.append(plain_read(model, torch.stack(rows), ids))
-    weights = torch.linspace(-1, 1, 2 * 4 * 24, dtype=torch.float64).view(2, 4, 24)
-    expected = torch.stack(expected)
-    wanted = torch.autograd.grad((expected.sin() * weights).sum(), (prefix, suffix))
-    for chunk in ("auto", 1, 3):
-        found = tower.encode_embeddings(prefix, suffix, end, chunk=chunk)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
-        got = torch.autograd.grad((found.sin() * weights).sum(), (prefix, suffix))
-        for ours, theirs in zip(got, wanted):
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
 TEXTS = [
@@ -415,17 +380,6 @@ def test_wrong_arguments_are_told(towers, shape, options, message):
     _, tower = towers("gelu")
     with pytest.raises(ValueError, match=message):
         tower.encode_prompts(a_context(*shape), tower.class_tokens(NAMES), **options)
-
-
-def test_wrong_embeddings_are_told(towers):
-    _, tower = towers("gelu")
-    prefix, suffix = torch.zeros(2, 3, 32), torch.zeros(1, 4, 6, 32)
-    with pytest.raises(ValueError, match=r"suffix \[P or 1, C, S1, 32\]"):
-        tower.encode_embeddings(prefix, torch.zeros(3, 4, 6, 32), [1] * 4)
-    with pytest.raises(ValueError, match="end must point into the 6 rows"):
-        tower.encode_embeddings(prefix, suffix, [1, 2, 3, 6])
-    with pytest.raises(ValueError, match="79 tokens do not fit the tower's context length 77"):
-        tower.encode_embeddings(torch.zeros(1, 73, 32), suffix, [1, 2, 3, 5])
 
 
 def test_a_cut_text_is_warned_about(towers, caplog):

@@ -479,11 +479,11 @@ def test_6_6_the_content_counts_and_not_the_ending(name, tmp_path):
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("openai/clip-vit-base-patch32", r"Did you mean ViT-B/32 or hf-hub:openai/clip-vit-base-patch32\?"),
-        ("clip-vit-large-patch14-336", r"Did you mean ViT-L/14@336px\?"),
-        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", r"Did you mean ViT-B-32:laion2b_s34b_b79k or hf-hub:laion/CLIP"),
-        ("google/siglip-base-patch16-224", r"Did you mean hf-hub:google/siglip-base-patch16-224\?"),
-        ("{folder}", r"Did you mean local-dir:"),
+        ("openai/clip-vit-base-patch32", r"Did you mean 'ViT-B/32' or 'hf-hub:openai/clip-vit-base-patch32'\?"),
+        ("clip-vit-large-patch14-336", r"Did you mean 'ViT-L/14@336px'\?"),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", r"Did you mean 'ViT-B-32:laion2b_s34b_b79k' or 'hf-hub:laion/CLIP"),
+        ("google/siglip-base-patch16-224", r"Did you mean 'hf-hub:google/siglip-base-patch16-224'\?"),
+        ("{folder}", r"Did you mean 'local-dir:"),
         ("{file}", r"is a file: name its architecture, and give the file with MODEL.BACKBONE.WEIGHTS"),
     ],
 )

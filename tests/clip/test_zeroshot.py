@@ -160,10 +160,10 @@ def test_users_own_templates():
 @pytest.mark.parametrize(
     "templates, message",
     [
-        ("singel", "Did you mean single"),
-        ("imagenet", "Did you mean imagenet80"),
+        ("singel", "Did you mean 'single'"),
+        ("imagenet", "Did you mean 'imagenet80'"),
         ("clip", "no 'clip' templates for the data set 'PACS'.*take single or imagenet80"),
-        ("coop:EuroSat", "Did you mean EuroSAT"),
+        ("coop:EuroSat", "Did you mean 'EuroSAT'"),
         (["a dog"], "exactly one {}"),
         (["a {} and a {}"], "exactly one {}"),
         (["a {} {c}"], "exactly one {}"),

@@ -16,11 +16,11 @@ ROOMS = [
     "dassl_clip.datasets",
     "dassl_clip.results.documents",
     "dassl_clip.results.records",
-    "dassl_clip.clip.archive",
+    "dassl_clip.clip.weights",
 ]
 
 with atheris.instrument_imports(include=ROOMS):
-    from dassl_clip.clip import archive
+    from dassl_clip.clip import weights
     from dassl_clip.datasets import manifest, selections, split_file
     from dassl_clip.datasets.spec import load_spec
     from dassl_clip.results import documents, records
@@ -35,7 +35,7 @@ READERS = (
     lambda path: split_file.read_split_file(path, SPEC),
     lambda path: selections.read_selection(str(path), "Icons", 1, [], []),
     lambda path: documents.read_run_config(path),
-    lambda path: archive.read_archive(path),
+    lambda path: weights.read_archive(path),
     lambda path: records.inspect_record(path.parent),
 )
 

@@ -18,14 +18,14 @@ ROOMS = ("modeling", "trainers", "datasets", "results", "commands", "embedded", 
 # what is forbidden: {file: why it is there all the same}
 ALLOWED = {
     "unpickling": {
-        "clip/archive.py": "an Unpickler whose find_class knows tensors and containers alone",
+        "clip/weights.py": "an Unpickler whose find_class knows tensors and containers alone",
     },
     "running code": {
         "engine/config.py": "--import FILE.py: the user's own code, named on the command line",
     },
     "network": {
         "datasets/fetch.py": "dassl-clip data links --download",
-        "clip/sources.py": "a backbone that was asked for by name and is in no cache",
+        "clip/weight_files.py": "a backbone that was asked for by name and is in no cache",
         "toolbox/dassl/utils/tools.py": "download_url, part of the toolbox's interface; nothing here calls it",
         "toolbox/dassl/data/datasets/download.py": "behind the switch DASSL_DOWNLOAD",
     },

@@ -22,7 +22,8 @@ from torch import Tensor
 from dassl_clip.clip.losses import nt_xent
 from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.prompts import NOISE_STD, noise_context
-from dassl_clip.clip.text_tower import ClassTokens, TextTower
+from dassl_clip.clip.text_tower import TextTower
+from dassl_clip.clip.tokens import ClassTokens
 from dassl_clip.results.errors import NotFiniteError, UserError
 
 from .head import TRAINING_ALPHA, ContentHead, TextTables

@@ -1,14 +1,16 @@
-"""What a file of weights was trained with, as the configurations beside it say it.
+"""What a file of weights was trained with, as the configuration files beside it say.
 
 Known are open_clip's `open_clip_config.json` and the `config.json` of Hugging Face transformers' CLIPModel, with
 `preprocessor_config.json` for its pixels. Sizes that no tensor's shape tells (heads), the activation and the
-preprocessing are in these files alone.
+preprocessing are in these files alone. A configuration is checked before anything is built from it: whatever a folder
+says, no vast model is made.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-from dassl_clip.results.errors import UserError
-
-from .listing import listed
-from .model_config import check_model_config, check_preprocess
+from dassl_clip.results.errors import UserError, listed
 
 if TYPE_CHECKING:
     from .sources import Source
@@ -41,6 +40,10 @@ VISION_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_la
                    "image_size": 224, "patch_size": 32, "layer_norm_eps": 1e-5}  # fmt: skip
 EMBEDDING = 512
 OLD_EOS = 2  # of configurations from before the end-of-text id was right: the highest id is read
+TOWERS = ("vision_cfg", "text_cfg")
+MOST_LAYERS, MOST_PARAMETERS = 1000, 5_000_000_000  # of a tower; the largest of open_clip's has 3.8 billion
+MOST_PIXELS = 4096  # along a side
+MOST_WORDS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -276,3 +279,67 @@ def _differences(stated: Mapping[str, Mapping[str, object]], known: Mapping[str,
         for key, value in facts.items()
         if key in stated.get(group, {}) and stated[group][key] != value
     ]
+
+
+def check_model_config(config: dict[str, Any], preprocess: dict[str, Any]) -> None:
+    """Refuse sizes that no CLIP has, and preprocessing that is none.
+
+    Args:
+        config: open_clip's model configuration.
+        preprocess: What its preprocessing has other than the standard.
+
+    Raises:
+        UserError: One sentence on what does not fit.
+    """
+    for part in TOWERS:
+        if not isinstance(config[part], dict):
+            raise UserError(f"its {part} is no group of settings")
+        _check_tower(config[part], part, config.get("embed_dim"))
+    check_preprocess(preprocess)
+
+
+def check_preprocess(preprocess: dict[str, Any]) -> None:
+    """Refuse means and standard deviations that are none.
+
+    Raises:
+        UserError: One sentence on what does not fit.
+    """
+    for key in ("mean", "std"):
+        values = preprocess.get(key, [1.0, 1.0, 1.0])
+        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(_is_plain, values)):
+            raise UserError(f"{key} should be three numbers, not {values!r:.80}")
+        if key == "std" and min(values) <= 0:
+            raise UserError(f"std should be above 0, not {values!r:.80}")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a number of a usual size."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _check_tower(tower: dict[str, Any], name: str, embed: object) -> None:
+    """Refuse a tower that is vast, from what its numbers amount to."""
+    for key, value in tower.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, (int, float)) and not abs(number) <= MOST_WORDS for number in numbers):
+            raise UserError(f"its {name}.{key} is {value!r:.80}, more than any CLIP has")
+    depth, width = tower.get("layers", 12), _size(tower.get("width", 768))
+    layers = sum(map(_size, depth)) if isinstance(depth, list) else _size(depth)
+    side = max(map(_size, image if isinstance(image := tower.get("image_size", 224), list) else [image]))
+    if layers > MOST_LAYERS or side > MOST_PIXELS:
+        raise UserError(f"its {name} has {layers} layers and images of {side} pixels, more than any CLIP has")
+    ratio = tower.get("mlp_ratio", 4.0)
+    growth = 4 + 2 * (ratio if isinstance(ratio, (int, float)) else 4.0)
+    positions = math.ceil(side / max(_size(tower.get("patch_size", 16)), 1)) ** 2 + _size(
+        tower.get("context_length", 0)
+    )
+    rows = positions + _size(tower.get("vocab_size", 0)) + _size(embed)
+    resnet = 8 if isinstance(depth, list) else 1  # the last stage is eight times as wide
+    total = layers * growth * (resnet * width) ** 2 + rows * width
+    if total > MOST_PARAMETERS:
+        raise UserError(f"its {name} would have about {total:,.0f} numbers, more than any CLIP has")
+
+
+def _size(value: object) -> int:
+    """A size as a whole number; 0 for what is none, which building the model refuses."""
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0

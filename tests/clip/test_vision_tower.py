@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dassl_clip.clip.backbone import load_backbone
-from dassl_clip.clip.vision_attention import SelfAttention, use_fused_attention
+from dassl_clip.clip.vision_tower import SelfAttention, use_fused_attention
 
 
 def attention(width=24, heads=3, dtype=torch.float64, **options):
