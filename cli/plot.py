@@ -24,7 +24,7 @@ KINDS = {
     "confusion": "confusion matrix, from saved predictions",
     "tsne": "image features in the plane, by class or domain (also --method umap, pca)",
     "alpha": "CLAP's accuracy by alpha, on source validation images",
-    "shots": "accuracy by the number of training images a class",
+    "shots": "accuracy by the number of training images per class",
 }
 EXAMPLES = {
     "curves": "output --rows GOPro --targets line",

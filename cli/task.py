@@ -37,7 +37,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="", metavar="DIR", help="folder above the data sets (DATASET.ROOT)")
     parser.add_argument("--out", default="output", metavar="DIR", help="folder above all runs (default: output)")
     parser.add_argument("--shots", type=int, metavar="N",
-                        help="images a class, 0 for all (default: the data set's config, else 16)")  # fmt: skip
+                        help="images per class, 0 for all (default: the data set's config, else 16)")  # fmt: skip
     parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="runs at a time (default: 1 with a GPU, else as many as there are cores)")  # fmt: skip

@@ -46,7 +46,7 @@ class ListedDataset(DatasetBase):
         names_note: where names come from that are not the data set's own, or nothing.
         layout: the layout found on the disk, its parts as the protocol has them.
         domains: canonical names of all its domains; empty for a data set without.
-        shots: images a class, 0 for all.
+        shots: images per class, 0 for all.
         protocol_name: DATASET.PROTOCOL.
         protocol: one line on layout, protocol, parts, shots and classes, for a run's record.
         selection_file: where the draw is kept, or None.

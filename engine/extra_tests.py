@@ -84,7 +84,7 @@ def check_keys(name: str, node: CfgNode) -> None:
             raise UserError(f"TRAINER.{name}.{key} is {node[key]}; expected at least 1")
     if min(node.PROBE_SHOTS, default=1) < 1 or node.ATTACK_EPSILON <= 0:
         raise UserError(
-            f"TRAINER.{name}.PROBE_SHOTS are images a class, at least 1, and ATTACK_EPSILON is positive; got "
+            f"TRAINER.{name}.PROBE_SHOTS are images per class, at least 1, and ATTACK_EPSILON is positive; got "
             f"{tuple(node.PROBE_SHOTS)} and {node.ATTACK_EPSILON}"
         )
 
@@ -170,7 +170,7 @@ class ReadingsMixin:
         return [i for _, own in sorted(places.items()) for i in generator.sample(own, min(shots, len(own)))]
 
     def _probe(self, features: Tensor, labels: Tensor, shots: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """A probe of a few images a class, as a function of normalised features, and the places of its images."""
+        """A probe of a few images per class, as a function of normalised features, and the places of its images."""
         places = torch.tensor(self._draw_shots(labels.tolist(), shots), device=labels.device)
         seed, stopping = mix_seed(self.cfg.SEED, shots), self.node.PROBE_STOPPING
         weight, bias = fit_linear_probe(

@@ -37,7 +37,7 @@ class Request:
         tasks: names of tasks; empty: the data set's own.
         out: folder above all runs.
         data: folder above the data sets, "" for the config's.
-        shots: images a class, None for the task's default.
+        shots: images per class, None for the task's default.
         targets: target domains to run; empty: all.
         imports: modules or files with trainers or data sets of the user's own.
     """

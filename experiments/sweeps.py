@@ -258,7 +258,7 @@ def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published:
     lines = [
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
         f"ours: protocol: {_several(_protocol(run) for run in runs)}",
-        f"ours: backbone: {_several(run.cfg.MODEL.BACKBONE.NAME for run in runs)}; training images a class: {shots}",
+        f"ours: backbone: {_several(run.cfg.MODEL.BACKBONE.NAME for run in runs)}; training images per class: {shots}",
         f"ours: selection rule: {rules}; templates: {prompts}",
         f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
     ]

@@ -1,7 +1,7 @@
 """The tasks: what each asks of every run, and which methods and data sets have a place in it.
 
 `lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
-stays inside a domain (or a data set without domains): trained on a few images a class, tested on the held-out part.
+stays inside a domain (or a data set without domains): trained on a few images per class, tested on the held-out part.
 `zeroshot` tests every image of each domain (without domains: the published test images, or every image of your own
 folders and lists) and trains on no label; `probe` and `attacks` do the same with few-shot probes of the features, and
 with attacked images. `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg`

@@ -172,7 +172,7 @@ def caption(records: Sequence[Record], what: str, spread: str = "error bars") ->
         "data": {r["dataset"] for r in records},
         "protocol": protocols(records),
         "classes": {r["class_subset"] for r in records},
-        "training images a class": shots or ["none"],
+        "training images per class": shots or ["none"],
         "backbone": {f"{r['backbone']['name']} (weights {r['backbone']['weights_hash'][:12]})" for r in records},
         "selection rule": {r["selection_rule"] for r in records},
     }

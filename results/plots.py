@@ -120,7 +120,7 @@ def curves_plot(records: Iterable[Record]) -> Plot:
 
 
 def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
-    """Accuracy over the number of training images a class, of runs and of few-shot probes; dashed: no labels used.
+    """Accuracy over the number of training images per class, of runs and of few-shot probes; dashed: no labels used.
 
     Raises:
         UserError: nothing was measured with two or more numbers of shots.
@@ -168,9 +168,9 @@ def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
                 panel.set_xscale("log", base=2)
                 panel.set_xticks(counts, [f"{count:g}" for count in counts], minor=False)
                 panel.minorticks_off()
-            panel.set(xlabel="training images a class", ylabel="accuracy (%)")
+            panel.set(xlabel="training images per class", ylabel="accuracy (%)")
             panel.set_title(shortened(", ".join(filter(None, (group[0], group[1], name))), 46))
-        text = f"Accuracy on {split} images by the number of labelled training images a class."
+        text = f"Accuracy on {split} images by the number of labelled training images per class."
         text += " Dashed: no label is trained on." if any(set(line) == {0} for line in drawn) else ""
         text += " Means over the domains only." if only_means else ""
         shown_records = [record for record in records if _measured(record) in panels]

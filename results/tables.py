@@ -262,7 +262,7 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     records = {row: group.records(row) for row in rows}
     runs = [run for row in rows for run in records[row]]
     weights = f" (weights {facts['weights_hash'][:12]})" if facts["weights_hash"] else ""
-    shots = f"{facts['shots']} a class" if facts["shots"] > 0 else "all"
+    shots = f"{facts['shots']} per class" if facts["shots"] > 0 else "all"
     if facts["shots"] < 1 and not any(run["num_train"] for run in runs):
         shots = "none"
     protocol, training = f"protocol: {'; '.join(sorted(protocols(runs)))}", f"training images: {shots}"

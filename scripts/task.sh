@@ -19,7 +19,7 @@ Environment:
   DATA       folder above the data sets            default: what the data set's config says
   OUT        folder above all runs                 default: output
   CFG        config of the method, name or file    default: the data set's own, else vit_b16
-  SHOTS      images a class, 0 for all             default: what the data set's config says, else 16
+  SHOTS      images per class, 0 for all             default: what the data set's config says, else 16
   JOBS       runs at a time                        default: 1 with a GPU, else the number of cores
   REFERENCE  method to compare with, or none       default: ${reference:-none}
   PYTHON     the Python to use                     default: python

@@ -134,7 +134,7 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
     for part in (
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
         "ours: protocol: every image of a domain is tested, no label is trained on",
-        "ours: backbone: ViT-B/16; ViT-L/14; training images a class: none",
+        "ours: backbone: ViT-B/16; ViT-L/14; training images per class: none",
         "ours: selection rule: ",
         "templates: clap_pc",
         "ours: seeds: 2024; tolerance of a check: 1 points",
@@ -142,7 +142,9 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
     ):
         assert part in out, part
     b2n = show(capsys, "gopro-b2n")
-    assert "training images a class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed; CoOp: 1, 2, 3);" in b2n
+    assert (
+        "training images per class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed; CoOp: 1, 2, 3);" in b2n
+    )
     assert "base to new: trained on the base classes, tested on base and on new classes" in b2n
 
 

@@ -71,7 +71,7 @@ PACS_CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "perso
 
 @pytest.fixture(scope="session")
 def pacs_tree():
-    """PACS with `size` images a class: published lists for the layouts with `splits`, `txt_lists` or `image_list`."""
+    """PACS with `size` images per class: published lists for the layouts with `splits`, `txt_lists` or `image_list`."""
 
     def make(root: Path, layout: str = "pacs/images", size: int = 10) -> Path:
         home = {"lists/absolute": "PACS/kfold", "lists/image_list": "PACS"}.get(layout, layout)

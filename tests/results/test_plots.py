@@ -116,7 +116,7 @@ def test_the_caption_says_what_was_measured():
     for part in (
         "PACS", "leave one domain out", "test images", "ViT-B/16 (weights abababababab)", "best | last",
         "n = 3 seeds (1, 2, 3)", "sample standard deviation over seeds", "InMaP (vit): n = 1",
-        "Transductive (uses unlabelled test images): InMaP (vit)", "training images a class: 16",
+        "Transductive (uses unlabelled test images): InMaP (vit)", "training images per class: 16",
     ):  # fmt: skip
         assert part in plot.caption
     svg = "".join(ET.fromstring(plot.svg()).itertext())
@@ -171,7 +171,7 @@ def test_shots_of_runs_and_the_line_of_those_without_labels():
         line for line in panel_of(plot, "mean").lines if set(line.get_ydata()) == {22.5} and len(line.get_ydata()) == 2
     ]
     assert len(flat) == 1 and flat[0].get_linestyle() == "--"
-    assert "Dashed: no label is trained on" in plot.caption and "training images a class: 1, 4, 16" in plot.caption
+    assert "Dashed: no label is trained on" in plot.caption and "training images per class: 1, 4, 16" in plot.caption
 
 
 def test_shots_of_probes_and_their_notes():

@@ -143,7 +143,7 @@ def test_header_says_what_was_measured():
     for part in (
         "PACS, task lodo, test images",
         "leave one domain out",
-        "16 a class",
+        "16 per class",
         "RN50 (weights 0123456789ab)",
         "none [ZeroshotCLIP (vit)]; last [CoOp (vit), GOPro (vit)]",
         "prompt: a photo of a {}.",
