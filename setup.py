@@ -24,6 +24,7 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
+        "": ["py.typed"],
         "dassl_clip.clip": ["*.json"],
         "dassl_clip.datasets": ["lists/*.json"],
         "dassl_clip.results": ["published/*.json"],
