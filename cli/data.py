@@ -1,22 +1,37 @@
 """The data sets on the disk: `dassl-clip data list | verify | inspect | links`.
 
-`verify` says whether a folder holds a data set, in which layout, and what is missing; `inspect` draws a sheet of
-images with the prompts they will get; `links` prints where data sets are published. Nothing is downloaded unless asked.
+`list` shows the data sets that are known, and which of them a folder seems to hold; `verify` says whether a folder
+holds a data set, in which layout, and what is missing; `inspect` draws a sheet of images with the prompts they will
+get; `links` prints where data sets are published, with sizes, checksums and terms. Nothing is downloaded without
+`--download`; with it, what lies at a plain address is fetched into the folder of the data set below `--root` and
+unpacked, and the rest is named.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import io
+import logging
 import os
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
+from tabulate import tabulate
+from tqdm import tqdm
+
+from dassl_clip import configs
 from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.config import split_pairs
+from dassl_clip.engine.catalogue import dataset_file
+from dassl_clip.engine.config import decode, merge_file, set_key, split_pairs
 from dassl_clip.engine.errors import guarded
+from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.files import write_bytes_atomically
 
 SINGLE_VALUE_FLAGS = ("--root", "--jobs", "--seed", "--out", "--images", "--templates", "--make-split")
-INSPECT_TEMPLATES = "single"
+VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--make-split", nargs="?", const="", metavar="FILE",
                         help="write a split of your own where the published file is missing")  # fmt: skip
     verify.add_argument("--seed", type=int, default=1, metavar="N", help="of --make-split (default: 1)")
-    verify.set_defaults(run="data_verify")
 
     inspect = actions.add_parser(
         "inspect",
@@ -62,9 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--out", default="", metavar="FILE", help="the sheet (default: NAME.png)")
     inspect.add_argument("--images", type=int, default=6, metavar="N", help="images a domain or part (default: 6)")
     inspect.add_argument("--seed", type=int, default=1, metavar="N", help="which images (default: 1)")
-    inspect.add_argument("--templates", default=INSPECT_TEMPLATES, metavar="NAME",
+    inspect.add_argument("--templates", default="single", metavar="NAME",
                          help="set of templates, or one with {} (default: single; also coop, clip, ...)")  # fmt: skip
-    inspect.set_defaults(run="data_inspect")
 
     links = actions.add_parser("links", parents=[shared], help="where data sets are published, sizes, terms",
                                epilog="example: dassl-clip data links pacs vlcs")  # fmt: skip
@@ -75,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the action says; 2 with one sentence for a user's error."""
+    """Do what the action says; 2 with one line for a user's error."""
     return guarded(run, argv)
 
 
@@ -83,4 +96,276 @@ def run(argv: list[str]) -> int:
     """Do what the action says."""
     words, pairs = split_pairs(argv, SINGLE_VALUE_FLAGS)
     args = build_parser().parse_args(words)
-    return importlib.import_module(f"dassl_clip.cli.data_{args.action}").run(args, pairs)
+    if args.action in ("verify", "inspect"):
+        return run_verify(args, pairs) if args.action == "verify" else run_inspect(args, pairs)
+    if pairs:
+        raise UserError(f"dassl-clip data {args.action} takes no KEY VALUE pairs, but {' '.join(pairs)} was given")
+    return run_list(args) if args.action == "list" else run_links(args)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Print the data sets that are known, and which of them a folder seems to hold."""
+    from dassl_clip.datasets.folders import list_folder
+    from dassl_clip.datasets.spec import load_spec, name_key, read_entry
+    from dassl_clip.datasets.verify import entries
+
+    root = Path(args.root).expanduser()
+    if args.root and not root.is_dir():
+        raise UserError(f"--root: there is no folder {root}")
+    there = {name_key(name): name for name in (list_folder(root)[0] if args.root else ())}
+    specs = {spec.name: spec for spec in map(load_spec, entries())}
+    numbers = {entry["name"]: entry.get("num_classes", 0) for entry in map(read_entry, entries())}
+    files, rows = config_names(), []
+    for name in loaders():
+        spec = specs.get(name)
+        row = [name, files.get(name, "")]
+        if spec is None:
+            row += ["ships with the package" if name == "Icons" else "yours", "", "", ""]
+        else:
+            images = sum(spec.images.values())
+            classes = len(spec.classes) or numbers[name]
+            row += [", ".join(spec.domains) or "none", f"{classes:,}", f"{images:,}" if images else "", spec.folders[0]]
+        if args.root:
+            found = [there[name_key(folder)] for folder in (spec.folders if spec else ()) if name_key(folder) in there]
+            row.append(", ".join(dict.fromkeys(found)))
+        rows.append(row)
+    columns = ["data set", "config", "domains", "classes", "images", "folder"]
+    columns += ["seen in the root"] if args.root else []
+    print(tabulate(rows, columns, colalign=("left",) * len(columns), disable_numparse=True))
+    print("\n`dassl-clip data verify NAME --root DIR` looks at one, `dassl-clip data links NAME` says where to get it.")
+    return 0
+
+
+def run_verify(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Print what was found; 0 fits, 1 warns, 2 unusable."""
+    from dassl_clip.datasets.make_split import make_split
+    from dassl_clip.datasets.verify import verify
+
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: at least 1 thread must decode")
+    loader, cfg = open_config(args.name, args.root, pairs)
+    if args.make_split is not None:
+        path = make_split(loader, cfg, args.seed, args.make_split)
+        print(f"Wrote {path}, to be used by DATASET.SPLIT_FILE {path}; results on it are not comparable")
+        cfg.DATASET.SPLIT_FILE = str(path)
+    report = verify(loader, cfg, args.decode, args.duplicates, args.jobs, progress)
+    print(f"{report.dataset} in {report.root or ('the package' if report.images else 'no folder')}")
+    for text in report.layouts:
+        print(f"layout: {text}")
+    if report.counts:
+        print(f"\n{counts_table(report)}\n")
+    if args.classes and report.counts:
+        print(f"{classes_table(report)}\n")
+    for finding in report.findings:
+        print(f"{finding.level}: {finding.text}")
+    print(f"{report.dataset} {VERDICTS[report.verdict]}.")
+    return report.verdict
+
+
+def progress(items: Iterable, total: int, what: str) -> Iterable:
+    """A bar on stderr, if that is a terminal."""
+    return tqdm(items, total=total, desc=what, unit=" files", disable=not sys.stderr.isatty())
+
+
+def counts_table(report: Any) -> str:
+    """Domains or parts by classes and images, beside the published numbers."""
+    parts = list(dict.fromkeys(part for count in report.counts for part in count.parts))
+    rows = []
+    for count in report.counts:
+        images = sum(count.images.values())
+        published = "" if count.published is None else f"{count.published:,}"
+        present = sum(number > 0 for number in count.images.values())
+        row = [count.name, f"{present} of {len(report.classes)}", f"{images:,}", published]
+        rows.append([*row, *(f"{count.parts[part]:,}" if part in count.parts else "" for part in parts)])
+    if len(rows) > 1:
+        total = [sum(sum(count.images.values()) for count in report.counts)]
+        total.append(sum(count.published or 0 for count in report.counts))
+        known = all(count.published is not None for count in report.counts)
+        sums = [sum(count.parts.get(part, 0) for count in report.counts) for part in parts]
+        rows.append(["all", "", f"{total[0]:,}", f"{total[1]:,}" if known else "", *(f"{number:,}" for number in sums)])
+    rows += [[name, "not read"] for name in report.unread]
+    columns = ["domain" if parts else "part", "classes", "images", "published", *parts]
+    return tabulate(rows, columns, colalign=("left", *["right"] * (len(columns) - 1)), disable_numparse=True)
+
+
+def classes_table(report: Any) -> str:
+    """Classes in label order by domains or parts."""
+    rows = [
+        [str(label), name, *(f"{count.images.get(label, 0):,}" for count in report.counts)]
+        for label, name in enumerate(report.classes)
+    ]
+    columns = ["label", "class", *(count.name for count in report.counts)]
+    return tabulate(rows, columns, colalign=("right", "left", *["right"] * len(report.counts)), disable_numparse=True)
+
+
+def run_inspect(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+    """Print classes and prompts, and draw the sheet."""
+    from dassl_clip.clip.templates import resolve_templates
+    from dassl_clip.datasets.sheet import choose, draw_sheet, prompt
+    from dassl_clip.datasets.verify import verify
+
+    loader, cfg = open_config(args.name, args.root, pairs)
+    if args.images < 1:
+        raise UserError(f"--images {args.images}: at least one image a domain is needed")
+    templates = resolve_templates(args.templates, cfg.DATASET.NAME)
+    report = verify(loader, cfg)
+    for finding in report.findings:
+        print(f"{finding.level}: {finding.text}")
+    if not report.images:
+        return report.verdict
+    more = f" (and {len(templates) - 1} more templates)" if len(templates) > 1 else ""
+    print(f"{report.dataset}: {len(report.classes)} classes in label order, with their prompts{more}")
+    for label, name in enumerate(report.classes):
+        print(f"{label:>5}  {name}: {prompt(templates[0], name)}")
+    rows = choose(report, args.images, args.seed)
+    out = Path(args.out or f"{cfg.DATASET.NAME}.png").expanduser()
+    if not out.parent.is_dir():
+        raise UserError(f"--out: there is no folder {out.parent}")
+    picture = io.BytesIO()
+    draw_sheet(rows, report.classes, templates[0]).save(picture, "PNG")
+    write_bytes_atomically(out, picture.getvalue())
+    print(f"Drew {sum(map(len, rows.values()))} images on {out}")
+    return report.verdict
+
+
+def run_links(args: argparse.Namespace) -> int:
+    """Print the links of the data sets that are named, or of all; fetch them if asked; 1 if something is left to do."""
+    chosen = entries_of(args.names)
+    print("\n\n".join(text_of(entry) for entry in chosen))
+    if not args.download:
+        return 0
+    if not args.names or not args.root:
+        raise UserError("--download needs the names of data sets, and --root DIR to put them in")
+    left = [line for entry in chosen for line in fetch_all(entry, Path(args.root).expanduser())]
+    print("\n".join(["", "still to be fetched:", *left]) if left else "\nAll is there.")
+    return 1 if left else 0
+
+
+def entries_of(names: Sequence[str]) -> list[dict]:
+    """The entries of data sets, by registry or config name; of all if none is named.
+
+    Raises:
+        UserError: one is not known.
+    """
+    from dassl_clip.datasets.spec import name_key, read_entry
+    from dassl_clip.datasets.verify import entries
+
+    files, known = config_names(), {}
+    for entry in map(read_entry, entries()):
+        for text in (entry["name"], files.get(entry["name"], entry["name"])):
+            known[name_key(text)] = entry
+    chosen = {}
+    for name in names or sorted(known):
+        entry = known.get(name_key(name))
+        if entry is None:
+            there = [other for other in loaders() if name_key(other) in known]
+            raise UserError(f"no links are known for '{name}'.{did_you_mean(name, there)} Known: {', '.join(there)}.")
+        chosen[entry["name"]] = entry
+    return list(chosen.values())
+
+
+def text_of(entry: dict) -> str:
+    """The lines on one data set."""
+    lines = [entry["name"], f"  {entry['reference']}", f"  terms: {entry.get('terms', 'none found')}"]
+    for link in entry.get("links", ()):
+        facts = [link[key] if key != "md5" else f"md5 {link[key]}" for key in ("size", "md5") if key in link]
+        lines.append(f"  - {link['what']}" + (f" ({', '.join(facts)})" if facts else ""))
+        if "url" in link:
+            lines.append(f"    {link['url']}")
+    return "\n".join(lines)
+
+
+def fetch_all(entry: dict, root: Path) -> list[str]:
+    """Fetch and unpack what can be; a line for each thing that is still to be fetched."""
+    from dassl_clip.datasets.fetch import ARCHIVE_ENDINGS, is_file, unpack
+
+    folder, left = root / entry["folders"][0], []
+    for link in entry["links"]:
+        url = link.get("url", "")
+        if not is_file(url):
+            left.append(f"  {entry['name']}: {link['what']}{f' at {url}' if url else ''}, into {folder}")
+            continue
+        try:
+            path = _fetch(link, folder)
+            archive = path.name.endswith(ARCHIVE_ENDINGS)
+            if archive:
+                unpack(path, folder)
+        except ValueError as error:  # the others may be had all the same
+            left.append(f"  {entry['name']}: {link['what']}, into {folder}: {error}")
+        else:
+            print(f"{path} is there" + (", unpacked" if archive else ""))
+    return left
+
+
+def _fetch(link: dict, folder: Path) -> Path:
+    """Fetch the file of a link under a progress bar."""
+    from dassl_clip.datasets.fetch import fetch
+
+    with tqdm(desc=link["what"][:30], unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+        def advance(there: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(there - bar.n)
+
+        return fetch(link["url"], folder, link.get("md5", ""), advance)
+
+
+def loaders() -> dict[str, type]:
+    """The loaders of this project by registry name, in alphabetical order."""
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl_clip.datasets.common import ListedDataset
+
+    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
+    found = {name: DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()}
+    ours = {name: loader for name, loader in found.items() if issubclass(loader, ListedDataset)}
+    return dict(sorted(ours.items(), key=lambda item: item[0].casefold()))
+
+
+def config_names() -> dict[str, str]:
+    """Registry name -> stem of the data set's file in `configs/datasets`."""
+    names = {}
+    for path in sorted((Path(configs.__file__).resolve().parent / "datasets").glob("*.yaml")):
+        match = re.search(r"NAME:\s*['\"]?(\w+)", path.read_text(encoding="utf-8"))
+        if match:
+            names.setdefault(match[1], path.stem)
+    return names
+
+
+def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
+    """The loader that a name stands for, and its configuration.
+
+    Args:
+        name: registry name, name of a config or of the data set's folder, or path of a yaml file.
+        root: folder above the data sets, or the data set's own.
+        pairs: KEY VALUE pairs, flat.
+
+    Raises:
+        UserError: there is no such data set, or a key does not fit.
+    """
+    from dassl.config import get_cfg_default
+    from dassl_clip.datasets import add_config
+    from dassl_clip.datasets.spec import load_spec, name_key
+    from dassl_clip.datasets.verify import entries
+
+    known, files = loaders(), config_names()
+    cfg = get_cfg_default()
+    add_config(cfg)
+    meant = {name_key(text): key for key in known for text in (key, files.get(key, key))}
+    for spec in map(load_spec, entries()):
+        for folder in spec.folders:
+            meant.setdefault(name_key(folder), spec.name)
+    if name.endswith((".yaml", ".yml")):
+        merge_file(cfg, str(dataset_file(name)))
+        if cfg.DATASET.NAME not in known:
+            raise UserError(f"{name} names the data set '{cfg.DATASET.NAME}'. Known: {', '.join(known)}.")
+    elif name_key(name) in meant:
+        cfg.DATASET.NAME = meant[name_key(name)]
+        if cfg.DATASET.NAME in files:
+            merge_file(cfg, str(dataset_file(files[cfg.DATASET.NAME])))
+    else:
+        raise UserError(f"there is no data set '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    for key, text in zip(pairs[::2], pairs[1::2]):
+        set_key(cfg, key, decode(text), "the command line")
+    if root:
+        cfg.DATASET.ROOT = root
+    return known[cfg.DATASET.NAME], cfg

@@ -18,9 +18,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from dassl_clip.cli import data, data_inspect, data_links
+from dassl_clip.cli import data
 from dassl_clip.cli.__main__ import main
-from dassl_clip.cli.data_names import open_config
+from dassl_clip.cli.data import open_config
 from dassl_clip.datasets.spec import load_spec
 
 COLOURS = {"day": (250, 250, 250), "night": (10, 10, 10)}
@@ -151,7 +151,7 @@ def test_inspect(folders, tmp_path, capsys):
     assert f"Drew 6 images on {sheet}" in out
     with Image.open(sheet) as image:
         assert image.mode == "RGB"
-        tile, margin = data_inspect.TILE, data_inspect.MARGIN
+        tile, margin = sheet.TILE, sheet.MARGIN
         assert image.width == margin + 3 * (tile + margin)
         middle = margin + tile // 2
         colours = [image.getpixel((middle, y)) for y in range(image.height)]
@@ -235,7 +235,7 @@ def test_what_can_be_fetched_is_unpacked_although_something_fails(capsys, tmp_pa
         address = f"http://127.0.0.1:{server.server_port}"
         links = [{"what": name, "url": f"{address}/{name}"} for name in ("torn.zip", "none.tar", "pictures.tar")]
         links += [{"what": "labels", "url": f"{address}/labels.mat", "md5": hashlib.md5(b"labels").hexdigest()}]
-        left = data_links.fetch_all({"name": "Own", "folders": ["own"], "links": links}, tmp_path / "root")
+        left = data.fetch_all({"name": "Own", "folders": ["own"], "links": links}, tmp_path / "root")
         server.shutdown()
     there = tmp_path / "root/own"
     assert (there / "pictures/a.png").read_bytes() == (shelf / "a.png").read_bytes()
