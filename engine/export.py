@@ -218,7 +218,8 @@ def halving_note(trainer: Any, export: Export) -> str:
     """How much float16 changes the scores of some embedded images of all styles; the trainer stays as it is."""
     paths = sorted((embedded_folder().parent / "icons").rglob("*.png"))
     preprocess = trainer.backbone.preprocess()
-    chosen = [preprocess(Image.open(path).convert("RGB")) for path in paths[:: max(1, len(paths) // ICONS)][:ICONS]]
+    chosen = paths[:: max(1, len(paths) // ICONS)][:ICONS]
+    chosen = [preprocess(Image.open(path, formats=["PNG"]).convert("RGB")) for path in chosen]
     images = torch.stack(chosen).to(trainer.device)
     before = trainer.model_inference(images).float()
     full = {name: {k: v.clone() for k, v in trainer._models[name].state_dict().items()} for name in export.learned}
