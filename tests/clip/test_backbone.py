@@ -1,8 +1,8 @@
 """The frozen CLIP: names, files of weights, preprocessing, block outputs, and what a user can get wrong.
 
-Covers: features after loading from safetensors, state dicts (plain, wrapped, prefixed, the custom-text and the
-transformers layout) and OpenAI's JIT archive (at a small size and at RN50's), from folders, the Hugging Face cache and
-OpenAI's cache, all without network; quickgelu for OpenAI's names and archives; sizes read from the model; the
+Covers: features after loading from safetensors, state dicts (plain, wrapped, the custom-text layout; others in
+`test_weight_files.py`) and OpenAI's JIT archive (at a small size and at RN50's), from folders, the Hugging Face cache
+and OpenAI's cache, all without network; quickgelu for OpenAI's names and archives; sizes read from the model; the
 preprocessing bit for bit against open_clip's own; block outputs against a pass block by block; hash, random state,
 precision; refusals.
 """
@@ -34,7 +34,7 @@ TEXTS = ["a photo of a dog.", "a sketch of a cat", "wow!"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 VIT = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
 RESNET = {"layers": [1, 2, 1, 1], "width": 16, "patch_size": None, "image_size": 64}
-CONFIGS = {
+ARCHITECTURES = {
     "tiny-vit": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT},
     "tiny-resnet": {"embed_dim": 24, "vision_cfg": RESNET, "text_cfg": TEXT},
     "tiny-custom": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True},
@@ -47,31 +47,15 @@ CONFIGS = {
     },
     "tiny-wide": {"embed_dim": 24, "vision_cfg": {**VIT, "width": 64}, "text_cfg": TEXT},
 }
-FORMS = ("safetensors", "state dict", "wrapped", "prefixed", "custom text", "transformers", "archive")
+FORMS = ("safetensors", "state dict", "wrapped", "custom text", "archive")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def architectures(tmp_path_factory):
-    """Small architectures under open_clip's registry."""
-    folder = tmp_path_factory.mktemp("configs")
-    for name, config in CONFIGS.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch, tmp_path):
-    """Every connection is refused, and all caches are empty."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies it was first made with, for later tests
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("no_network", "register_architectures")
 
 
 def build(name: str, quick_gelu: bool = False) -> nn.Module:
     """open_clip's own model with weights that matter everywhere."""
-    config = deepcopy(CONFIGS[name]) if name in CONFIGS else open_clip.get_model_config(name)
+    config = deepcopy(ARCHITECTURES[name]) if name in ARCHITECTURES else open_clip.get_model_config(name)
     kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     model = kind(**{**config, "quick_gelu": quick_gelu}).eval()
     generator = torch.Generator().manual_seed(5)
@@ -126,34 +110,6 @@ def save_archive(model: nn.Module, path: Path, size: int) -> None:
         torch.jit.script(Holder(half)).save(str(path))
 
 
-def to_transformers(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of transformers' CLIPModel with the weights of an open_clip ViT model."""
-    state, out = model.state_dict(), {"logit_scale": model.logit_scale.detach()}
-    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-    for tower, prefix in (("text_model", ""), ("vision_model", "visual.")):
-        blocks = model.visual.transformer.resblocks if prefix else model.transformer.resblocks
-        for i in range(len(blocks)):
-            ours, theirs = f"{prefix}transformer.resblocks.{i}", f"{tower}.encoder.layers.{i}"
-            for kind in ("weight", "bias"):
-                for old, new in {**parts, "attn.out_proj": "self_attn.out_proj"}.items():
-                    out[f"{theirs}.{new}.{kind}"] = state[f"{ours}.{old}.{kind}"]
-                for part, value in zip("qkv", state[f"{ours}.attn.in_proj_{kind}"].chunk(3)):
-                    out[f"{theirs}.self_attn.{part}_proj.{kind}"] = value.contiguous()
-    for kind in ("weight", "bias"):
-        out[f"text_model.final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
-        out[f"vision_model.pre_layrnorm.{kind}"] = state[f"visual.ln_pre.{kind}"]
-        out[f"vision_model.post_layernorm.{kind}"] = state[f"visual.ln_post.{kind}"]
-    out["text_model.embeddings.token_embedding.weight"] = state["token_embedding.weight"]
-    out["text_model.embeddings.position_embedding.weight"] = state["positional_embedding"]
-    out["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    out["vision_model.embeddings.class_embedding"] = state["visual.class_embedding"]
-    out["vision_model.embeddings.patch_embedding.weight"] = state["visual.conv1.weight"]
-    out["vision_model.embeddings.position_embedding.weight"] = state["visual.positional_embedding"]
-    out["text_projection.weight"] = state["text_projection"].T.contiguous()
-    out["visual_projection.weight"] = state["visual.proj"].T.contiguous()
-    return out
-
-
 def save(model: nn.Module, form: str, folder: Path, size: int = 32) -> Path:
     """A file of weights in one of the forms that users have, under a name that tells nothing."""
     state, path = model.state_dict(), folder / "weights.any"
@@ -162,14 +118,10 @@ def save(model: nn.Module, form: str, folder: Path, size: int = 32) -> Path:
     elif form == "state dict":
         torch.save(state, path)
     elif form == "wrapped":
-        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {}}, path)
-    elif form == "prefixed":
-        torch.save({"model": {f"_orig_mod.module.{k}": v for k, v in state.items()}}, path)
+        torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in state.items()}, "optimizer": {}}, path)
     elif form == "custom text":
         text = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
         torch.save({(f"text.{k}" if k.startswith(text) else k): v for k, v in state.items()}, path)
-    elif form == "transformers":
-        save_file(to_transformers(model), path)
     else:
         save_archive(model, path, size)
     return path
@@ -217,8 +169,14 @@ def test_openai_archive_under_openai_name(tmp_path):
     assert len(activations) == 12 and all(isinstance(a, open_clip.transformer.QuickGELU) for a in activations)
     assert (frozen.embed_dim, frozen.text_width, frozen.context_length) == (1024, 512, 77)
     assert (frozen.vision_widths, frozen.image_size) == ((256, 512, 1024, 2048), (224, 224))
-    with pytest.raises(ValueError, match=r"does not fit RN101: .*The file looks like RN50 or RN50-quickgelu"):
-        load_backbone("RN101", weights=str(cache / "RN50.pt"))
+
+
+def test_a_file_of_an_architecture_of_open_clip_is_called_by_its_names(tmp_path):
+    with torch.device("meta"):
+        sizes = open_clip.CLIP(**open_clip.get_model_config("RN50")).state_dict()
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in sizes.items()}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"does not fit tiny-vit: .*The file looks like RN50 or RN50-quickgelu"):
+        load_backbone("tiny-vit", weights=str(tmp_path / "w.pt"))
 
 
 def test_a_file_of_another_size_is_refused_with_what_it_looks_like(tmp_path):
@@ -288,7 +246,7 @@ def write_folder(folder: Path, config: dict, state: dict[str, Tensor], preproces
 
 def test_a_local_folder(tmp_path):
     model = build("tiny-vit", quick_gelu=True)
-    folder = write_folder(tmp_path / "m", {**CONFIGS["tiny-vit"], "quick_gelu": True}, model.state_dict())
+    folder = write_folder(tmp_path / "m", {**ARCHITECTURES["tiny-vit"], "quick_gelu": True}, model.state_dict())
     frozen = load_backbone(f"local-dir:{folder}")
     assert frozen.quick_gelu
     assert_same_model(frozen, model, rtol=1e-4, atol=1e-6)
@@ -297,7 +255,7 @@ def test_a_local_folder(tmp_path):
 def test_a_folder_with_its_own_merges(tmp_path):
     """A smaller vocabulary; end-of-text stays the largest id."""
     merges = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).decode().split("\n")[:1001]
-    config = deepcopy(CONFIGS["tiny-vit"])
+    config = deepcopy(ARCHITECTURES["tiny-vit"])
     config["text_cfg"].update(vocab_size=512 + 1000 + 2, context_length=24)
     kind = deepcopy(config)
     model = open_clip.CLIP(**kind).eval()
@@ -321,7 +279,7 @@ def test_a_folder_with_its_own_merges(tmp_path):
 def test_a_repository_in_the_hugging_face_cache_needs_no_network(tmp_path):
     model = build("tiny-vit")
     base = tmp_path / "hub/models--someone--tiny"
-    write_folder(base / "snapshots/abc", CONFIGS["tiny-vit"], model.state_dict())
+    write_folder(base / "snapshots/abc", ARCHITECTURES["tiny-vit"], model.state_dict())
     (base / "refs").mkdir()
     (base / "refs/main").write_text("abc")
     assert_same_model(load_backbone("hf-hub:someone/tiny"), model, rtol=1e-4, atol=1e-6)
@@ -359,14 +317,6 @@ def test_tags_decide_the_activation_and_the_pixels():
     siglip = sources.resolve("ViT-B-16-SigLIP:webli").preprocess
     assert siglip["resize_mode"] == "squash" and siglip["mean"] == (0.5, 0.5, 0.5)
     assert sources.resolve("ViT-L-14-CLIPA:datacomp1b").preprocess["interpolation"] == "bilinear"
-
-
-def test_the_activation_stands_in_every_block_of_both_towers():
-    for name, wanted in (("ViT-B/32:random", open_clip.transformer.QuickGELU), ("tiny-vit:random", nn.GELU)):
-        frozen = load_backbone(name)
-        for tower in (frozen.model.visual.transformer, frozen.model.transformer):
-            assert all(type(block.mlp.gelu) is wanted for block in tower.resblocks)
-    assert frozen.describe()["activation"] == "gelu"
 
 
 @pytest.mark.parametrize(
@@ -414,20 +364,26 @@ def test_folders_without_what_they_need(tmp_path):
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(ValueError, match="no open_clip configuration"):
         load_backbone(f"local-dir:{tmp_path}")
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIGS["tiny-vit"]}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": ARCHITECTURES["tiny-vit"]}))
     with pytest.raises(FileNotFoundError, match="one file of weights"):
         load_backbone(f"local-dir:{tmp_path}")
 
 
-@pytest.mark.parametrize("name, other", [("ViT-B/32", "ViT-B-32"), ("ViT-B-32", "ViT-B-32:openai")])
-def test_6_1_a_name_with_a_file_that_says_nothing_tells_what_it_assumes(name, other, tmp_path, caplog):
+def test_6_1_a_name_with_a_file_that_says_nothing_tells_what_it_assumes(tmp_path, caplog):
     """Neither an archive of OpenAI's nor a configuration beside it: the activation is a guess, and said to be one."""
-    activation = "gelu" if ":" in other else "quickgelu"
-    path = save(build("ViT-B-32"), "safetensors", tmp_path)
-    with caplog.at_level(logging.WARNING):
-        frozen = load_backbone(name, weights=str(path))
-    assert frozen.describe()["activation"] == activation
-    assert f"read with the activation {activation}" in caplog.text and caplog.text.strip().endswith(f"name it {other}")
+    with torch.device("meta"):
+        sizes = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).state_dict()
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in sizes.items()}, tmp_path / "w.pt")
+    for name, activation, other in (("ViT-B/32", "quickgelu", "ViT-B-32"), ("ViT-B-32", "gelu", "ViT-B-32:openai")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            frozen = load_backbone(name, weights=str(tmp_path / "w.pt"))
+        assert frozen.describe()["activation"] == activation
+        wanted = nn.GELU if activation == "gelu" else open_clip.transformer.QuickGELU
+        for tower in (frozen.model.visual.transformer, frozen.model.transformer):
+            assert all(type(block.mlp.gelu) is wanted for block in tower.resblocks)
+        assert f"read with the activation {activation}" in caplog.text
+        assert caplog.text.strip().endswith(f"name it {other}")
 
 
 @pytest.mark.skipif(
@@ -460,7 +416,7 @@ PREPROCESSING = [
 
 @pytest.mark.parametrize("size, settings", PREPROCESSING)
 def test_preprocessing_is_open_clips_bit_for_bit(size, settings, tmp_path):
-    config = {**CONFIGS["tiny-vit"], "vision_cfg": {**VIT, "image_size": size, "patch_size": 16}}
+    config = {**ARCHITECTURES["tiny-vit"], "vision_cfg": {**VIT, "image_size": size, "patch_size": 16}}
     folder = write_folder(tmp_path / "m", config, open_clip.CLIP(**deepcopy(config)).state_dict(), settings)
     frozen = load_backbone(f"local-dir:{folder}")
     _, theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}")

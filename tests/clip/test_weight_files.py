@@ -36,23 +36,7 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def architectures(tmp_path_factory):
-    """Small architectures under open_clip's registry."""
-    folder = tmp_path_factory.mktemp("configs")
-    for name, config in ARCHITECTURES.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch, tmp_path):
-    """Every connection is refused, and all caches are empty."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("urllib.request._opener", None)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("no_network", "register_architectures")
 
 
 def hf_config(activation: str = "quick_gelu", eps: float = 1e-5) -> dict:
@@ -204,8 +188,7 @@ def folder_with(folder: Path, state: dict[str, Tensor], config: dict | None, nam
 # --------------------------------------------------------------------------------- configurations beside the weights
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+@pytest.mark.parametrize("layout, file", [("transformers", "model.safetensors"), ("open_clip", "pytorch_model.bin")])
 @pytest.mark.parametrize("name, activation", [("small-clip", "quick_gelu"), ("small-clip-quick", "gelu")])
 def test_6_1_the_activation_is_that_of_the_configuration_beside_the_file(
     name, activation, layout, file, tmp_path, caplog
@@ -575,15 +558,12 @@ def test_6_6_a_numpy_archive_of_big_vision(tmp_path):
     """Row 6.6: converted by open_clip's program; more blocks than the model has, and other models, are refused."""
     config = {
         "embed_dim": 32, "init_logit_bias": -10, "custom_text": True,
-        "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "image_size": 32, "timm_pool": "map",
+        "vision_cfg": {"timm_model_name": "tiny_siglip_for_a_test", "image_size": 32, "timm_pool": "map",
                        "timm_proj": "none", "timm_model_pretrained": False},
         "text_cfg": {**CONFIG["text_cfg"], "context_length": 16, "proj_bias": True, "no_causal_mask": True,
                      "pool_type": "last"},
     }  # fmt: skip
-    pytest.importorskip("timm")
-    import timm
-
-    class_name = "tiny_siglip_for_a_test"
+    timm = pytest.importorskip("timm")
 
     @timm.models.register_model
     def tiny_siglip_for_a_test(pretrained=False, **kwargs):
@@ -591,7 +571,6 @@ def test_6_6_a_numpy_archive_of_big_vision(tmp_path):
         keep = {key: value for key, value in kwargs.items() if key in ("num_classes", "global_pool")}
         return timm.models.vision_transformer.VisionTransformer(**{**sizes, "global_pool": "map", **keep})
 
-    config["vision_cfg"]["timm_model_name"] = class_name
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/tiny-npz.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "configs")
@@ -654,7 +633,14 @@ def to_apple(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_6_6_apples_mobileclip(tmp_path):
     """Row 6.6: converted by open_clip's program; under another architecture it is named."""
-    vision = {"timm_model_name": "fastvit_mci1", "timm_pool": "avg", "timm_proj": None, "image_size": 64,
+    timm = pytest.importorskip("timm")
+
+    @timm.models.register_model
+    def tiny_fastvit_for_a_test(pretrained=False, **kwargs):
+        sizes = {"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128)}
+        return timm.models.fastvit.fastvit_mci1(**sizes, **kwargs)
+
+    vision = {"timm_model_name": "tiny_fastvit_for_a_test", "timm_pool": "avg", "timm_proj": None, "image_size": 64,
               "timm_model_pretrained": False}  # fmt: skip
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True}}
     (tmp_path / "tiny-apple.json").write_text(json.dumps({**config, "custom_text": True}))
