@@ -62,7 +62,7 @@ class SecondEvaluation(Work):
         """The accuracy, and the shares of the best classes of each image."""
         with contextlib.redirect_stdout(io.StringIO()):
             accuracy = self.trainer.test()
-        found = self.trainer.predictions["test"]
+        found = self.trainer.evaluation.predictions["test"]
         return {"accuracy": torch.tensor(accuracy), "shares": found["shares"], "classes": found["top"]}
 
     @contextlib.contextmanager

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, get_worker_info
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from dassl.data import DatasetWrapper
+from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.results.errors import UserError
 
 from . import distributed, signals
@@ -144,12 +146,30 @@ def progress_bar(batches: Iterable, text: str, first: int = 0) -> tqdm:
     return tqdm(batches, desc=text, initial=first, leave=False, disable=not shown)
 
 
-def is_fixed(transform: Callable, preprocess: Callable) -> bool:
-    """Whether a transform is the model's own preprocessing, or made of steps without randomness."""
+def can_be_fixed(transform: Callable, cfg: CfgNode, preprocess: Callable) -> bool:
+    """Whether a training view is the same in every epoch, so that each image can be encoded once.
+
+    It is if it is the model's own preprocessing, or made of steps without randomness. Where bad images are skipped,
+    others stand in for them, so that views are read.
+    """
+    loaders = cfg.DATALOADER
+    if loaders.K_TRANSFORMS > 1 or loaders.RETURN_IMG0 or loaders.get("ON_BAD_IMAGE", RAISE) == SKIP:
+        return False
     steps, own = (getattr(t, "transforms", ()) for t in (transform, preprocess))
     if [*map(type, steps)] == [*map(type, own)] and repr(transform) == repr(preprocess):
         return True
     return bool(steps) and all(type(step) in FIXED_STEPS for step in steps)
+
+
+def with_model_input(cfg: CfgNode, backbone: FrozenCLIP) -> CfgNode:
+    """The configuration with `INPUT` as the frozen model asks for it."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.SIZE = tuple(backbone.image_size)
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = list(backbone.pixel_mean), list(backbone.pixel_std)
+    cfg.INPUT.INTERPOLATION = backbone.interpolation
+    cfg.freeze()
+    return cfg
 
 
 def before_normalisation(transform: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable:

@@ -1,9 +1,12 @@
-"""Testing a trainer: scores of a split, its metrics and its predictions."""
+"""Testing: logits of a split, its metrics and its predictions.
+
+Shapes: `B` images of a batch, `N` of a split, `C` classes.
+"""
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +16,13 @@ from torch.utils.data import DataLoader
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import write_atomically
 
-from . import distributed
-from . import sharding as dealing
-from .checkpoint_files import write_atomically
+from . import distributed, sharding
 from .data import progress_bar
-from .features import CachedImages
+
+if TYPE_CHECKING:
+    from .trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -27,138 +31,112 @@ ROWS_AT_ONCE = 8192  # of scores
 PREDICTIONS = "predictions.npz"
 
 
-class TestingMixin:
-    """The test methods of Dassl trainers that have a frozen `backbone`, a `precision`, and `results` to fill.
+class Evaluation:
+    """What was measured of the tested splits of a run.
 
-    A trainer whose logits depend on the features of an image alone defines `feature_logits(features)`: features
-    `[B, E]` as the tower gives them (float32, not normalised), or the rows `[B, W]` of its `encoding`, to logits
-    `[B, C]`. Its images are then encoded once and cached. Any other trainer defines `model_inference(images)`.
+    Attributes:
+        results: Metrics of each split, or of each further way to score it.
+        predictions: The last predictions of each split: `paths`, `labels` `[N]`, the best classes `top` and their
+            softmax `shares` `[N, 5]`, best first.
     """
 
-    cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, Any]] = {}
+        self.predictions: dict[str, dict[str, Any]] = {}
 
-    def before_test(self) -> None:
-        """Called once before the batches of a test: the place for what all images share, such as text features."""
+    def measure(
+        self, split: str, batches: Iterable[tuple[Tensor, Tensor, list[str]]], evaluator: Any
+    ) -> dict[str, float]:
+        """Metrics of a split, which are kept with its predictions.
 
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Scores `[B, C]` of images `[B, 3, H, W]`."""
-        return self.feature_logits(self.encoding.encode(input))
-
-    @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; its metrics go to `self.results`, the accuracy (percent) is returned.
+        Args:
+            split: Its name.
+            batches: Logits `[B, C]`, float32, labels `[B]` and paths of its images.
+            evaluator: Dassl's evaluator; it sees every batch, in the main process.
 
         Raises:
-            UserError: The split is neither `test` nor `val`, or the data set has no such images.
+            NotFiniteError: Logits are not finite.
         """
-        split = split or self.cfg.TEST.SPLIT
-        loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
-        if loader is None:
-            raise UserError(
-                f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images"
-                + (" and val images" if self.val_loader is not None else ", no val images")
-            )
-        begin = time.monotonic()
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        self.before_test()
-        logger.info("evaluate on the %s images", split)
+        evaluator.reset()
         hits, top, shares, truth, paths, finite = [], [], [], [], [], []
-        for scores, labels, names in self._scored(loader, split):
+        for logits, labels, names in batches:
             if not len(labels):
                 continue
             paths += names
             if distributed.is_main():
-                self.evaluator.process(scores, labels)
-            finite.append(scores.isfinite().all(dim=1))  # looked at after the last batch: a GPU need not wait for it
-            hits.append(top_hits(scores, labels))
-            best = scores.softmax(dim=1).topk(min(TOP, scores.shape[1]), dim=1)
+                evaluator.process(logits, labels)
+            finite.append(logits.isfinite().all(dim=1))  # looked at after the last batch: a GPU need not wait for it
+            hits.append(top_hits(logits, labels))
+            best = logits.softmax(dim=1).topk(min(TOP, logits.shape[1]), dim=1)
             top.append(best.indices)
             shares.append(best.values)
             truth.append(labels)
         if hits and not bool((good := torch.cat(finite)).all()):
             check_rows(torch.where(good, 0.0, float("nan")), "scores", paths)
-        metrics = distributed.from_main(lambda: {k: float(v) for k, v in self.evaluator.evaluate().items()})
-        for key, value in metrics.items():
-            self.write_scalar(f"{split}/{key}", value, self.epoch)
-        self.results[split] = {**{key: float(value) for key, value in metrics.items()}, **count_hits(torch.cat(hits))}
-        self.predictions[split] = {
-            "paths": paths,
-            "labels": torch.cat(truth),
-            "top": torch.cat(top),
-            "shares": torch.cat(shares),
-        }
-        self.seconds["test"] += time.monotonic() - begin
-        return float(next(iter(metrics.values())))
+        metrics = distributed.from_main(lambda: {name: float(value) for name, value in evaluator.evaluate().items()})
+        self.results[split] = {**metrics, **count_hits(torch.cat(hits))}
+        tensors = {"labels": torch.cat(truth), "top": torch.cat(top), "shares": torch.cat(shares)}
+        self.predictions[split] = {"paths": paths, **tensors}
+        return metrics
 
-    def save_predictions(self, split: str = "test") -> None:
-        """Write the last test's predictions of a split to `predictions.npz` in the run's folder, and `features.npz`.
-
-        Arrays: `paths` and `labels` `[N]`, the best classes `top` and their softmax `shares` `[N, 5]`, best first, and
-        `classnames` `[C]`. No pickles.
-        """
-        if split not in self.predictions:
+    def save_predictions(self, folder: Path, classnames: list[str], split: str = "test") -> None:
+        """Write the predictions of a split, and `classnames` `[C]`, to `predictions.npz` of a folder. No pickles."""
+        if not distributed.is_main():
             return
         arrays = {
             key: np.array(value) if isinstance(value, list) else value.cpu().numpy()
             for key, value in self.predictions[split].items()
         }
-        arrays["classnames"] = np.array(self.classnames)
-        if distributed.is_main():
-            write_atomically(Path(self.output_dir) / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
-        self.save_features(Path(self.output_dir), split)
+        arrays["classnames"] = np.array(classnames)
+        write_atomically(folder / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
 
-    def save_features(self, folder: Path, split: str = "test") -> None:
-        """Name the cached features of this run's images in `features.npz`, for figures.
 
-        Features of the named split and of `cached_splits` are computed if the test did not need them.
-        """
-        data = self.dm.dataset
-        splits = {"test": data.test, "val": data.val, "train": data.train_x}
-        self.features.save(folder, splits, dict.fromkeys((split, *self.cached_splits)))
+def split_logits(trainer: "CLIPTrainer", loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Logits `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images.
 
-    def _scored(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-        """Scores `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images."""
-        items = loader.dataset.data_source
-        cached = self.cached_images(items)
-        if cached is None:
-            own = self._scored_images(dealing.own_batches(loader), split)
-        else:
-            loader = cached.batches(self.features.batch_size)
-            own = self._scored_rows(dealing.own_batches(loader), items, cached)
-        for scores, labels, places in dealing.dealt(own, loader):
-            yield scores, labels, [items[place].impath for place in places.tolist()]
-        self.features.gather_skipped()
+    From cached rows where the method's logits depend on these alone, else from the images. Several processes each
+    compute some of the batches.
+    """
+    items, device = loader.dataset.data_source, trainer.device
+    cached = trainer.cached_images(items)
 
-    def cached_images(self, items: Sequence) -> CachedImages | None:
-        """The cached rows of images under `encoding`, or None if `model_inference` shall see the images."""
-        reads_images = type(self).model_inference is not TestingMixin.model_inference
-        if reads_images or not hasattr(self, "feature_logits") or not self.encoding.fits(len(items)):
-            return None
-        return self.features.cached(items, self.encoding)
+    def from_rows(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index in batches:
+            labels = torch.tensor([items[number].label for number in index.tolist()], device=device)
+            yield trainer.feature_logits(cached[index].to(device)).float(), labels, index.to(device)
 
-    def _scored_rows(
-        self, batches: DataLoader, items: Sequence, cached: CachedImages
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Scores `[B, C]`, labels `[B]` and places `[B]` of batches of places; rows are read batch by batch."""
-        for places in batches:
-            labels = torch.tensor([items[place].label for place in places.tolist()], device=self.device)
-            yield self.feature_logits(cached[places].to(self.device)).float(), labels, places.to(self.device)
+    def from_images(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in progress_bar(batches, split):
+            images, labels = trainer.parse_batch_test(batch)
+            readable = [path not in trainer.features.skipped for path in batch["impath"]]
+            logits = trainer.model_inference(images).float() if len(labels) else torch.zeros(0, trainer.num_classes)
+            yield logits.to(device), labels, batch["index"][torch.tensor(readable)].to(device)
 
-    def _scored_images(self, loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Scores `[B, C]`, labels `[B]` and places in the data source `[B]` of the readable images of each batch."""
-        for batch in progress_bar(loader, split):
-            images, labels = self.parse_batch_test(batch)
-            readable = [name not in self.features.skipped for name in batch["impath"]]
-            places = batch["index"][torch.tensor(readable)].to(self.device)
-            scores = self.model_inference(images).float() if len(labels) else torch.zeros(0, self.num_classes)
-            yield scores.to(self.device), labels, places
+    if cached is None:
+        own = from_images(sharding.own_batches(loader))
+    else:
+        loader = cached.batches(trainer.features.batch_size)
+        own = from_rows(sharding.own_batches(loader))
+    for logits, labels, index in sharding.dealt(own, loader):
+        yield logits, labels, [items[number].impath for number in index.tolist()]
+    trainer.features.gather_skipped()
 
-    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""
-        images, labels = self.features.to_device(batch["img"]), batch["label"].to(self.device, non_blocking=True)
-        readable = self.features.note_unreadable(batch)
-        return (images, labels) if all(readable) else (images[readable], labels[readable])
+
+def selection_images(dataset: Any, setting: str) -> list:
+    """The validation images of a data set, for a setting that is chosen on them.
+
+    Raises:
+        UserError: Some of them are tested.
+    """
+    tested = {item.impath for item in dataset.test}
+    shared = [item.impath for item in dataset.val or () if item.impath in tested]
+    if shared:
+        raise UserError(
+            f"{setting} chooses on validation images, but {len(shared)} of the {len(dataset.val)} that "
+            f"{type(dataset).__name__} offers are test images too (such as {shared[0]}), and nothing is chosen on "
+            "test images; give the data set validation images of its own, or set it to one value"
+        )
+    return dataset.val or []
 
 
 def top_hits(scores: Tensor, labels: Tensor) -> Tensor:

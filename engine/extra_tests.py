@@ -100,7 +100,7 @@ class ReadingsMixin:
             for kind in self.node.EVALUATE:
                 logger.info("further readings: %s", kind)
                 for name, found in getattr(self, f"_read_{kind}")():
-                    self.results[name] = found
+                    self.evaluation.results[name] = found
                     logger.info("* %s: %.2f%%", name, found["accuracy"])
         return value
 

@@ -6,8 +6,7 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 
 import functools
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,19 +19,20 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_optimizer
 from dassl_clip.clip.backbone import load_backbone
-from dassl_clip.clip.weights import hash_state
-from dassl_clip.results import environment, records, run_data
+from dassl_clip.results import records, run_data
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import check_labels
 
 from . import distributed
 from .checkpoints import Checkpoints, Run
-from .data import RAISE, SKIP, SeededImages, is_fixed, training_loader
-from .evaluation import TestingMixin
+from .clock import Clock
+from .data import RAISE, SKIP, SeededImages, can_be_fixed, training_loader, with_model_input
+from .evaluation import Evaluation, selection_images, split_logits
 from .features import CachedImages, Encoding, FeatureStore
 from .loop import EpochLoop, random_states, restore_random
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import PRECISIONS, Precision
+from .record import trainer_facts, write_run
 from .schedule import EpochSchedule
 from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
 
@@ -49,7 +49,7 @@ def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
         cfg.TRAINER[name].setdefault(key, value)
 
 
-class CLIPTrainer(TestingMixin, TrainerX):
+class CLIPTrainer(TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
@@ -60,10 +60,10 @@ class CLIPTrainer(TestingMixin, TrainerX):
         loop: The epoch loop.
         log: Where metrics are logged.
         checkpoints: Saving, loading and resuming of what is registered.
-        results: Metrics of each tested split.
+        evaluation: Metrics and predictions of the tested splits.
+        clock: Seconds spent on training and testing.
         losses: Means of the last epoch's loss terms.
         history: Rate and means of the loss terms of each epoch, kept in checkpoints.
-        predictions: The last predictions of each tested split.
     """
 
     trains_on_labels = True  # False: no label decides anything that is learned
@@ -75,6 +75,7 @@ class CLIPTrainer(TestingMixin, TrainerX):
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
+    cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
     caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
     overridden: Overridden = {}  # settings of its node that another one may take the place of
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one
@@ -126,14 +127,9 @@ class CLIPTrainer(TestingMixin, TrainerX):
 
     def build_data_loader(self) -> None:
         """Load the frozen model first: its pixel statistics, size and interpolation make the images."""
-        self.results: dict[str, dict] = {}
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
-        self.predictions: dict[str, dict] = {}
-        self.seconds = {"train": 0.0, "test": 0.0}
-        self.started = time.monotonic()
-        self.before_fit: tuple[dict[str, float], float] | None = None  # seconds and clock when training began
-        self.loop = EpochLoop(self)
+        self.clock, self.loop, self.evaluation = Clock(), EpochLoop(self), Evaluation()
         cfg = self.cfg
         facts = records.identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
         self.log = self._writer = MetricsLog(Path(self.output_dir), wants_wandb(cfg), facts)
@@ -147,7 +143,7 @@ class CLIPTrainer(TestingMixin, TrainerX):
             tokenizer=node.get("TOKENIZER", ""),
         )
         self.logit_scale = self.backbone.logit_scale
-        self.asked, self.cfg = cfg, self._with_model_input(cfg)
+        self.asked, self.cfg = cfg, with_model_input(cfg, self.backbone)
         warn_of_input(self.asked, self.cfg)
         cfg = self.cfg
         transform = self.train_transform()
@@ -172,7 +168,11 @@ class CLIPTrainer(TestingMixin, TrainerX):
             self.test_loader.pin_memory,
             cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE),
         )
-        self.fixed_view = views.pop(0) if self._can_cache(views[0]) else None
+        is_fixed = self.caches_first_view and can_be_fixed(views[0], cfg, self.backbone.preprocess())
+        fits = self.encoding.fits(len(self.dm.dataset.train_x))
+        if is_fixed and not fits:
+            logger.info("the first training view is encoded in every epoch: its rows would take too much memory")
+        self.fixed_view = views.pop(0) if is_fixed and fits else None
         ours = type(self).forward_backward.__module__.startswith("dassl_clip.")  # others may read the batch as it is
         as_bytes = self.device.type == "cuda" and ours
         images = SeededImages(cfg, self.dm.dataset.train_x, views, is_train=True, as_bytes=as_bytes)
@@ -199,40 +199,12 @@ class CLIPTrainer(TestingMixin, TrainerX):
                     f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
                     f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
                 )
-            self.selection_images("TEST.FINAL_MODEL best_val")
+            selection_images(self.dm.dataset, "TEST.FINAL_MODEL best_val")
 
     @functools.cached_property
     def data(self) -> run_data.RunData:
         """The images of this run under their fingerprint, as the disk has them at the first look."""
         return run_data.data_of(self.dm.dataset)
-
-    def selection_images(self, setting: str) -> list:
-        """The validation images, for a setting that is to be chosen on them.
-
-        Raises:
-            UserError: Some of them are tested.
-        """
-        dataset = self.dm.dataset
-        tested = {item.impath for item in dataset.test}
-        shared = [item.impath for item in dataset.val or () if item.impath in tested]
-        if shared:
-            raise UserError(
-                f"{setting} chooses on validation images, but {len(shared)} of the {len(dataset.val)} that "
-                f"{self.cfg.DATASET.NAME} offers are test images too (such as {shared[0]}), and nothing is chosen on "
-                "test images; give the data set validation images of its own, or set it to one value"
-            )
-        return dataset.val or []
-
-    def _with_model_input(self, cfg: CfgNode) -> CfgNode:
-        """The configuration with `INPUT` as the frozen model asks for it."""
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.SIZE = tuple(self.backbone.image_size)
-        cfg.INPUT.PIXEL_MEAN = list(self.backbone.pixel_mean)
-        cfg.INPUT.PIXEL_STD = list(self.backbone.pixel_std)
-        cfg.INPUT.INTERPOLATION = self.backbone.interpolation
-        cfg.freeze()
-        return cfg
 
     def train_transform(self):
         """Transform of training images: `INPUT.TRANSFORMS` if any are named, else the model's own preprocessing."""
@@ -256,17 +228,6 @@ class CLIPTrainer(TestingMixin, TrainerX):
         self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if looped else None
         self.register_model(name, module, self.optim, self.sched)
         return module
-
-    def _can_cache(self, view: Callable) -> bool:
-        """Whether what a step needs of the first view is encoded once, as nothing in the view is random."""
-        loaders = self.cfg.DATALOADER
-        as_one = loaders.K_TRANSFORMS == 1 and not loaders.RETURN_IMG0 and loaders.get("ON_BAD_IMAGE", RAISE) == RAISE
-        if not self.caches_first_view or not as_one or not is_fixed(view, self.backbone.preprocess()):
-            return False
-        fits = self.encoding.fits(len(self.dm.dataset.train_x))
-        if not fits:
-            logger.info("the first training view is encoded in every epoch: its rows would take too much memory")
-        return fits
 
     @functools.cached_property
     def first_view(self) -> CachedImages | None:
@@ -295,19 +256,9 @@ class CLIPTrainer(TestingMixin, TrainerX):
                 f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
             )
         self.before_train()
-        self.before_fit = dict(self.seconds), time.monotonic()
-        self.fit()
-        self.seconds = self.seconds_so_far()
-        self.before_fit = None
+        with self.clock.on("train"):
+            self.fit()
         self.after_train()
-
-    def seconds_so_far(self) -> dict[str, float]:
-        """Seconds spent on training and testing until now, also those before a resume."""
-        if self.before_fit is None:
-            return dict(self.seconds)
-        earlier, begin = self.before_fit
-        tested = self.seconds["test"] - earlier["test"]
-        return {"train": earlier["train"] + time.monotonic() - begin - tested, "test": self.seconds["test"]}
 
     def before_train(self) -> None:
         """Dassl's start of training: resume; then the log."""
@@ -367,9 +318,52 @@ class CLIPTrainer(TestingMixin, TrainerX):
         self.log.is_final = True
         super().after_train()
         self.log.write_table(self.history)
-        self.write_record()
+        write_run(self)
 
-    # --------------------------------------------------------------------------------------------------- features
+    # ---------------------------------------------------------------------------------------------------- testing
+
+    def before_test(self) -> None:
+        """Called once before the batches of a test: the place for what all images share, such as text features."""
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split; its metrics go to `evaluation`, the accuracy (percent) is returned.
+
+        Raises:
+            UserError: The split is neither `test` nor `val`, or the data set has no such images.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
+        if loader is None:
+            raise UserError(
+                f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images"
+                + (" and val images" if self.val_loader is not None else ", no val images")
+            )
+        with self.clock.on("test"):
+            self.set_model_mode("eval")
+            self.before_test()
+            logger.info("evaluate on the %s images", split)
+            metrics = self.evaluation.measure(split, split_logits(self, loader, split), self.evaluator)
+            for key, value in metrics.items():
+                self.write_scalar(f"{split}/{key}", value, self.epoch)
+        return float(next(iter(metrics.values())))
+
+    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""
+        images, labels = self.features.to_device(batch["img"]), batch["label"].to(self.device, non_blocking=True)
+        readable = self.features.note_unreadable(batch)
+        return (images, labels) if all(readable) else (images[readable], labels[readable])
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Logits `[B, C]` of images `[B, 3, H, W]`."""
+        return self.feature_logits(self.encoding.encode(input))
+
+    def cached_images(self, items: Sequence) -> CachedImages | None:
+        """The cached rows of images under `encoding`, or None if `model_inference` shall see the images."""
+        reads_images = type(self).model_inference is not CLIPTrainer.model_inference
+        if reads_images or not hasattr(self, "feature_logits") or not self.encoding.fits(len(items)):
+            return None
+        return self.features.cached(items, self.encoding)
 
     @property
     def encoding(self) -> Encoding:
@@ -428,8 +422,7 @@ class CLIPTrainer(TestingMixin, TrainerX):
         last = self.history[-1] if self.history else {}
         self.losses = {name: value for name, value in last.items() if name not in ("epoch", "lr")}
         self.features.skipped |= dict.fromkeys(state.get("skipped", ()))
-        self.seconds |= state.get("seconds", {})
-        self.started -= sum(self.seconds.values())
+        self.clock.resume(state.get("seconds", {}))
         if self.checkpoints.resumed is None and "random" in state:
             restore_random(state["random"])
         return int(state["epoch"])
@@ -441,52 +434,26 @@ class CLIPTrainer(TestingMixin, TrainerX):
             "random": random_states(),
             "history": self.history,
             "skipped": list(self.features.skipped),
-            "seconds": self.seconds_so_far(),
+            "seconds": self.clock.so_far(),
         }
 
     # ----------------------------------------------------------------------------------------------------- record
 
     def record_facts(self) -> dict:
-        """What the trainer alone knows of the run's record; the rest follows from the configuration and the machine."""
-        dataset, trained = self.dm.dataset, bool(self.get_model_names())
-        facts = {
-            "prompt": self.prompt,
-            "backbone": self.backbone.describe(),
-            "input": {key: self.cfg.INPUT[key] for key in ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD")},
-            "num_train": len(dataset.train_x) if trained and self.trains_on_labels else 0,
-            "num_classes": self.num_classes,
-            "metrics": self.results,
-            "losses": self.losses,
-            "history": self.history,
-            "classnames": self.classnames,
-            "skipped_images": list(self.features.skipped),
-            "learned": {
-                name: {"sha256": hash_state(state), "bytes": sum(v.nbytes for v in state.values())}
-                for name, state in ((name, self._models[name].state_dict()) for name in self.get_model_names())
-            },
-            "seconds": {**self.seconds, "total": time.monotonic() - self.started},
-            "world_size": distributed.world_size(),
-            "determinism": {
-                "seed": self.cfg.SEED,
-                "algorithms": torch.are_deterministic_algorithms_enabled(),
-                "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            },
-            "precision": self.precision.name,
-            "device": str(self.device),
-            "data_fingerprint": self.data.fingerprint,
-            "data": self.data.facts(),
-            "files": records.named_files(self.asked),
-        }
-        if not trained:
-            facts["selection_rule"] = "none"
-        if hasattr(dataset, "protocol"):
-            facts["protocol"] = dataset.protocol
-        return facts
+        """What the trainer knows of its run's record; a method adds its own."""
+        return trainer_facts(self)
 
-    def write_record(self) -> None:
-        """Write `record.json` into the run's folder: all that a table needs, and the mark that the run is done."""
-        self.features.gather_skipped()
-        facts = records.facts_from_config(self.asked) | environment.environment_facts() | self.record_facts()
-        self.save_predictions()
-        if distributed.is_main():
-            records.write_record(self.output_dir, facts)
+    def save_predictions(self) -> None:
+        """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""
+        if "test" in self.evaluation.predictions:
+            self.evaluation.save_predictions(Path(self.output_dir), self.classnames)
+            self.save_features(Path(self.output_dir))
+
+    def save_features(self, folder: Path, split: str = "test") -> None:
+        """Name the cached features of this run's images in `features.npz`, for figures.
+
+        Features of the named split and of `cached_splits` are computed if the test did not need them.
+        """
+        data = self.dm.dataset
+        splits = {"test": data.test, "val": data.val, "train": data.train_x}
+        self.features.save(folder, splits, dict.fromkeys((split, *self.cached_splits)))

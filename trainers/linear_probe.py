@@ -16,6 +16,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
+from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 from dassl_clip.results.errors import UserError
@@ -118,7 +119,7 @@ class LinearProbe(CLIPTrainer):
         weights = self._fitted(features, labels, pulls)
         self.pull = pulls[0]
         if len(pulls) > 1:
-            images = self.selection_images("TRAINER.LINEARPROBE.PULL, of several values,")
+            images = selection_images(self.dm.dataset, "TRAINER.LINEARPROBE.PULL, of several values,")
             held_out, held_out_labels = self.features(images)
             accuracy = {
                 pull: (held_out @ weight.T).argmax(1).eq(held_out_labels).float().mean().item() * 100

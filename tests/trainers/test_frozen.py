@@ -15,9 +15,10 @@ from PIL import Image
 from torchvision import transforms
 
 from dassl_clip.engine import checkpoint_files as checkpoint
-from dassl_clip.engine.data import SeededImages, is_fixed
+from dassl_clip.engine import trainer as engine_trainer
+from dassl_clip.engine.config import default_config
+from dassl_clip.engine.data import SeededImages, can_be_fixed
 from dassl_clip.engine.features import FeatureStore
-from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.trainers.gopro.trainer import GOPro
 
 VARIANTS = {
@@ -49,7 +50,7 @@ def plain_run(run, monkeypatch):
 
     def go(*args, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(CLIPTrainer, "_can_cache", lambda self, view: False)
+            patch.setattr(engine_trainer, "can_be_fixed", lambda *view: False)
             patch.setattr(GOPro, "cached_images", lambda self, items: None)
             return run(*args, **options)
 
@@ -191,13 +192,13 @@ class Step:
 
 def test_which_transforms_are_fixed():
     resize, tensor = transforms.Resize(8), transforms.ToTensor()
-    own = transforms.Compose([resize, Step(1), tensor])
-    assert is_fixed(transforms.Compose([resize, Step(1), tensor]), own)
-    assert is_fixed(transforms.Compose([resize, tensor]), own)
+    own, cfg = transforms.Compose([resize, Step(1), tensor]), default_config()
+    assert can_be_fixed(transforms.Compose([resize, Step(1), tensor]), cfg, own)
+    assert can_be_fixed(transforms.Compose([resize, tensor]), cfg, own)
     for steps in ([resize, Step(2), tensor], [Step(1), tensor], [resize, transforms.RandomCrop(4), tensor], []):
-        assert not is_fixed(transforms.Compose(steps), own)
+        assert not can_be_fixed(transforms.Compose(steps), cfg, own)
     for other in (lambda picture: tensor(picture), None, transforms.RandomHorizontalFlip()):
-        assert not is_fixed(other, own)
+        assert not can_be_fixed(other, cfg, own)
 
 
 @pytest.mark.parametrize("variant", ["CoOp", "GOPro"])

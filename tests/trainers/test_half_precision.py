@@ -59,7 +59,7 @@ def test_learned_parts_and_losses_are_float32(name, tiny_clip, domain_tree, tmp_
     for path in tmp_path.glob("*/model.pth.tar-*"):
         saved = torch.load(path, weights_only=True)["state_dict"]
         assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
-    assert trainer.predictions["test"]["shares"].dtype == torch.float32
+    assert trainer.evaluation.predictions["test"]["shares"].dtype == torch.float32
 
 
 def test_claps_noise_prompts_run_in_half_precision_too(tiny_clip, domain_tree, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_tf32_on_a_cpu_is_fp32(tiny_clip, domain_tree, tmp_path, monkeypatch):
         torch.manual_seed(0)
         trainer = build("CoOp", tiny_clip, domain_tree, tmp_path / name, "TRAINER.COOP.PREC", name)
         trainer.train()
-        found[name] = trainer.predictions["test"]["shares"]
+        found[name] = trainer.evaluation.predictions["test"]["shares"]
     assert torch.equal(found["tf32"], found["fp32"]) and not torch.equal(found["amp"], found["fp32"])
 
 

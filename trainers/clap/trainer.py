@@ -24,6 +24,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.engine import distributed, feature_cache
 from dassl_clip.engine import signals as termination
+from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -256,7 +257,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
                 f"TRAINER.CLAP.ALPHA is '{SOURCE_VAL}', but {self.cfg.DATASET.NAME} offers no validation images of "
                 "the source domains here, and nothing is chosen on test images: give ALPHA a number"
             )
-        features, labels = self.features.raw(self.selection_images(f"TRAINER.CLAP.ALPHA {SOURCE_VAL}"))
+        features, labels = self.features.raw(selection_images(self.dm.dataset, f"TRAINER.CLAP.ALPHA {SOURCE_VAL}"))
         features, labels, accuracy = features.to(self.device), labels.to(self.device), {}
         for candidate in sorted(self.node.ALPHA_CANDIDATES):
             self.model.alpha = candidate

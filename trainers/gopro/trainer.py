@@ -137,7 +137,10 @@ class GOPro(CLIPTrainer):
         rows = ([] if known is None else [known]) + ([self._encode(torch.cat(views))] if views else [])
         features, statistics = self._parts(torch.cat(rows))  # [V B, E] and [V B, ...]
         if self.relative_shift is not None and not self.cfg.MODEL.INIT_WEIGHTS and self.epoch == self.loop.step == 0:
-            self._fit_shift_scale(statistics[:size])
+            # The first shifts become R times the token embeddings' RMS; the factor stays in the checkpoint.
+            table = self.backbone.text.embed(torch.arange(self.backbone.text.vocab_size, device=self.device))
+            rms = float(table.float().square().mean().sqrt())
+            generator.fit_shift_scale(statistics[:size], self.relative_shift * rms, distributed.peers())
         # The text of a view counts in the consistency term alone.
         prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]
         contexts = torch.cat([generator(own, view=view) for view, own in enumerate(prompted.split(size))])
@@ -160,13 +163,6 @@ class GOPro(CLIPTrainer):
         tensors |= {"image features": features, "image statistics": statistics}
         tensors |= {"contexts": contexts, "text features": text, "logits": logits}
         return self.optimise(terms, weights, tensors)
-
-    def _fit_shift_scale(self, statistics: Tensor) -> None:
-        """Make the shifts of the first batch `R` times the token embeddings' RMS; the factor stays in the
-        checkpoint."""
-        table = self.backbone.text.embed(torch.arange(self.backbone.text.vocab_size, device=self.device))
-        rms = float(table.float().square().mean().sqrt())
-        self.model.generator.fit_shift_scale(statistics, self.relative_shift * rms, distributed.peers())
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -205,6 +201,13 @@ class GOPro(CLIPTrainer):
     @torch.no_grad()
     def refine_inputs(self, items: list) -> tuple[Tensor, Tensor, Tensor]:
         """As in the base; the proxies are the means, over the images, of the text features of their prompts."""
+
+        def refined(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Features `[B, E]`, cosines `[B, C]` and the sum over the images of their text features `[1, C, E]`."""
+            image, text = self._compared(rows)
+            cosines = image_conditioned_scores(image, text, torch.ones_like(self.logit_scale))
+            return F.normalize(image, dim=-1), cosines, F.normalize(text, dim=-1).sum(0, keepdim=True)
+
         cached = self.cached_images(items)
         if cached is None:
             loader = self.features.loader(items)
@@ -213,18 +216,12 @@ class GOPro(CLIPTrainer):
             loader = cached.batches(self.features.batch_size)
             own = (cached[places].to(self.device) for places in dealing.own_batches(loader))
         features, scores, proxies = [], [], 0.0
-        for image, cosines, texts in dealing.dealt(map(self._refined, own), loader):
+        for image, cosines, texts in dealing.dealt(map(refined, own), loader):
             features.append(image)
             scores.append(cosines)
             for text in texts:  # of each batch; in their order, so that the digits do not depend on who made them
                 proxies = proxies + text
         return torch.cat(features), torch.cat(scores), F.normalize(proxies, dim=-1)
-
-    def _refined(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `[B, E]`, scores `[B, C]` and the sum over the images of their text features `[1, C, E]`."""
-        image, text = self._compared(rows)
-        scores = image_conditioned_scores(image, text, torch.ones_like(self.logit_scale))
-        return F.normalize(image, dim=-1), scores, F.normalize(text, dim=-1).sum(0, keepdim=True)
 
 
 def parse_shift_scale(value: str | float) -> tuple[float, bool]:

@@ -220,8 +220,8 @@ class InMaP(CLIPTrainer):
         if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
             features, labels = self._compared(self.dm.dataset.test)
             for name, proxies in self.learned.items():
-                self.results[name] = reading(Cosines(features, proxies.T), labels, self.num_classes)
-                logger.info("* %s: %.2f%%", name, self.results[name]["accuracy"])
+                self.evaluation.results[name] = reading(Cosines(features, proxies.T), labels, self.num_classes)
+                logger.info("* %s: %.2f%%", name, self.evaluation.results[name]["accuracy"])
         return value
 
     def record_facts(self) -> dict:
