@@ -114,15 +114,15 @@ def _main(argv: Sequence[str]) -> int:
 
 def _run_until_told(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Run to the end, or until SIGTERM: then what was trained is saved, and the exit code is another."""
-    from dassl_clip.engine import signals as termination
+    from dassl_clip.engine import signals
     from dassl_clip.experiments import ranks
 
     try:
-        with termination.handled():
+        with signals.handled():
             run(args, pairs)
-    except termination.Terminated as end:
+    except signals.Terminated as end:
         ranks.tell(f"{end}: the same command goes on from the last checkpoint")
-        return termination.EXIT_CODE
+        return signals.EXIT_CODE
     return 0
 
 

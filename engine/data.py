@@ -207,7 +207,7 @@ class SeededImages(DatasetWrapper):
 
     def __getitem__(self, index: int) -> dict:
         if get_worker_info() is not None:
-            signals.shielded_worker()
+            signals.shield_worker()
         if not self.skip:
             return self._item(index)
         bad: list[str] = []

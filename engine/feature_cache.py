@@ -30,8 +30,7 @@ from dassl_clip.results import locking
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir, write_atomically
 
-from . import distributed
-from . import signals as termination
+from . import distributed, signals
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ def turn(path: Path) -> Iterator[None]:
         if not waits:
             logger.info("another process is making the same features: waiting for it (%s)", path)
         waits = True
-        termination.leave_if_told()
+        signals.raise_if_stopped()
         time.sleep(POLL_SECONDS)
     try:
         yield

@@ -71,6 +71,7 @@ class EpochLoop:
         trainer: The trainer; its loader's batch sampler is `data.EpochBatches`.
 
     Attributes:
+        group: The processes that share the batches.
         step: Finished steps of this epoch, also those before a resume.
         terms: The loss and its terms in each of these steps.
         lr: Learning rate at the beginning of the epoch.
@@ -78,7 +79,7 @@ class EpochLoop:
     """
 
     def __init__(self, trainer: Any):
-        self.trainer = trainer
+        self.trainer, self.group = trainer, distributed.peers()
         self.step, self.lr = 0, 0.0
         self.terms: dict[str, list[float]] = {}
         self.random_before: dict[str, Any] = {}
@@ -117,9 +118,9 @@ class EpochLoop:
             seed = int(torch.randint(2**62, ()))
         loader.dataset.view_seed.fill_(seed)
         loader.batch_sampler.start(seed, self.step)
-        if self.reduced is None:
+        if self.reduced is None and self.group.size > 1:
             learned = [trainer._models[name] for name in trainer.get_model_names() if trainer._optims[name] is not None]
-            self.reduced = distributed.peers().joined(nn.ModuleList(learned))
+            self.reduced = self.group.joined(nn.ModuleList(learned))
 
     def run_epoch(self) -> None:
         """One pass over the training batches, or over those that a resumed epoch has left."""
@@ -141,7 +142,7 @@ class EpochLoop:
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
     ) -> dict[str, float]:
         """One step on the weighted sum of loss terms, see `CLIPTrainer.optimise`."""
-        trainer, precision, group = self.trainer, self.trainer.precision, distributed.peers()
+        trainer, precision, group = self.trainer, self.trainer.precision, self.group
         if group.size > 1:  # means over this process's rows become its share of the means over the batch
             rows = trainer.train_loader_x.batch_sampler.size(self.step)
             share = group.share(len(trainer.batch_paths), rows)
@@ -150,13 +151,13 @@ class EpochLoop:
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
         shown = values
         if group.size > 1:
-            stop_here = values.new_full((1,), float(signals.requested()))
+            stop_here = values.new_full((1,), float(signals.stop.requested))
             shown = group.sum(torch.cat([values / group.size, stop_here]))
         read = precision.to_host(shown)
         trainer.optim.zero_grad(set_to_none=True)
-        precision.scaler.scale(self.reduced(loss) if self.reduced is not None else loss).backward()
+        precision.scaler.scale(loss if self.reduced is None else self.reduced(loss)).backward()
         numbers = read()
-        stop = numbers.pop() > 0 if group.size > 1 else signals.requested()
+        stop = numbers.pop() > 0 if group.size > 1 else signals.stop.requested
         summary = dict(zip(["loss", *terms], numbers))
         if not all(map(math.isfinite, numbers)):
             raise NotFiniteError(self._not_finite(values, tensors, summary))
@@ -192,7 +193,7 @@ class EpochLoop:
             if stop.agreed:
                 distributed.barrier()  # nobody leaves before the file is whole
             raise
-        if any(distributed.gather_values(signals.requested())):
+        if any(distributed.gather_values(signals.stop.requested)):
             if trainer.epoch + 1 < trainer.max_epoch:
                 trainer.save_model(trainer.epoch, trainer.output_dir)
             distributed.barrier()

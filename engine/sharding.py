@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import signals as termination
+from . import signals
 from .distributed import broadcast, gather_rows, gather_values, rank, world_size
 
 
@@ -39,12 +39,12 @@ def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tup
 
     Raises:
         ElsewhereError: Another process had an error; in that one, the error itself.
-        Terminated: This process, or one of those that share the loader, was told to end.
+        Terminated: This process, or one of those that share the loader, is to stop.
     """
     if not is_dealt(loader):
         for made in own:
             if world_size() == 1:
-                termination.leave_if_told()
+                signals.raise_if_stopped()
             yield made
         return
     last: tuple[Tensor, ...] = ()
@@ -54,14 +54,14 @@ def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tup
             made = next(own, None)
         except Exception as error:
             fault = error
-        own_state = "" if fault is None else f"{fault or type(fault).__name__}", termination.requested()
-        faults, told = zip(*gather_values(own_state))
+        own_state = "" if fault is None else f"{fault or type(fault).__name__}", signals.stop.requested
+        faults, stops = zip(*gather_values(own_state))
         if fault is not None:
             raise fault
         if any(faults):
             raise ElsewhereError(next(text for text in faults if text))
-        if any(told):
-            raise termination.Terminated(f"process {told.index(True)} was told to end", agreed=True)
+        if any(stops):
+            raise signals.Terminated(f"process {stops.index(True)} was stopped", agreed=True)
         last = tuple(rows[:0] for rows in last) if made is None else made
         yield tuple(gather_rows(rows) for rows in last)
 

@@ -1,12 +1,12 @@
-"""What a run does when it is told to end (SIGTERM, as cluster schedulers send it before they kill).
+"""What a run does on SIGTERM, as cluster schedulers send it before they kill: a stop is requested.
 
-Inside `deferred()` the signal only sets a mark, and the training loop saves after the step it is in and leaves by
-`Terminated`; anywhere else `Terminated` is raised at once, as nothing would be lost. A second signal ends at once, but
+Inside `deferred()` the signal only sets `stop.requested`: the training loop saves after the step it is in, and leaves by
+`Terminated`. Anywhere else `Terminated` is raised at once, as nothing would be lost. A second signal ends at once, but
 not one that follows the first within `SAME_CALL` seconds: a scheduler signals all processes of a job, and launchers
 pass the signal on to the same processes again. SIGUSR2, which job arrays are sent before their time is up, is taken
 likewise.
 
-A scheduler signals the workers of a loader too; `shielded_worker` leaves their end to the process that they work for.
+A scheduler signals the workers of a loader too; `shield_worker` leaves their end to the process that they work for.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 EXIT_CODE = 128 + signal.SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
@@ -23,45 +24,45 @@ SAME_CALL = 5.0
 
 
 class Terminated(BaseException):
-    """The run was told to end; as with KeyboardInterrupt, no `except Exception` holds it up.
+    """A stop was requested; as with KeyboardInterrupt, no `except Exception` holds it up.
 
     Attributes:
         agreed: Whether all processes of the run raise it in the same place.
     """
 
-    def __init__(self, told: str, agreed: bool = False):
-        super().__init__(told)
+    def __init__(self, message: str, agreed: bool = False):
+        super().__init__(message)
         self.agreed = agreed
 
 
-class _Mark:
-    requested = ""  # the signal's name
-    when = 0.0
-    deferring = False
-    shielded = 0  # the worker process that is shielded
+@dataclass
+class _Stop:
+    requested: bool = False
+    signal: str = ""  # its name
+    when: float = 0.0
+    deferring: bool = False
+    shielded: int = 0  # the worker process that is shielded
 
 
-def requested() -> bool:
-    """Whether this process was told to end."""
-    return bool(_Mark.requested)
+stop = _Stop()  # of this process
 
 
-def leave_if_told() -> None:
-    """Stop here if this process was told to end: for loops whose work is done again, or is on the disk.
+def raise_if_stopped() -> None:
+    """End here if a stop was requested: for loops whose work is done again, or is on the disk.
 
     Raises:
         Terminated: It was.
     """
-    if _Mark.requested:
-        raise Terminated(f"told to end by {_Mark.requested}")
+    if stop.requested:
+        raise Terminated(f"stopped by {stop.signal}")
 
 
 def _on_signal(number: int, frame: object) -> None:
-    now, first = time.monotonic(), not _Mark.requested
+    now, first = time.monotonic(), not stop.requested
     if first:
-        _Mark.requested, _Mark.when = signal.Signals(number).name, now
-    if now - _Mark.when > SAME_CALL or (first and not _Mark.deferring):
-        leave_if_told()
+        stop.requested, stop.signal, stop.when = True, signal.Signals(number).name, now
+    if now - stop.when > SAME_CALL or (first and not stop.deferring):
+        raise_if_stopped()
 
 
 @contextmanager
@@ -76,32 +77,32 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _Mark.requested = ""
+        stop.requested = False
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Only mark a signal within the block, which asks `requested()` where it can stop; it is raised at the end."""
-    _Mark.deferring = True
+    """Only note a signal within the block, which looks at `stop.requested` where it can stop, and raise at the end."""
+    stop.deferring = True
     try:
         yield
     except RuntimeError as error:  # a scheduler signals what the run has started too, and torch tells of its end
-        if _Mark.requested:
-            raise Terminated(f"told to end by {_Mark.requested} ({error})") from error
+        if stop.requested:
+            raise Terminated(f"stopped by {stop.signal} ({error})") from error
         raise
     finally:
-        _Mark.deferring = False
-    leave_if_told()
+        stop.deferring = False
+    raise_if_stopped()
 
 
-def shielded_worker() -> None:
+def shield_worker() -> None:
     """Let only the parent end this process by a signal of `SIGNALS`; called once in a loader's worker.
 
     Systems without `sigwaitinfo` tell no sender: there the signals end a worker, as ever.
     """
-    if _Mark.shielded == os.getpid() or not hasattr(signal, "sigwaitinfo"):
+    if stop.shielded == os.getpid() or not hasattr(signal, "sigwaitinfo"):
         return
-    _Mark.shielded, parent = os.getpid(), os.getppid()
+    stop.shielded, parent = os.getpid(), os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def wait() -> None:

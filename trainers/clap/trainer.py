@@ -22,8 +22,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.engine import distributed, feature_cache
-from dassl_clip.engine import signals as termination
+from dassl_clip.engine import distributed, feature_cache, signals
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
@@ -160,7 +159,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         start = hashlib.sha256(self.start.cpu().numpy().tobytes()).hexdigest()
         facts |= {"kind": "content head", "start": start}
         keep = feature_cache.cached if self.cfg.SEED >= 0 else lambda facts, make: make()
-        with termination.deferred():
+        with signals.deferred():
             kept = keep(facts, lambda: self._train_head(pairs, feature_cache.entry_name(facts)))
             self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
             vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
@@ -214,14 +213,14 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         """
         every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
         agree = distributed.world_size() == 1 or step % self.node.CHECK_EVERY == 0
-        told = agree and any(distributed.gather_values(termination.requested()))
-        if told or (every > 0 and step % every == 0):
+        stop = agree and any(distributed.gather_values(signals.stop.requested))
+        if stop or (every > 0 and step % every == 0):
             self.checkpoints.save_fit(
                 step, problem, {key: value for key, value in make_state().items() if key != "head"}
             )
-        if told:
+        if stop:
             distributed.barrier()  # nobody leaves before the file is whole
-            raise termination.Terminated(f"saved after step {step}")
+            raise signals.Terminated(f"saved after step {step}")
 
     def _log_check(self, step: int, loss: float) -> None:
         logger.info("step %d of at most %d: loss %.4f", step, self.node.MAX_STEPS, loss)
