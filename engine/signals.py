@@ -1,8 +1,8 @@
 """What a run does on SIGTERM, as cluster schedulers send it before they kill: a stop is requested.
 
-Inside `deferred()` the signal only sets `stop.requested`: the training loop saves after the step it is in, and leaves by
-`Terminated`. Anywhere else `Terminated` is raised at once, as nothing would be lost. A second signal ends at once, but
-not one that follows the first within `SAME_CALL` seconds: a scheduler signals all processes of a job, and launchers
+Inside `deferred()` the signal only sets `stop.requested`: the training loop saves after the step it is in, and leaves
+by `Terminated`. Anywhere else `Terminated` is raised at once, as nothing would be lost. A second signal ends at once,
+but not one that follows the first within `SAME_CALL` seconds: a scheduler signals all processes of a job, and launchers
 pass the signal on to the same processes again. SIGUSR2, which job arrays are sent before their time is up, is taken
 likewise.
 

@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,8 @@ class CLIPTrainer(TrainerX):
 
     trains_on_labels = True  # False: no label decides anything that is learned
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
-    has_epochs = True  # False: `fit` solves the problem anew and resumes no epochs
+    settings: Mapping[str, Any] = {}  # keys of its node and their defaults
+    has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
     refines = False  # True: it refines the finished run that `FROM` of its node names
     is_reference = False  # True: the method that others are compared with
     extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks
@@ -79,6 +81,11 @@ class CLIPTrainer(TrainerX):
     caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
     overridden: Overridden = {}  # settings of its node that another one may take the place of
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one
+
+    @classmethod
+    def add_config(cls, cfg: CfgNode) -> None:
+        """Add the node of the trainer, `TRAINER.<NAME>`, with its `settings`."""
+        trainer_node(cfg, cls.__name__.upper(), **cls.settings)
 
     @property
     def node(self) -> CfgNode:
@@ -212,20 +219,19 @@ class CLIPTrainer(TrainerX):
             return build_transform(self.cfg, is_train=True)
         return self.backbone.preprocess()
 
-    def register_learner(self, name: str, module: nn.Module, looped: bool = True) -> nn.Module:
+    def register_learner(self, name: str, module: nn.Module) -> nn.Module:
         """Put learned parts on the device, load `MODEL.INIT_WEIGHTS` if set, and register them.
 
         Args:
             name: Name of the checkpoint's folder.
-            module: The learned parts.
-            looped: Whether the epoch loop trains them, with the optimiser and the schedule of `OPTIM`.
+            module: The learned parts; where there are epochs, with the optimiser and the schedule of `OPTIM`.
         """
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
         distributed.make_alike(module)
-        self.optim = build_optimizer(module, self.cfg.OPTIM) if looped else None
-        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if looped else None
+        self.optim = build_optimizer(module, self.cfg.OPTIM) if self.has_epochs else None
+        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if self.has_epochs else None
         self.register_model(name, module, self.optim, self.sched)
         return module
 
@@ -258,6 +264,8 @@ class CLIPTrainer(TrainerX):
         self.before_train()
         with self.clock.on("train"):
             self.fit()
+        if not self.has_epochs:
+            self.save_model(0, self.output_dir)
         self.after_train()
 
     def before_train(self) -> None:
@@ -266,7 +274,7 @@ class CLIPTrainer(TrainerX):
         self.log.open(self.start_epoch)
 
     def fit(self) -> None:
-        """The epoch loop; methods without one override this."""
+        """The epoch loop; methods without epochs override this, and are saved after it."""
         if self.start_epoch < self.max_epoch:
             _ = self.first_view  # encoded before the loop
         self.loop.run()

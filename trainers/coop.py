@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import ContextLearner, initial_words
-from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
 
@@ -26,13 +26,13 @@ class CoOp(CLIPTrainer):
     """Cross-entropy on the scores of prompts with a learned context."""
 
     caches_first_view = True
+    settings = {
+        "N_CTX": 16,  # context tokens
+        "CTX_INIT": "",  # words to start from, in place of random tokens
+        "CSC": False,  # a context for each class; of tokens alone
+        "CLASS_TOKEN_POSITION": "end",
+    }
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
-
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """CoOp's own keys: `N_CTX` tokens or the words of `CTX_INIT`, `CSC` (class-specific; of tokens alone),
-        `CLASS_TOKEN_POSITION`."""
-        trainer_node(cfg, "COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end")
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse an unknown class-token position."""

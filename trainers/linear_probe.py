@@ -17,7 +17,7 @@ from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import selection_images
-from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 from dassl_clip.results.errors import UserError
 
@@ -69,23 +69,17 @@ def fit_probe(features: Tensor, labels: Tensor, start: Tensor, logit_scale: floa
 class LinearProbe(CLIPTrainer):
     """The pull is a value of `PULL`; of several, the one with the best accuracy on *source* validation images."""
 
+    settings = {
+        "TEMPLATES": "single",  # of the weights to start from
+        "CTX_INIT": "a photo of a",
+        "PULL": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),  # candidates
+        "STEPS": 500,  # most iterations of the solver
+    }
     class_specific = True
     has_epochs = False
     overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "L-BFGS solves for the weights on all images at once, see TRAINER.LINEARPROBE"
-
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """`TEMPLATES` of the starting weights, candidates for the pull, and the solver's most iterations."""
-        trainer_node(
-            cfg,
-            "LINEARPROBE",
-            TEMPLATES="single",
-            CTX_INIT="a photo of a",
-            PULL=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
-            STEPS=500,
-        )
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse an empty or negative pull."""
@@ -105,7 +99,7 @@ class LinearProbe(CLIPTrainer):
         self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME, words=node.CTX_INIT)
         with self.precision.autocast():
             self.start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
-        self.model = self.register_learner("probe", Probe(self.start), looped=False)
+        self.model = self.register_learner("probe", Probe(self.start))
 
     def fit(self) -> None:
         """Extract the features once, solve for every candidate pull, keep the best on validation images."""
@@ -131,7 +125,6 @@ class LinearProbe(CLIPTrainer):
             self.model.weight.copy_(weights[self.pull])
         logits = scale * self.model(features)
         self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
-        self.save_model(0, self.output_dir)
 
     def _fitted(self, features: Tensor, labels: Tensor, pulls: list[float]) -> dict[float, Tensor]:
         """The weights `[C, E]` of each pull; several processes share the pulls, not the images.

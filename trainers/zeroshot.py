@@ -10,7 +10,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
-from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 
 
@@ -18,6 +18,11 @@ from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
     """Cosines of image features with the (averaged) text features of each class's prompts."""
 
+    settings = {
+        "TEMPLATES": "single",  # a named set, a list of templates with `{}`, or `words`: CTX_INIT, name, full stop
+        "CTX_INIT": "a photo of a",
+        **KEYS,
+    }
     trains_on_labels = False
     has_epochs = False
     is_reference = True
@@ -25,14 +30,6 @@ class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
     overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
-
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """`TEMPLATES`: a named set or a list of templates with `{}`; `words`: the words of `CTX_INIT`, name, stop.
-
-        The other keys are those of further readings (`readings.KEYS`).
-        """
-        trainer_node(cfg, "ZEROSHOTCLIP", TEMPLATES="single", CTX_INIT="a photo of a", **KEYS)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse readings that do not exist."""

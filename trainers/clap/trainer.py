@@ -124,7 +124,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(max(self.cfg.SEED, 0))
             head = ContentHead(self.backbone.embed_dim, self.node.LATENT_DIM)
-        self.model = self.register_learner("clap", head, looped=False)
+        self.model = self.register_learner("clap", head)
         self.start = parameters_to_vector(self.model.parameters()).detach()
 
     def published_state(self, state: dict) -> dict:
@@ -150,7 +150,6 @@ class CLAP(ReadingsMixin, CLIPTrainer):
         if self.start_epoch or not node.MAX_STEPS:
             logger.info("the content head is not trained: %s", "it is already" if self.start_epoch else "MAX_STEPS 0")
             self._note_checks([[check["step"], check["contrastive"]] for check in self.history])
-            self.save_model(0, self.output_dir)
             return
         pairs, facts = image_pairs(self) if node.MODALITY == "image" else text_pairs(self)
         keys = ("LATENT_DIM", "TAU", "BATCH_SIZE", "MAX_STEPS", "CHECK_EVERY", "PATIENCE", "MIN_DROP", "KEEP")
@@ -163,7 +162,6 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             kept = keep(facts, lambda: self._train_head(pairs, feature_cache.entry_name(facts)))
             self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
             vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
-            self.save_model(0, self.output_dir)
 
     @property
     def _weight(self) -> float:

@@ -21,7 +21,7 @@ from dassl_clip.clip.views import augmix_view, moco_view
 from dassl_clip.engine import distributed
 from dassl_clip.engine import sharding as dealing
 from dassl_clip.engine.features import Encoding
-from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
 
@@ -47,28 +47,18 @@ class GOPro(CLIPTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
 
     caches_first_view = True
+    settings = {
+        "N_CTX": 4,  # context tokens
+        "CTX_INIT": "a photo of a",  # words that they start from
+        "VARIANT": "released",
+        "SHIFT_SCALE": "1.0",  # a number, or auto:R for first shifts of R times the token embeddings' RMS
+        "CE_WEIGHT": 1.0,  # a weight of 0 leaves a loss term, and the views that only it needs, out
+        "CONSISTENCY_WEIGHT": 1.0,
+        "CONTRASTIVE_WEIGHT": 0.1,
+        "TEMPERATURE": 0.1,  # of the contrastive term
+        "BLUR_RADIUS": (0.1, 2.0),  # in pixels of the model's input
+    }
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
-
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """The prompt (`N_CTX`, `CTX_INIT`), the variant, the shift's scale, the loss weights and the contrastive tau.
-
-        `SHIFT_SCALE`: a number, or `auto:R` for first shifts of R times the token embeddings' RMS. A weight of 0 leaves
-        a loss term, and the views that only it needs, out. `BLUR_RADIUS` is in pixels of the model's input.
-        """
-        trainer_node(
-            cfg,
-            "GOPRO",
-            N_CTX=4,
-            CTX_INIT="a photo of a",
-            VARIANT="released",
-            SHIFT_SCALE="1.0",
-            CE_WEIGHT=1.0,
-            CONSISTENCY_WEIGHT=1.0,
-            CONTRASTIVE_WEIGHT=0.1,
-            TEMPERATURE=0.1,
-            BLUR_RADIUS=(0.1, 2.0),
-        )
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse an unknown variant, an unreadable shift scale and batches of one."""

@@ -126,7 +126,7 @@ class InMaP(CLIPTrainer):
             with self.precision.autocast():
                 start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
         self.text_proxies = start.to(self.device)
-        self.model = self.register_learner("proxies", VisionProxies(start), looped=False)
+        self.model = self.register_learner("proxies", VisionProxies(start))
 
     def fit(self) -> None:
         """Learn the proxies from the unlabeled images; a run that goes on after that learns them again."""
@@ -166,7 +166,6 @@ class InMaP(CLIPTrainer):
             logger.info("%s: %d steps, objective %.6f, %.1f s", name, solution.steps, solution.objective, seconds)
         self.losses = {"cross-entropy": self.solutions[SINKHORN]["objective"]}
         self.model.weight.copy_(self.learned[SINKHORN])
-        self.save_model(0, self.output_dir)
 
     def _unlabeled(self) -> list:
         """The images that the proxies are learned from; their labels are not read."""
