@@ -1,6 +1,8 @@
 """The README and the metadata of the repository: commands, links, named files, the example of a method."""
 
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -69,3 +71,30 @@ def test_hooks_run_what_the_test_extra_installs():
     setup, ci = ((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", ".ci/run"))
     for hook in repo["hooks"]:
         assert f'"{hook["entry"].split()[0]}>=' in setup and f"\n{hook['entry']}" in ci, hook
+
+
+def test_the_picture_is_drawn_from_records(tmp_path):
+    """Of made-up records of every row, domain and task; a bar has the length of its gain."""
+    names = runpy.run_path(str(ROOT / "tools" / "draw_readme.py"))
+    record = {
+        "schema_version": 1, "config": "icons", "dataset": "Icons", "protocol": "p", "selection_rule": "last",
+        "class_subset": "all", "shots": 16, "seed": 1, "split_seed": 1, "prompt": "a {}.", "num_train": 10,
+        "losses": {}, "backbone": {"name": "A", "weights_hash": "0"}, "seconds": {"train": 1, "test": 1, "total": 2},
+        "peak_memory_mb": 1.0, "versions": {}, "toolbox": {}, "device": "cpu", "precision": "fp32", "git_revision": "",
+        "config_hash": "1", "data_fingerprint": "", "command": "", "finished_at": "2024-01-01T00:00:00+00:00",
+        "transductive": False,
+    }  # fmt: skip
+    for task in names["TASKS"]:
+        for number, row in enumerate(("ZeroshotCLIP", *names["ROWS"])):
+            base, _, method = row.rpartition(" + ")
+            for domain in ("emoji", "flat", "line", "solid"):
+                facts = {"task": task, "method": method, "source_domains": [domain], "target_domains": [domain]}
+                facts |= {"refines": {"method": base, "config": "icons"}} if base else {}
+                test = {"accuracy": 70.0 + number, "error_rate": 30.0 - number, "macro_f1": 1, "total": 9, "correct": 1}
+                folder = tmp_path / task / row / domain
+                folder.mkdir(parents=True)
+                (folder / "record.json").write_text(json.dumps(record | facts | {"metrics": {"test": test}}))
+    gains = names["read_table"](tmp_path, "lodo")
+    assert [gains[f"gain of {row} (icons)"]["mean"] for row in names["ROWS"]] == [1, 2, 3, 4, 5, 6, 7]
+    names["main"]([str(tmp_path), "--out", str(tmp_path / "gains.png")])
+    assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")

@@ -7,8 +7,9 @@ example: dassl-clip compare icons --seeds 1 --out output/readme && python tools/
 """
 
 import argparse
+import contextlib
+import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
+
+from dassl_clip.cli import table
 
 ROOT = Path(__file__).resolve().parents[1]
 ICONS = ROOT / "embedded" / "icons"
@@ -31,13 +34,13 @@ ROWS = ("CLAP", "CoOp", "GOPro", "LinearProbe", "InMaP", "GOPro + InMaP", "Linea
 
 def read_table(folder: Path, task: str) -> dict[str, dict[str, float]]:
     """Row label -> column -> number of the table of one task, rows of gains included."""
-    words = ["table", str(folder / task), "--reference", REFERENCE, "--format", "json"]
-    printed = subprocess.run([sys.executable, "-m", "dassl_clip.cli", *words], capture_output=True, text=True)
-    if printed.returncode:
-        sys.exit(printed.stderr)
-    table, _ = json.JSONDecoder().raw_decode(printed.stdout)  # tables of further metrics may follow
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = table.main([str(folder / task), "--reference", REFERENCE, "--format", "json"])
+    if code:
+        sys.exit(code)
+    first, _ = json.JSONDecoder().raw_decode(printed.getvalue())  # tables of further metrics may follow
     rows = {}
-    for row in table["rows"]:
+    for row in first["rows"]:
         label, *cells = row.values()
         rows[label] = {name: float(cell.split()[0]) for name, cell in zip(list(row)[1:], cells, strict=True) if cell}
     return rows
@@ -72,12 +75,12 @@ def draw_gains(axes, column: str, tables: dict[str, dict[str, dict[str, float]]]
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read the tables, draw, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the output folder of `dassl-clip compare icons`")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "gains.png")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     tables = {task: read_table(options.folder, task) for task in TASKS}
     columns = list(tables["lodo"][f"{REFERENCE} (icons)"])  # four styles and their mean
     figure, (samples, gains) = plt.subplots(
