@@ -166,7 +166,7 @@ RECORD = {
 }  # fmt: skip
 
 
-@fuzz(150)
+@fuzz(60)
 @given(trees(RECORD))
 def test_records(tree):
     with file_of(json.dumps(tree), "record.json") as path:
@@ -207,7 +207,7 @@ def defaults():
     return default_config()
 
 
-@fuzz(120)
+@fuzz(60)
 @given(tree=trees(CONFIG))
 def test_configurations(tree, defaults):
     with file_of(yaml.safe_dump(tree), "a.yaml") as path:
@@ -396,7 +396,7 @@ HEADER = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "__me
 
 
 @pytest.mark.filterwarnings("ignore")
-@fuzz(250)
+@fuzz(150)
 @given(st.one_of(
     damaged(torch_bytes(STATE)), damaged(torch_bytes(STATE, old=True)), damaged(archive_bytes()), damaged(save(STATE)),
     trees(HEADER).map(safetensors_of), damaged(json.dumps(HEADER).encode()).map(safetensors_of),
@@ -502,7 +502,7 @@ def test_backbones_of_damaged_folders(tiny_clip, tmp_path):
     whole = (tiny_clip / "open_clip_config.json").read_text()
     shutil.copytree(tiny_clip, tmp_path / "clip")
 
-    @fuzz(40)
+    @fuzz(20)
     @given(trees(json.loads(whole)))
     def check(tree):
         (tmp_path / "clip/open_clip_config.json").write_text(json.dumps(tree))
