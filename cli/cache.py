@@ -1,18 +1,15 @@
-"""Features and listings kept on the disk: `dassl-clip cache ls` shows them, `dassl-clip cache rm` removes some or all.
+"""Cached features on the disk: `dassl-clip cache ls` shows them, `dassl-clip cache rm` removes some or all.
 
 Everything in there can be made again. Only files that this project wrote are ever touched: arrays and their facts in
-the folder `features`, names of the files of large data sets in the folder `listings`, both named by a hash, and what an
-interrupted write left behind.
+the folder `features`, named by a hash, and what an interrupted write left behind.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +24,16 @@ SHORTEST_HASH = 4
 LEFTOVER = "interrupted write"
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary file is nobody's any more
 _ARRAY = re.compile(r"([0-9a-f]{64})\.npy")
-_TEMPORARY = re.compile(r"\.{1,2}([0-9a-f]{64})\.(part|part\.json|(npy|json|json\.gz|part\.json)\..+\.tmp)")
-_LISTING = re.compile(r"([0-9a-f]{64})\.json\.gz")
+_TEMPORARY = re.compile(r"\.{1,2}([0-9a-f]{64})\.(part|part\.json|(npy|json|part\.json)\..+\.tmp)")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One array or listing of the cache, or what an interrupted write left behind.
+    """One array of the cache, or what an interrupted write left behind.
 
     Attributes:
         name: its hash.
-        kind: `image features`, `text features`, `content head`, ..., `folder listing`.
+        kind: `image features`, `text features`, `content head`, ...
         holds: what of, in a few words.
         size: bytes of all its files.
         used: when it was written or read last, seconds since the epoch.
@@ -56,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of both actions."""
     parser = Parser(
         prog="dassl-clip cache",
-        description="List or remove the features and listings that are kept on the disk. They can all be made again.",
+        description="List or remove the features that are cached on the disk. They can all be made again.",
         epilog="example: dassl-clip cache rm --older-than 30",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
@@ -98,11 +94,9 @@ def features_folder() -> Path:
 
 
 def read_entries(folder: Path) -> list[Entry]:
-    """What the folder of the features and that of the listings beside it hold, the last used first."""
-    from dassl_clip.datasets.listings import FOLDER as LISTINGS
-
+    """What the folder of the features holds, the last used first."""
     entries = []
-    for path in (path for place in (folder, folder.parent / LISTINGS) if place.is_dir() for path in place.iterdir()):
+    for path in folder.iterdir() if folder.is_dir() else ():
         try:
             match, status = _ARRAY.fullmatch(path.name), path.stat()
             temporary = _TEMPORARY.fullmatch(path.name)
@@ -111,9 +105,6 @@ def read_entries(folder: Path) -> list[Entry]:
                 kind, holds = describe(path)
                 size = sum(file.stat().st_size for file in files)
                 entries.append(Entry(match[1], kind, holds, size, status.st_mtime, files))
-            elif listing := _LISTING.fullmatch(path.name):
-                holds = describe_listing(path)
-                entries.append(Entry(listing[1], "folder listing", holds, status.st_size, status.st_mtime, (path,)))
             elif temporary is not None and time.time() - status.st_mtime > LEFTOVER_AGE:
                 entries.append(Entry(temporary[1], LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
             elif path.suffix == ".json" and not path.with_suffix(".npy").exists() and _ARRAY.match(f"{path.stem}.npy"):
@@ -133,16 +124,6 @@ def describe(path: Path) -> tuple[str, str]:
     counts = [f"{facts[key]:,} {key}" for key in ("images", "texts") if isinstance(facts.get(key), int)]
     weights = str(facts.get("weights_hash", ""))[:12]
     return kind, ", ".join([*counts, *([f"weights {weights}"] if weights else [])])
-
-
-def describe_listing(path: Path) -> str:
-    """How many names a listing holds, and of which folder, from its first line."""
-    try:
-        with gzip.open(path, "rt", encoding="ascii") as file:
-            facts = json.loads(file.readline())
-        return f"{facts['names']:,} names in {facts['root']}"
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
-        return ""
 
 
 def run_list() -> int:

@@ -106,8 +106,7 @@ def run(argv: list[str]) -> int:
 def run_list(args: argparse.Namespace) -> int:
     """Print the data sets that are known, and which of them a folder seems to hold."""
     from dassl_clip.datasets.folders import list_folder
-    from dassl_clip.datasets.spec import load_spec, name_key, read_entry
-    from dassl_clip.datasets.verify import entries
+    from dassl_clip.datasets.spec import entries, load_spec, name_key, read_entry
 
     root = Path(args.root).expanduser()
     if args.root and not root.is_dir():
@@ -140,6 +139,7 @@ def run_verify(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Print what was found; 0 fits, 1 warns, 2 unusable."""
     from dassl_clip.datasets.make_split import make_split
     from dassl_clip.datasets.verify import verify
+    from dassl_clip.engine.images import inspect_image
 
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least 1 thread must decode")
@@ -148,7 +148,8 @@ def run_verify(args: argparse.Namespace, pairs: Sequence[str]) -> int:
         path = make_split(loader, cfg, args.seed, args.make_split)
         print(f"Wrote {path}, to be used by DATASET.SPLIT_FILE {path}; results on it are not comparable")
         cfg.DATASET.SPLIT_FILE = str(path)
-    report = verify(loader, cfg, args.decode, args.duplicates, args.jobs, progress)
+    inspect = inspect_image if args.decode else None
+    report = verify(loader, cfg, inspect, args.duplicates, args.jobs, progress)
     print(f"{report.dataset} in {report.root or ('the package' if report.images else 'no folder')}")
     for text in report.layouts:
         print(f"layout: {text}")
@@ -201,7 +202,7 @@ def classes_table(report: Any) -> str:
 def run_inspect(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Print classes and prompts, and draw the sheet."""
     from dassl_clip.clip.templates import resolve_templates
-    from dassl_clip.datasets.sheet import choose, draw_sheet, prompt
+    from dassl_clip.cli.data_sheet import choose, draw_sheet, prompt
     from dassl_clip.datasets.verify import verify
 
     loader, cfg = open_config(args.name, args.root, pairs)
@@ -247,8 +248,7 @@ def entries_of(names: Sequence[str]) -> list[dict]:
     Raises:
         UserError: one is not known.
     """
-    from dassl_clip.datasets.spec import name_key, read_entry
-    from dassl_clip.datasets.verify import entries
+    from dassl_clip.datasets.spec import entries, name_key, read_entry
 
     files, known = config_names(), {}
     for entry in map(read_entry, entries()):
@@ -277,7 +277,7 @@ def text_of(entry: dict) -> str:
 
 def fetch_all(entry: dict, root: Path) -> list[str]:
     """Fetch and unpack what can be; a line for each thing that is still to be fetched."""
-    from dassl_clip.datasets.fetch import ARCHIVE_ENDINGS, is_file, unpack
+    from dassl_clip.datasets.download import ARCHIVE_ENDINGS, is_file, unpack
 
     folder, left = root / entry["folders"][0], []
     for link in entry["links"]:
@@ -299,7 +299,7 @@ def fetch_all(entry: dict, root: Path) -> list[str]:
 
 def _fetch(link: dict, folder: Path) -> Path:
     """Fetch the file of a link under a progress bar."""
-    from dassl_clip.datasets.fetch import fetch
+    from dassl_clip.datasets.download import fetch
 
     with tqdm(desc=link["what"][:30], unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 
@@ -313,7 +313,7 @@ def _fetch(link: dict, folder: Path) -> Path:
 def loaders() -> dict[str, type]:
     """The loaders of this project by registry name, in alphabetical order."""
     from dassl.data.datasets import DATASET_REGISTRY
-    from dassl_clip.datasets.common import ListedDataset
+    from dassl_clip.datasets.base import ListedDataset
 
     logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
     found = {name: DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()}
@@ -344,8 +344,7 @@ def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
     """
     from dassl.config import get_cfg_default
     from dassl_clip.datasets import add_config
-    from dassl_clip.datasets.spec import load_spec, name_key
-    from dassl_clip.datasets.verify import entries
+    from dassl_clip.datasets.spec import entries, load_spec, name_key
 
     known, files = loaders(), config_names()
     cfg = get_cfg_default()

@@ -13,8 +13,8 @@ from torch import Tensor, stack
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
+from dassl_clip.engine.images import read_image
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import no_file
 

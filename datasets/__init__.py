@@ -11,34 +11,30 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-from .base import DomainDataset, Layout, PlainDataset, add_config, register
-from .caltech101 import Caltech101
-from .domainnet import DomainNet
-from .dtd import DescribableTextures
-from .eurosat import EuroSAT
-from .fgvc_aircraft import FGVCAircraft
-from .folder_classes import FolderClasses
-from .folder_domains import FolderDomains
-from .food101 import Food101
+from .base import Layout, ListedDataset, register
+from .coop_sets import (
+    SUN397,
+    UCF101,
+    Caltech101,
+    DescribableTextures,
+    EuroSAT,
+    FGVCAircraft,
+    Food101,
+    OxfordFlowers,
+    OxfordPets,
+    StanfordCars,
+)
+from .domain_sets import PACS, VLCS, DomainNet, OfficeHome, OfficeHomeDG, miniDomainNet
 from .icons import Icons
-from .imagenet import ImageNet
-from .imagenet_variants import ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
+from .imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
 from .manifest import Manifest
-from .mini_domainnet import miniDomainNet
-from .office_home import OfficeHome, OfficeHomeDG
-from .oxford_flowers import OxfordFlowers
-from .oxford_pets import OxfordPets
-from .pacs import PACS
-from .stanford_cars import StanfordCars
-from .sun397 import SUN397
-from .ucf101 import UCF101
-from .vlcs import VLCS
+from .options import add_config
+from .own_folders import FolderClasses, FolderDomains
 
 __all__ = [
     "add_config",
     "Caltech101",
     "DescribableTextures",
-    "DomainDataset",
     "DomainNet",
     "EuroSAT",
     "FGVCAircraft",
@@ -52,6 +48,7 @@ __all__ = [
     "ImageNetSketch",
     "ImageNetV2",
     "Layout",
+    "ListedDataset",
     "Manifest",
     "miniDomainNet",
     "OfficeHome",
@@ -59,7 +56,6 @@ __all__ = [
     "OxfordFlowers",
     "OxfordPets",
     "PACS",
-    "PlainDataset",
     "register",
     "StanfordCars",
     "SUN397",

@@ -1,90 +1,412 @@
-"""`DomainDataset` and `PlainDataset`: the bases of the loaders with domains and of those without.
+"""`ListedDataset`, the base of all loaders: from the config, a class list and a layout to Dassl's lists of images.
 
-A loader says what is known beforehand (`make_spec`) and how its folder is read (`open_layout`); `common` has what both
-kinds share, and how the parts of a data set are used under each protocol.
+A data set lies in one or several pools: its domains, or the whole data set where it has none. Each pool has parts
+(train, val, test), and the parts are used so under DATASET.PROTOCOL `dassl`, the default:
+
+| | pool that trains and is not tested | pool that is tested and trains nothing | pool that does both |
+|---|---|---|---|
+| `train_x` | train | | train |
+| `val` | val | | val; in a layout without test part: images of train that were not drawn |
+| `test` | | the parts that the layout names for a held-out target | test; without such a part: val |
+
+So nothing tested can be trained or selected on. Under `holdout` all parts are split again, 80 % and 20 % of each class
+of each pool (the habit of DomainBed, Gulrajani and Lopez-Paz, arXiv 2007.01434), and used in the same way. Under
+`all-images` (the zero-shot protocol of CLAP, Cai et al., arXiv 2311.16445) every image of a tested pool is tested; a
+pool that trains too gives all its images to both. Class names and their number come from the data set's fixed list.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import random
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl_clip.results.errors import UserError
 
-from .common import ListedDataset
-from .folders import ImageFile
-from .protocols import HOLDOUT, Layout
-from .registration import add_config, register, split_seed
-
-__all__ = ["DomainDataset", "Layout", "PlainDataset", "WHOLE", "add_config", "register", "split_seed"]
+from .class_names import class_file, prompt_names
+from .duplicates import count_once
+from .fewshot import (
+    HOLDOUT_SEED,
+    VAL_SHOTS,
+    check_shots,
+    draw_shots,
+    hold_out,
+    read_selection,
+    subset_labels,
+    write_selection,
+)
+from .folders import ImageFile, listed_once, listing_hash
+from .options import ALL_IMAGES, DASSL, HOLDOUT, PROTOCOLS, check_protocol, split_seed, wants_unlabelled
+from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
 
 WHOLE = ""  # the one pool of a data set without domains
+Parts = dict[str, list[ImageFile]]  # part -> its images
+HELD_OUT_PARTS = {"train": "train (80 %)", "val": "hold-out (20 %)"}
 
 
-class DomainDataset(ListedDataset):
-    """Base class of the loaders with domains.
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it lies on the disk.
 
-    Attributes:
-        source_domains, target_domains: canonical names of those asked for.
+    Args:
+        text: what was found and where, for the log and the run's record.
+        read: pool -> its images by part: `train`, `val` and `test` as far as the layout has them; no image is in two
+            parts.
+        parts: part -> what the data set calls it.
+        heldout: parts that make the test of a target domain on which nothing is trained.
     """
 
-    def choose_pools(self, cfg) -> tuple[list[str], list[str]]:
-        """The domains that the config names."""
-        options = cfg.DATASET
-        self.source_domains = self.spec.resolve_domains(options.SOURCE_DOMAINS, "DATASET.SOURCE_DOMAINS")
-        self.target_domains = self.spec.resolve_domains(options.TARGET_DOMAINS, "DATASET.TARGET_DOMAINS")
-        return self.source_domains, self.target_domains
-
-    def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
-        """Warn, in one line, of domains whose number of images is not the published one."""
-        self.warn_of_counts({domain: sum(map(len, found.values())) for domain, found in parts.items()})
-        return ""
-
-    def warn_of_counts(self, counts: Mapping[str, int]) -> None:
-        """Compare domain -> number of images with the published numbers, less the images that are always left out."""
-        skipped = {domain: sum(key.startswith(f"{domain}/") for key in self.spec.skip) for domain in counts}
-        other = [
-            f"{domain} {count} ({self.spec.images[domain]})"
-            for domain, count in counts.items()
-            if domain in self.spec.images and count != self.spec.images[domain] - skipped[domain]
-        ]
-        if other:
-            logger.warning("%s: number of images (published number) differs in %s", self.spec.name, ", ".join(other))
+    text: str
+    read: Callable[[str], Parts]
+    parts: Mapping[str, str]
+    heldout: tuple[str, ...] = ()
 
 
-class PlainDataset(ListedDataset):
-    """Base class of the loaders without domains: train, val and test of one data set.
+def every_image(parts: Mapping[str, Sequence[ImageFile]]) -> list[ImageFile]:
+    """All images of a pool, by label and then by name, in whichever parts they lie."""
+    return sorted((image for images in parts.values() for image in images), key=lambda image: (image.label, image.key))
+
+
+def split_again(layout: Layout, seed: int) -> Layout:
+    """A layout whose images are split into 80 % and 20 % of each class, whatever parts it has."""
+
+    def read(pool: str) -> Parts:
+        train, val = hold_out(every_image(layout.read(pool)), seed, pool)
+        return {"train": train, "val": val}
+
+    used = seed if seed >= 0 else HOLDOUT_SEED
+    text = f"{layout.text}; all parts together, a fifth of each class held out by seed {used}"
+    return Layout(text, read, HELD_OUT_PARTS, heldout=("train", "val"))
+
+
+def register(cls: type) -> type:
+    """Register a data set under its class name, in place of one that the toolbox may have under that name."""
+    name = cls.__name__
+    if name in DATASET_REGISTRY.registered_names():
+        other = DATASET_REGISTRY.get(name)
+        if other.__module__ != cls.__module__:
+            cls.replaces = f"{other.__module__}.{other.__qualname__}"
+            logger.info("Data set %s: %s takes the place of %s", name, cls.__module__, cls.replaces)
+    DATASET_REGISTRY.register(cls, force=True)
+    return cls
+
+
+class ListedDataset(DatasetBase):
+    """Base class of the loaders. A loader says what is known beforehand (`make_spec`) and how its folder is read
+    (`open_layout`).
 
     A layout without val validates on training images that were not drawn, and on nothing if all are trained on. A
     layout with test images alone hands them in as `train_x` too, which Dassl needs to be non-empty (`train_is_test`).
+
+    Attributes:
+        spec: names and facts of the data set.
+        names: the class names of prompts in label order, of all classes; the data set's own, or those of a file.
+        names_note: where names come from that are not the data set's own, or nothing.
+        layout: the layout found on the disk, its parts as the protocol has them.
+        domains: canonical names of all its domains; empty for a data set without.
+        source_domains, target_domains: canonical names of those asked for.
+        shots: images per class, 0 for all.
+        protocol_name: DATASET.PROTOCOL.
+        protocol: one line on layout, protocol, parts, shots and classes, for a run's record.
+        selection_file: where the draw is stored, or None.
+        train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
+        listing: sha256 (hex) over path and label of every image of the pools, whether or not it was drawn.
+        image_keys: path of an image on the disk -> its path in canonical names, `domain/.../class/file`.
+        publishes_test: whether its test images are published, so that a task without labels tests those alone.
+        drawn_tests: whether the seed decides which images are tested.
     """
 
-    def choose_pools(self, cfg) -> tuple[list[str], list[str]]:
-        """The data set itself, trained on and tested.
+    protocols = PROTOCOLS
+    publishes_test = True
+    reads_split_file = False
+    replaces = ""
 
-        Raises:
-            UserError: if the config names domains.
-        """
-        for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
-            if cfg.DATASET[key]:
-                names = ", ".join(map(str, cfg.DATASET[key]))
+    def __init__(self, cfg) -> None:
+        with listed_once():
+            pools = self.open(cfg)
+        train, val = self._training_lists(pools)
+        lists = {"train": train, "val": val, "test": self._test_list(pools)}
+        lists = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
+        self._check_images(lists)
+        self.listing = listing_hash(image for parts in pools.values() for images in parts.values() for image in images)
+        self.image_keys = {image.path: image.key for images in lists.values() for image in images}
+        self.drawn_tests = self.protocol_name == HOLDOUT
+        self.protocol = self._describe()
+        logger.info("%s", self.protocol)
+        if self.train_is_test:
+            logger.warning(
+                "%s: train_x is the test list, since there are no training images: what trains on its labels trains on "
+                "the test",
+                self.spec.name,
+            )
+        if self.replaces:
+            logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
+        unlabelled = self._datums(self._unlabelled_list(pools), self._targets) if wants_unlabelled(cfg) else None
+        with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
+            warnings.simplefilter("ignore", UserWarning)
+            super().__init__(
+                train_x=self._datums(lists["train"], self._sources),
+                train_u=unlabelled,
+                val=self._datums(lists["val"], self._sources) or None,
+                test=self._datums(lists["test"], self._targets),
+            )
+
+    def open(self, cfg) -> dict[str, Parts]:
+        """Find the data set and list its images, the first half of construction: pool -> part -> images."""
+        options = cfg.DATASET
+        self.spec = self.make_spec(cfg)
+        self.domains = list(self.spec.domains)
+        self.protocol_name = check_protocol(options.get("PROTOCOL", DASSL), self.spec.name, self.protocols)
+        self._choose_pools(options)
+        self.shots = max(0, options.NUM_SHOTS)
+        self.seed = split_seed(cfg)
+        self.selection = options.get("SELECTION", "")
+        self.selection_file = None
+        self._check_options(options)
+        self.subset = options.get("SUBSAMPLE_CLASSES", "all")
+        self._labels = subset_labels(len(self.spec.classes), self.subset)
+        self.names, self.names_note = prompt_names(self.spec, self.spec.names_file or class_file(cfg), options.ROOT)
+        self._names = [self.names[label] for label in self._labels]
+
+        needed = list(dict.fromkeys(self._sources + self._targets))
+        self.layout = self.open_layout(cfg, needed)
+        self.dataset_dir = options.ROOT
+        self.train_is_test = "train" not in self.layout.parts
+        if self.train_is_test and self.selection:
+            logger.warning("%s: there are no training images, so DATASET.SELECTION is without effect", self.spec.name)
+        if self.protocol_name == HOLDOUT:
+            if self.train_is_test:
                 raise UserError(
-                    f"{self.spec.name} has no domains, but DATASET.{key} names {names}: leave both lists of domains "
-                    "empty"
+                    f"DATASET.PROTOCOL {HOLDOUT} holds out a part of the training images, but {self.spec.name} has "
+                    f"only test images in the layout found: {self.layout.text}. Use DATASET.PROTOCOL {DASSL}"
                 )
-        self.source_domains, self.target_domains = [], []
-        return [WHOLE], [WHOLE]
+            self.layout = split_again(self.layout, self.seed)
+        pools = count_once({pool: self.layout.read(pool) for pool in needed}, self._sources, self.spec.classes)
+        self.count_note = self.check_counts(pools)
+        return pools
 
-    def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
-        """Warn, in one line, of parts whose number of images is not the published one."""
-        counts, published = {part: len(images) for part, images in parts[WHOLE].items()}, self.spec.images
-        if self.protocol_name == HOLDOUT:  # the parts are not the published ones, all together are
-            counts, published = {"all": sum(counts.values())}, {"all": sum(published.values())} if published else {}
-        other = [
-            f"{part} {count} ({published[part]})"
-            for part, count in counts.items()
-            if part in published and count != published[part]
-        ]
-        if other:
-            logger.warning("%s: number of images (published number) differs in %s", self.spec.name, ", ".join(other))
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        """Names, label order and published facts of the data set; to be defined by a loader."""
+        raise NotImplementedError
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        """Find the data set's folder and its layout; to be defined by a loader.
+
+        Args:
+            cfg: the config.
+            domains: canonical names of the domains that are needed; `[""]` for a data set without.
+        """
+        raise NotImplementedError
+
+    def check_counts(self, pools: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
+        """Warn of numbers of images that are not the published ones; what is returned ends the layout's text."""
+        if self.domains:
+            counts = {domain: sum(map(len, parts.values())) for domain, parts in pools.items()}
+            published = {domain: self.spec.published(domain) for domain in counts}
+        else:
+            counts = {part: len(images) for part, images in pools[WHOLE].items()}
+            published = dict(self.spec.images)
+            if self.protocol_name == HOLDOUT:  # the parts are not the published ones, all together are
+                counts = {"all": sum(counts.values())}
+                published = {"all": sum(published.values())} if published else {}
+        self.warn_of_counts(counts, published)
         return ""
+
+    def warn_of_counts(self, counts: Mapping[str, int], published: Mapping[str, int | None]) -> None:
+        """Name the domains or parts with another number of images than the published one."""
+        other = [name for name, count in counts.items() if published.get(name) not in (None, count)]
+        if other:
+            texts = ", ".join(
+                f"{name} {counts[name]} ({self.spec.images.get(name, published[name])})" for name in other
+            )
+            logger.warning("%s: number of images (published number) differs in %s", self.spec.name, texts)
+
+    @classmethod
+    def list_domains(cls, cfg) -> list[str]:
+        """Canonical names of all domains, without reading the images."""
+        return list(cls.make_spec(cfg).domains)
+
+    @property
+    def train_overlaps_test(self) -> bool:
+        """Whether images of `train_x` may be tested too, so that nothing may be trained on their labels unsaid."""
+        return self.train_is_test or bool(self._whole_pools())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes after SUBSAMPLE_CLASSES, whether or not each occurs in training."""
+        return len(self._names)
+
+    @property
+    def classnames(self) -> list[str]:
+        """Class names in label order."""
+        return list(self._names)
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Label -> class name."""
+        return dict(enumerate(self._names))
+
+    def _choose_pools(self, options) -> None:
+        """The pools to train on and to test: the domains that the config names, or the data set itself."""
+        if self.domains:
+            self._sources = self.spec.resolve_domains(options.SOURCE_DOMAINS, "DATASET.SOURCE_DOMAINS")
+            self._targets = self.spec.resolve_domains(options.TARGET_DOMAINS, "DATASET.TARGET_DOMAINS")
+            self.source_domains, self.target_domains = self._sources, self._targets
+            return
+        for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+            if options[key]:
+                raise UserError(
+                    f"{self.spec.name} has no domains, but DATASET.{key} names {', '.join(map(str, options[key]))}: "
+                    "leave both lists of domains empty"
+                )
+        self._sources, self._targets, self.source_domains, self.target_domains = [WHOLE], [WHOLE], [], []
+
+    def _check_options(self, options) -> None:
+        """Refuse options that would be without effect."""
+        if options.get("SPLIT_FILE", "") and not self.reads_split_file:
+            raise UserError(
+                f"DATASET.SPLIT_FILE is {options.SPLIT_FILE}, but {self.spec.name} reads no split file: leave it empty"
+            )
+        if self.selection and not self.shots:
+            raise UserError(
+                f"DATASET.SELECTION is {self.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
+                f"{options.NUM_SHOTS}: give the number of its shots"
+            )
+
+    def _training_lists(self, pools: Mapping[str, Parts]) -> tuple[list[ImageFile], list[ImageFile]]:
+        """Training and validation images of the sources, shots drawn."""
+        if self.train_is_test:
+            return self._test_list(pools), []
+        cut, whole, train, val = self._cut_pools(), self._whole_pools(), [], []
+        for name in self._sources:
+            if name in whole:
+                pool = every_image(pools[name])
+                held = pool if self.shots else []
+            else:
+                pool = pools[name]["train"]
+                held = pools[name].get("val", pool if self.shots else [])
+            if name in cut:
+                pool, held = (pool, pool) if self.shots else hold_out(pool, self.seed, f"{name}/train")
+            train += pool
+            val += held
+        return self._draw(train, val) if self.shots else (train, val)
+
+    def _draw(self, train: list[ImageFile], val: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+        """The shots of a draw, or of the stored selection that is asked for."""
+        if self.selection:
+            return read_selection(self.selection, self.spec.name, self.shots, train, val)
+        if self.seed < 0:
+            logger.warning("%s: SEED and SPLIT_SEED are negative: the shots differ at each start", self.spec.name)
+        generator = random.Random(self.seed) if self.seed >= 0 else random.Random()
+        used = [image for image in train if image.label in self._labels]
+        check_shots(used, self.shots, self.spec.classes, self.spec.name)
+        train = draw_shots(train, self.shots, generator)
+        drawn = {image.key for image in train}
+        val = draw_shots([image for image in val if image.key not in drawn], min(self.shots, VAL_SHOTS), generator)
+        facts = {"shots": self.shots, "seed": self.seed, "protocol": self.protocol_name}
+        facts |= {"sources": [*self._sources], "targets": [*self._targets], "layout": [*self.layout.parts]}
+        self.selection_file = write_selection(self.spec.name, facts, train, val)
+        return train, val
+
+    def _whole_pools(self) -> list[str]:
+        """Sources whose every image is tested, and may be drawn for training too."""
+        return [name for name in self._sources if name in self._targets and self.protocol_name == ALL_IMAGES]
+
+    def _cut_pools(self) -> list[str]:
+        """Sources whose part val is tested, so that images of train serve as validation images."""
+        if self.protocol_name == ALL_IMAGES or "test" in self.layout.parts:
+            return []
+        return [name for name in self._sources if name in self._targets]
+
+    def _tested_parts(self, name: str) -> tuple[str, ...]:
+        """The parts of a target that are its test."""
+        if self.protocol_name == ALL_IMAGES:
+            return tuple(self.layout.parts)
+        if name not in self._sources:
+            return self.layout.heldout
+        return ("test",) if "test" in self.layout.parts else ("val",)
+
+    def _test_list(self, pools: Mapping[str, Parts]) -> list[ImageFile]:
+        """Test images of the targets."""
+        return [image for name in self._targets for part in self._tested_parts(name) for image in pools[name][part]]
+
+    def _unlabelled_list(self, pools: Mapping[str, Parts]) -> list[ImageFile]:
+        """Images of the targets that adaptation sees without labels: the training part, or else all that is tested."""
+        images = []
+        for name in self._targets:
+            tested = self._tested_parts(name)
+            for part in tested if "train" in tested or "train" not in self.layout.parts else ["train"]:
+                images += pools[name][part]
+        return [image for image in images if image.label in self._labels]
+
+    def _check_images(self, lists: Mapping[str, Sequence[ImageFile]]) -> None:
+        """Refuse to train or test on nothing, and name the classes without training image, which keep their labels."""
+        for part, pools in (("train", self._sources), ("test", self._targets)):
+            if not lists[part]:
+                alone = part == "test" and not self.train_is_test
+                subset = "" if self.subset == "all" else f' with DATASET.SUBSAMPLE_CLASSES "{self.subset}"'
+                raise UserError(
+                    f"{self.spec.name} has no {part} images{self._named(pools, ' for')}{subset} in the layout found: "
+                    f"{self.layout.text}{'. A class of one image has none to hold out' if alone else ''}"
+                )
+        present = {image.label for image in lists["train"]}
+        absent = [self.spec.classes[label] for label in self._labels if label not in present]
+        if absent:
+            where = self._named(self._sources, " in")
+            logger.warning("%s: no training images of %s%s", self.spec.name, listed(absent), where)
+
+    def _datums(self, images: Iterable[ImageFile], pools: Sequence[str]) -> list[Datum]:
+        """Dassl's records; the domain is a position in `pools`, labels count from the first class of the subset."""
+        domains = {name: number for number, name in enumerate(pools)} if self.domains else {}
+        first, names = self._labels[0], self.names
+        return [
+            Datum(image.path, image.label - first, domains.get(image.key.split("/", 1)[0], 0), names[image.label])
+            for image in images
+        ]
+
+    def _named(self, pools: Sequence[str], before: str) -> str:
+        """`before` and the domains, or nothing for a data set without domains."""
+        return f"{before} {', '.join(pools)}" if self.domains else ""
+
+    def _describe(self) -> str:
+        """The text of `protocol`."""
+        texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}", *self._describe_parts()]
+        if not self.train_is_test:
+            texts.append(
+                f"{self.shots} shots a class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images"
+            )
+            texts += [f"selection {self.selection}"] if self.selection else []
+            texts.append(f"split seed {self.seed}" if self.seed >= 0 else "unseeded")
+        texts.append(f"classes: {self.subset} ({self.num_classes})")
+        texts += [self.names_note] if self.names_note else []
+        return f"{self.spec.name}: {'; '.join(texts)}"
+
+    def _describe_parts(self) -> list[str]:
+        """What trains, validates and is tested, for `protocol`."""
+        parts, cut, whole = self.layout.parts, self._cut_pools(), self._whole_pools()
+        tested = [
+            f"{' + '.join(parts[part] for part in self._tested_parts(name))}{self._named([name], ' of')}"
+            for name in self._targets
+        ]
+        test = f"test: {', '.join(tested)}"
+        if self.train_is_test:
+            return [test, "no training images: train_x is the test list, for methods that use no labels"]
+        plain = [name for name in self._sources if name not in whole]
+        train = [f"{parts['train']}{self._named(plain, ' of')}"] if plain else []
+        train += [f"every image{self._named(whole, ' of')}"] if whole else []
+        apart = [name for name in plain if name not in cut]
+        val = [f"{parts['val']}{self._named(apart, ' of')}"] if apart and "val" in parts else []
+        rest = [*cut, *(apart if "val" not in parts and self.shots else [])]
+        val += [f"{parts['train']}{self._named(rest, ' of')} without the images trained on"] if rest else []
+        val += [f"every image{self._named(whole, ' of')} without those trained on"] if whole and self.shots else []
+        texts = [f"train: {', '.join(train)}", f"val: {', '.join(val) or 'none'}", test]
+        if whole:
+            texts.append(
+                "images of train_x and val are tested too, so nothing may be trained on their labels but a probe"
+                f"{self._named(whole, ' of')} whose record says so"
+            )
+        return texts

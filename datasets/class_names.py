@@ -18,12 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
 from dassl_clip.results.labels import prompt_key
 
 from .folders import read_text
-from .spec import Spec, did_you_mean, in_order, listed, load_spec, name_key
+from .spec import Spec, in_order, listed, load_spec, name_key
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def read_names(path: Path, spec: Spec) -> list[str]:
         if label is None:
             if folder in shipped:  # CoOp's list has all of ImageNet's classes, also for a part of them
                 continue
-            raise UserError(f'{path}: there is no class folder "{folder}".{did_you_mean(folder, folders)}')
+            raise UserError(f'{path}: there is no class folder "{folder}".{did_you_mean(folder, folders, cutoff=0.5)}')
         if label in names:
             raise UserError(f'{path} names the class folder "{folder}" twice: "{names[label]}" and "{name}"')
         names[label] = name
@@ -206,8 +206,8 @@ def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
         )
     if unknown:
         raise UserError(
-            f'{path}: there is no class folder "{unknown[0]}".{did_you_mean(unknown[0], folders)} Names that are not '
-            "the folders' are written as folder<TAB>name"
+            f'{path}: there is no class folder "{unknown[0]}".{did_you_mean(unknown[0], folders, cutoff=0.5)} '
+            "Names that are not the folders' are written as folder<TAB>name"
         )
     named = {label for name in seen for label in places.get(name, ())}
     missing = [

@@ -1,23 +1,20 @@
-"""Reading folders: sorted listings, finding domain and class folders under their many spellings.
-
-Listings use `os.scandir`, so that no file is asked for its status one by one, and are sorted, so that nothing depends
-on the order of a disk. Within a loader they are kept between runs, as `listings` says.
-"""
+"""Reading folders: names in sorted order, whatever the disk's, and class folders under their many spellings."""
 
 import csv
+import hashlib
 import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import check_regular, kind_of, no_file
 
-from .listings import Listing, current
 from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
@@ -33,6 +30,7 @@ PART_NAMES = {
     "val": ("val", "valid", "validation", "crossval", "dev"),
     "test": ("test", "testing"),
 }
+PART_KEYS = {name_key(name): part for part, names in PART_NAMES.items() for name in names}
 WRAPPERS = ("images", "kfold", "data")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
@@ -47,14 +45,35 @@ class ImageFile(NamedTuple):
     key: str
 
 
+class Listing(NamedTuple):
+    """Sorted names in a folder, and whether links are among them."""
+
+    folders: list[str]
+    files: list[str]
+    links: bool
+
+
+_listings: ContextVar[dict[str, Listing] | None] = ContextVar("listings", default=None)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """A context in which each folder is listed once, however often the layouts look into it."""
+    token = _listings.set({})
+    try:
+        yield
+    finally:
+        _listings.reset(token)
+
+
 def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     """Sorted names of the sub-folders and of the files of a folder, hidden ones left out.
 
     Raises:
         MissingFileError: if an image in it is no regular file, such as a pipe or a link to nothing.
     """
-    found = _listing(folder)
-    return list(found.folders), list(found.files)
+    listing = _listing(folder)
+    return list(listing.folders), list(listing.files)
 
 
 def holds_links(folder: str | os.PathLike) -> bool:
@@ -63,18 +82,11 @@ def holds_links(folder: str | os.PathLike) -> bool:
 
 
 def _listing(folder: str | os.PathLike) -> Listing:
-    path, listings = os.fspath(folder), current()
-    return scan_folder(path) if listings is None else listings.get(path, scan_folder)
-
-
-def scan_folder(folder: str) -> Listing:
-    """`list_folder` as the disk has it now.
-
-    Raises:
-        MissingFileError: if an image in it is no regular file, such as a pipe or a link to nothing.
-    """
+    path, listings = os.fspath(folder), _listings.get()
+    if listings is not None and path in listings:
+        return listings[path]
     folders, files, links = [], [], False
-    with os.scandir(folder) as entries:
+    with os.scandir(path) as entries:  # asks the disk about folders, not about each file
         for entry in entries:
             if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
                 continue
@@ -85,7 +97,18 @@ def scan_folder(folder: str) -> Listing:
                 files.append(entry.name)
             elif is_image(entry.name):
                 raise MissingFileError(f"{no_file(entry.path)}; remove it, or put the image in its place")
-    return Listing(tuple(sorted(folders)), tuple(sorted(files)), links)
+    listing = Listing(sorted(folders), sorted(files), links)
+    if listings is not None:
+        listings[path] = listing
+    return listing
+
+
+def listing_hash(images: Iterable[ImageFile]) -> str:
+    """sha256 (hex) over the sorted lines "path, label" of images; paths start at the domain, in canonical names."""
+    digest = hashlib.sha256()
+    for line in sorted(f"{image.key}\t{image.label}\n" for image in images):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str:
@@ -219,37 +242,6 @@ def open_root(root: str, name: str) -> Path:
             f"which holds {listed(list_folder(parent)[0])}. Nothing is downloaded; see docs/datasets.md"
         )
     return path
-
-
-def find_candidates(root: Path, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
-    """Folders that hold domain folders, best first: most domains, then least depth, then name.
-
-    Looked into are the root itself, the folders in it that are named like the data set, and `images`, `kfold`, `data`
-    or again the data set's name inside those.
-    """
-    names = {name_key(name) for name in (*spec.folders, *WRAPPERS)}
-    found = []
-    level = [root]
-    for depth in range(4):
-        following = []
-        for folder in level:
-            domains = match_domains(folder, spec)
-            if domains:
-                found.append((-len(domains), depth, folder, domains))
-            following += [folder / name for name in list_folder(folder)[0] if name_key(name) in names]
-        level = following
-    found.sort(key=lambda entry: entry[:3])
-    return [(folder, domains) for _, _, folder, domains in found]
-
-
-def find_elsewhere(root: Path, spec: Spec, most: int = 2000) -> Path | None:
-    """The first folder below the root, four levels deep at most, that holds at least two of the domains."""
-    for count, folder in enumerate(walk_folders(root, depth=4)):
-        if count == most:
-            return None
-        if len(match_domains(folder, spec)) >= min(2, len(spec.domains)):
-            return folder
-    return None
 
 
 def walk_folders(root: Path, depth: int) -> Iterator[Path]:

@@ -14,20 +14,20 @@ from pathlib import Path
 from dassl_clip.embedded import ICONS_FOLDER
 from dassl_clip.results.errors import MissingFileError, UserError
 
-from .base import DomainDataset, Layout, register
+from .base import Layout, ListedDataset, Parts, register
 from .folders import ImageFile, readable_csv
-from .spec import Spec, listed
+from .options import ALL_IMAGES, DASSL
+from .spec import PARTS, Spec, listed
 
 SPLIT_FILE = "split.csv"
 MANIFEST_FILE = "manifest.json"
-PARTS = ("train", "val", "test")
 
 
 @register
-class Icons(DomainDataset):
+class Icons(ListedDataset):
     """The same things drawn as emoji, flat, line and solid icons."""
 
-    protocols = ("dassl", "all-images")  # a new hold-out would part the variants of one drawing
+    protocols = (DASSL, ALL_IMAGES)  # a new hold-out would part the variants of one drawing
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
@@ -38,12 +38,8 @@ class Icons(DomainDataset):
         folder = icons_folder(cfg.DATASET.ROOT)
         images = read_split(folder, self.spec)
         where = "shipped with the package" if folder == ICONS_FOLDER else f"in {folder}"
-        return Layout(
-            text=f"pictures {where}, parts of {SPLIT_FILE}",
-            read=images.__getitem__,
-            parts={part: part for part in PARTS},
-            heldout=PARTS,
-        )
+        text = f"pictures {where}, parts of {SPLIT_FILE}"
+        return Layout(text, images.__getitem__, {part: part for part in PARTS}, heldout=PARTS)
 
 
 def icons_folder(root: str) -> Path:
@@ -70,7 +66,7 @@ def read_manifest(folder: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]]:
+def read_split(folder: Path, spec: Spec) -> dict[str, Parts]:
     """Images by domain and part, in the order of the split file.
 
     Args:
@@ -82,7 +78,7 @@ def read_split(folder: Path, spec: Spec) -> dict[str, dict[str, list[ImageFile]]
         UserError: if a line names an unknown domain, class or part.
     """
     labels = {name: label for label, name in enumerate(spec.classes)}
-    images: dict[str, dict[str, list[ImageFile]]] = {domain: {part: [] for part in PARTS} for domain in spec.domains}
+    images: dict[str, Parts] = {domain: {part: [] for part in PARTS} for domain in spec.domains}
     missing = []
     with readable_csv(folder / SPLIT_FILE), (folder / SPLIT_FILE).open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):

@@ -1,9 +1,8 @@
-"""ImageNet (ILSVRC 2012): 1000 classes, 1,281,167 training and 50,000 validation images; the latter are the test.
+"""ImageNet, and test sets for models of it: ImageNetV2, ImageNet-Sketch, ImageNet-A and ImageNet-R.
 
-Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015 (arXiv 1409.0575). The label is the
-position of the wnid in sorted order. Class names are those of CLIP (Radford et al., ICML 2021), which has two names
-twice (missile, sunglasses): a class is known by its wnid alone. The training folder may be absent, for methods that
-need no labels. In Kaggle's copy, where the validation images lie flat, `LOC_val_solution.csv` gives their classes.
+Class names are those of CLIP (Radford et al., ICML 2021), which has two names twice (missile, sunglasses): a class is
+known by its wnid alone. The variants have test images alone, which are handed in as `train_x` too. There NUM_SHOTS is
+without effect, and a part of the classes cannot be chosen.
 """
 
 import csv
@@ -11,14 +10,16 @@ import io
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
 
-from .base import Layout, PlainDataset, register
-from .folders import ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
-from .places import find_place
+from .base import Layout, ListedDataset, Parts, register
+from .folders import PART_KEYS, ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
+from .layouts import find_place
+from .options import ALL_IMAGES, DASSL, choice
 from .spec import Spec, listed, load_spec, name_key
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,22 @@ VAL_SOLUTION = "LOC_val_solution.csv"
 CLASS_FILE = "classnames.txt"
 WNID = re.compile(r"n\d{8}")
 VALPREP = "sort them into class folders with valprep.sh (torchvision's and CoOp's instructions name it)"
+V2_DEFAULT = "matched-frequency"
+V2_SETS = {
+    "matched-frequency": ("imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency"),
+    "threshold0.7": ("imagenetv2-threshold0.7-format-val", "imagenetv2-threshold0.7"),
+    "top-images": ("imagenetv2-top-images-format-val", "imagenetv2-top-images", "imagenetv2-topimages-format-val"),
+}
 
 
 @register
-class ImageNet(PlainDataset):
-    """Photographs of 1000 kinds of things."""
+class ImageNet(ListedDataset):
+    """ILSVRC 2012: 1000 classes, 1,281,167 training and 50,000 validation images; the latter are the test.
+
+    Russakovsky et al., IJCV 2015 (arXiv 1409.0575). The label is the position of the wnid in sorted order. The training
+    folder may be absent, for methods that need no labels. In Kaggle's copy, where the validation images lie flat,
+    `LOC_val_solution.csv` gives their classes.
+    """
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
@@ -52,21 +64,17 @@ class ImageNet(PlainDataset):
         if not cfg.DATASET.get("CLASSNAMES", ""):
             check_class_file(place, self.spec)
         labels = flat_labels(val, self.spec)
-        found = {"train": train, "test": val} if train is not None and holds_something(train) else {"test": val}
+        train = train if train is not None and any(list_folder(train)) else None
 
-        def read(pool: str) -> dict[str, list[ImageFile]]:
-            images = {part: [] for part in found}
-            if "train" in found:
-                images["train"] = read_classes(found["train"], "train", self.spec)
-            images["test"] = read_flat(val, labels, self.spec) if labels else read_classes(val, "val", self.spec)
-            return images
+        def read(pool: str) -> Parts:
+            images = {} if train is None else {"train": read_classes(train, "train", self.spec)}
+            test = read_flat(val, labels, self.spec) if labels else read_classes(val, "val", self.spec)
+            return images | {"test": test}
 
-        text = f"{'train and ' if 'train' in found else ''}val in {place}"
-        if labels:
-            text += f", val flat with the classes of {VAL_SOLUTION}"
-        if "train" not in found:
-            text += ", no train"
-        return Layout(text=text, read=read, parts={part: folder.name for part, folder in found.items()}, heldout=())
+        flat = f", val flat with the classes of {VAL_SOLUTION}" if labels else ""
+        if train is None:
+            return Layout(f"val in {place}{flat}, no train", read, {"test": val.name})
+        return Layout(f"train and val in {place}{flat}", read, {"train": train.name, "test": val.name})
 
 
 def has_parts(folder: Path) -> bool:
@@ -83,11 +91,6 @@ def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
     """The sub-folder with the first of some names that is there, in any letter case."""
     there = {name_key(name): name for name in list_folder(folder)[0]}
     return next((folder / there[name_key(name)] for name in names if name_key(name) in there), None)
-
-
-def holds_something(folder: Path) -> bool:
-    """Whether a folder has anything in it."""
-    return any(list_folder(folder))
 
 
 def wnids_hint(root: str) -> str:
@@ -169,3 +172,135 @@ def check_class_file(place: Path, spec: Spec) -> None:
                 )
                 break
         return
+
+
+class ImageNetVariant(ListedDataset):
+    """Base class of the test sets: one folder with a folder for each class.
+
+    Attributes:
+        file: stem of the entry in `lists/`.
+        inner: names of folders that may hold the class folders, inside the data set's own.
+    """
+
+    file = ""
+    inner: tuple[str, ...] = ()
+    protocols = (DASSL, ALL_IMAGES)
+
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        spec = load_spec(cls.file)
+        subset = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        if subset != "all":
+            raise UserError(
+                f'DATASET.SUBSAMPLE_CLASSES is "{subset}", but {spec.name} is tested with all its '
+                f"{len(spec.classes)} classes: set it to all"
+            )
+        return spec
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        place = self.find(cfg)
+        read = lambda pool: {"test": read_classes(place, "test", self.spec)}  # noqa: E731
+        return Layout(f"class folders in {place}", read, {"test": "all images"})
+
+    def find(self, cfg) -> Path:
+        """The folder of the class folders."""
+        names = (*self.inner, *PART_KEYS)
+        return find_place(cfg, self.spec, self.fits(), "folders called like wnids (n01440764, ...)", names)
+
+    def fits(self) -> Callable[[Path], bool]:
+        """Whether a folder holds class folders of this data set, and of no other that has more classes.
+
+        A folder called like a part is read unless it is one of several, or in a folder called like ImageNet's: then it
+        is more likely ImageNet's own.
+        """
+        keys, most = self.spec.class_keys(), len(self.spec.classes)
+        imagenet = {name_key(name) for name in (*load_spec("imagenet").folders, *INNER_FOLDERS)}
+
+        def check(folder: Path) -> bool:
+            folders = list_folder(folder)[0]
+            wnids = sum(WNID.fullmatch(name) is not None for name in folders)
+            known = sum(name_key(name) in keys for name in folders)
+            if not known or wnids > most or name_key(folder.name) not in PART_KEYS:
+                return known > 0 and wnids <= most
+            parts = sum(name_key(name) in PART_KEYS for name in list_folder(folder.parent)[0])
+            return parts == 1 and name_key(folder.parent.name) not in imagenet
+
+        return check
+
+
+@register
+class ImageNetSketch(ImageNetVariant):
+    """Black-and-white drawings of the 1000 classes: Wang, Ge, Lipton, Xing, NeurIPS 2019, arXiv 1905.13549.
+
+    Published as 50,000 images, 50,889 on the disk.
+    """
+
+    file = "imagenet_sketch"
+    inner = ("sketch", "images")
+
+
+@register
+class ImageNetA(ImageNetVariant):
+    """Photographs that a ResNet-50 gets wrong: Hendrycks et al., CVPR 2021, arXiv 1907.07174.
+
+    200 of the 1000 classes, as a problem of 200 classes with labels in the order of their wnids.
+    """
+
+    file = "imagenet_a"
+    inner = ("imagenet-a",)
+
+
+@register
+class ImageNetR(ImageNetVariant):
+    """Renditions (art, cartoons, toys, ...) of 200 classes as above: Hendrycks et al., ICCV 2021, arXiv 2006.16241."""
+
+    file = "imagenet_r"
+    inner = ("imagenet-r",)
+
+
+@register
+class ImageNetV2(ImageNetVariant):
+    """New test images, gathered as ImageNet's were: Recht, Roelofs, Schmidt, Shankar, ICML 2019, arXiv 1902.10811.
+
+    Three sets of 10,000 images, of which DATASET.IMAGENETV2 names one. Class folders are the numbers 0 to 999, which
+    are the labels themselves, or wnids.
+    """
+
+    file = "imagenet_v2"
+
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        """The classes, whose folders may be called by number or wnid.
+
+        Raises:
+            UserError: if DATASET.IMAGENETV2 names no set.
+        """
+        choice("IMAGENETV2", cfg.DATASET.get("IMAGENETV2", V2_DEFAULT), list(V2_SETS))
+        spec = super().make_spec(cfg)
+        numbers = {wnid: (f"{label}", f"{label:03d}", f"{label:04d}") for label, wnid in enumerate(spec.folder_names)}
+        return replace(spec, class_folders=numbers)
+
+    def find(self, cfg) -> Path:
+        """The folder of the set that DATASET.IMAGENETV2 names."""
+        name = cfg.DATASET.get("IMAGENETV2", V2_DEFAULT)
+        named = {name_key(folder): key for key, folders in V2_SETS.items() for folder in folders}
+        keys, others = self.spec.class_keys(), []
+
+        def fits(folder: Path) -> bool:
+            folders = list_folder(folder)[0]
+            others.extend(inner for inner in folders if named.get(name_key(inner), name) != name)
+            classes = sum(name_key(inner) in keys for inner in folders)
+            return named.get(name_key(folder.name), name) == name and 2 * classes > len(self.spec.classes)
+
+        looked_for = f"{V2_SETS[name][0]}/ with the class folders 0 to 999 or wnids"
+        try:
+            return find_place(cfg, self.spec, fits, looked_for, V2_SETS[name])
+        except FileNotFoundError as error:
+            if not others:
+                raise
+            there = ", ".join(dict.fromkeys(named[name_key(inner)] for inner in others))
+            raise MissingFileError(f"{error}. Another set is there: DATASET.IMAGENETV2 {there}") from None
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        layout = super().open_layout(cfg, domains)
+        return replace(layout, text=f"{cfg.DATASET.get('IMAGENETV2', V2_DEFAULT)} set, {layout.text}")

@@ -1,29 +1,55 @@
-"""Layouts that several data sets share: class folders with a seeded hold-out, and a folder for each part of a split."""
+"""Finding a data set below DATASET.ROOT, and the layouts that several data sets share.
 
+Layouts: domain/class folders with a seeded hold-out, and a folder for each part of a split. Listed files: a path of a
+list is looked for below a folder, whether it is written from there (`a/b.jpg`, `./a//b.jpg`, `a\\b.jpg`) or from the
+top of the disk; where the disk has it in another letter case, or in a folder that is nested once too often
+(`cars_train/cars_train/00001.jpg`), that file is meant.
+"""
+
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from . import packed
-from .base import Layout
+from .base import HELD_OUT_PARTS, Layout, Parts
+from .fewshot import HOLDOUT_SEED, hold_out
 from .folders import (
     SPLIT_FOLDERS,
     WRAPPERS,
-    ImageFile,
     check_classes,
-    find_candidates,
-    find_elsewhere,
     is_image,
     list_folder,
     open_root,
     read_classes,
+    walk_folders,
 )
-from .selection import HOLDOUT_SEED, hold_out
-from .spec import Spec, listed
+from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
+
+MOST = 2000  # folders looked into, for an error
+
+
+def match_domains(folder: Path, spec: Spec) -> dict[str, list[Path]]:
+    """Sub-folders that are named like a domain: canonical domain -> its folders (more than one if spellings clash)."""
+    keys, domains = spec.domain_keys(letters=False), {}
+    for name in list_folder(folder)[0]:
+        domain = keys.get(name_key(name))
+        if domain is not None:
+            domains.setdefault(domain, []).append(folder / name)
+    return domains
+
+
+def find_candidates(root: Path, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
+    """Folders that hold domain folders, best first: most domains, then least depth, then name."""
+    candidates = [(folder, match_domains(folder, spec)) for folder in places(root, spec.folders, depth=3)]
+    candidates = [(folder, domains) for folder, domains in candidates if domains]
+    return sorted(candidates, key=lambda entry: (-len(entry[1]), len(entry[0].parts), entry[0]))
 
 
 def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
@@ -33,28 +59,23 @@ def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
         MissingFileError: if there is none.
     """
     root = open_root(cfg.DATASET.ROOT, spec.name)
-    found = find_candidates(root, spec)
-    if not found:
-        raise not_found(root, spec)
-    most = len(found[0][1])
-    return [entry for entry in found if len(entry[1]) == most]
-
-
-def not_found(root: Path, spec: Spec) -> FileNotFoundError:
-    """The error for a root in which the data set cannot be seen."""
-    places = [f"{root.name}/ itself", *(f"{name}/" for name in spec.folders)]
+    if found := find_candidates(root, spec):
+        return [entry for entry in found if len(entry[1]) == len(found[0][1])]
+    inside = [f"{root.name}/ itself", *(f"{name}/" for name in spec.folders)]
     wrappers = ", ".join(f"{wrapper}/" for wrapper in WRAPPERS)
     message = (
-        f"{spec.name} not found in {root}. Looked for the folders {listed(spec.domains)} in {', '.join(places)} "
+        f"{spec.name} not found in {root}. Looked for the folders {listed(spec.domains)} in {', '.join(inside)} "
         f"(any letter case, blanks, _ and - alike) and in {wrappers} inside them. "
         f"{root} holds {listed(list_folder(root)[0])}."
     )
-    nested = find_elsewhere(root, spec)
+    least = min(2, len(spec.domains))
+    folders = itertools.islice(walk_folders(root, depth=4), MOST)
+    nested = next((folder for folder in folders if len(match_domains(folder, spec)) >= least), None)
     if nested is not None:
         message += f" Folders of that kind lie in {nested}: set DATASET.ROOT to {nested}."
     else:
         message += packed.hint(root, spec.folders)
-    return FileNotFoundError(f"{message} Nothing is downloaded; see docs/datasets.md")
+    raise MissingFileError(f"{message} Nothing is downloaded; see docs/datasets.md")
 
 
 def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence[str], spec: Spec) -> dict[str, Path]:
@@ -80,6 +101,57 @@ def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence
     return {domain: found[domain][0] for domain in needed}
 
 
+def places(root: Path, names: Iterable[str], depth: int = 4) -> Iterator[Path]:
+    """The root, then the folders in it that are called like one of the names, and so on inside those.
+
+    Args:
+        root: where to begin.
+        names: names that a data set's folder, or a folder inside it, may have; `WRAPPERS` may be inside any.
+        depth: how many levels to go down.
+    """
+    keys, level = {name_key(name) for name in (*names, *WRAPPERS)}, [root]
+    for _ in range(depth + 1):
+        yield from level
+        level = [folder / name for folder in level for name in list_folder(folder)[0] if name_key(name) in keys]
+
+
+def find_place(
+    cfg, spec: Spec, fits: Callable[[Path], bool], looked_for: str, names: Sequence[str] = (), hint: str = ""
+) -> Path:
+    """The first folder in DATASET.ROOT that looks like that of a data set without domains.
+
+    Args:
+        cfg: for the root.
+        spec: names of the data set and its folders.
+        fits: whether a folder looks like it.
+        looked_for: what makes a folder look like it, for the error.
+        names: further folder names to go through.
+        hint: said at the end of the error.
+
+    Raises:
+        MissingFileError: if there is none; says where was looked, and for what.
+    """
+    root = open_root(cfg.DATASET.ROOT, spec.name)
+    seen = []
+    for place in places(root, (*spec.folders, *names)):
+        if fits(place):
+            return place
+        seen.append(place)
+    inside = "; ".join(
+        f"{place} holds {listed([*list_folder(place)[0], *list_folder(place)[1]])}" for place in seen[:4]
+    )
+    nested = next((folder for folder in itertools.islice(walk_folders(root, depth=5), MOST) if fits(folder)), None)
+    if nested is None:
+        elsewhere = packed.hint(root, spec.folders)
+    else:
+        elsewhere = f" It lies in {nested}: set DATASET.ROOT to {nested}."
+    raise MissingFileError(
+        f"{spec.name} not found in {root}. Looked for {looked_for} in {root.name}/ itself and in folders called "
+        f"{listed(spec.folders)} (any letter case, blanks, _ and - alike). {inside}.{hint}{elsewhere} Nothing is "
+        "downloaded; see docs/datasets.md"
+    )
+
+
 def holdout_layout(
     where: Path, folders: Mapping[str, Path], spec: Spec, seed: int, complete: bool = True, note: str = ""
 ) -> Layout:
@@ -94,17 +166,13 @@ def holdout_layout(
         note: said after the layout's name.
     """
 
-    def read(domain: str) -> dict[str, list[ImageFile]]:
+    def read(domain: str) -> Parts:
         train, val = hold_out(read_classes(folders[domain], domain, spec, complete=complete), seed, domain)
         return {"train": train, "val": val}
 
     used = seed if seed >= 0 else HOLDOUT_SEED
-    return Layout(
-        text=f"domain/class folders in {where}{note}, no split lists, a fifth of each class held out by seed {used}",
-        read=read,
-        parts={"train": "train (80 %)", "val": "hold-out (20 %)"},
-        heldout=("train", "val"),
-    )
+    text = f"domain/class folders in {where}{note}, no split lists, a fifth of each class held out by seed {used}"
+    return Layout(text, read, HELD_OUT_PARTS, heldout=("train", "val"))
 
 
 def has_part_folders(folder: Path) -> bool:
@@ -133,45 +201,122 @@ def part_folders_layout(
         note: said at the end of the layout's text.
     """
 
-    def read(domain: str) -> dict[str, list[ImageFile]]:
+    def read(domain: str) -> Parts:
+        home = folders[domain]
         inside: dict[str, Path] = {}
-        for name in list_folder(folders[domain])[0]:
+        for name in list_folder(home)[0]:
             if name.lower() in inside and name.lower() in parts.values():
                 twin = inside[name.lower()].name
-                raise UserError(f"{folders[domain]} has two folders for the part {name.lower()}: {twin}, {name}")
-            inside[name.lower()] = folders[domain] / name
+                raise UserError(f"{home} has two folders for the part {name.lower()}: {twin}, {name}")
+            inside[name.lower()] = home / name
         missing = [name for name in parts.values() if name not in inside]
         if missing:
             raise MissingFileError(
-                f"{spec.name}: no {'/, '.join(missing)}/ in {folders[domain]}; "
+                f"{spec.name}: no {'/, '.join(missing)}/ in {home}; "
                 f"it holds {listed(path.name for path in inside.values())}"
             )
         other = [path.name for name, path in inside.items() if name not in SPLIT_FOLDERS]
-        other += [name for name in list_folder(folders[domain])[1] if is_image(name)]
+        other += [name for name in list_folder(home)[1] if is_image(name)]
         if other:
-            logger.warning(
-                "%s: %s holds more than the folders of its parts, not read: %s",
-                spec.name,
-                folders[domain],
-                listed(other),
-            )
+            message = "%s: %s holds more than the folders of its parts, not read: %s"
+            logger.warning(message, spec.name, home, listed(other))
         images = {
             part: read_classes(inside[name], f"{domain}/{name}", spec, label_prefix, complete=False)
             for part, name in parts.items()
         }
-        found = {image.label for files in images.values() for image in files}
-        if len(found) < len(spec.classes):
-            check_classes(inside[parts["train"]].parent, spec, found)
+        labels = {image.label for files in images.values() for image in files}
+        if len(labels) < len(spec.classes):
+            check_classes(home, spec, labels)
         for part, files in images.items():
-            absent = sorted(found - {image.label for image in files})
+            absent = sorted(labels - {image.label for image in files})
             if absent:
                 names = listed(spec.classes[label] for label in absent)
                 logger.warning("%s: %s has no images of %s", spec.name, inside[parts[part]], names)
         return images
 
-    return Layout(
-        text=f"domain/{'|'.join(parts.values())}/class folders in {where}{note}",
-        read=read,
-        parts=parts,
-        heldout=heldout,
-    )
+    return Layout(f"domain/{'|'.join(parts.values())}/class folders in {where}{note}", read, parts, heldout)
+
+
+def clean_path(path: str) -> str:
+    """A listed path with `/` between its steps and without `.`, `..` and empty steps."""
+    path = posixpath.normpath(path.strip().replace("\\", "/"))
+    return path[1:] if path.startswith("//") else path
+
+
+def below(path: str, folders: Iterable[Path]) -> str:
+    """An absolute path from the first of some folders on that it lies in; any other path as it is."""
+    if path.startswith("/"):
+        for folder in folders:
+            for top in dict.fromkeys((str(folder), os.path.realpath(folder))):
+                if path.startswith(f"{top}/"):
+                    return path[len(top) + 1 :]
+    return path
+
+
+class FileFinder:
+    """Paths of listed files below a folder, by reading each folder once."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self._folders: dict[str, Path | None] = {"": base}
+        self._names: dict[Path, tuple[dict[str, str], dict[str, str]]] = {}
+
+    def key(self, path: str) -> str:
+        """A clean path from the folder on."""
+        return below(path, [self.base]).lstrip("/")
+
+    def find(self, path: str) -> str | None:
+        """Where the file lies that a list calls by a clean `path`, or None."""
+        if path.startswith("../"):
+            place = os.path.normpath(self.base / path)
+            return place if os.path.isfile(place) else None
+        path = self.key(path)
+        parent, _, name = path.rpartition("/")
+        folder = self._folder(parent)
+        while folder is not None:
+            _, files = self._listing(folder)
+            match = files.get(name) or files.get(name.casefold())
+            if match is not None:
+                return os.path.join(folder, match)
+            folder = self._inner(folder)
+        return None
+
+    def _folder(self, path: str) -> Path | None:
+        if path not in self._folders:
+            parent, _, name = path.rpartition("/")
+            above, place = self._folder(parent), None
+            while above is not None and place is None:
+                folders, _ = self._listing(above)
+                match = folders.get(name) or folders.get(name.casefold())
+                place, above = (above / match, None) if match is not None else (None, self._inner(above))
+            self._folders[path] = place
+        return self._folders[path]
+
+    def _inner(self, folder: Path) -> Path | None:
+        """The sub-folder that is called like the folder itself."""
+        name = self._listing(folder)[0].get(folder.name)
+        return folder / name if name is not None else None
+
+    def _listing(self, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+        """Sub-folders and files by name, and by name in lower case."""
+        if folder not in self._names:
+            self._names[folder] = tuple(
+                {**{name.casefold(): name for name in reversed(names)}, **{name: name for name in names}}
+                for names in list_folder(folder)
+            )
+        return self._names[folder]
+
+
+def best_base(bases: Sequence[Path], paths: Sequence[str], most: int = 40) -> tuple[Path | None, list[str]]:
+    """The folder below which most of a sample of listed files lie, and the sample's paths; None if none lies in any.
+
+    Args:
+        bases: folders to try; the first of equally good ones is taken.
+        paths: the listed paths.
+        most: size of the sample, spread evenly over the list.
+    """
+    sample = list(paths[:: max(1, len(paths) // most)])
+    counts = [sum(finder.find(path) is not None for path in sample) for finder in map(FileFinder, bases)]
+    if not any(counts):
+        return None, sample
+    return bases[counts.index(max(counts))], sample

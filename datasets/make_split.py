@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
-from dassl_clip.results.files import cache_dir
+from dassl_clip.results.files import cache_dir, write_bytes_atomically
 
-from .cache import write_text
 from .folders import is_image, list_folder, list_images, match_classes, open_root
-from .places import places
+from .layouts import places
 from .spec import Spec, listed, name_key, read_entry
-from .split_file import SplitFileDataset, contents_hint, image_bases
+from .splits import SplitFileDataset, contents_hint, image_bases
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 GROUP = re.compile(r"_g\d+_")
@@ -54,7 +53,8 @@ def make_split(loader: type[SplitFileDataset], cfg, seed: int, target: str = "")
     absent = sorted(set(range(len(spec.classes))) - {label for _, label in images})
     if absent:
         raise MissingFileError(f"{name}: no images of {listed(spec.classes[label] for label in absent)} in {root}")
-    write_text(path, json.dumps(divided(images, spec, seed), ensure_ascii=False))
+    text = json.dumps(divided(images, spec, seed), ensure_ascii=False)
+    write_bytes_atomically(path, text.encode("utf-8", "surrogateescape"))
     return path
 
 

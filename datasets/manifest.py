@@ -16,19 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
 from dassl_clip.results.labels import prompt_key
 
 from . import packed
-from .base import WHOLE, DomainDataset, Layout, PlainDataset, register
+from .base import WHOLE, Layout, ListedDataset, Parts, register, split_again
 from .class_names import class_file, with_file, without_counters
-from .common import ListedDataset
 from .folders import ImageFile, read_text, readable_csv
-from .listed_files import FileFinder, below, clean_path
-from .protocols import PARTS, drawn_anew
-from .registration import split_seed
-from .spec import Spec, did_you_mean, in_order, listed, name_key
+from .layouts import FileFinder, below, clean_path
+from .options import split_seed
+from .spec import PARTS, Spec, in_order, listed, name_key
 
 logger = logging.getLogger(__name__)
 
@@ -74,36 +72,24 @@ class Manifest(ListedDataset):
         file = class_file(cfg, tops_of(path, cfg.DATASET.ROOT))
         return replace(spec, names_file=file) if rows[0].label else with_file(spec, file)
 
-    def choose_pools(self, cfg) -> tuple[list[str], list[str]]:
-        """The domains that the config names, or the data set itself if the file has no domains."""
-        return (DomainDataset if self.domains else PlainDataset).choose_pools(self, cfg)
-
-    def check_counts(self, parts: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
-        """Nothing is published about it."""
-        return ""
-
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         path = manifest_file(cfg)
         rows = [row for row in read_rows(path, cfg.DATASET.ROOT) if (row.domain or WHOLE) in domains]
         images = locate(rows, path, cfg.DATASET.ROOT, {name: label for label, name in enumerate(self.spec.classes)})
-        split = any(row.split for row in rows)
-        there = [part for part in PARTS if any(row.split == part for row in rows)]
-        if split and there != ["train"]:
+        parts = [part for part in PARTS if any(row.split == part for row in rows)]
+        split = parts not in ([], ["train"])
 
-            def read(pool: str) -> dict[str, list[ImageFile]]:
-                lists: dict[str, list[ImageFile]] = {part: [] for part in there}
-                for row, image in zip(rows, images):
-                    if (row.domain or WHOLE) == pool:
-                        lists[row.split].append(image)
-                return lists
+        def read(pool: str) -> Parts:
+            lists: Parts = {part: [] for part in (parts if split else ["train"])}
+            for row, image in zip(rows, images):
+                if (row.domain or WHOLE) == pool:
+                    lists[row.split or "train"].append(image)
+            return lists
 
-            heldout = ("test",) if "test" in there else tuple(there)
-            return Layout(f"images of {path}", read, {part: part for part in there}, heldout)
-
-        def read_all(pool: str) -> dict[str, list[ImageFile]]:
-            return {"train": [image for row, image in zip(rows, images) if (row.domain or WHOLE) == pool]}
-
-        return drawn_anew(Layout(f"images of {path}", read_all, {"train": "all"}, ()), split_seed(cfg))
+        if not split:
+            return split_again(Layout(f"images of {path}", read, {"train": "all"}), split_seed(cfg))
+        heldout = ("test",) if "test" in parts else tuple(parts)
+        return Layout(f"images of {path}", read, {part: part for part in parts}, heldout)
 
 
 def manifest_file(cfg) -> Path:
@@ -154,7 +140,7 @@ def _read_rows(path: Path, root: str) -> list[Row]:
     if from_hub and unknown and not missing:
         logger.info("%s: the columns %s are not read", path, listed(unknown))
     elif missing or unknown:
-        hint = did_you_mean(unknown[0], COLUMNS) if unknown else ""
+        hint = did_you_mean(unknown[0], COLUMNS, cutoff=0.5) if unknown else ""
         what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
         raise UserError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
     keys = [key for key in names.values() if key in COLUMNS]

@@ -10,7 +10,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from .file_checks import web_page
+from dassl_clip.results.files import is_web_page
+
 from .folders import ARCHIVES, list_folder, unpack_command, walk_folders
 from .spec import listed, name_key
 
@@ -58,7 +59,7 @@ def archive_text(path: Path) -> str:
         return f"{path} cannot be read: {error.strerror}"
     if not start:
         return f"{path} is empty (0 bytes): get it again"
-    if web_page(start):
+    if is_web_page(start):
         return f"{path} is a web page, not an archive: the download failed; get it again"
     return f"{path} is an archive: unpack it first ({unpack_command(path)})"
 

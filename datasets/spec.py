@@ -5,7 +5,6 @@ time. Names are compared by `name_key`: letter case, blanks, `_` and `-` make no
 one prompt is asked with `prompt_key` of `results/labels.py`.
 """
 
-import difflib
 import json
 import re
 import unicodedata
@@ -13,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dassl_clip.results.errors import UserError
+from dassl_clip.results.errors import UserError, did_you_mean
 
 LISTS = Path(__file__).parent / "lists"
+PARTS = ("train", "val", "test")
 
 
 def name_key(name: str) -> str:
@@ -35,13 +35,6 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
     if len(names) <= limit:
         return ", ".join(names) if names else "nothing"
     return f"{', '.join(names[:limit])} and {len(names) - limit} more"
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A sentence with the nearest known name, or an empty string; starts with a blank."""
-    by_key = {name_key(entry): entry for entry in known}
-    close = difflib.get_close_matches(name_key(name), by_key, n=1, cutoff=0.5)
-    return f' Did you mean "{by_key[close[0]]}"?' if close else ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +79,12 @@ class Spec:
         """What stands for each class in the key of an image, in label order."""
         return self.classes if self.names_are_keys else self.folder_names
 
+    def published(self, domain: str) -> int | None:
+        """Published number of a domain's images, less those that are always left out; None where none is known."""
+        if domain not in self.images:
+            return None
+        return self.images[domain] - sum(key.startswith(f"{domain}/") for key in self.skip)
+
     def class_keys(self) -> dict[str, int]:
         """`name_key` of every folder name a class may have -> label."""
         keys = {}
@@ -116,7 +115,7 @@ class Spec:
             domain = keys.get(name_key(name))
             if domain is None:
                 known = list(self.domains)
-                hint = did_you_mean(name, known)
+                hint = did_you_mean(name, known, cutoff=0.5)
                 raise UserError(f'{option}: {self.name} has no domain "{name}"; it has {", ".join(known)}.{hint}')
             if domain in resolved:
                 raise UserError(f"{option} names the domain {domain} twice: {', '.join(map(str, given))}")
@@ -141,6 +140,11 @@ def load_spec(file: str) -> Spec:
         skip=frozenset(data["skip"]),
         details=domains,
     )
+
+
+def entries() -> list[str]:
+    """Names of the files in `lists/`, without their ending."""
+    return sorted(path.stem for path in LISTS.glob("*.json"))
 
 
 def read_entry(file: str) -> dict:

@@ -1,23 +1,30 @@
-"""What is on the disk, compared with what was published: counts by domain and class, and a sentence for each trouble.
+"""What is on the disk, compared with what was published: counts by domain and class, and a line for each problem.
 
 Each domain is opened by its loader as a run would open it, so that what passes here loads there. Nothing is printed.
 """
 
 import contextlib
+import hashlib
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from .common import ListedDataset
-from .datums import collection_paused
+from .base import ListedDataset
 from .duplicates import counted, real_paths
-from .file_checks import Progress, broken_files, copies, decoding_note, no_progress
-from .folders import ImageFile, find_candidates, list_folder, match_classes
+from .folders import ImageFile, list_folder, listed_once, match_classes
+from .layouts import find_candidates
+from .options import ALL_IMAGES, DASSL, check_protocol
 from .packed import packed
-from .protocols import ALL_IMAGES, DASSL, check_protocol
-from .spec import LISTS, Spec, listed, load_spec, name_key, read_entry
+from .spec import Spec, entries, listed, load_spec, name_key, read_entry
+
+T = TypeVar("T")
+Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
+Inspect = Callable[[str], tuple[str, str]]  # path -> why it cannot be decoded, or what decoding changes; both may be ""
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 UNUSED_DOMAIN = "which this run does not use"  # a loader's warning that says nothing when all domains are looked at
@@ -86,10 +93,15 @@ class Report:
         return UNUSABLE if ERROR in levels else WARNS if WARNING in levels else FITS
 
 
+def no_progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """The items themselves."""
+    return items
+
+
 def verify(
     loader: type[ListedDataset],
     cfg,
-    decode: bool = False,
+    inspect: Inspect | None = None,
     duplicates: bool = False,
     jobs: int = 1,
     progress: Progress = no_progress,
@@ -99,22 +111,22 @@ def verify(
     Args:
         loader: its class.
         cfg: the config; DATASET.ROOT says where, the domains in it are not read.
-        decode: whether to decode every image.
+        inspect: decodes an image as training would, which takes long; None decodes none.
         duplicates: whether to look for files that are copies of each other.
         jobs: threads that decode.
         progress: wraps the images as they are decoded or compared.
     """
     report = Report(loader.__name__, cfg.DATASET.ROOT)
-    with told(report):
+    with collected(report):
         check_protocol(cfg.DATASET.PROTOCOL, loader.__name__, loader.protocols)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASET.PROTOCOL = ALL_IMAGES if ALL_IMAGES in loader.protocols else DASSL
     cfg.DATASET.NUM_SHOTS, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = -1, (), ()
-    with told(report):
+    with collected(report):
         domains = loader.list_domains(cfg)
         for domain in domains or [""]:
-            with told(report):
+            with collected(report):
                 names = (domain,) if domains else ()
                 cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = names, names
                 look_at(loader, cfg, domain, report)
@@ -125,16 +137,16 @@ def verify(
             if not any(text in finding.text for finding in report.findings):
                 report.add(ERROR, text)
     check_domains(report)
-    check_images(report, decode, duplicates, jobs, progress)
+    check_images(report, inspect, duplicates, jobs, progress)
     return report
 
 
 @contextlib.contextmanager
-def told(report: Report) -> Iterator[None]:
+def collected(report: Report) -> Iterator[None]:
     """Turn the warnings and errors of loaders into findings."""
-    room, kept = logging.getLogger(__package__), _Keeper(report)
-    propagate, room.propagate = room.propagate, False
-    handlers, room.handlers = room.handlers, [kept]
+    package = logging.getLogger(__package__)
+    propagate, package.propagate = package.propagate, False
+    handlers, package.handlers = package.handlers, [_Collector(report)]
     try:
         yield
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
@@ -142,11 +154,11 @@ def told(report: Report) -> Iterator[None]:
     except OSError as error:
         report.add(ERROR, f"cannot read {error.filename}: {error.strerror}")
     finally:
-        room.propagate, room.handlers = propagate, handlers
+        package.propagate, package.handlers = propagate, handlers
 
 
-class _Keeper(logging.Handler):
-    """Keeps warnings as findings."""
+class _Collector(logging.Handler):
+    """Collects warnings as findings."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(logging.WARNING)
@@ -159,8 +171,8 @@ class _Keeper(logging.Handler):
 
 def look_at(loader: type[ListedDataset], cfg, domain: str, report: Report) -> None:
     """Open one domain, or a data set without domains, and count."""
-    dataset = loader.__new__(loader)
-    with collection_paused():
+    dataset = loader.__new__(loader)  # opened without the draw and the records of a run
+    with listed_once():
         pools = dataset.open(cfg)
     spec, parts = dataset.spec, next(iter(pools.values()))
     report.classes = tuple(dataset.names)
@@ -176,20 +188,13 @@ def look_at(loader: type[ListedDataset], cfg, domain: str, report: Report) -> No
     report.images += everything
     if domain:
         images = Counter(image.label for image in everything)
-        report.counts.append(Count(domain, images, published_images(spec, domain), sizes))
+        report.counts.append(Count(domain, images, spec.published(domain), sizes))
         compare_classes(spec, domain, images, report)
     else:
         for part, images in parts.items():
             labels = Counter(image.label for image in images)
             report.counts.append(Count(part, labels, spec.images.get(part)))
     check_names(spec, everything, report)
-
-
-def published_images(spec: Spec, domain: str) -> int | None:
-    """Published number of a domain's images, less those that are always left out."""
-    if domain not in spec.images:
-        return None
-    return spec.images[domain] - sum(key.startswith(f"{domain}/") for key in spec.skip)
 
 
 def compare_classes(spec: Spec, domain: str, images: Mapping[int, int], report: Report) -> None:
@@ -230,11 +235,6 @@ def entry_of(name: str) -> dict:
     return next((entry for entry in map(read_entry, entries()) if entry["name"] == name), {})
 
 
-def entries() -> list[str]:
-    """Stems of the entries in `lists/`."""
-    return sorted(path.stem for path in LISTS.glob("*.json"))
-
-
 def check_domains(report: Report) -> None:
     """Warn of files that lie in several domains; inside a domain its loader has looked."""
     seen: dict[str, str] = {}
@@ -247,22 +247,32 @@ def check_domains(report: Report) -> None:
         report.add(WARNING, f"{counted(shared)} in two domains, first: {shared[0]}")
 
 
-def check_images(report: Report, decode: bool, duplicates: bool, jobs: int, progress: Progress) -> None:
+def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs: int, progress: Progress) -> None:
     """Note files that are empty, damaged, copies of each other, or known to be odd."""
-    bad = broken_files(report.images, decode, jobs, progress)
-    for image, reason in bad[:5]:
-        report.add(ERROR, f"{image.path} {reason}")
+    sizes, bad = {}, []
+    for image in report.images:
+        try:
+            sizes[image] = os.stat(image.path).st_size
+            if not sizes[image]:
+                bad.append((image.path, "is empty (0 bytes)"))
+        except OSError as error:
+            bad.append((image.path, f"cannot be read: {error.strerror}"))
+    notes: dict[str, list[str]] = {}
+    if inspect is not None:
+        paths = [image.path for image, size in sizes.items() if size]
+        with ThreadPoolExecutor(jobs) as pool:
+            for path, (error, note) in zip(paths, progress(pool.map(inspect, paths), len(paths), "decoding")):
+                if error:
+                    bad.append((path, error))
+                elif note:
+                    notes.setdefault(note, []).append(path)
+    for path, reason in bad[:5]:
+        report.add(ERROR, f"{path} {reason}")
     if len(bad) > 5:
-        report.add(ERROR, f"{len(bad) - 5} more files are empty or damaged: {listed([i.path for i, _ in bad[5:]], 3)}")
-    if decode:
-        broken = {image.path for image, _ in bad}
-        notes: dict[str, list[str]] = {}
-        for image in report.images:
-            if image.path not in broken and (note := decoding_note(image.path)):
-                notes.setdefault(note, []).append(image.path)
-        for note, paths in notes.items():
-            report.add(WARNING, f"{len(paths)} image{' ' if len(paths) == 1 else 's, each of which '}{note}: "
-                       f"{listed(paths, 3)}")  # fmt: skip
+        report.add(ERROR, f"{len(bad) - 5} more files are empty or damaged: {listed([path for path, _ in bad[5:]], 3)}")
+    for note, paths in notes.items():
+        count = f"{len(paths)} image{' ' if len(paths) == 1 else 's, each of which '}"
+        report.add(WARNING, f"{count}{note}: {listed(paths, 3)}")
     entry = entry_of(report.dataset)
     for key in entry.get("skip", ()) if report.images else ():
         report.add(NOTE, f"{key} is known to be damaged and is always left out")
@@ -270,11 +280,24 @@ def check_images(report: Report, decode: bool, duplicates: bool, jobs: int, prog
     if odd:
         report.add(NOTE, f"known to be oddly encoded: {listed(odd)}; PIL may read them, other programs do not")
     if duplicates:
-        note_copies(copies(report.images, progress), report)
+        note_copies(copies(sizes, progress), report)
+
+
+def copies(sizes: Mapping[ImageFile, int], progress: Progress) -> list[list[ImageFile]]:
+    """Groups of images whose files are equal byte by byte; only files that share their size with another are read."""
+    by_size: dict[int, list[ImageFile]] = {}
+    for image, size in sizes.items():
+        by_size.setdefault(size, []).append(image)
+    read = [image for size, images in by_size.items() if size and len(images) > 1 for image in images]
+    groups: dict[str, list[ImageFile]] = {}
+    for image in progress(read, len(read), "comparing"):
+        with open(image.path, "rb") as file:
+            groups.setdefault(hashlib.sha256(file.read()).hexdigest(), []).append(image)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def note_copies(groups: Sequence[Sequence[ImageFile]], report: Report) -> None:
-    """Tell how many files are copies of others, and how many of those have another class."""
+    """Say how many files are copies of others, and how many of those have another class."""
     if not groups:
         report.add(NOTE, "no file is a copy of another")
         return
@@ -307,13 +330,13 @@ def recognise(root: Path) -> list[str]:
         with contextlib.suppress(OSError, ValueError, StopIteration):
             folder = next(paths[0] for place, match in find_candidates(root, spec)[:1] for paths in match.values())
             inner = [folder, *(folder / name for name in list_folder(folder)[0])]
-            room = logging.getLogger(__package__)
-            level = room.level
-            room.setLevel(logging.ERROR)
+            package = logging.getLogger(__package__)
+            level = package.level
+            package.setLevel(logging.ERROR)
             try:
                 most = max(len(match_classes(place, spec, label_prefix=True)) for place in inner[:4])
             finally:
-                room.setLevel(level)
+                package.setLevel(level)
             if spec.classes and 2 * most > len(spec.classes):
                 found.append(spec.name)
     return found

@@ -58,6 +58,12 @@ def no_file(path: str | os.PathLike[str]) -> str:
     return f"{name} is {kind}" if kind.startswith("a link") else f"{name} is {kind}, not a file"
 
 
+def is_web_page(start: bytes) -> bool:
+    """Whether a file begins as a web page does, such as the notice that a server sends in place of a file."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse to open what is there and is no regular file: reading a pipe or a device may never end.
 

@@ -144,7 +144,7 @@ def test_rooms_import_only_what_they_may(room):
         ("clip", "def late():\n    from dassl.engine import TrainerX"),
         ("clip", "from ..datasets import spec"),
         ("results", "import dassl_clip.clip.losses"),
-        ("trainers", "from dassl_clip.datasets import registration"),
+        ("trainers", "from dassl_clip.datasets import options"),
         ("trainers", "if True:\n    from dassl_clip import cli"),
         ("datasets", "from dassl_clip.trainers import coop"),
         ("embedded", "from tools.build_icons import store"),

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dassl_clip.cli import cache
-from dassl_clip.datasets.listings import Listing, Listings, write_entry
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.results.files import cache_dir
 
@@ -139,25 +138,6 @@ def test_no_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "none"))
     assert cache.main(["ls"]) == 0 and cache.main(["rm", "--all"]) == 0
     assert f"0 in {tmp_path / 'none'}" in capsys.readouterr().out
-
-
-def test_listings_are_counted_too(folder, capsys):
-    listings = Listings("ImageNet", "/data", folder.parent)
-    write_entry(listings.path, listings.facts, {"/data": ((1, 2, 3, 4, 5), Listing((), ("a.jpg", "b.jpg"), False))})
-    name = listings.path.name.split(".")[0]
-    torn = listings.path.with_name(f"{'e' * 64}.json.gz")
-    torn.write_bytes(listings.path.read_bytes()[:30])
-    foreign = listings.path.with_name("notes.json.gz")
-    foreign.write_bytes(b"mine")
-    left = listings.path.with_name(f".{name}.json.gz.12.0a1b2c3d.tmp")
-    left.write_bytes(b"half")
-    os.utime(left, (time.time() - 7200,) * 2)
-    assert cache.main(["ls"]) == 0
-    told = capsys.readouterr().out
-    assert "folder listing" in told and "2 names in /data" in told and told.splitlines()[-1].startswith("5 in ")
-    assert cache.main(["rm", name[:10]]) == 0 and not listings.path.exists() and not left.exists()
-    assert cache.main(["rm", "--all"]) == 0
-    assert names(folder.parent / "listings") == {"notes.json.gz"}
 
 
 def test_where_the_folder_is(monkeypatch, tmp_path):

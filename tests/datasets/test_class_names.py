@@ -12,8 +12,8 @@ import pytest
 
 from dassl_clip.datasets import PACS, DescribableTextures, FolderClasses, FolderDomains, ImageNetA, Manifest
 from dassl_clip.datasets.class_names import check_prompts, without_counters
-from dassl_clip.datasets.spec import load_spec
-from dassl_clip.datasets.verify import NOTE, WARNING, entries, verify
+from dassl_clip.datasets.spec import entries, load_spec
+from dassl_clip.datasets.verify import NOTE, WARNING, verify
 from dassl_clip.results.labels import prompt_key
 from dassl_clip.results.run_data import data_of
 
@@ -149,7 +149,7 @@ def test_4_1_some_names_may_be_those_of_the_folders(tmp_path, draw, config):
         ("a\nb\n", r"holds 2 names, but there are 3 classes \(n01440764, n01443537, n01514668\)"),
         ("a\nb\na\n", r'names the class "a" twice'),
         ("n01440764 a\nn01443537 b\n", r"does not name the class folders n01514668; add them"),
-        ("n01440764 a\nn01443537 b\nn01514669 c\n", r'there is no class folder "n01514669".* Did you mean "n0'),
+        ("n01440764 a\nn01443537 b\nn01514669 c\n", r'there is no class folder "n01514669".* Did you mean .n0'),
         ("n01440764 a\nn01443537 b\nn01440764 c\n", r'the class folder "n01440764" twice: "a" and "c"'),
         ("n01440764\ta\nn01443537 b\n", r'name 2: expected "folder<TAB>name" as in other lines, found "n01443537 b"'),
         ("n01440764\ta\nn01443537\tb\nowl\tc\n", r'there is no class folder "owl"'),

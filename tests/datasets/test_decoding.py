@@ -18,9 +18,9 @@ from PIL import Image
 
 from dassl.utils import read_image as toolbox_image
 from dassl_clip.datasets import FolderClasses
-from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.verify import ERROR, verify
 from dassl_clip.engine.data import SeededImages
+from dassl_clip.engine.images import inspect_image, read_image
 
 SIZE = (12, 7)
 DRAW = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def test_pictures_are_not_turned_and_frames_are_the_first(tmp_path):
 
 
 def test_none_is_damaged(tree, config):
-    report = verify(FolderClasses, config(tree, [], []), decode=True, jobs=2)
+    report = verify(FolderClasses, config(tree, [], []), inspect=inspect_image, jobs=2)
     assert not [finding for finding in report.findings if finding.level == ERROR] and len(report.images) == 2 * len(
         KINDS
     )
@@ -114,7 +114,7 @@ def test_what_is_said_of_damage(tree, config):
         path = tree / "test" / "thing" / name
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        report = verify(FolderClasses, config(tree, [], []), decode=True)
+        report = verify(FolderClasses, config(tree, [], []), inspect=inspect_image)
         path.write_bytes(whole)
         (text,) = (finding.text for finding in report.findings if finding.level == ERROR)
         assert text.startswith(f"{path} cannot be decoded: ")
@@ -172,7 +172,9 @@ def test_3_3_verify_tells_of_scaled_and_of_transparent_images(tmp_path, config):
         write_grey(tmp_path / part / "thing" / "deep.png", DEEP["16 bit.png"])
         shape.save(tmp_path / part / "thing" / "shape.png")
         write(tmp_path / part / "thing" / "alpha.png", "alpha.png")
-    texts = [finding.text for finding in verify(FolderClasses, config(tmp_path, [], []), decode=True).findings]
+    texts = [
+        finding.text for finding in verify(FolderClasses, config(tmp_path, [], []), inspect=inspect_image).findings
+    ]
     assert any(
         text.startswith("2 images, each of which has grey values of more than 8 bits (I;16), wh") for text in texts
     )

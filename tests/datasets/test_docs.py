@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
 ROWS = {row[1]: row for row in re.findall(r"^\| (\[`(\w+)`\].*) \|$", PAGE, re.MULTILINE)}
 ENTRIES = {read_entry(path.stem)["name"]: path.stem for path in LISTS.glob("*.json")}
 OURS = [name for name in datasets.__all__ if isinstance(getattr(datasets, name), type)]
-LOADERS = [name for name in OURS if name not in ("DomainDataset", "PlainDataset", "Layout", "Icons")]
+LOADERS = [name for name in OURS if name not in ("ListedDataset", "Layout", "Icons")]
 
 
 def cells(name):

@@ -44,7 +44,7 @@ def test_nested_too_deep(tmp_path, pacs_tree, config):
 
 def test_domains(tmp_path, pacs_tree, config):
     root = pacs_tree(tmp_path)
-    message = r'SOURCE_DOMAINS: PACS has no domain "sketches"; it has art_painting, .*. Did you mean "sketch"'
+    message = r'SOURCE_DOMAINS: PACS has no domain "sketches"; it has art_painting, .*. Did you mean .sketch.'
     refuse(ValueError, message, PACS, config(root, ["sketches"], ["photo"]))
     refuse(ValueError, r"TARGET_DOMAINS is empty: name at least one domain of PACS", PACS, config(root, ["photo"], []))
     refuse(ValueError, r"names the domain art_painting twice: art, A", PACS, config(root, ["art", "A"], ["photo"]))
@@ -195,7 +195,7 @@ def test_vlcs_part_missing(tmp_path, vlcs_tree, config):
 def test_vlcs_test_option(tmp_path, vlcs_tree, config):
     root = vlcs_tree(tmp_path, "dassl")
     cfg = config(root, ["sun"], ["caltech"], VLCS_TEST="full test")
-    refuse(ValueError, r'"full test"; it must be one of test, full\+test. Did you mean "full\+test"', VLCS, cfg)
+    refuse(ValueError, r'"full test"; it must be one of test, full\+test. Did you mean .full\+test.', VLCS, cfg)
     cfg = config(root, ["sun"], ["sun"], VLCS_TEST="full+test")
     refuse(ValueError, r"would test the images of sun that are trained on", VLCS, cfg)
 

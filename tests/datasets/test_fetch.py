@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dassl_clip.datasets import fetch as fetching
-from dassl_clip.datasets.fetch import fetch, is_file, unpack
+from dassl_clip.datasets import download as fetching
+from dassl_clip.datasets.download import fetch, is_file, unpack
 
 CONTENT = bytes(range(256)) * 5000
 MD5 = hashlib.md5(CONTENT).hexdigest()

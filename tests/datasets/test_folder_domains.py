@@ -71,7 +71,7 @@ def test_class_file(tree, config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("owl\ncat\nfire trucks\n", r'there is no class folder "fire trucks". Did you mean "[Ff]ire.[Tt]ruck"'),
+        ("owl\ncat\nfire trucks\n", r'there is no class folder "fire trucks". Did you mean .[Ff]ire.[Tt]ruck'),
         ("owl\ncat\n", r"does not name the class folders Fire Truck, fire_truck"),
         ("owl\ncat\nfire_truck\nOwl\n", r'names the class "Owl" twice'),
     ],
@@ -106,7 +106,7 @@ def test_two_spellings_in_one_domain(tree, draw, config):
 
 
 def test_unknown_domain(tree, config):
-    with pytest.raises(ValueError, match=r'no domain "nigth"; it has day, fog, night. Did you mean "night"'):
+    with pytest.raises(ValueError, match=r'no domain "nigth"; it has day, fog, night. Did you mean .night.'):
         FolderDomains(config(tree, ["day"], ["nigth"]))
 
 

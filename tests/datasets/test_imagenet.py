@@ -147,7 +147,7 @@ def test_v2_sets_are_not_mixed(tmp_path, config):
         ImageNetV2(config(tmp_path, [], []))
     data = ImageNetV2(config(tmp_path, [], [], IMAGENETV2="top-images"))
     assert "top-images set" in data.protocol
-    with pytest.raises(ValueError, match=r'IMAGENETV2 is "topimages"; it must be one of .*Did you mean "top-images"'):
+    with pytest.raises(ValueError, match=r'IMAGENETV2 is "topimages"; it must be one of .*Did you mean .top-images.'):
         ImageNetV2(config(tmp_path, [], [], IMAGENETV2="topimages"))
     (tmp_path / "imagenetv2/imagenetv2-top-images-format-val/999").rename(tmp_path / "imagenetv2/1000")
     with pytest.raises(FileNotFoundError, match=r"found 999 class folders .* missing: n15075141"):

@@ -85,7 +85,7 @@ def test_dassl_is_the_default(tmp_path, pacs_tree, config):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"PROTOCOL": "all images"}, r'PROTOCOL is "all images"; it must be one of .* Did you mean "all-images"\?'),
+        ({"PROTOCOL": "all images"}, r'PROTOCOL is "all images"; it must be one of .* Did you mean .all-images'),
         ({"PROTOCOL": "holdout", "VLCS_TEST": "full+test"}, r"full\+test chooses among the parts of Dassl's release"),
     ],
 )

@@ -158,7 +158,7 @@ def test_subset_of_an_odd_list_and_of_one_class(tmp_path, draw, config):
 
 
 def test_unknown_subset(tmp_path, pacs_tree, config):
-    with pytest.raises(ValueError, match=r'"bases"; it must be one of all, base, new. Did you mean "base"'):
+    with pytest.raises(ValueError, match=r'"bases"; it must be one of all, base, new. Did you mean .base.'):
         PACS(config(pacs_tree(tmp_path), ["photo"], ["sketch"], SUBSAMPLE_CLASSES="bases"))
 
 

@@ -98,6 +98,6 @@ def test_no_place_to_keep_it(tmp_path, coop_tree, config, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         data = EuroSAT(config(tmp_path, [], [], NUM_SHOTS=2))
     assert len(data.train_x) == 20 and data.selection_file is None
-    assert "the selection is not kept" in caplog.text
+    assert "the selection is not stored" in caplog.text
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
     assert EuroSAT(config(tmp_path, [], [], NUM_SHOTS=2)).selection_file is None

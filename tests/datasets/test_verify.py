@@ -17,10 +17,10 @@ from PIL import Image
 
 import dassl_clip.datasets as room
 from dassl_clip.datasets import PACS, UCF101, VLCS, EuroSAT, FolderDomains, Manifest, OfficeHome
-from dassl_clip.datasets.file_checks import decoding_error
 from dassl_clip.datasets.make_split import make_split
 from dassl_clip.datasets.spec import load_spec, read_entry
 from dassl_clip.datasets.verify import ERROR, FITS, NOTE, UNUSABLE, WARNING, WARNS, verify
+from dassl_clip.engine.images import inspect_image
 
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 
@@ -247,7 +247,7 @@ def test_an_archive_as_root_and_a_wrong_protocol(tmp_path, pacs_tree, config):
     said = texts(verify(PACS, config(tmp_path / "PACS.zip", [], [])), ERROR)
     assert any("PACS.zip is an archive: unpack it (unzip " in text for text in said)
     report = verify(PACS, config(pacs_tree(tmp_path, "PACS", size=1), [], [], PROTOCOL="holdot"))
-    assert any('Did you mean "holdout"?' in text for text in texts(report, ERROR)) and report.verdict == UNUSABLE
+    assert any("Did you mean 'holdout'?" in text for text in texts(report, ERROR)) and report.verdict == UNUSABLE
 
 
 def test_the_other_domains_are_counted_beside_a_broken_one(tmp_path, pacs_tree, config):
@@ -306,14 +306,14 @@ def test_images_in_folders_of_other_classes(tmp_path, draw, config):
 
 def test_decoding(tmp_path, pacs_tree, config):
     root = pacs_tree(tmp_path, "PACS", size=2)
-    assert verify(PACS, config(root, [], []), decode=True, jobs=2).verdict == WARNS
+    assert verify(PACS, config(root, [], []), inspect=inspect_image, jobs=2).verdict == WARNS
     photo = root / "PACS/photo"
     whole = (photo / "dog/pic_000.jpg").read_bytes()
     (photo / "dog/pic_000.jpg").write_bytes(whole[: len(whole) // 2])
     (photo / "dog/pic_001.jpg").write_bytes(b"<html>not found</html>")
     (photo / "horse/pic_000.jpg").write_bytes(b"nonsense")
     assert not texts(verify(PACS, config(root, [], [])), ERROR)
-    said = texts(verify(PACS, config(root, [], []), decode=True, jobs=2), ERROR)
+    said = texts(verify(PACS, config(root, [], []), inspect=inspect_image, jobs=2), ERROR)
     assert len(said) == 3
     assert any(text.startswith(f"{photo}/dog/pic_000.jpg cannot be decoded: ") for text in said)
     assert f"{photo}/dog/pic_001.jpg is a web page, not an image: the download failed" in said
@@ -328,7 +328,7 @@ def test_odd_images_are_no_damage(mode, tmp_path):
     else:
         kind = {"CMYK": "JPEG", "L": "JPEG", "GIF": "GIF"}.get(mode, "PNG")
         Image.new("RGB" if mode == "GIF" else mode, (8, 8)).save(path, kind)
-    assert decoding_error(str(path)) == ""
+    assert inspect_image(str(path))[0] == ""
 
 
 def test_copies(tmp_path, pacs_tree, config):

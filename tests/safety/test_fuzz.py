@@ -1,7 +1,7 @@
 """Damaged and hostile files, made by mutation: nothing but the documented errors comes out of their readers.
 
 Covered: records (and the tables made of them), configurations and sweeps in YAML, CSV manifests, split files and
-selections in JSON, split lists, kept listings and features, checkpoints, weights (safetensors, state dicts,
+selections in JSON, split lists, cached features, checkpoints, weights (safetensors, state dicts,
 TorchScript archives), model configurations, exported runs, predictions, images of every format, zip and tar archives.
 Examples are the same in every run; what failed once stands in them as `@example` or in `test_bad_inputs.py`.
 """
@@ -32,9 +32,8 @@ from dassl_clip.cli import table
 from dassl_clip.clip import sources, weights
 from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.clip.weights import hash_state
-from dassl_clip.datasets import fetch, listings, manifest, selections, split_file, split_lists
+from dassl_clip.datasets import download, fewshot, manifest, splits
 from dassl_clip.datasets.class_names import read_names
-from dassl_clip.datasets.file_checks import read_image
 from dassl_clip.datasets.folders import ImageFile
 from dassl_clip.datasets.spec import load_spec
 from dassl_clip.engine import checkpoint_files as checkpoint
@@ -42,6 +41,7 @@ from dassl_clip.engine import export as released
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.engine.config import default_config, merge_file
 from dassl_clip.engine.errors import is_user_error, sentence
+from dassl_clip.engine.images import read_image
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.experiments.identity import read_config
 from dassl_clip.results import records
@@ -279,7 +279,7 @@ def test_manifests(content):
 @given(st.one_of(trees(SPLIT).map(json.dumps), damaged(json.dumps(SPLIT).encode()), st.just("[" * 100_000)))
 def test_split_files(content):
     with file_of(content) as path:
-        refuse_or_read(split_file.read_split_file, path, TEXTILES)
+        refuse_or_read(splits.read_split_file, path, TEXTILES)
 
 
 @fuzz(80)
@@ -290,14 +290,14 @@ def test_split_files(content):
 def test_selections(content):
     pool = [ImageFile("/x/a/1.png", 0, "a/1.png")]
     with file_of(content) as path:
-        refuse_or_read(selections.read_selection, str(path), "Icons", 1, pool, pool)
+        refuse_or_read(fewshot.read_selection, str(path), "Icons", 1, pool, pool)
 
 
 @fuzz(80)
 @given(damaged(b"sketch/dog/1.jpg 0\nsketch/elephant/2.jpg 1\n"))
 def test_split_lists(content):
     with file_of(content) as path:
-        refuse_or_read(split_lists.read_list, path, path.parent, "sketch", load_spec("pacs"))
+        refuse_or_read(splits.read_list, path, path.parent, "sketch", load_spec("pacs"))
         refuse_or_read(read_names, path, load_spec("pacs"))
 
 
@@ -316,13 +316,6 @@ def test_kept_features(content):
     with file_of(content, f"{'0' * 64}.npy") as path:
         found = bank.read_array(path)
         assert found is None or found.dtype == torch.float32
-
-
-@fuzz(80)
-@given(st.binary(max_size=60))
-def test_kept_listings(content):
-    with file_of(content) as path:
-        assert listings.read_entry(path, {"version": 1}) == {}
 
 
 def npz(**arrays):
@@ -491,7 +484,7 @@ def test_archives(name, whole):
     @given(damaged(whole))
     def check(content):
         with file_of(content, name) as path:
-            refuse_or_read(fetch.unpack, path, path.parent / "out")
+            refuse_or_read(download.unpack, path, path.parent / "out")
             inside = {item for item in path.parent.rglob("*") if item.is_relative_to(path.parent / "out")}
             assert {path, *inside} == set(path.parent.rglob("*"))
 

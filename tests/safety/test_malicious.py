@@ -34,12 +34,12 @@ from dassl.utils import read_image as read_toolbox_image
 from dassl.utils.archives import unpack_archive
 from dassl_clip.clip import sources
 from dassl_clip.clip.weights import hash_state, read_weights
-from dassl_clip.datasets.fetch import unpack
-from dassl_clip.datasets.file_checks import decoding_error, read_image
+from dassl_clip.datasets.download import unpack
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine import export as released
 from dassl_clip.engine import feature_cache as bank
 from dassl_clip.engine.errors import printable
+from dassl_clip.engine.images import inspect_image, read_image
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.predictions import read_predictions
 
@@ -390,7 +390,7 @@ def test_images_that_are_refused(content, expected, tmp_path):
             read_image(path)
         with pytest.raises(OSError, match=rf'Cannot read the image "{path}": .*({expected})'):
             read_toolbox_image(str(path))
-        assert decoding_error(str(path))
+        assert inspect_image(str(path))[0]
 
 
 def test_polyglots_are_the_picture_that_they_are(tmp_path):

@@ -23,7 +23,7 @@ ALLOWED = {
         "engine/config.py": "--import FILE.py: the user's own code, named on the command line",
     },
     "network": {
-        "datasets/fetch.py": "dassl-clip data links --download",
+        "datasets/download.py": "dassl-clip data links --download",
         "clip/weight_files.py": "a backbone that was asked for by name and is in no cache",
         "toolbox/dassl/utils/tools.py": "download_url, part of the toolbox's interface; nothing here calls it",
         "toolbox/dassl/data/datasets/download.py": "behind the switch DASSL_DOWNLOAD",
@@ -35,10 +35,9 @@ ALLOWED = {
         "cli/train.py": "the null device",
         "toolbox/dassl/utils/atomic.py": "the atomic writer itself",
         "toolbox/dassl/utils/logger.py": "the log of a run, which grows",
-        "datasets/fetch.py": "a download that goes on where it stopped, renamed when whole; members of an archive",
+        "datasets/download.py": "a download that goes on where it stopped, renamed when whole; members of an archive",
         "toolbox/dassl/utils/archives.py": "members of an archive",
         "results/files.py": "the atomic writer itself",
-        "datasets/cache.py": "a temporary file, renamed when whole",
         "engine/extraction.py": "rows of features in a partial file, renamed when whole",
     },
 }  # fmt: skip

@@ -20,8 +20,8 @@ from dassl.utils import read_image as toolbox_image
 from dassl.utils.atomic import atomic_write
 from dassl_clip.cli import predict, predict_pictures, report
 from dassl_clip.clip import weights
-from dassl_clip.datasets import add_config, file_checks, folders, manifest, selections, split_file
-from dassl_clip.engine import catalogue, config
+from dassl_clip.datasets import add_config, fewshot, folders, manifest, splits
+from dassl_clip.engine import catalogue, config, images
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine import export as released
 from dassl_clip.engine import metrics_log as loggers
@@ -55,15 +55,15 @@ def manifest_of(path):
 
 
 READERS = {
-    "image": file_checks.read_image,
+    "image": images.read_image,
     "toolbox's image": lambda path: toolbox_image(str(path)),
     "checkpoint": checkpoint.load_checkpoint,
     "toolbox's checkpoint": lambda path: toolbox_checkpoint(str(path)),
     "yaml": documents.read_yaml,
     "class list": folders.read_text,
     "manifest": manifest_of,
-    "split file": lambda path: split_file.asked_file(str(path)),
-    "selection": lambda path: selections.read_selection(str(path), "PACS", 1, [], []),
+    "split file": lambda path: splits.named_file(str(path)),
+    "selection": lambda path: fewshot.read_selection(str(path), "PACS", 1, [], []),
     "weights": weights.read_weights,
     "export": released.load_export,
     "config": lambda path: catalogue.existing_file(str(path)),

@@ -365,7 +365,7 @@ def test_nothing_is_chosen_on_a_data_sets_test_images_under_another_name(run, tr
     plugin = tmp_path / "val_is_test.py"
     plugin.write_text(
         "from dassl.data.datasets import DATASET_REGISTRY\n"
-        "from dassl_clip.datasets.folder_domains import FolderDomains\n"
+        "from dassl_clip.datasets.own_folders import FolderDomains\n"
         "@DATASET_REGISTRY.register(force=True)\nclass ValIsTest(FolderDomains):\n"
         "    def __init__(self, cfg):\n        super().__init__(cfg)\n        self._val = self.test\n"
     )

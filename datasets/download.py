@@ -19,8 +19,7 @@ from email.message import Message
 from pathlib import Path, PurePosixPath
 
 from dassl_clip.results.errors import UserError
-
-from .file_checks import web_page
+from dassl_clip.results.files import is_web_page
 
 BLOCK = 1 << 20
 TIMEOUT = 60  # seconds without any answer
@@ -69,7 +68,7 @@ def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, 
         raise UserError(f"{url} could not be fetched ({error}); the same command resumes from {part}") from error
     try:
         with open(part, "rb") as file:
-            if web_page(file.read(512)):
+            if is_web_page(file.read(512)):
                 raise UserError(f"{url} gave a web page in place of the file; open it in a browser")
         check_sum(part, md5)
         if not md5 and not total:

@@ -1,16 +1,12 @@
-"""FolderDomains: any tree root/domain/class/image, with or without the parts of a split.
+"""A user's own folders: `FolderDomains` reads root/domain/class/image, `FolderClasses` reads root/class/image.
 
-DATASET.ROOT is the tree itself. Its domains are the folders that hold class folders with images, sorted. The class
-list is the union of the class folders of all domains, sorted, or in the order of a `classnames.txt`; never the classes
-of the domains a run trains on. A class may be absent from a domain, which gives a warning; `class_names` says how
-classes are called in prompts.
-
-Folders for parts, domain/{train,val,test}/class or {train,val,test}/domain/class, are the split: a held-out domain is
-tested on `test`, or on all its parts if there is none. Without parts, a seeded fifth of each class is held out. A
-folder `images` that holds all images of its level is looked through (Office-31's amazon/images/mouse). Every domain
-must have the same parts, and none may be called like a part.
+DATASET.ROOT is the tree itself. The class list is the union of the class folders of all domains and parts, sorted, or
+in the order of a `classnames.txt`; never the classes of the domains a run trains on. `class_names` says how classes are
+called in prompts. A folder `images` that holds all images of its level is looked through (Office-31's
+amazon/images/mouse).
 """
 
+import contextlib
 import logging
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -20,12 +16,12 @@ from pathlib import Path
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from . import packed
-from .base import DomainDataset, Layout, register, split_seed
+from .base import Layout, ListedDataset, Parts, register, split_again
 from .class_names import class_file, own_classes, with_file
 from .folders import (
+    PART_KEYS,
     PART_NAMES,
     WRAPPERS,
-    ImageFile,
     check_read,
     is_image,
     is_unread,
@@ -34,24 +30,32 @@ from .folders import (
     read_classes,
 )
 from .layouts import holdout_layout
+from .options import split_seed
 from .spec import Spec, listed, name_key
 
 logger = logging.getLogger(__name__)
 
 IMAGES = "images"
-PART_KEYS = {name_key(name): part for part, names in PART_NAMES.items() for name in names}
 NO_DOMAINS = (*PART_KEYS, "full", *WRAPPERS)  # a domain called so is a part of something else
+DOMAINS_SHAPE = "the folders domain/class/image"
+CLASSES_SHAPE = "the folders class/image or train|val|test/class/image"
 
 Tree = dict[str, dict[str, Path]]  # domain -> part, "" where it has none -> the folder of its class folders
 
 
 @register
-class FolderDomains(DomainDataset):
-    """A user's own folders."""
+class FolderDomains(ListedDataset):
+    """Folders with domains, with or without the parts of a split.
+
+    The domains are the folders that hold class folders with images, sorted. A class may be absent from a domain, which
+    gives a warning. Folders for parts, domain/{train,val,test}/class or {train,val,test}/domain/class, are the split: a
+    held-out domain is tested on `test`, or on all its parts if there is none. Without parts, a seeded fifth of each
+    class is held out. Every domain must have the same parts, and none may be called like a part.
+    """
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
-        root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
+        root = open_root(cfg.DATASET.ROOT, DOMAINS_SHAPE)
         tree = find_tree(root)
         if not tree:
             hint = shape_hint(look_through(root))
@@ -59,21 +63,19 @@ class FolderDomains(DomainDataset):
                 hint += " A tree class/image, without domains, is read by DATASET.NAME FolderClasses."
             hint += packed.hint(root)
             raise MissingFileError(f"FolderDomains: no domain found in {root}.{hint}")
-        found = {
-            str(folder.relative_to(root)): class_folders(folder) for parts in tree.values() for folder in parts.values()
-        }
-        check_spellings(root, {**{domain: [] for domain in tree}, **found}, "FolderDomains")
-        lost = unread_classes([folder for parts in tree.values() for folder in parts.values()])
+        folders = [folder for parts in tree.values() for folder in parts.values()]
+        classes = {str(folder.relative_to(root)): class_folders(folder) for folder in folders}
+        check_spellings(root, {**{domain: [] for domain in tree}, **classes}, "FolderDomains")
+        lost = unread_classes(folders)
         for name in list_folder(root)[0]:  # a domain of which no file is read is none
             inner = [root / name / other for other in list_folder(root / name)[0]] if name not in tree else []
             lost |= {folder: False for folder in inner if any(map(is_unread, list_folder(folder)[1]))}
         check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderDomains")
-        spec = own_classes(found, "FolderDomains")
-        folders = [root, *(folder for parts in tree.values() for folder in parts.values())]
-        return replace(with_file(spec, class_file(cfg, folders)), domains=dict.fromkeys(tree, ()))
+        spec = own_classes(classes, "FolderDomains")
+        return replace(with_file(spec, class_file(cfg, [root, *folders])), domains=dict.fromkeys(tree, ()))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
-        root = open_root(cfg.DATASET.ROOT, "the folders domain/class/image")
+        root = open_root(cfg.DATASET.ROOT, DOMAINS_SHAPE)
         tree = find_tree(root)
         warn_of_unread(root, tree, domains)
         keys = self.spec.class_keys()
@@ -82,14 +84,13 @@ class FolderDomains(DomainDataset):
             absent = [name for label, name in enumerate(self.spec.classes) if label not in present]
             if absent:
                 logger.warning("FolderDomains: %s has no images of %s", root / domain, listed(absent))
-        source = getattr(self.spec.names_file, "name", "the class folders of all domains, sorted")
-        note = f" (class list: {source})"
+        note = f" (class list: {getattr(self.spec.names_file, 'name', 'the class folders of all domains, sorted')})"
         parts = list(tree[domains[0]])
         if len(parts) == 1:
             folders = {domain: tree[domain][parts[0]] for domain in domains}
             return holdout_layout(root, folders, self.spec, split_seed(cfg), complete=False, note=note)
 
-        def read(domain: str) -> dict[str, list[ImageFile]]:
+        def read(domain: str) -> Parts:
             return {
                 part: read_classes(folder, f"{domain}/{part}", self.spec, complete=False)
                 for part, folder in tree[domain].items()
@@ -97,6 +98,67 @@ class FolderDomains(DomainDataset):
 
         text = f"domain/class folders in the parts {', '.join(parts)} of {root}{note}"
         return Layout(text, read, {part: part for part in parts}, ("test",) if "test" in parts else tuple(parts))
+
+
+@register
+class FolderClasses(ListedDataset):
+    """Folders without domains, root/{train,val,test}/class/image or root/class/image.
+
+    Without `test` the part `val` is tested; without any parts, a seeded fifth of each class is. A test part alone is
+    handed in as `train_x` too.
+    """
+
+    publishes_test = False
+
+    @classmethod
+    def make_spec(cls, cfg) -> Spec:
+        root = open_root(cfg.DATASET.ROOT, CLASSES_SHAPE)
+        top = look_through(root)
+        parts = find_parts(top)
+        found = {str(folder.relative_to(root)): class_folders(folder) for folder in parts.values() or [top]}
+        if not any(found.values()):
+            hint = shape_hint(top, CLASSES_SHAPE)
+            with contextlib.suppress(ValueError):
+                if tree := find_tree(root):
+                    hint = f" The tree of domains ({listed(tree)}) is read by DATASET.NAME FolderDomains."
+            hint += packed.hint(root)
+            raise MissingFileError(f"FolderClasses: no class folder with images found in {root}.{hint}")
+        check_spellings(root, found, "FolderClasses")
+        lost = unread_classes([*parts.values()] or [top])
+        check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderClasses")
+        return with_file(own_classes(found, "FolderClasses"), class_file(cfg, [root, top, *parts.values()]))
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        root = open_root(cfg.DATASET.ROOT, CLASSES_SHAPE)
+        top = look_through(root)
+        parts = find_parts(top)
+        note = f"(class list: {getattr(self.spec.names_file, 'name', 'the class folders, sorted')})"
+        names = {part: folder.relative_to(top).parts[0] for part, folder in parts.items()}
+        used = set(names.values()) or set(class_folders(top))
+        other = [name for name in list_folder(top)[0] if name not in used]
+        if other:
+            logger.warning("FolderClasses: %s has folders that are not read: %s", top, listed(other))
+        loose = [name for name in list_folder(top)[1] if is_image(name)]
+        if parts and loose:
+            logger.warning("FolderClasses: %s holds images outside the parts, not read: %s", top, listed(loose))
+
+        def read(pool: str) -> Parts:
+            folders = parts or {"train": top}
+            return {
+                part: read_classes(folder, part if parts else "all", self.spec, complete=False)
+                for part, folder in folders.items()
+            }
+
+        if len(parts) > 1 or "test" in parts:
+            return Layout(f"{'|'.join(names.values())}/class folders in {root} {note}", read, names)
+        place = next(iter(parts.values()), top)
+        return split_again(Layout(f"class folders in {place} {note}", read, {"train": "all"}), split_seed(cfg))
+
+
+def find_parts(top: Path) -> dict[str, Path]:
+    """Part -> the folder of its class folders; empty if there are no folders for parts."""
+    parts = part_folders(top, lambda folder: bool(class_folders(folder)))
+    return {"test": parts["val"]} if [*parts] == ["val"] else parts
 
 
 def find_tree(root: Path) -> Tree:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .file_checks import read_image
+from dassl_clip.engine.images import read_image
 
 TILE, MARGIN, LINES, CHARACTERS = 168, 8, 4, 27
 

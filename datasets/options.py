@@ -1,0 +1,67 @@
+"""The keys of Dassl's node DATASET that the loaders read, and what their values mean."""
+
+from collections.abc import Sequence
+
+from dassl_clip.results.errors import UserError, did_you_mean
+
+DASSL, ALL_IMAGES, HOLDOUT = PROTOCOLS = ("dassl", "all-images", "holdout")
+
+
+def add_config(cfg) -> None:
+    """Add the config keys that the loaders read, with their defaults; keys that are there already stay."""
+    defaults = {
+        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
+        "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
+        "SELECTION": "",  # stored few-shot selection to train on instead of drawing
+        "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
+        "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
+        "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
+        "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
+        "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names
+        "ON_UNREAD_CLASS": "error",  # or skip: leave out class folders of which no file is read (FolderClasses, ...)
+        "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
+        "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
+    }
+    for key, value in defaults.items():
+        if key not in cfg.DATASET:
+            cfg.DATASET[key] = value
+
+
+def split_seed(cfg) -> int:
+    """Seed of the few-shot draw and the hold-out: DATASET.SPLIT_SEED, or SEED if that is negative."""
+    seed = cfg.DATASET.get("SPLIT_SEED", -1)
+    return seed if seed >= 0 else cfg.SEED
+
+
+def wants_unlabelled(cfg) -> bool:
+    """Whether the trainer of a config takes unlabelled images of the targets beside the labelled ones."""
+    from dassl.engine import TRAINER_REGISTRY, TrainerXU
+
+    name = cfg.TRAINER.NAME
+    trainer = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
+    return isinstance(trainer, type) and issubclass(trainer, TrainerXU)
+
+
+def choice(option: str, value: str, known: Sequence[str]) -> str:
+    """The value of an option of the node DATASET, if it is one of those that are known.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if value not in known:
+        hint = did_you_mean(value, known, cutoff=0.5)
+        raise UserError(f'DATASET.{option} is "{value}"; it must be one of {", ".join(known)}.{hint}')
+    return value
+
+
+def check_protocol(name: str, dataset: str, known: Sequence[str]) -> str:
+    """The name of a protocol, if there is one of that name and the data set has it.
+
+    Raises:
+        UserError: if not.
+    """
+    if choice("PROTOCOL", name, PROTOCOLS) not in known:
+        raise UserError(
+            f"DATASET.PROTOCOL {name} does not go with {dataset}, whose parts are fixed; it has {', '.join(known)}"
+        )
+    return name
