@@ -201,8 +201,8 @@ def classes_table(report: Any) -> str:
 
 def run_inspect(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     """Print classes and prompts, and draw the sheet."""
-    from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.cli.data_sheet import choose, draw_sheet, prompt
+    from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.datasets.verify import verify
 
     loader, cfg = open_config(args.name, args.root, pairs)

@@ -119,7 +119,7 @@ def test_manifest_that_is_a_test_alone(tmp_path, config):
     ("text", "message"),
     [
         ("file,class\n", r"has no column path; its first line must name columns of path, class"),
-        ("path,class,domian\na/0.jpg,a,x\n", r'the unknown column domian; .*Did you mean .domain.'),
+        ("path,class,domian\na/0.jpg,a,x\n", r"the unknown column domian; .*Did you mean .domain."),
         ("path,class\n", r"names no image"),
         ("path,class\na/0.jpg,\n", r"line 2: path and class must not be empty"),
         ("path,class\na/0.jpg,a,b\n", r"line 2: more cells than columns; quote cells that hold commas"),
