@@ -42,7 +42,7 @@ def check_labels(dataset: Any, name: str) -> None:
         path = next(item.impath for item in lists[part] if (item.label, item.classname) == (label, called))
         raise UserError(f"{name}: the label of {path} in {part} {fault}")
 
-    every = [(part, label, called) for part, found in pairs.items() for label, called in found]
+    every = [(part, label, called) for part, images in pairs.items() for label, called in images]
     for part, label, called in every:
         if not isinstance(label, Integral):
             refuse(part, label, called, f"is {label!r} ({type(label).__name__}), expected a whole number")

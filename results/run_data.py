@@ -34,6 +34,7 @@ DATA_NAME = "data.tsv.gz"
 SAMPLED = 256
 EDGE = 512 * 1024
 VERSION = 1
+NOT_RECORDED = "data not recorded"
 PARTS = {"train": "train_x", "val": "val", "test": "test", "unlabelled": "train_u"}  # part -> attribute of a data set
 
 
@@ -120,13 +121,15 @@ def _images(items: Sequence[tuple[str, int, str]], names: Mapping[str, str] | No
     # have one of their own: runs that were trained on different draws agree in what they tested.
     tested = {path for part, _, path in items if part == "test"}
     pools = tested, sizes.keys() - tested
-    sample = [path for pool in pools for path in heapq.nsmallest(SAMPLED, pool, key=lambda path: _place(below[path]))]
+    sample = [
+        path for pool in pools for path in heapq.nsmallest(SAMPLED, pool, key=lambda path: _sample_order(below[path]))
+    ]
     content = {path: _content(path) for path in sample}
     return sorted(Image(part, label, sizes[path], content.get(path, ""), below[path]) for part, label, path in items)
 
 
-def _place(name: str) -> tuple[int, str]:
-    """The place of an image in the order in which a sample takes them."""
+def _sample_order(name: str) -> tuple[int, str]:
+    """The order in which a sample takes images."""
     return zlib.crc32(os.fsencode(name)), name
 
 
@@ -164,7 +167,7 @@ def _line(image: Image) -> str:
 
 def _path(text: str) -> str:
     """A path as `_line` wrote it."""
-    return text if "\\" not in text else re.sub(r"\\(.)", lambda found: {"n": "\n"}.get(found[1], found[1]), text)
+    return text if "\\" not in text else re.sub(r"\\(.)", lambda match: {"n": "\n"}.get(match[1], match[1]), text)
 
 
 def write_data(folder: Path, data: RunData) -> None:
@@ -194,37 +197,38 @@ def read_data(folder: Path) -> RunData | None:
         return None
 
 
-def differences(there: RunData, now: RunData) -> str:
+def differences(before: RunData, now: RunData) -> str:
     """What differs between two runs' data, as one phrase with a first example each; "" where they agree."""
-    if there.fingerprint == now.fingerprint:
+    if before.fingerprint == now.fingerprint:
         return ""
-    told = []
-    if there.classnames != now.classnames:
-        told.append(first_difference(there.classnames, now.classnames, "class"))
-    old, new = _by_path(there.images), _by_path(now.images)
+    texts = []
+    if before.classnames != now.classnames:
+        texts.append(first_difference(before.classnames, now.classnames, "class"))
+    old, new = _by_path(before.images), _by_path(now.images)
     added, removed = [path for path in new if path not in old], [path for path in old if path not in new]
     both = [path for path in old if path in new]
-    changed = [path for path in both if _changed(old[path][0], new[path][0])]
-    moved = [path for path in both if path not in set(changed) and _uses(old[path]) != _uses(new[path])]
+    changed = dict.fromkeys(path for path in both if _changed(old[path][0], new[path][0]))
+    moved = [path for path in both if path not in changed and _uses(old[path]) != _uses(new[path])]
     kinds = ((added, "added"), (removed, "removed"), (changed, "changed"), (moved, "with another label or part"))
     for paths, what in kinds:
         if paths:
-            told.append(f"{_count(len(paths))} {what} (first: {min(paths)})")
-    return ", ".join(told)
+            count = "1 image" if len(paths) == 1 else f"{len(paths):,} images"
+            texts.append(f"{count} {what} (first: {min(paths)})")
+    return ", ".join(texts)
 
 
-def first_difference(there: Sequence[str], now: Sequence[str], noun: str) -> str:
-    """The first place in which two lists of names differ, and how long they are."""
-    place = next((k for k, pair in enumerate(zip(there, now)) if pair[0] != pair[1]), min(len(there), len(now)))
-    names = [f"'{names[place]}'" if place < len(names) else "absent" for names in (there, now)]
-    return f"{noun} {place} is {names[0]} there and {names[1]} now, of {len(there)} there and {len(now)} now"
+def first_difference(before: Sequence[str], now: Sequence[str], noun: str) -> str:
+    """The first index at which two lists of names differ, and how long they are."""
+    index = next((k for k, pair in enumerate(zip(before, now)) if pair[0] != pair[1]), min(len(before), len(now)))
+    old, new = (f"'{names[index]}'" if index < len(names) else "absent" for names in (before, now))
+    return f"{noun} {index} is {old} there and {new} now, of {len(before)} there and {len(now)} now"
 
 
 def _by_path(images: Iterable[Image]) -> dict[str, list[Image]]:
-    found: dict[str, list[Image]] = {}
+    by_path: dict[str, list[Image]] = {}
     for image in images:
-        found.setdefault(image.path, []).append(image)
-    return found
+        by_path.setdefault(image.path, []).append(image)
+    return by_path
 
 
 def _changed(old: Image, new: Image) -> bool:
@@ -236,15 +240,8 @@ def _uses(images: Iterable[Image]) -> set[tuple[str, int]]:
     return {(image.part, image.label) for image in images}
 
 
-def _count(number: int) -> str:
-    return "1 image" if number == 1 else f"{number:,} images"
-
-
 def described(facts: Mapping[str, Any]) -> str:
     """`32 test images 1a2b3c4d` of the data in a record, or "data not recorded"."""
     if not facts:
         return NOT_RECORDED
     return f"{facts['counts'].get('test', 0):,} test images {facts['test'][:8]}"
-
-
-NOT_RECORDED = "data not recorded"

@@ -98,12 +98,11 @@ class Texts(HTMLParser):
         self.texts.append(data)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_8_7_pages_and_figures_show_the_name(name):
-    found = [record(accuracy=40.0 + seed, method=name, seed=seed, dataset=name) for seed in (1, 2)]
+def test_8_7_pages_and_figures_show_the_names():
+    found = [record(method=name, dataset=NAMES[k % 6]) for k, name in enumerate(NAMES)]
     plot = plots.domains_plot(found)
     ElementTree.fromstring(plot.svg())
-    for run in found:
+    for run, name in zip(found, NAMES):
         run |= {
             "seconds": {"train": 1.0},
             "peak_memory_mb": 1.0,
@@ -112,8 +111,9 @@ def test_8_7_pages_and_figures_show_the_name(name):
             "versions": {name: name},
         }
         run |= {"git_revision": "", "precision": "fp32"}
-    content = report.Content(name, [name], [table_of(name)], [plot], [name], [(name, run) for run in found])
-    page = report.render(content)
+    runs = [(run["method"], run) for run in found]
+    page = report.render(report.Content(NAMES[0], NAMES, [table_of(name) for name in NAMES], [plot], NAMES, runs))
     assert page == printable(page)
     shown = Texts(page)
-    assert printable(name) in "".join(shown.texts) and not {"script", "b", "i"} & shown.tags
+    texts = "".join(shown.texts)
+    assert all(printable(name) in texts for name in NAMES) and not {"script", "b", "i"} & shown.tags
