@@ -1,8 +1,8 @@
-"""One's own pictures: `dassl-clip predict FOLDER --run RUN`, or zero-shot `dassl-clip predict FOLDER --names a,b,c`.
+"""Your own images: `dassl-clip predict FOLDER --run RUN`, or zero-shot `dassl-clip predict FOLDER --names a,b,c`.
 
-Pictures are read as in testing (the model's own preprocessing), so a tested image gets the scores of the test. A share
+Images are read as in testing (the model's own preprocessing), so a tested image gets the scores of the test. A share
 is the softmax over the classes of the scaled scores: how the method splits one whole among these classes, not how
-likely it is that the picture shows any of them.
+likely it is that the image shows any of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ DEFAULT_BACKBONE = "IconsCLIP"
 
 @dataclass
 class Answers:
-    """What came out for all pictures.
+    """What came out for all images.
 
     Attributes:
-        rows: path, rank (from 1), class and share of each answer, best first for each picture.
+        rows: path, rank (from 1), class and share of each answer, best first for each image.
         skipped: path and reason of each file that could not be read.
         facts: what classified them: method, backbone, prompt, ...
     """
@@ -48,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of this command."""
     parser = Parser(
         prog="dassl-clip predict",
-        description="Classify pictures of your own with a finished run, or zero-shot with class names alone. "
+        description="Classify your own images with a finished run, or zero-shot with class names alone. "
         "Exit code 0: all were classified; 1: some files could not be read; 2: nothing could be done.",
-        usage="%(prog)s PICTURE_OR_FOLDER [...] (--run RUN | --names a,b,c) [options]",
+        usage="%(prog)s IMAGE_OR_FOLDER [...] (--run RUN | --names a,b,c) [options]",
         epilog="examples: dassl-clip predict photos --run output/fewshot/icons/CoOp/icons/shots16/line/seed1 "
         "--out preds.csv    dassl-clip predict photos --names 'cat,dog,no animal'",
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="folders are read with all below them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are read with all below them")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--run",
@@ -62,8 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of a finished run, or an exported file; the training data need not be there",
     )
     source.add_argument("--names", metavar="NAMES_OR_FILE",
-                        help="class names with commas, or a file with one name a line: zero-shot, no run")  # fmt: skip
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="answers a picture (default: 5)")
+                        help="class names with commas, or a file with one per line: zero-shot, no run")  # fmt: skip
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="answers per image (default: 5)")
     parser.add_argument("--out", default="", metavar="FILE", help="write preds.csv or preds.json (default: a table)")
     parser.add_argument("--backbone", metavar="NAME", help=f"with --names (default: {DEFAULT_BACKBONE}, which is here)")
     parser.add_argument("--weights", metavar="FILE", help="with --names: file with the backbone's weights")
@@ -78,18 +78,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify and print or write; 1 if files were skipped, 2 with one sentence for a user's error."""
+    """Classify and print or write; 1 if files were skipped, 2 with one line for a user's error."""
     return guarded(lambda words: run(build_parser().parse_args(words)), argv, "interrupted: nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Classify the pictures, and print or write the answers."""
+    """Classify the images, and print or write the answers."""
     check(args)
     answers = predict(args)
     if args.out:
         path = Path(args.out).expanduser()
         write_text_atomically(path, render(answers, path.suffix.lower()))
-        print(f"{len({row[0] for row in answers.rows})} pictures: {path}")
+        print(f"{len({row[0] for row in answers.rows})} images: {path}")
     else:
         print(table(answers))
     return tell_skipped(answers)
@@ -117,15 +117,14 @@ def check(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> Answers:
-    """Classify the pictures that the arguments name.
+    """Classify the images that the arguments name.
 
     Raises:
-        UserError: there are no pictures, or none of them can be read.
+        UserError: there are no images, or none of them can be read.
     """
-    from dassl_clip.cli.predict_pictures import batches, find_pictures
     from dassl_clip.clip.finite import check_rows
 
-    paths = find_pictures(args.pictures)
+    paths = find_images(args.images)
     scorer = open_names(args) if args.names else open_scorer(args, paths)
     rows: list[tuple[str, int, str, float]] = []
     skipped: list[tuple[str, str]] = []
@@ -140,13 +139,86 @@ def predict(args: argparse.Namespace) -> Answers:
                 found = zip(indices, values)
                 rows += [(shown(path), rank, scorer.names[i], value) for rank, (i, value) in enumerate(found, start=1)]
     if not rows:
-        raise UserError(f"none of the {len(paths)} files can be read as a picture; the first: {': '.join(skipped[0])}")
+        raise UserError(f"none of the {len(paths)} files can be read as an image; the first: {': '.join(skipped[0])}")
     return Answers(rows, skipped, scorer.facts)
+
+
+def find_images(given: Sequence[str]) -> list[Path]:
+    """The files that were named, and all images in and below the folders, each once, folders in sorted order.
+
+    Raises:
+        UserError: a name that does not exist, or no image at all.
+    """
+    from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
+
+    images: dict[Path, None] = {}
+    for path in (Path(name).expanduser() for name in given):
+        if path.is_file():
+            images[path] = None
+        elif not path.is_dir():
+            raise UserError(no_file(path).replace("no file ", "no file or folder "))
+        for folder, below, files in os.walk(path):
+            below[:] = sorted(name for name in below if not name.startswith(".") and name not in IGNORED_FOLDERS)
+            for name in sorted(files):
+                if is_image(name) and not name.startswith("."):
+                    images[Path(folder) / name] = None  # a pipe or a link to nothing is named when it is read
+    if not images:
+        raise UserError(f"there are no images in {', '.join(given)}: files ending in jpg, png, webp, ... are read")
+    return list(images)
+
+
+class Images:
+    """A data set of path, preprocessed image and reason; the image is None where it cannot be read for a reason."""
+
+    def __init__(self, paths: Sequence[Path], preprocess: Callable) -> None:
+        self.paths = paths
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Path, Any, str]:
+        from PIL import UnidentifiedImageError
+
+        from dassl_clip.engine.images import read_image
+
+        path = self.paths[index]
+        try:
+            return path, self.preprocess(read_image(path)), ""
+        except UnidentifiedImageError:
+            return path, None, "is empty" if not path.stat().st_size else "is no image that can be decoded"
+        except OSError as error:
+            return path, None, " ".join(str(error).split()) or type(error).__name__
+
+
+def batches(
+    paths: Sequence[Path], preprocess: Callable, size: int, workers: int
+) -> Iterator[tuple[list[Path], Any, list[tuple[Path, str]]]]:
+    """Paths and images `[B, 3, H, W]` of what could be read, and paths and reasons of the rest, batch by batch.
+
+    A bar on stderr shows the progress where that is a terminal.
+    """
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    loader = DataLoader(Images(paths, preprocess), batch_size=size, num_workers=workers, collate_fn=_collate)
+    with tqdm(total=len(paths), desc="images", unit="", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for good, images, bad in loader:
+            yield good, images, bad
+            bar.update(len(good) + len(bad))
+
+
+def _collate(items: list[tuple[Path, Any, str]]) -> tuple[list[Path], Any, list[tuple[Path, str]]]:
+    from torch import stack
+
+    good = [(path, image) for path, image, _ in items if image is not None]
+    bad = [(path, reason) for path, image, reason in items if image is None]
+    return [path for path, _ in good], stack([image for _, image in good]) if good else None, bad
 
 
 @dataclass
 class Scorer:
-    """What turns a batch of preprocessed pictures `[B, 3, H, W]` into scaled scores `[B, C]`."""
+    """What turns a batch of preprocessed images `[B, 3, H, W]` into scaled scores `[B, C]`."""
 
     names: list[str]
     preprocess: Any
@@ -195,7 +267,7 @@ def open_names(args: argparse.Namespace) -> Scorer:
 
 
 def read_names(text: str) -> list[str]:
-    """Class names with commas between them, or from a file with one a line.
+    """Class names with commas between them, or from a file with one per line.
 
     Raises:
         UserError: fewer than two names, or one name twice.
@@ -237,14 +309,14 @@ def render(answers: Answers, suffix: str) -> str:
 
 
 def table(answers: Answers) -> str:
-    """One line a picture, the best class first, and what classified it."""
+    """One line per image, the best class first, and what classified it."""
     from tabulate import tabulate
 
     lines: dict[str, list[str]] = {}
     for path, _, name, share in answers.rows:
         lines.setdefault(path, []).append(f"{name} {100 * share:.1f} %")
     width = max(map(len, lines.values()))
-    header = ["picture", *(f"{rank}." for rank in range(1, width + 1))]
+    header = ["image", *(f"{rank}." for rank in range(1, width + 1))]
     body = tabulate([[path, *cells] for path, cells in lines.items()], header, disable_numparse=True)
     facts = answers.facts
     config = f" ({facts['config']})" if facts.get("config") else ""

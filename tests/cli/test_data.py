@@ -21,6 +21,7 @@ from PIL import Image
 from dassl_clip.cli import data
 from dassl_clip.cli.__main__ import main
 from dassl_clip.cli.data import open_config
+from dassl_clip.cli.data_sheet import MARGIN, TILE
 from dassl_clip.datasets.spec import load_spec
 
 COLOURS = {"day": (250, 250, 250), "night": (10, 10, 10)}
@@ -151,7 +152,7 @@ def test_inspect(folders, tmp_path, capsys):
     assert f"Drew 6 images on {sheet}" in out
     with Image.open(sheet) as image:
         assert image.mode == "RGB"
-        tile, margin = sheet.TILE, sheet.MARGIN
+        tile, margin = TILE, MARGIN
         assert image.width == margin + 3 * (tile + margin)
         middle = margin + tile // 2
         colours = [image.getpixel((middle, y)) for y in range(image.height)]
@@ -173,7 +174,7 @@ def test_inspect_by_template(folders, tmp_path, capsys):
     assert "0  cat: itap of a cat." in (out := run(capsys, *words, "inmap7")[1]) and "(and 6 more templates)" in out
     assert "1  fire_truck: my fire truck!" in run(capsys, *words, "my {}!")[1]
     code, _, err = run(capsys, *words, "inmap8")
-    assert code == 2 and "unknown templates 'inmap8'. Did you mean inmap7" in err
+    assert code == 2 and "unknown templates 'inmap8'. Did you mean 'inmap7'" in err
 
 
 def test_inspect_refuses(folders, tmp_path, capsys):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dassl_clip.cli import predict, train
-from dassl_clip.cli.predict_pictures import find_pictures
+from dassl_clip.cli.predict import find_images
 from dassl_clip.results.predictions import read_predictions
 
 SETTINGS = {
@@ -205,7 +205,7 @@ def test_pictures_are_found_once_and_in_order(tmp_path):
     for name in ("b/2.png", "a/1.JPG", "a/.x/0.png", "__MACOSX/0.png", "readme.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_pictures([str(tmp_path / "b"), str(tmp_path), str(tmp_path / "readme.md")])
+    found = find_images([str(tmp_path / "b"), str(tmp_path), str(tmp_path / "readme.md")])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["b/2.png", "a/1.JPG", "readme.md"]
 
 
@@ -228,7 +228,7 @@ REFUSALS = {
     "no run folder": (["{mine}", "--run", "{world}/x"], "there is no folder"),
     "ending": (["{mine}", "--names", "a,b", "--out", "preds.txt"], "the ending says the format"),
     "top": (["{mine}", "--names", "a,b", "--top", "0"], "--top 0: at least 1"),
-    "backbone": (["{mine}", "--names", "a,b", "--backbone", "IconCLIP"], "Did you mean IconsCLIP"),
+    "backbone": (["{mine}", "--names", "a,b", "--backbone", "IconCLIP"], "Did you mean 'IconsCLIP'"),
     "templates": (["{mine}", "--names", "a,b", "--templates", "no place"], "unknown templates"),
     "only bad": (["{bad}", "--names", "a,b"], "none of the 1 files can be read"),
 }

@@ -18,7 +18,7 @@ from dassl.config import get_cfg_default
 from dassl.utils import load_checkpoint as toolbox_checkpoint
 from dassl.utils import read_image as toolbox_image
 from dassl.utils.atomic import atomic_write
-from dassl_clip.cli import predict, predict_pictures, report
+from dassl_clip.cli import predict, report
 from dassl_clip.clip import weights
 from dassl_clip.datasets import add_config, fewshot, folders, manifest, splits
 from dassl_clip.engine import catalogue, config, images
@@ -69,7 +69,7 @@ READERS = {
     "config": lambda path: catalogue.existing_file(str(path)),
     "import": lambda path: config.import_user_code(f"{path}.py"),
     "names": lambda path: predict.read_names(str(path)),
-    "picture": lambda path: predict_pictures.find_pictures([str(path)]),
+    "picture": lambda path: predict.find_images([str(path)]),
     "root": lambda path: folders.open_root(str(path), "PACS"),
 }
 
@@ -128,8 +128,8 @@ def test_5_4_pictures_of_a_folder_beside_a_pipe(tmp_path):
     """What `predict` reads: the pipe is left out with a reason, the picture is scored."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     pipe(tmp_path / "x.jpg")
-    paths = predict_pictures.find_pictures([str(tmp_path)])
-    read = predict_pictures.Pictures(paths, lambda image: image.size)
+    paths = predict.find_images([str(tmp_path)])
+    read = predict.Images(paths, lambda image: image.size)
     assert [read[i] for i in range(2)] == [
         (tmp_path / "a.png", (8, 8), ""),
         (tmp_path / "x.jpg", None, "it is a named pipe, not a file"),
