@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--root", help="parent folder of all data sets")
     parser.add_argument("--output-dir", help="folder for logs and weights")
-    parser.add_argument("--resume", help="folder of an earlier run to go on from")
+    parser.add_argument("--resume", help="folder of an earlier run to resume from")
     parser.add_argument("--seed", type=int, help="negative: unseeded")
     parser.add_argument("--source-domains", nargs="+")
     parser.add_argument("--target-domains", nargs="+")

@@ -8,7 +8,7 @@ from yacs.config import CfgNode as CN
 _C = CN()
 _C.VERSION = 1
 _C.OUTPUT_DIR = "./output"  # logs, weights, tensorboard
-_C.RESUME = ""  # folder of an earlier run to go on from
+_C.RESUME = ""  # folder of an earlier run to resume from
 _C.SEED = -1  # negative: unseeded
 _C.USE_CUDA = True
 _C.VERBOSE = True  # name the parts that are built, show the data summary

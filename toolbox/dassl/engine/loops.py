@@ -18,15 +18,11 @@ class TrainerX(SimpleTrainer):
     """Trains on labelled data."""
 
     def run_epoch(self) -> None:
-        """One pass over `train_loader_x`; `epoch`, `batch_idx` and `num_batches` are set for each batch.
-
-        A trainer that goes on inside an epoch, with a loader of the batches that are left, sets `first_batch`.
-        """
+        """One pass over `train_loader_x`; `epoch`, `batch_idx` and `num_batches` are set for each batch."""
         self.set_model_mode("train")
-        first = getattr(self, "first_batch", 0)
-        self.num_batches = first + len(self.train_loader_x)
+        self.num_batches = len(self.train_loader_x)
         report = EpochReport(self)
-        for batch_idx, batch in enumerate(self.train_loader_x, first):
+        for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
             report.batch_arrived()
             report.batch_done(self.forward_backward(batch))

@@ -33,7 +33,7 @@ class EpochReport:
         """The batch has been trained on; `summary` holds what is shown of it.
 
         A shown value may be infinite or NaN (a masked term without any item, a step that a loss scaler leaves out): the
-        run goes on with a warning. A loss that is optimised is checked in `model_backward_and_update`.
+        run continues with a warning. A loss that is optimised is checked in `model_backward_and_update`.
         """
         trainer = self.trainer
         self.batch_time.update(time.time() - self.since)

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had not stopped: random states, places of the loaders, the loss scaler.
+"""What a run needs to resume: random states, positions of the loaders, the loss scaler.
 
 Everything is held as tensors and numbers under one extra key of a checkpoint, which other readers ignore.
 """

@@ -96,7 +96,7 @@ class _BaseWarmupScheduler(LRScheduler):
         if inner is not None:
             self.successor.load_state_dict(inner)
         for group, rate in zip(self.optimizer.param_groups, self._last_lr):
-            group["lr"] = rate  # schedules go on from the present rate
+            group["lr"] = rate  # schedules continue from the present rate
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):

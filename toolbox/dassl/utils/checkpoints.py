@@ -73,7 +73,7 @@ def load_checkpoint(fpath: str) -> dict[str, Any]:
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     if not os.path.isfile(fpath):  # reading a pipe may never end
         raise ValueError(f'"{fpath}" is not a regular file, so it holds no checkpoint')
-    damaged = f'The checkpoint "{fpath}" is damaged; remove it and go on from an earlier one'
+    damaged = f'The checkpoint "{fpath}" is damaged; remove it and resume from an earlier one'
     if not _saved_by_torch(fpath):
         raise RuntimeError(damaged)
     try:
