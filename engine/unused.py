@@ -1,4 +1,4 @@
-"""A sentence for settings that were changed and that a method, or a frozen model, has no use for."""
+"""A warning for settings that were changed and that a method, or a frozen model, ignores."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +40,7 @@ def warn_of_unused(cfg: CfgNode, unused: tuple[str, ...], used: tuple[str, ...],
     changed = changed_keys(cfg, unused, used)
     if changed:
         listed = ", ".join(f"{key} {value}" for key, value in changed.items())
-        logger.warning("%s has no use for %s: %s", cfg.TRAINER.NAME, listed, instead)
+        logger.warning("%s ignores %s: %s", cfg.TRAINER.NAME, listed, instead)
 
 
 # Setting of a trainer's node -> the setting that takes its place, and whether it does so in a node.
@@ -92,7 +92,7 @@ def warn_of_input(asked: CfgNode, given: CfgNode) -> None:
     others = [key for key in MODEL_INPUT if f"INPUT.{key}" in keys and not _same(asked.INPUT[key], given.INPUT[key])]
     if others:
         listed = ", ".join(f"INPUT.{key} {asked.INPUT[key]} (it takes {given.INPUT[key]})" for key in others)
-        logger.warning("%s wants images of its own kind and has no use for %s", asked.MODEL.BACKBONE.NAME, listed)
+        logger.warning("%s takes images of its own kind and ignores %s", asked.MODEL.BACKBONE.NAME, listed)
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:

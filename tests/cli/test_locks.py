@@ -2,7 +2,7 @@
 
 Covers `experiments/locks.py` and `results/locking.py` between processes: a `.lock` that is removed while it is held,
 file systems without `flock` (the system call refuses), killed holders, and who is named. Forks and busy runs of the
-command line are in tests/trainers/test_resume.py, looks at a lock in test_sweep.py.
+command line are in tests/engine/test_resume.py, looks at a lock in test_sweep.py.
 """
 
 import errno
