@@ -1,7 +1,7 @@
 """The training loader: the order of images and their views follow from the epoch's seed alone.
 
-Covers `engine/data.py`: `EpochBatches` against the loader of torch, resumed epochs, the partial batch, samplers that draw
-from python's generator, and `training_loader` with workers and without views.
+Covers `engine/data.py`: `EpochBatches` against the loader of torch, resumed epochs, the partial batch, samplers that
+draw from python's generator, and `training_loader` with workers and without views.
 """
 
 import random
