@@ -11,8 +11,9 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ INERT_MODULES = ("torch.optim.", "dassl.optim.", "numpy.", "collections.defaultd
 _EPOCH, _STEP = re.compile(r"model\.pth\.tar-\d+"), re.compile(r"step\.pth\.tar-\d+-\d+")
 _PLACE = re.compile(f"{_EPOCH.pattern}|{_STEP.pattern}")
 # What a checkpoint may say of itself, and whether it is of the kind that is read here.
-FACTS = {
+FACTS: Mapping[str, Callable[[Any], bool]] = {
     "epoch": lambda value: isinstance(value, int),
     "sha256": lambda value: isinstance(value, str),
     "backbone": lambda value: (
@@ -65,10 +66,10 @@ PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr", "__builtin__.dict", "__bu
 class _Inert:
     """Stands in for an object that an old checkpoint pickled and nobody needs; takes any arguments and does nothing."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         pass
 
 
@@ -86,14 +87,14 @@ def step_name(epoch: int, step: int) -> str:
     return f"step.pth.tar-{epoch}-{step}"
 
 
-def save_checkpoint(state: dict, path: Path, point: bool) -> None:
+def save_checkpoint(state: Mapping[str, Any], path: Path, point: bool) -> None:
     """Write a checkpoint, then (with `point`) the pointer file that names it for a resume."""
     write_atomically(path, lambda file: torch.save(state, file))
     if point:
         write_atomically(path.with_name(POINTER_NAME), lambda file: file.write(f"{path.name}\n".encode()))
 
 
-def load_checkpoint(path: Path) -> dict:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint or a plain state dict onto the CPU.
 
     Returns:
@@ -146,7 +147,7 @@ def _check_sums(path: Path) -> None:
         raise TornCheckpoint(f"{path} is damaged: the checksum of {wrong!r} in it is another one")
 
 
-def _load_safetensors(path: Path) -> dict:
+def _load_safetensors(path: Path) -> dict[str, Any]:
     """The content of a safetensors file: an export of a run, or a state dict.
 
     Raises:
@@ -174,7 +175,7 @@ def _saved_by_torch(path: Path) -> bool:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _check_facts(content: dict, path: Path) -> None:
+def _check_facts(content: Mapping[str, Any], path: Path) -> None:
     """Raise a ValueError if what a checkpoint says of itself is not of the kind that this program writes."""
     wrong = [name for name, fits in FACTS.items() if content.get(name) is not None and not fits(content[name])]
     if not all(isinstance(name, str) for name in content["state_dict"]):
@@ -202,13 +203,13 @@ def _inert_leftovers(path: Path) -> Iterator[None]:
         torch.serialization.add_safe_globals(admitted)
 
 
-def _stand_in(name: str) -> Callable:
+def _stand_in(name: str) -> Callable[..., object]:
     """A placeholder that goes by a full name; torch looks it up by that."""
     module, _, own = name.rpartition(".")
     if name != "collections.defaultdict":
         return type(own, (_Inert,), {"__module__": module})
 
-    def mapping(*args) -> OrderedDict:
+    def mapping(*args: object) -> OrderedDict[Any, Any]:
         return OrderedDict()  # torch fills this kind only
 
     mapping.__module__, mapping.__name__, mapping.__qualname__ = module, own, own
@@ -234,8 +235,8 @@ def newest_checkpoint(folder: Path, steps: bool = False) -> Iterator[Path]:
 
 def remove_steps(folder: Path, keep: int, written: str = "") -> None:
     """Remove the files saved inside an epoch but for the newest `keep`; `written` is the newest, whatever its step."""
-    files = filter(lambda p: _STEP.fullmatch(p.name), folder.glob("*"))
-    files = sorted(files, key=lambda path: (path.name == written, _progress(path)), reverse=True)
+    files = [path for path in folder.glob("*") if _STEP.fullmatch(path.name)]
+    files.sort(key=lambda path: (path.name == written, _progress(path)), reverse=True)
     for path in files[keep:]:
         path.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ class Clock:
         seconds: Those that are finished, also of starts before a resume.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = {"train": 0.0, "test": 0.0}
         self._began = self._since = time.monotonic()
         self._current = ""

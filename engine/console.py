@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import USAGE_EXIT, printable, sentence
+from dassl_clip.results.escaping import printable
+
+from .errors import USAGE_EXIT, sentence
 
 PIPE_EXIT = 141  # 128 + SIGPIPE, as of any program whose output nobody reads any more
 _BAR = re.compile(r"(?:[\r\n]|\x1b\[A)*")  # how tqdm begins what it writes

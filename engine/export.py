@@ -170,7 +170,7 @@ def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, An
         for name, part in ((name, trainer._models[name]) for name in trainer.get_model_names())
     }
     check_learned(learned, record, "the run's checkpoint")
-    left_out = {}
+    left_out: dict[str, list[str]] = {}
     for name, state in learned.items():
         unread = [key for key in state if key.startswith(tuple(trainer.unread_parts))]
         left_out |= {name: unread} if unread else {}
@@ -219,8 +219,8 @@ def halving_note(trainer: Any, export: Export) -> str:
     paths = sorted((embedded_folder().parent / "icons").rglob("*.png"))
     preprocess = trainer.backbone.preprocess()
     chosen = paths[:: max(1, len(paths) // ICONS)][:ICONS]
-    chosen = [preprocess(Image.open(path, formats=["PNG"]).convert("RGB")) for path in chosen]
-    images = torch.stack(chosen).to(trainer.device)
+    pixels = [preprocess(Image.open(path, formats=["PNG"]).convert("RGB")) for path in chosen]
+    images = torch.stack(pixels).to(trainer.device)
     before = trainer.model_inference(images).float()
     full = {name: {k: v.clone() for k, v in trainer._models[name].state_dict().items()} for name in export.learned}
     try:

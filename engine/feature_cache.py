@@ -17,8 +17,9 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -60,7 +61,7 @@ def text_facts(texts: Sequence[str]) -> dict[str, object]:
     return {"texts": len(texts), "words": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
 
 
-def tower_facts(backbone: dict, precision: str, device: torch.device) -> dict[str, object]:
+def tower_facts(backbone: Mapping[str, Any], precision: str, device: torch.device) -> dict[str, object]:
     """What names the tower: architecture and activation (which weights do not tell), the weights' hash, how it reads
     pixels, and the arithmetic.
 
@@ -69,8 +70,8 @@ def tower_facts(backbone: dict, precision: str, device: torch.device) -> dict[st
         precision: Name of the trainer's precision.
         device: Where the tower runs; its kind counts, its number does not.
     """
-    read = ("architecture", "activation", "weights_hash", "precision", "compiled", "context_length", "open_clip")
-    read += ("image_size", "pixel_mean", "pixel_std", "interpolation", "resize_mode")
+    read = ("architecture", "activation", "weights_hash", "precision", "compiled", "context_length", "open_clip",
+            "image_size", "pixel_mean", "pixel_std", "interpolation", "resize_mode")  # fmt: skip
     arithmetic = {"amp": precision, "device": device.type, "torch": torch.__version__.split("+")[0]}
     return {key: backbone[key] for key in read} | arithmetic | {"torchvision": torchvision.__version__.split("+")[0]}
 
@@ -167,7 +168,7 @@ def rows_of_block(shape: Sequence[int]) -> int:
 def block_sums(array: np.ndarray) -> list[int]:
     """The CRC-32 of each block of rows of an array `[N, ...]`."""
     step = rows_of_block(array.shape)
-    return [zlib.crc32(np.ascontiguousarray(array[start : start + step])) for start in range(0, len(array), step)]
+    return [zlib.crc32(np.ascontiguousarray(array[start : start + step]).data) for start in range(0, len(array), step)]
 
 
 def write_facts(path: Path, facts: dict[str, object], shape: Sequence[int], sums: Sequence[int]) -> None:

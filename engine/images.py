@@ -123,6 +123,6 @@ def inspect_image(path: str) -> tuple[str, str]:
         return f"cannot be decoded: {' '.join(str(error).replace(repr(path), 'it').split())}", ""
     if mode in DEEP_MODES:
         return "", f"has grey values of more than 8 bits ({mode}), which are scaled"
-    if transparent and all(low == high for low, high in rgb.getextrema()):
+    if transparent and rgb.getcolors(maxcolors=1):
         return "", "is of one colour without its transparency, which is not read"
     return "", ""

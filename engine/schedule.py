@@ -6,6 +6,7 @@ schedule has no inner scheduler object: its whole state is the number of finishe
 
 import math
 from bisect import bisect_right
+from typing import Any
 
 from torch.optim import Optimizer
 from yacs.config import CfgNode
@@ -45,8 +46,8 @@ class EpochSchedule:
         cfg, warmup = self.cfg, max(self.cfg.WARMUP_EPOCH, 0)
         if epoch < warmup:
             if cfg.WARMUP_TYPE == "constant":
-                return cfg.WARMUP_CONS_LR
-            return cfg.WARMUP_MIN_LR if epoch == 0 else base * epoch / warmup
+                return float(cfg.WARMUP_CONS_LR)
+            return float(cfg.WARMUP_MIN_LR) if epoch == 0 else base * epoch / warmup
         if cfg.WARMUP_RECOUNT:
             return base * self._factor(epoch - warmup)
         # Without a recount the schedule goes on from epoch W with the rate still at its base.
@@ -58,9 +59,9 @@ class EpochSchedule:
             return (1 + math.cos(math.pi * epoch / cfg.MAX_EPOCH)) / 2
         steps = list(cfg.STEPSIZE)
         if cfg.LR_SCHEDULER == "multi_step":
-            return cfg.GAMMA ** bisect_right(sorted(steps), epoch)
+            return float(cfg.GAMMA ** bisect_right(sorted(steps), epoch))
         step = steps[-1] if steps[-1] > 0 else cfg.MAX_EPOCH
-        return cfg.GAMMA ** (epoch // step)
+        return float(cfg.GAMMA ** (epoch // step))
 
     def step(self) -> None:
         """Go on to the next epoch."""
@@ -75,11 +76,11 @@ class EpochSchedule:
         """The current rate of every parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Plain numbers only, so that a checkpoint loads with `weights_only=True`."""
         return {"epoch": self.epoch, "base_lrs": self.base_lrs}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the live optimizer's groups get the rates of that epoch."""
         self.epoch = int(state["epoch"])
         self.base_lrs = [float(lr) for lr in state["base_lrs"]]

@@ -55,7 +55,7 @@ def words_override(node: CfgNode) -> bool:
 
 def templates_override(node: CfgNode) -> bool:
     """Whether `TEMPLATES` is not the set that is made of the words of `CTX_INIT`."""
-    return node.TEMPLATES != WORDS
+    return bool(node.TEMPLATES != WORDS)
 
 
 def refuse_overridden(cfg: CfgNode, name: str, overridden: Overridden, declare: Callable[[CfgNode], None]) -> None:
