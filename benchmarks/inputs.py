@@ -13,7 +13,8 @@ from PIL import Image
 
 from dassl_clip.cli import train
 from dassl_clip.clip.backbone import FrozenCLIP, load_backbone
-from dassl_clip.engine import config
+from dassl_clip.engine import registry
+from dassl_clip.engine.overrides import resolve_config
 
 ROOT = Path(train.__file__).resolve().parents[1]
 LISTS = ROOT / "datasets" / "lists"
@@ -84,10 +85,10 @@ def build_trainer(name: str, settings: Sequence[object], arguments: Sequence[str
         arguments: Flags of `train.py`.
         device: `cpu`, or `cuda`.
     """
-    train.register()
+    registry.register()
     pairs = [str(word) for word in (*settings, "USE_CUDA", device.startswith("cuda"))]
-    flags, rest = train.parse(["--trainer", name, "--seed", "1", *arguments, *pairs])
+    overrides, _ = train.parse(["--trainer", name, "--seed", "1", *arguments, *pairs])
     import dassl.engine
 
     with contextlib.redirect_stdout(io.StringIO()):
-        return dassl.engine.build_trainer(config.resolve_config(flags, rest))
+        return dassl.engine.build_trainer(resolve_config(overrides))

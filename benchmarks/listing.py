@@ -28,7 +28,8 @@ from inputs import LISTS, ROOT
 from tabulate import tabulate
 
 from dassl_clip.cli import train
-from dassl_clip.engine import config
+from dassl_clip.engine import registry
+from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.results.run_data import data_of
 
 
@@ -45,14 +46,14 @@ def make_tree(root: Path, files: int) -> None:
 
 def load(root: Path, shots: int):
     """The data set, built as a run builds it."""
-    args, pairs = train.parse(
+    overrides, _ = train.parse(
         ["--trainer", "ZeroshotCLIP", "--dataset-config-file", str(ROOT / "configs/datasets/imagenet.yaml"),
          "--root", str(root), "--seed", "1", "DATASET.NUM_SHOTS", str(shots)]
     )  # fmt: skip
     from dassl.data.datasets import build_dataset
 
     with contextlib.redirect_stdout(io.StringIO()):
-        return build_dataset(config.resolve_config(args, pairs))
+        return build_dataset(resolve_config(overrides))
 
 
 def size(dataset) -> int:
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    train.register()
+    registry.register()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_tree(root, args.files)

@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from dassl_clip.engine.config import split_pairs
+from dassl_clip.engine.config import TOP_KEYS
 from dassl_clip.engine.errors import USAGE_EXIT
-from dassl_clip.results.errors import did_you_mean
+from dassl_clip.results.errors import UserError, did_you_mean
+
+_DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,10 +41,52 @@ class Parser(argparse.ArgumentParser):
         return [flag for action in self._actions if action.nargs is None for flag in action.option_strings]
 
 
-def split_command(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def is_key(word: str) -> bool:
+    """Whether a word of the command line is a key of the configuration: `OPTIM.LR`, `SEED`."""
+    return word in TOP_KEYS or _DOTTED_KEY.fullmatch(word) is not None
+
+
+def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate flags from KEY VALUE pairs, wherever the pairs stand.
+
+    A key ends the list of a flag that takes several values, so `--target-domains a b OPTIM.LR 0.1` means what it says.
+
+    Args:
+        words: the command line.
+        single_flags: flags that take exactly one value; that value is never read as a key.
+
+    Returns:
+        The words for the argument parser, and the pairs as a flat list.
+
+    Raises:
+        UserError: a key without a value.
+    """
+    flags: list[str] = []
+    pairs: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            pairs += rest
+            break
+        if word in single_flags:
+            flags += [word, *rest[:1]]
+            del rest[:1]
+        elif is_key(word):
+            if not rest:
+                raise UserError(f"the key {word} has no value: write {word} VALUE")
+            pairs += [word, rest.pop(0)]
+        else:
+            flags.append(word)
+    if len(pairs) % 2:
+        raise UserError(f"KEY VALUE pairs expected, but {' '.join(pairs)} has an odd number of words")
+    return flags, pairs
+
+
+def split_command(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[tuple[str, str], ...]]:
     """Parse a command line whose KEY VALUE pairs may stand anywhere among the flags."""
     words, pairs = split_pairs(argv, parser.single_value_flags())
-    return parser.parse_args(words), pairs
+    return parser.parse_args(words), tuple(zip(pairs[::2], pairs[1::2]))
 
 
 def seeds(text: str) -> tuple[int, ...]:

@@ -94,18 +94,17 @@ def name_choices(parser: argparse.ArgumentParser) -> None:
 
 def vocabulary() -> dict[str, list[str]]:
     """The names of all that can be named: trainers, data sets, tasks, configs, templates, backbones, config keys."""
-    from dassl_clip.cli import train
     from dassl_clip.clip.sources import ICONS, OPENAI_NAMES
     from dassl_clip.clip.templates import template_names
-    from dassl_clip.engine import catalogue, config
-    from dassl_clip.experiments import plan, sweeps
+    from dassl_clip.engine import catalogue, config, registry
+    from dassl_clip.experiments import sweeps, tasks
 
-    train.register()
+    registry.register()
     trainers = catalogue.trainer_names()
     return {
         "trainers": trainers,
         "datasets": catalogue.dataset_names(),
-        "tasks": list(plan.TASKS),
+        "tasks": list(tasks.TASKS),
         "sweeps": sweeps.sweep_names(),
         "configs": sorted({name for trainer in trainers for name in catalogue.config_names(trainer)}),
         "templates": template_names(),

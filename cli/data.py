@@ -23,9 +23,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl_clip import configs
-from dassl_clip.cli.arguments import Parser
+from dassl_clip.cli.arguments import Parser, split_pairs
 from dassl_clip.engine.catalogue import dataset_file
-from dassl_clip.engine.config import decode, merge_file, set_key, split_pairs
+from dassl_clip.engine.config import decode, merge_file, set_key
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.files import write_bytes_atomically

@@ -17,18 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.cli import task, train
 from dassl_clip.cli.arguments import Parser, split_command
-from dassl_clip.engine import catalogue
-from dassl_clip.engine.config import decode, default_config, import_user_code, merge_file, set_key
+from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine.config import decode, default_config, keys_with, merge_file, set_key
 from dassl_clip.engine.errors import guarded
 from dassl_clip.engine.open_run import read_run, run_config, run_folder
-from dassl_clip.experiments import identity, plan, tasks
+from dassl_clip.engine.overrides import Overrides, Pairs
+from dassl_clip.experiments import identity, plan, state, tasks
+from dassl_clip.experiments.run import Job, start
 from dassl_clip.results import records, tables
 
 SUBSETS = ("all", "base", "new")
-# What the run decides of another data set, too.
-KEPT = ("ROOT", "NUM_SHOTS", "SPLIT_SEED", "SUBSAMPLE_CLASSES")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda words: run_eval(*split_command(build_parser(), words)), argv, again)
 
 
-def run_eval(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+def run_eval(args: argparse.Namespace, pairs: Pairs) -> int:
     """Evaluate on each target what is not evaluated yet, and print the table."""
-    train.register()
+    registry.register()
     for name in args.imports:
-        import_user_code(name)
+        registry.import_user_code(name)
     origin = Path(args.run).expanduser()
     with run_folder(origin) as folder:
         record, tree = read_run(folder)
@@ -72,30 +71,29 @@ def run_eval(args: argparse.Namespace, pairs: Sequence[str]) -> int:
             return run_eval(argparse.Namespace(**{**vars(args), "run": record["evaluated_from"]}), pairs)
         runs = evaluations(args, pairs, origin, record, tree)
         for run in runs:
-            state, reason = task.run_state(run)
-            if state in ("complete", "refused"):
-                print(f"skipped, {state}: {run.name} ({run.folder})" + (f": {reason}" if reason else ""))
+            now = state.state_of(run)
+            if now.name in (state.COMPLETE, state.REFUSED):
+                reason = f": {now.reason}" if now.reason else ""
+                print(f"skipped, {now.name}: {run.name} ({run.folder}){reason}")
                 continue
-            task.prepare_folder(run.folder, run.cfg)
-            flags = {"eval_only": True, "no_train": False, "model_dir": str(origin), "load_epoch": args.load_epoch}
+            state.prepare_folder(run.folder, run.config)
             print(f"evaluating: {run.name}; log: {run.folder / 'log.txt'}", flush=True)
             with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the log
-                train.start(run.cfg, argparse.Namespace(**flags))
-    found = [task.run_state(run) for run in runs]
-    shown = [records.read_record(run.folder) for run, (state, _) in zip(runs, found) if state == "complete"]
+                start(run.config, Job(eval_only=True, model_dir=str(origin), load_epoch=args.load_epoch))
+    shown = [records.read_record(run.folder) for run in runs if state.is_complete(run)]
     for group in tables.group_records(record for record in shown if record is not None):
         print(f"\n{tables.method_table(group).render()}")
     return 0 if len(shown) == len(runs) else 1
 
 
 def evaluations(
-    args: argparse.Namespace, pairs: Sequence[str], origin: Path, record: dict[str, Any], tree: dict[str, Any]
+    args: argparse.Namespace, pairs: Pairs, origin: Path, record: dict[str, Any], tree: dict[str, Any]
 ) -> list[plan.Run]:
     """One run for each target.
 
     Args:
         args: the command's arguments.
-        pairs: KEY VALUE pairs, flat.
+        pairs: KEY VALUE pairs.
         origin: the run's folder, or the export.
         record: the run's record.
         tree: the run's configuration.
@@ -115,7 +113,7 @@ def evaluations(
         cfg.DATASET.ROOT = args.data
     if args.classes:
         cfg.DATASET.SUBSAMPLE_CLASSES = args.classes
-    for key, value in plan.by_two(pairs):
+    for key, value in pairs:
         set_key(cfg, key, decode(value), "the command line")
     cfg.RUN.TASK, cfg.RUN.SOURCE = records.EVALUATION, trained
     domains = tasks.dataset_domains(cfg)
@@ -134,7 +132,7 @@ def evaluations(
             asked.DATASET.TARGET_DOMAINS = (target,)
         if foreign:
             asked.DATASET.SOURCE_DOMAINS = asked.DATASET.TARGET_DOMAINS if domains else ()
-            asked.DATASET.PROTOCOL = "all-images" if domains or not _publishes_test(asked) else "dassl"
+            asked.DATASET.PROTOCOL = "all-images" if domains or not tasks.publishes_test(asked) else "dassl"
         subset = asked.DATASET.SUBSAMPLE_CLASSES
         column = "-".join(filter(None, (target, subset if subset != "all" or not target else "")))
         below = ("eval", stem, record["method"], f"{record['config'] or 'run'}-of-{short}", f"shots{record['shots']}")
@@ -142,7 +140,7 @@ def evaluations(
         asked.OUTPUT_DIR = str(folder)
         asked.freeze()
         row = tables.Row(record["method"], record["config"])
-        runs.append(plan.Run(folder, (), asked, row, records.EVALUATION, column, record["seed"]))
+        runs.append(plan.Run(folder, Overrides(), asked, row, records.EVALUATION, column, record["seed"]))
     return runs
 
 
@@ -153,16 +151,10 @@ def other_dataset(cfg: Any, name: str) -> None:
         UserError: there is no such data set, or its file has a key that does not exist.
     """
     node = default_config().DATASET
-    for key in KEPT:
+    for key in (key.removeprefix("DATASET.") for key in keys_with("of_run")):
         node[key] = cfg.DATASET[key]
     cfg.DATASET = node
     merge_file(cfg, str(catalogue.dataset_file(name)))
-
-
-def _publishes_test(cfg: Any) -> bool:
-    from dassl.data.datasets import DATASET_REGISTRY
-
-    return bool(getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "publishes_test", True))
 
 
 def _same_images(cfg: Any, record: dict[str, Any]) -> bool:

@@ -123,10 +123,10 @@ def _encode(place: Path, record: dict[str, Any], split: str, data: str) -> Image
 def changes_features(method: str) -> bool:
     """Whether what a method compares is made of the tower's features by something that it learned."""
     from dassl.engine import TRAINER_REGISTRY
-    from dassl_clip.cli import train
+    from dassl_clip.engine import registry
     from dassl_clip.engine.trainer import CLIPTrainer
 
-    train.register()
+    registry.register()
     if method not in TRAINER_REGISTRY.registered_names():
         return True
     return getattr(TRAINER_REGISTRY.get(method), "content", None) is not CLIPTrainer.content

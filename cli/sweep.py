@@ -1,8 +1,6 @@
 """Runs of a whole table, wherever they go: `dassl-clip sweep clap-zeroshot --data /data`.
 
-State is on the disk: a run is complete when its record is there, running while its lock is held, failed when its last
-try left `failed.txt`, and otherwise missing. The same command goes on from wherever it was stopped; failed runs are
-tried again with `--retry`.
+The same command resumes from wherever it was stopped; failed runs are tried again with `--retry`.
 """
 
 from __future__ import annotations
@@ -11,18 +9,15 @@ import argparse
 import os
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_clip.cli import task, train
+from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import GOES_ON, guarded
-from dassl_clip.engine.ranges import make_folder
-from dassl_clip.experiments import launchers as pool
-from dassl_clip.experiments import locks, plan, slurm
-from dassl_clip.experiments import sweeps as sheet
-from dassl_clip.results import records
+from dassl_clip.engine.overrides import Pairs
+from dassl_clip.experiments import launchers, plan, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -36,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s NAME_OR_FILE [options] [KEY VALUE ...]",
         epilog="example: dassl-clip sweep clap-zeroshot --data /path/to/data --dry-run",
     )
-    parser.add_argument("name", metavar="NAME_OR_FILE", help=f"{', '.join(sheet.sweep_names())}, or a yaml file")
+    parser.add_argument("name", metavar="NAME_OR_FILE", help=f"{', '.join(sweeps.sweep_names())}, or a yaml file")
     parser.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
     parser.add_argument("--rows", nargs="+", default=(), metavar="LABEL", help="only these rows of the table")
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")
@@ -56,30 +51,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sweep; 1 if runs failed or are missing afterwards, 2 with one sentence for a user's error."""
+    """Run the sweep; 1 if runs failed or are missing afterwards, 2 with one line for a user's error."""
     return guarded(lambda words: run_sweep(*split_command(build_parser(), words)), argv, GOES_ON)
 
 
-def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+def run_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     """Expand, show states, run what is missing."""
-    train.register()
-    if (args.gpus and args.launcher != "gpus") or (args.slurm and args.launcher != "slurm"):
-        name = "gpus" if args.gpus and args.launcher != "gpus" else "slurm"
-        raise UserError(f"--{name} goes with --launcher {name}, and this is --launcher {args.launcher}")
-    sweep = sheet.read_sweep(args.name)
-    entries = sheet.expand(sweep, sheet_request(args), pairs, args.rows)
-    runs = list({run.folder: run for run in (entry.run for entry in entries)}.values())
-    states = {run.folder: state_of(run) for run in runs}
-    print(f"{sweep.title}: {len(runs)} runs: {count_states(states)}")
+    for flag, launcher in (("gpus", "gpus"), ("slurm", "slurm")):
+        if getattr(args, flag) and args.launcher != launcher:
+            raise UserError(f"--{flag} goes with --launcher {launcher}, and this is --launcher {args.launcher}")
+    sweep = sweeps.read_sweep(args.name)
+    runs = sweeps.runs_of(sweeps.expand(sweep, sweep_request(args), pairs, args.rows))
+    states = {run.folder: state.state_of(run) for run in runs}
+    print(f"{sweep.title}: {len(runs)} runs: {state.count_states(states.values())}")
     for run in runs:
-        state, lines = states[run.folder]
-        if state in ("failed", "refused"):
-            print(f"{state}: {run_id(run)} {run.name}: {run.folder}" + "".join(f"\n    {line}" for line in lines))
-    wanted = ("missing", "failed") if args.retry else ("missing",)
-    todo = [run for run in runs if states[run.folder][0] in wanted]
+        now = states[run.folder]
+        if now.name in (state.FAILED, state.REFUSED):
+            lines = now.lines or (now.reason,)
+            print("\n    ".join([f"{now.name}: {state.run_id(run)} {run.name}: {run.folder}", *lines]))
+    wanted = (*state.UNFINISHED, state.FAILED) if args.retry else state.UNFINISHED
+    todo = [run for run in runs if states[run.folder].name in wanted]
     if args.status:
         for run in runs:
-            print(f"{states[run.folder][0]:<9} {run_id(run)} {run.name}")
+            print(f"{states[run.folder].name:<9} {state.run_id(run)} {run.name}")
         return 0
     if args.dry_run:
         for run in todo:
@@ -87,27 +81,14 @@ def run_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
         return 0
     if todo:
         make_folder(Path(args.out), "--out")
-    if args.launcher == "slurm":
-        with slurm.launcher(slurm.parameters(args.slurm), Path(args.out), args.jobs, len(todo)) as submit:
-            run_all(runs, todo, submit)
-    elif todo:
-        jobs, gpus = _places(args)
-        run_all(runs, todo, lambda some: task.run_missing(some, jobs, gpus))
-    after = {run.folder: state_of(run) for run in runs}
-    print(f"{sweep.title}: {count_states(after)}; the table: {table_command(args, pairs)}")
-    return 0 if all(state == "complete" for state, _ in after.values()) else 1
+    if todo or args.launcher == "slurm":
+        launchers.run_in_order(runs, todo, launcher_of(args))
+    after = [state.state_of(run) for run in runs]
+    print(f"{sweep.title}: {state.count_states(after)}; the table: {table_command(args, pairs)}")
+    return 0 if all(now.name == state.COMPLETE for now in after) else 1
 
 
-def run_all(
-    runs: Sequence[plan.Run], todo: Sequence[plan.Run], work: Callable[[list[plan.Run]], list[pool.Outcome]]
-) -> None:
-    """Run what is to do, then what was made of a run that has learned something else now."""
-    task.run_stages(todo, work)
-    if outdated := task.outdated_runs(runs, todo):
-        task.run_stages(outdated, work)
-
-
-def sheet_request(args: argparse.Namespace) -> plan.Request:
+def sweep_request(args: argparse.Namespace) -> plan.Request:
     """The request in the arguments of `sweep` and `table`; the data sets are the sweep's."""
     return plan.Request(
         dataset="",
@@ -120,7 +101,7 @@ def sheet_request(args: argparse.Namespace) -> plan.Request:
     )
 
 
-def table_command(args: argparse.Namespace, pairs: Sequence[str]) -> str:
+def table_command(args: argparse.Namespace, pairs: Pairs) -> str:
     """The command that shows the runs of a sweep, with what decides which runs they are."""
     words = ["dassl-clip", "table", args.name]
     words += ["--out", args.out] if args.out != "output" else []
@@ -129,22 +110,25 @@ def table_command(args: argparse.Namespace, pairs: Sequence[str]) -> str:
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     words += ["--rows", *args.rows] if args.rows else []
     words += [word for name in args.imports for word in ("--import", name)]
-    return shlex.join([*words, *pairs])
+    return shlex.join([*words, *(word for pair in pairs for word in pair)])
 
 
-def _places(args: argparse.Namespace) -> tuple[int | None, int | None]:
-    """How many runs go on at a time, and on how many GPUs; None for what the machine suggests."""
-    if args.launcher != "gpus":
-        return args.jobs, None
+def launcher_of(args: argparse.Namespace) -> launchers.Launcher:
+    """What makes the runs: this machine, its GPUs, or a cluster."""
+    if args.launcher == "slurm":
+        return slurm.launcher(slurm.parameters(args.slurm), Path(args.out), args.jobs)
+    if args.launcher == "local":
+        return lambda runs: launchers.run_locally(runs, args.jobs)
     if args.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(args.gpus)
-    gpus = pool.count_gpus()
+    gpus = launchers.count_gpus()
     if args.gpus and gpus != len(args.gpus):
         names = ",".join(args.gpus)
         print(f"caution: of --gpus {names} torch can use {gpus}; what has none works on the CPU", file=sys.stderr)
     if not gpus and not args.gpus:
         raise UserError("--launcher gpus: this machine has no usable GPU; take --launcher local")
-    return args.jobs or len(args.gpus) or gpus, len(args.gpus) or gpus
+    count = len(args.gpus) or gpus
+    return lambda runs: launchers.run_locally(runs, args.jobs or count, count)
 
 
 def devices(text: str) -> list[str]:
@@ -153,28 +137,3 @@ def devices(text: str) -> list[str]:
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"'{text}' should be numbers or identifiers of GPUs, each once: 0,1,2")
     return names
-
-
-def run_id(run: plan.Run) -> str:
-    """The stable id of a run: the first digits of the hash of its configuration."""
-    return records.config_hash(run.cfg)[:12]
-
-
-def state_of(run: plan.Run) -> tuple[str, list[str]]:
-    """`complete`, `running`, `failed` (with its last lines), `refused` (with the reason) or `missing`."""
-    state, reason = task.run_state(run)
-    if state in ("complete", "refused"):
-        return state, [reason] if reason else []
-    if locks.is_locked(run.folder):
-        return "running", []
-    failure = run.folder / task.FAILURE_NAME
-    if failure.is_file():
-        return "failed", failure.read_text(encoding="utf-8").splitlines()
-    return "missing", []
-
-
-def count_states(states: dict[Path, tuple[str, list[str]]]) -> str:
-    """`12 complete, 3 missing`."""
-    counts = Counter(state for state, _ in states.values())
-    order = ("complete", "running", "failed", "refused", "missing")
-    return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])

@@ -1,7 +1,7 @@
 """Tables from the records alone: of a sweep beside what was published, or of all that lies below some folders.
 
 `dassl-clip table clap-zeroshot` prints ours, published and difference, and the command that fills each missing cell;
-`dassl-clip table output/fewshot --reference ZeroshotCLIP` prints methods by target domains.
+`dassl-clip table output/fewshot --reference METHOD` prints methods by target domains.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_clip.cli import sweep, task, train
+from dassl_clip.cli import sweep, task
 from dassl_clip.cli.arguments import Parser, split_command
 from dassl_clip.engine.errors import guarded
-from dassl_clip.experiments import sweeps as sheet
+from dassl_clip.engine.overrides import Pairs
+from dassl_clip.experiments import state, sweeps
+from dassl_clip.experiments import tables as run_tables
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError, did_you_mean
@@ -28,10 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dassl-clip table",
         description="Tables from the records alone: mean and sample standard deviation over seeds, beside what was "
         "published where NAME is a sweep.",
-        epilog="examples: dassl-clip table clap-zeroshot; dassl-clip table output --reference ZeroshotCLIP",
+        epilog="examples: dassl-clip table clap-zeroshot; dassl-clip table output --reference METHOD",
     )
     parser.add_argument("what", nargs="+", metavar="NAME_OR_FOLDER",
-                        help=f"a sweep ({', '.join(sheet.sweep_names())}, or a yaml file), or run folders, or any "
+                        help=f"a sweep ({', '.join(sweeps.sweep_names())}, or a yaml file), or run folders, or any "
                         "folders above them")  # fmt: skip
     parser.add_argument("--format", choices=tables.FORMATS, default="text", help="default: text")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these rows, in this order")
@@ -52,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda words: run(*split_command(build_parser(), words)), argv)
 
 
-def run(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Print the tables that the arguments ask for."""
     if is_sweep(args.what):
         return print_sweep(args, pairs)
     if args.check:
-        raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sheet.sweep_names())}")
+        raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sweeps.sweep_names())}")
     print("\n\n".join(table.render(args.format) for table in make_tables(args)))
     return 0
 
@@ -68,38 +70,37 @@ def is_sweep(words: Sequence[str]) -> bool:
     return len(words) == 1 and not Path(name).is_dir() and ("/" not in name or name.endswith((".yaml", ".yml")))
 
 
-def print_sweep(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     """The table of a sweep; with `--check`, `OUTSIDE_EXIT` if a cell is outside its tolerance."""
-    train.register()
-    asked = sheet.read_sweep(args.what[0])
-    entries = sheet.expand(asked, sweep.sheet_request(args), pairs, args.rows)
+    named = sweeps.read_sweep(args.what[0])
+    entries = sweeps.expand(named, sweep.sweep_request(args), pairs, args.rows)
     if args.dry_run:
-        for run in {entry.run.folder: entry.run for entry in entries}.values():
-            print(f"{sweep.state_of(run)[0]}: {run.command}")
+        for run in sweeps.runs_of(entries):
+            print(f"{state.state_of(run).name}: {run.command}")
         return 0
-    if not asked.published:
+    if not named.published:
         if args.check:
-            raise UserError(f"--check: the sweep {asked.name} has no published table to check against")
-        made = sheet.method_tables(asked, entries)
+            raise UserError(f"--check: the sweep {named.name} has no published table to check against")
+        made = run_tables.method_tables(named, entries)
         if not made:
-            raise UserError(f"no run of {asked.name} is finished in {args.out}: dassl-clip sweep {args.what[0]}")
+            raise UserError(f"no run of {named.name} is finished in {args.out}: dassl-clip sweep {args.what[0]}")
         print("\n\n".join(table.render(args.format) for table in made))
         return 0
     if args.targets:
-        raise UserError(f"--targets: {asked.name} stands beside means over all targets; leave it out")
-    made = sheet.make_sheet(asked, entries)
-    print(made.render(args.format))
-    return check_sheet(made, args.what[0]) if args.check else 0
+        raise UserError(f"--targets: {named.name} stands beside means over all targets; leave it out")
+    sheet = run_tables.make_sheet(named, entries)
+    print(sheet.render(args.format))
+    return check_sheet(sheet, args.what[0]) if args.check else 0
 
 
-def check_sheet(made: sheets.Sheet, name: str) -> int:
+def check_sheet(sheet: sheets.Sheet, name: str) -> int:
     """Tell which cells are outside their tolerance, and how many were checked; returns the exit code.
 
     Raises:
         UserError: no cell could be checked.
     """
-    checked, published = made.checked()
-    outside = made.outside()
+    checked, published = sheet.checked()
+    outside = sheet.outside()
     for line in outside:
         print(f"outside: {line}", file=sys.stderr)
     if not checked:

@@ -6,6 +6,7 @@ path to a yaml file is accepted wherever a name is.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -22,10 +23,21 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower()
 
 
+def same_name(one: str, other: str) -> bool:
+    """Whether two names agree but for case, blanks, dashes and underscores."""
+    return _plain(one) == _plain(other)
+
+
+def shown(path: Path) -> str:
+    """A path relative to the working directory where it lies below it, otherwise absolute."""
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
 def _pick(name: str, folder: Path, what: str) -> Path:
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     for stem, path in files.items():
-        if _plain(stem) == _plain(name):
+        if same_name(stem, name):
             return path
     there = f"Known: {', '.join(files)}" if files else f"{folder} holds none"
     raise UserError(
@@ -93,7 +105,7 @@ def match_trainer(name: str, known: list[str]) -> str:
         UserError: no such trainer.
     """
     for trainer in known:
-        if _plain(trainer) == _plain(name):
+        if same_name(trainer, name):
             return trainer
     raise UserError(f"there is no method '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
 
@@ -107,8 +119,8 @@ def existing_file(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    beside = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    alike = [file for file in sorted(_ROOT.rglob("*.yaml")) if _plain(file.stem) == _plain(path.stem)]
+    beside = sorted(item.name for item in path.parent.glob("[!.]*.y*ml")) if path.parent.is_dir() else []
+    alike = [file for file in sorted(_ROOT.rglob("*.yaml")) if same_name(file.stem, path.stem)]
     own = f"; of that name: {', '.join(str(file.relative_to(_ROOT)) for file in alike)}" if alike else ""
     known = f" {path.parent} holds: {', '.join(beside)}." if beside else ""
     if kind_of(path) != "nothing":

@@ -10,11 +10,12 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_clip.clip.weights import hash_state
-from dassl_clip.results import records, run_data
+from dassl_clip.results import run_data
 from dassl_clip.results.errors import UserError, listed
 
 from . import checkpoint_files as files
 from . import distributed
+from .fingerprint import identity, identity_differences, named_files
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +135,9 @@ class Checkpoints:
                 "trainer": self.run.trainer,
                 "backbone": self.run.backbone,
                 "classnames": self.run.classnames,
-                "identity": records.identity(self.run.config),
+                "identity": identity(self.run.config),
                 "data": self.run.data().fingerprint,
-                "files": records.named_files(self.run.config),
+                "files": named_files(self.run.config),
                 **self.progress(),
                 **facts,
             }
@@ -273,10 +274,10 @@ class Checkpoints:
         if "identity" not in state:
             logger.warning("%s does not say which configuration and images it is of: data not recorded", path)
             return ""
-        theirs, ours = state["identity"], records.identity(self.run.config)
+        theirs, ours = state["identity"], identity(self.run.config)
         if state.get("epoch", 0) < ours["OPTIM.MAX_EPOCH"]:  # Dassl's way to train on, or to end earlier
             theirs = theirs | {"OPTIM.MAX_EPOCH": ours["OPTIM.MAX_EPOCH"]}
-        changed, named = records.identity_differences(theirs, ours), records.named_files(self.run.config)
+        changed, named = identity_differences(theirs, ours), named_files(self.run.config)
         changed += [f"{key}: another content of its file" for key in named if state["files"].get(key) != named[key]]
         if changed:
             return f"{path} is of another configuration ({'; '.join(changed[:8])})"

@@ -1,222 +1,174 @@
-"""From words on the command line to one frozen yacs tree.
+"""The configuration: one table of the keys that all runs share, and how a value gets into the yacs tree.
 
-Precedence, low to high: the toolbox's defaults, the keys that our data sets and trainers add, the data set's file, the
-trainer's file, flags, KEY VALUE pairs. Every refusal names the key, where it came from, and what would be accepted.
+Dassl, the data sets and the trainers declare most keys. `KEYS` holds what the program itself knows of a key: its own
+defaults, the values that are possible, and what the key means for a run's identity. Every other list of keys is read
+from it. Every refusal names the key, where it came from, and what would be accepted.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
-import contextlib
-import hashlib
-import importlib
-import importlib.util
+import functools
+import math
+import os
 import re
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
-from dassl_clip.results.files import no_file
-from dassl_clip.results.records import identity, task_of
+from dassl_clip.results.protocols import flatten_config
 
+from . import registry
 from .catalogue import existing_file
-from .paths import add_folder
-from .ranges import check_ranges
 
-_DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
-_PLAIN_KEYS = ("OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "VERSION")
-# Keys that a run's folder or record names apart from its configuration.
-_NAMED_APART = frozenset(
-    {
-        *("TRAINER.NAME", "SEED", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES"),
-        *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
-        "DATASET.PROTOCOL",
-    }
-)
-_NAMED_APART_ENDS = (".EVALUATE", ".FROM")
-_LISTS_OF_NAMES = ("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS")  # a name may be a number
-_TEXT_OR_TEXTS = ".TEMPLATES"  # the name of a set of templates, or the templates themselves
-_LONGEST_CHANGES = 120
-AUTO = "auto"  # of --resume: the folder of the run itself
-_IMPORTED: dict[str, Any] = {}
-# flag of the command line -> key of the configuration
-FLAG_KEYS = {
-    "root": "DATASET.ROOT",
-    "output_dir": "OUTPUT_DIR",
-    "resume": "RESUME",
-    "seed": "SEED",
-    "source_domains": "DATASET.SOURCE_DOMAINS",
-    "target_domains": "DATASET.TARGET_DOMAINS",
-    "transforms": "INPUT.TRANSFORMS",
-    "trainer": "TRAINER.NAME",
-    "backbone": "MODEL.BACKBONE.NAME",
-    "head": "MODEL.HEAD.NAME",
-    "task": "RUN.TASK",
+
+@dataclass(frozen=True)
+class Key:
+    """What the program knows of a key, or of all keys of a group.
+
+    Attributes:
+        default: its default; None where Dassl, a data set or a trainer declares the key.
+        least: least value.
+        most: largest value.
+        values: the values that are possible; empty: any.
+        flag: flag of `train.py` that sets it, without dashes.
+        computes: it decides what a run computes, and so is part of the run's identity.
+        in_name: folder and record of a run name it apart, so the name of its configuration does not.
+        by_task: a task sets it itself.
+        same_images: two runs that differ in it do not test the same images under the same labels.
+        of_machine: where things lie and what they run on: of the run that opens a finished one, not of that one.
+        of_run: what a run learned is tested with the run's own value, on another data set too.
+        comparable: the method that others are compared with follows them in it.
+        epoch_loop: read by the epoch loop alone.
+        of_model: the frozen model has a value of its own.
+        names: a list of names, which may look like numbers.
+        texts: a text, or a list of texts.
+        run_folder: names a run's folder, wherever the folder above all runs lies.
+        bytes_count: names a folder of which every file counts, with its content.
+        sizes_count: names a folder of which every file counts, with its size.
+    """
+
+    default: Any = None
+    least: float | None = None
+    most: float | None = None
+    values: tuple[str, ...] = ()
+    flag: str = ""
+    computes: bool = True
+    in_name: bool = False
+    by_task: bool = False
+    same_images: bool = False
+    of_machine: bool = False
+    of_run: bool = False
+    comparable: bool = False
+    epoch_loop: bool = False
+    of_model: bool = False
+    names: bool = False
+    texts: bool = False
+    run_folder: bool = False
+    bytes_count: bool = False
+    sizes_count: bool = False
+
+
+_LARGEST_SEED = 2**32 - 1  # of numpy's generator
+# A row without a last part stands for all keys of that group; `*` stands for any trainer, or for the rest of a name.
+KEYS: dict[str, Key] = {
+    "VERSION": Key(),
+    "VERBOSE": Key(computes=False),
+    "OUTPUT_DIR": Key(flag="output-dir", computes=False, of_machine=True, by_task=True),
+    "RESUME": Key(flag="resume", computes=False, of_machine=True),
+    "SEED": Key(flag="seed", most=_LARGEST_SEED, in_name=True, by_task=True),
+    "USE_CUDA": Key(computes=False, of_machine=True, comparable=True),
+    "RUN": Key(computes=False, of_machine=True),
+    "RUN.TASK": Key("", flag="task"),
+    "RUN.CONFIG": Key(""),  # the name of the trainer's file, with `+KEY=VALUE` for what was changed
+    "RUN.SOURCE": Key(""),  # the data set that an evaluated run was trained on
+    "RUN.DETERMINISTIC": Key(False, flag="deterministic"),
+    "RUN.LOGGERS": Key(()),  # services that a run logs to
+    "DATASET": Key(comparable=True),
+    "DATASET.NAME": Key(in_name=True, by_task=True, same_images=True),
+    "DATASET.ROOT": Key(flag="root", computes=False, of_machine=True, of_run=True),
+    "DATASET.SOURCE_DOMAINS": Key(flag="source-domains", in_name=True, by_task=True, names=True),
+    "DATASET.TARGET_DOMAINS": Key(flag="target-domains", in_name=True, by_task=True, names=True, same_images=True),
+    "DATASET.NUM_SHOTS": Key(in_name=True, of_run=True),
+    "DATASET.SUBSAMPLE_CLASSES": Key(in_name=True, same_images=True, of_run=True),
+    "DATASET.PROTOCOL": Key(in_name=True, same_images=True),
+    "DATASET.SPLIT_SEED": Key(most=_LARGEST_SEED, same_images=True, of_run=True),
+    "DATASET.TASKS": Key(computes=False),
+    "INPUT": Key(comparable=True),
+    "INPUT.TRANSFORMS": Key(flag="transforms"),
+    "INPUT.SIZE": Key(of_model=True),
+    "INPUT.INTERPOLATION": Key(of_model=True),
+    "INPUT.PIXEL_MEAN": Key(of_model=True),
+    "INPUT.PIXEL_STD": Key(of_model=True),
+    "MODEL.BACKBONE": Key(of_machine=True, comparable=True),  # the same model, wherever its files lie now
+    "MODEL.BACKBONE.NAME": Key(flag="backbone"),
+    "MODEL.BACKBONE.WEIGHTS": Key(""),
+    "MODEL.BACKBONE.TOKENIZER": Key("", bytes_count=True),  # a Hugging Face tokenizer, for towers that need one
+    "MODEL.BACKBONE.COMPILE": Key(False),  # torch.compile of the frozen image tower
+    "MODEL.HEAD.NAME": Key(flag="head"),
+    "OPTIM": Key(epoch_loop=True),
+    "OPTIM.LR": Key(least=0.0),
+    "OPTIM.MAX_EPOCH": Key(least=0),
+    "OPTIM.WEIGHT_DECAY": Key(least=0.0),
+    "DATALOADER.NUM_WORKERS": Key(least=0, computes=False, of_machine=True, comparable=True),
+    "DATALOADER.ON_BAD_IMAGE": Key("error", computes=False),  # or skip: leave out, and list, what cannot be decoded
+    "DATALOADER.TRAIN_X.BATCH_SIZE": Key(least=1, epoch_loop=True),
+    "DATALOADER.TEST": Key(of_machine=True),
+    "DATALOADER.TEST.BATCH_SIZE": Key(least=1),
+    "TEST.SPLIT": Key(values=("test", "val"), comparable=True),
+    "TRAIN.PRINT_FREQ": Key(least=1, computes=False),
+    "TRAIN.CHECKPOINT_FREQ": Key(least=0, computes=False, epoch_loop=True),
+    "TRAIN.CHECKPOINT_STEPS": Key(0, computes=False, epoch_loop=True),  # also save every so many steps of an epoch
+    "TRAINER.NAME": Key(flag="trainer", in_name=True, by_task=True),
+    "TRAINER.*.PREC": Key(comparable=True),
+    "TRAINER.*.TEMPLATES": Key(comparable=True, texts=True),
+    "TRAINER.*.CTX_INIT": Key(comparable=True),
+    "TRAINER.*.TASKS": Key(computes=False),
+    "TRAINER.*.FROM": Key(in_name=True, run_folder=True),
+    "TRAINER.*.IMAGE_FOLDER": Key(sizes_count=True),
+    "TRAINER.*.EVALUATE": Key(in_name=True),
+    "TRAINER.*.NC_*": Key(comparable=True),
+    "TRAINER.*.PROBE_*": Key(comparable=True),
+    "TRAINER.*.ATTACK*": Key(comparable=True),
 }
+TOP_KEYS = tuple(key for key in KEYS if "." not in key and not any(other.startswith(f"{key}.") for other in KEYS))
+FLAGS = {key: f"--{row.flag}" for key, row in KEYS.items() if row.flag}
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_LARGEST = 2**63 - 1  # of any whole number: torch's own
 
 
-def is_key(word: str) -> bool:
-    """Whether a word of the command line is a key of the configuration: `OPTIM.LR`, `SEED`."""
-    return word in _PLAIN_KEYS or _DOTTED_KEY.fullmatch(word) is not None
+def keys_with(fact: str) -> tuple[str, ...]:
+    """The rows of `KEYS`, keys and groups, in which a fact is not as usual: `keys_with("epoch_loop")`."""
+    usual = next(field.default for field in fields(Key) if field.name == fact)
+    return tuple(key for key, row in KEYS.items() if getattr(row, fact) != usual)
 
 
-def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate flags from KEY VALUE pairs, wherever the pairs stand.
-
-    A key ends the list of a flag that takes several values, so `--target-domains a b OPTIM.LR 0.1` means what it says.
-
-    Args:
-        words: the command line.
-        single_flags: flags that take exactly one value; that value is never read as a key.
-
-    Returns:
-        The words for the argument parser, and the pairs as a flat list.
-
-    Raises:
-        UserError: a key without a value.
-    """
-    flags: list[str] = []
-    pairs: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            pairs += rest
-            break
-        if word in single_flags:
-            flags += [word, *rest[:1]]
-            del rest[:1]
-        elif is_key(word):
-            if not rest:
-                raise UserError(f"the key {word} has no value: write {word} VALUE")
-            pairs += [word, rest.pop(0)]
-        else:
-            flags.append(word)
-    if len(pairs) % 2:
-        raise UserError(f"KEY VALUE pairs expected, but {' '.join(pairs)} has an odd number of words")
-    return flags, pairs
+@functools.cache
+def _pattern(fact: str) -> re.Pattern[str]:
+    rows = (re.escape(key).replace(r"\*", r"[^.]*") for key in keys_with(fact))
+    return re.compile(rf"(?:{'|'.join(rows)})(?:\..*)?")
 
 
-def import_user_code(name: str) -> None:
-    """Import, once, a module or a .py file that registers trainers or data sets when imported.
-
-    If it has a function `extend_cfg(cfg)`, as the train.py of Dassl's plugins does, that adds its keys from then on.
-
-    Raises:
-        UserError: there is no such file or module.
-    """
-    path = Path(name).expanduser()
-    is_file = name.endswith(".py") or path.is_file()
-    key = str(path.resolve()) if is_file else name
-    if key not in _IMPORTED:
-        _IMPORTED[key] = _import_file(path.resolve()) if is_file else _import_module(name)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"--import: {no_file(path)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    undo = add_folder(path.parent)  # for the modules beside it
-    try:
-        with _failing(str(path)):
-            spec.loader.exec_module(module)
-    finally:
-        undo()
-    return module
-
-
-def _import_module(name: str) -> Any:
-    if str(Path.cwd()) not in sys.path:
-        add_folder(Path.cwd())
-    with _failing(name):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or (name != error.name and not name.startswith(f"{error.name}.")):
-                raise
-            raise UserError(
-                f"--import: there is no module '{name}' (looked in {Path.cwd()} and the installed packages); "
-                "give a module name or a .py file"
-            ) from error
-
-
-@contextlib.contextmanager
-def _failing(name: str) -> Iterator[None]:
-    """Within this context an error of a user's file names its place there."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-        file = (error.filename if isinstance(error, SyntaxError) else frames[-1].filename) or name
-        raise UserError(
-            f"--import: {name} cannot be imported: {type(error).__name__}: {error} (line {line} of {file}); --debug "
-            "shows the traceback"
-        ) from error
+def is_a(key: str, fact: str) -> bool:
+    """Whether a fact holds for a key, by its own row or by that of its group: `is_a("OPTIM.LR", "epoch_loop")`."""
+    return _pattern(fact).fullmatch(key) is not None
 
 
 def default_config() -> Any:
-    """The toolbox's defaults with the keys of our data sets, of every registered trainer, and of the command line."""
+    """The toolbox's defaults with the keys of the program, of our data sets, and of every registered trainer."""
     from yacs.config import CfgNode
 
     from dassl.config import get_cfg_default
-    from dassl_clip import datasets, trainers
 
     cfg = get_cfg_default()
-    cfg.RUN = CfgNode({"TASK": "", "CONFIG": "", "SOURCE": "", "DETERMINISTIC": False})
-    datasets.add_config(cfg)
-    trainers.add_config(cfg)
-    for module in _IMPORTED.values():
-        if hasattr(module, "extend_cfg"):
-            module.extend_cfg(cfg)
-    return cfg
-
-
-def resolve_config(args: argparse.Namespace, pairs: Sequence[str]) -> Any:
-    """The frozen configuration that a command line of `train.py` asks for.
-
-    Args:
-        args: flags as parsed by `commands.train`; a flag that was not given is None.
-        pairs: KEY VALUE pairs, flat.
-
-    Raises:
-        UserError: a file, key, value, trainer or data set that does not exist or does not fit.
-    """
-    from dassl.config import clean_cfg
-
-    for name in args.imports or ():
-        import_user_code(name)
-    cfg = default_config()
-    for file in (args.dataset_config_file, args.config_file):
-        if file:
-            merge_file(cfg, file)
-    plain = cfg.clone()
-    if args.deterministic:
-        cfg.RUN.DETERMINISTIC = True
-    if args.resume == AUTO:
-        args.resume = None
-    for flag, key in FLAG_KEYS.items():
-        value = getattr(args, flag)
-        if value is not None:
-            set_key(cfg, key, tuple(value) if isinstance(value, list) else value, f"--{flag.replace('_', '-')}")
-    for key, text in zip(pairs[::2], pairs[1::2]):
-        set_key(cfg, key, decode(text), "the command line")
-    _check_registered(cfg)
-    check_ranges(cfg)
-    plain.TRAINER.NAME = cfg.TRAINER.NAME
-    cfg.RUN.CONFIG = cfg.RUN.CONFIG or (Path(args.config_file).stem if args.config_file else "") + changes(plain, cfg)
-    cfg.RUN.TASK = cfg.RUN.TASK or task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
-    clean_cfg(cfg, cfg.TRAINER.NAME)
-    cfg.freeze()
+    cfg.RUN = CfgNode()
+    for key, row in KEYS.items():
+        if row.default is not None:
+            *parents, name = key.split(".")
+            functools.reduce(lambda node, part: node[part], parents, cfg).setdefault(name, row.default)
+    registry.declare_keys(cfg)
     return cfg
 
 
@@ -307,7 +259,7 @@ def decode(text: Any) -> Any:
 
 def coerce(value: Any, present: Any, key: str, origin: str) -> Any:
     """A value as the type of the one it replaces, where no information is lost."""
-    if key in _LISTS_OF_NAMES:
+    if is_a(key, "names"):
         names = value if isinstance(value, (tuple, list)) else [] if value is None else [value]
         odd = next((name for name in names if isinstance(name, bool) or not isinstance(name, (str, int, float))), None)
         if odd is not None:
@@ -317,9 +269,9 @@ def coerce(value: Any, present: Any, key: str, origin: str) -> Any:
         return type(present)(map(str, names))
     if present is None or type(value) is type(present) or (value is None and not isinstance(present, (int, float))):
         return value
-    if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
+    if is_a(key, "texts") and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
         return list(value)
-    if key.endswith(_TEXT_OR_TEXTS) and isinstance(value, str):
+    if is_a(key, "texts") and isinstance(value, str):
         return value
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -335,43 +287,46 @@ def coerce(value: Any, present: Any, key: str, origin: str) -> Any:
     raise UserError(f"{origin}: {key} takes {kind} (now {present!r}), but {value!r} was given")
 
 
-def _check_registered(cfg: Any) -> None:
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY
+def check_values(cfg: Any) -> None:
+    """Refuse values of shared keys that nothing can be done with.
 
-    for what, flag, key, registry in (
-        ("trainer", "--trainer NAME", cfg.TRAINER.NAME, TRAINER_REGISTRY),
-        ("data set", "DATASET.NAME in --dataset-config-file FILE", cfg.DATASET.NAME, DATASET_REGISTRY),
-    ):
-        known = sorted(registry.registered_names())
-        if not key:
-            raise UserError(f"no {what} was named: give {flag}. Known: {', '.join(known)}.")
-        if key not in known:
-            raise UserError(
-                f"there is no {what} '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}. "
-                "A file of your own that registers it is loaded with --import FILE.py."
-            )
-
-
-def changes(plain: Any, asked: Any) -> str:
-    """`+KEY=VALUE` for each key in which two configurations ask for different computations, safe in a file name.
-
-    Keys of the trainer's own node stand without it.
+    Raises:
+        UserError: naming the key, its value and what is possible.
     """
-    before, after = identity(plain), identity(asked)
-    changed = {
-        key: value
-        for key, value in after.items()
-        if before.get(key) != value and key not in _NAMED_APART and not key.endswith(_NAMED_APART_ENDS)
-    }
-    own = f"TRAINER.{asked.TRAINER.NAME.upper()}."
-    text = "".join(f"+{key.removeprefix(own)}={_safe(value)}" for key, value in sorted(changed.items()))
-    if len(text) <= _LONGEST_CHANGES:
-        return text
-    exact = "".join(f"+{key}={value}" for key, value in sorted(changed.items()))
-    return f"{text[: _LONGEST_CHANGES - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    values = flatten_config(cfg)
+    for key, value in values.items():
+        trouble = next(filter(None, map(_trouble, value if isinstance(value, list) else [value])), "")
+        if trouble:
+            raise UserError(f"{key} is {value!r:.80}: {trouble}")
+    for key, row in KEYS.items():
+        if row.least is not None and values[key] < row.least:
+            raise UserError(f"{key} is {values[key]}: it should be {row.least} or more")
+        if row.most is not None and values.get(key, 0) > row.most:
+            raise UserError(f"{key} is {values[key]}: it should be {row.most} or less; below 0 means unseeded")
+        if row.values and values[key] not in row.values:
+            hint = did_you_mean(values[key], row.values)
+            hint = " Training images are not tested." if values[key] == "train" else hint
+            raise UserError(f"{key} is '{values[key]}'.{hint} Known: {', '.join(row.values)}.")
 
 
-def _safe(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return re.sub(r"[^A-Za-z0-9.,_-]", "_", text)
+def _trouble(value: Any) -> str:
+    """Why no program can use a value, or an empty text."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        return "this is no text in UTF-8; rename the file or folder"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number is expected"
+    return "the number is too large" if isinstance(value, int) and abs(value) > _LARGEST else ""
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder that a flag names, if it is absent.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}: the folder {folder} cannot be made ({error.strerror}); name one that can") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: the folder {folder} cannot be written to; name one that can")

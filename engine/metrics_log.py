@@ -40,13 +40,6 @@ WANDB, PROJECT = "wandb", "dassl-clip"
 TITLE_PARTS = 6  # of the run folder: data set, method, config, shots, target and seed in the usual ones
 
 
-def add_config(cfg: CfgNode) -> None:
-    """Add `RUN.LOGGERS`, the names of the services that a run logs to; none by default."""
-    if "RUN" not in cfg:
-        cfg.RUN = CfgNode()
-    cfg.RUN.setdefault("LOGGERS", ())
-
-
 def wants_wandb(cfg: CfgNode) -> bool:
     """Whether `RUN.LOGGERS` names Weights & Biases.
 

@@ -21,17 +21,15 @@ from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.predictions import PREDICTIONS, read_predictions
 
 from . import checkpoint_files
-from .config import coerce, default_config, import_user_code
+from .config import coerce, default_config, keys_with
 from .export import Export, load_export
+from .fingerprint import config_hash
+from .registry import import_user_code
 
 logger = logging.getLogger(__name__)
 
 WHAT = "give the folder of a finished run (it holds record.json and config.yaml)"
 REFINED = "refined"  # folder of the run that an export's run refines
-# What a run that opens another one decides itself: where things lie, on what it computes, and the same model wherever
-# its files lie now.
-OF_THE_OPENER = ("OUTPUT_DIR", "RESUME", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.TEST", "RUN",
-                 "MODEL.BACKBONE")  # fmt: skip
 
 
 def open_run(
@@ -72,7 +70,7 @@ def open_run(
         if root:
             cfg.DATASET.ROOT = root
         elif opener is not None:
-            for key in OF_THE_OPENER:
+            for key in keys_with("of_machine"):
                 *groups, name = key.split(".")
                 old, new = cfg, opener
                 for group in groups:
@@ -122,7 +120,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise MissingFileError(f"no finished run in {folder} ({found.reason or f'it holds {holds}'}); {WHAT}{hint}")
     if tree is None:
         raise UserError(f"{folder} has a record.json but no readable config.yaml, which says how to build its trainer")
-    if not tree.get("RUN", {}).get("FROM_EXPORT") and records.config_hash(tree) != found.record["config_hash"]:
+    if not tree.get("RUN", {}).get("FROM_EXPORT") and config_hash(tree) != found.record["config_hash"]:
         raise UserError(
             f"{folder}: config.yaml is not the configuration that record.json was written for, so it would build "
             "another trainer than was tested; get the run's own config.yaml back, or run it again"

@@ -8,6 +8,7 @@ from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import environment, records
 
 from . import distributed
+from .fingerprint import config_facts, named_files
 
 if TYPE_CHECKING:
     from .trainer import CLIPTrainer
@@ -43,7 +44,7 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
         "device": str(trainer.device),
         "data_fingerprint": trainer.data.fingerprint,
         "data": trainer.data.facts(),
-        "files": records.named_files(trainer.asked),
+        "files": named_files(trainer.asked),
     }
     if not names:
         facts["selection_rule"] = "none"
@@ -55,7 +56,7 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
 def write_run(trainer: "CLIPTrainer") -> None:
     """Write predictions, then `record.json`: all that a table needs, and the mark that the run is done."""
     trainer.features.gather_skipped()
-    facts = records.facts_from_config(trainer.asked) | environment.environment_facts() | trainer.record_facts()
+    facts = config_facts(trainer.asked) | environment.environment_facts() | trainer.record_facts()
     trainer.save_predictions()
     if distributed.is_main():
         records.write_record(trainer.output_dir, facts)

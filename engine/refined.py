@@ -9,13 +9,11 @@ from yacs.config import CfgNode
 from dassl_clip.results import run_data
 from dassl_clip.results.errors import UserError
 
+from .config import keys_with
 from .open_run import open_run, read_run
 from .trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)
-
-# What both runs must agree on for the same images to be meant.
-SHARED = ("NAME", "TARGET_DOMAINS", "SUBSAMPLE_CLASSES", "PROTOCOL", "SPLIT_SEED")
 
 
 def open_refined(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: str) -> tuple[CLIPTrainer, dict]:
@@ -44,7 +42,7 @@ def open_refined(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], ke
 
 def _open(folder: Path, cfg: CfgNode, backbone: dict, tested: Set[str]) -> tuple[CLIPTrainer, dict]:
     record, tree = read_run(folder)
-    for name in SHARED:
+    for name in (key.removeprefix("DATASET.") for key in keys_with("same_images")):
         ours = cfg.DATASET.get(name)
         theirs = tree["DATASET"].get(name, ours)
         ours, theirs = (list(value) if isinstance(value, (tuple, list)) else value for value in (ours, theirs))

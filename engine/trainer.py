@@ -20,7 +20,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TrainerX
 from dassl.optim import build_optimizer
 from dassl_clip.clip.backbone import load_backbone
-from dassl_clip.results import records, run_data
+from dassl_clip.results import run_data
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import check_labels
 
@@ -30,6 +30,7 @@ from .clock import Clock
 from .data import RAISE, SKIP, SeededImages, can_be_fixed, training_loader, with_model_input
 from .evaluation import Evaluation, selection_images, split_logits
 from .features import CachedImages, Encoding, FeatureStore
+from .fingerprint import identity
 from .loop import EpochLoop, random_states, restore_random
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import PRECISIONS, Precision
@@ -72,6 +73,7 @@ class CLIPTrainer(TrainerX):
     settings: Mapping[str, Any] = {}  # keys of its node and their defaults
     has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
     refines = False  # True: it refines the finished run that `FROM` of its node names
+    listed_last = False  # True: where all methods are listed, it comes last
     is_reference = False  # True: the method that others are compared with
     extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
@@ -138,7 +140,7 @@ class CLIPTrainer(TrainerX):
         self.history: list[dict[str, float]] = []
         self.clock, self.loop, self.evaluation = Clock(), EpochLoop(self), Evaluation()
         cfg = self.cfg
-        facts = records.identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
+        facts = identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
         self.log = self._writer = MetricsLog(Path(self.output_dir), wants_wandb(cfg), facts)
         self.precision = Precision(self.node.PREC, self.device)
         node = cfg.MODEL.BACKBONE

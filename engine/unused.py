@@ -10,11 +10,13 @@ from dassl_clip.clip.prompts import initial_words
 from dassl_clip.clip.templates import WORDS
 from dassl_clip.results.errors import UserError
 
+from .config import keys_with
+
 logger = logging.getLogger(__name__)
 
 # What methods without an epoch loop leave unread: the optimiser, its schedule and the batches of the loop.
-EPOCH_LOOP = ("OPTIM", "TRAIN.CHECKPOINT_FREQ", "TRAIN.CHECKPOINT_STEPS", "DATALOADER.TRAIN_X.BATCH_SIZE")
-MODEL_INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD")
+EPOCH_LOOP = keys_with("epoch_loop")
+MODEL_INPUT = tuple(key.removeprefix("INPUT.") for key in keys_with("of_model"))
 
 
 def changed_keys(cfg: CfgNode, nodes: tuple[str, ...], used: tuple[str, ...] = ()) -> dict[str, object]:

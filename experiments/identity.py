@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.engine.fingerprint import config_differences, config_facts, config_hash, named_files
+from dassl_clip.engine.registry import trainer_class
 from dassl_clip.results import records
 from dassl_clip.results.documents import CONFIG_NAME, read_config
 from dassl_clip.results.errors import UserError
@@ -80,7 +82,7 @@ def changed_since(record: Mapping[str, Any], folder: Path, cfg: Any) -> tuple[st
     """
     if "data" not in record:
         return "", NOT_RECORDED
-    files = records.named_files(cfg)
+    files = named_files(cfg)
     other = [key for key, content in files.items() if record.get("files", {}).get(key, content) != content]
     if other:
         return f"made with another content of the file that {other[0]} names", ""
@@ -102,7 +104,7 @@ def changed_since(record: Mapping[str, Any], folder: Path, cfg: Any) -> tuple[st
 def is_finished(folder: Path, cfg: Any) -> bool:
     """Whether a folder holds a finished run of this configuration, of the files and images that are there now."""
     record = records.read_record(folder)
-    if record is None or record["config_hash"] != records.config_hash(cfg):
+    if record is None or record["config_hash"] != config_hash(cfg):
         return False
     return not changed_since(record, folder, cfg)[0]
 
@@ -110,7 +112,7 @@ def is_finished(folder: Path, cfg: Any) -> bool:
 def left_by_others(folder: Path, cfg: Any) -> str:
     """Why what lies in a folder cannot be resumed by a run of this configuration, as one phrase; "" if it can."""
     there = read_config(folder)
-    changed = records.config_differences(there, cfg) if there is not None else []
+    changed = config_differences(there, cfg) if there is not None else []
     if changed:
         return f"another configuration ({shortened(changed)})"
     data = read_data(folder)
@@ -155,7 +157,7 @@ def check_previous(cfg: Any, trains: bool) -> None:
                 f"another --output-dir, and --resume {folder} with it to start from these checkpoints"
             )
         return
-    changed = records.config_differences(previous, cfg)
+    changed = config_differences(previous, cfg)
     if not changed:
         return
     other_end = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] != cfg.OPTIM.MAX_EPOCH  # Dassl's way to train on
@@ -196,29 +198,28 @@ def check_images(cfg: Any, data: RunData, trains: bool) -> None:
 
 def _set_record_aside(folder: Path) -> None:
     """A record beside the configuration or images of another run would speak for these."""
-    from .reuse import free_name
-
     record = folder / records.RECORD_NAME
     if record.exists():
         record.rename(free_name(record, "stale"))
 
 
-def _kind(cfg: Any) -> type:
-    from dassl.engine import TRAINER_REGISTRY
-
-    name = cfg.TRAINER.NAME
-    return TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else object
+def free_name(path: Path, word: str) -> Path:
+    """The first name `<path>.<word>-<number>` that does not exist."""
+    number = 1
+    while path.with_name(f"{path.name}.{word}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.{word}-{number}")
 
 
 def _is_ours(cfg: Any) -> bool:
     from dassl_clip.engine.trainer import CLIPTrainer
 
-    return issubclass(_kind(cfg), CLIPTrainer)
+    return issubclass(trainer_class(cfg.TRAINER.NAME), CLIPTrainer)
 
 
 def _has_epochs(cfg: Any) -> bool:
     """Whether a trainer resumes epochs; the others solve their problem anew."""
-    return getattr(_kind(cfg), "has_epochs", True)
+    return getattr(trainer_class(cfg.TRAINER.NAME), "has_epochs", True)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluations
@@ -263,7 +264,7 @@ def trained_facts(folder: Path) -> dict[str, Any]:
     if record is not None and record.get("trained"):
         return dict(record["trained"])
     facts: dict[str, Any] = {"folder": str(folder.resolve())}
-    source = record if record is not None else records.facts_from_config(config) if config is not None else {}
+    source = record if record is not None else config_facts(config) if config is not None else {}
     keys = ("method", "config", "task", "dataset", "source_domains", "target_domains", "class_subset", "shots", "seed")
     keys += ("config_hash", "data_fingerprint", "num_train", "finished_at", "selection_rule", "transductive", "data")
     keys += ("learned",)

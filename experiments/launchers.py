@@ -1,41 +1,35 @@
-"""Runs side by side, each in a child forked from one process that has torch and the toolbox imported already.
+"""Runs of a plan side by side on this machine, each in a process forked from one that has everything imported.
 
-The parent starts no threads and touches no GPU before it forks. A child's output goes to its run's log.txt, and through
-a pipe to the parent, which reads the progress from it and keeps the last lines for the case of a failure. Children die
-with their parent.
+A run's output goes to its log.txt, and through a pipe to this process, which reads the progress from it and keeps the
+last lines for the case of a failure. Runs end with this process: they may save first, and when it is killed they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import multiprocessing
 import os
-import selectors
 import signal
 import sys
+import threading
 import time
-import traceback
-import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dassl_clip.engine.errors import USAGE_EXIT, report
-from dassl_clip.results import environment
+from dassl_clip.results import environment, records
+from dassl_clip.results.errors import UserError
 
-from .identity import is_finished
-from .locks import BUSY_EXIT, busy_sentence, lock
+from . import locks, state
+from .plan import Run
 from .progress import Reporter, fraction_done
 
-if TYPE_CHECKING:
-    from .plan import Run
-
-LOG_NAME = "log.txt"
 TAIL_LINES = 15
-_MEMORY_A_RUN = 2 * 2**30
-_PR_SET_PDEATHSIG = 1
+_MEMORY_PER_RUN = 2 * 2**30
 _SECONDS_TO_SAVE = 20.0
 
 
@@ -45,19 +39,56 @@ class Outcome:
 
     run: Run
     code: int
-    seconds: float
+    seconds: float = 0.0
     tail: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Child:
-    run: Run
-    pid: int
-    pipe: int
-    slot: int
-    started: float
-    partial: str = ""
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+Launcher = Callable[[Sequence[Run]], list[Outcome]]  # makes some runs, and returns the failures
+
+
+def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> list[Outcome]:
+    """Make the runs that stand alone, then what another task has made by now, then what needs a run of the first.
+
+    Finished runs that were made of a run which has learned something else now are made again.
+
+    Args:
+        runs: all runs of the plan.
+        todo: those to make.
+        launch: makes some of them, side by side.
+
+    Returns:
+        All failures.
+    """
+    first, twins = state.part_twins(state.take_over([run for run in todo if run.needs is None]))
+    failed = launch(first) if first else []
+    left = state.take_over(twins)
+    failed += launch(left) if left else []
+    ready = _with_base(todo)
+    failed += launch(ready) if ready else []
+    outdated = _with_base(_outdated(runs, todo))
+    return failed + (launch(outdated) if outdated else [])
+
+
+def _with_base(todo: Sequence[Run]) -> list[Run]:
+    """The runs that need another one which is finished; those whose other one is not are listed."""
+    dependent = [run for run in todo if run.needs is not None]
+    for run in dependent:
+        if not records.is_complete(run.needs):
+            print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
+    return [run for run in dependent if records.is_complete(run.needs)]
+
+
+def _outdated(runs: Sequence[Run], done: Sequence[Run]) -> list[Run]:
+    """The finished runs that were made of a run that was just made again, and has learned something else."""
+    folders, outdated = {run.folder for run in done}, []
+    for run in runs:
+        if run.needs in folders and run.folder not in folders and (now := state.state_of(run)).name == state.REDO:
+            print(f"{now.name}: {run.name}: {now.reason}")
+            outdated.append(run)
+    return outdated
+
+
+# ------------------------------------------------------------------------------------------------------- this machine
 
 
 def default_jobs(runs: int, gpus: int, cores: int, memory: int) -> int:
@@ -69,7 +100,7 @@ def default_jobs(runs: int, gpus: int, cores: int, memory: int) -> int:
         cores: usable cores.
         memory: free bytes.
     """
-    return 1 if gpus else max(1, min(cores, runs, memory // _MEMORY_A_RUN))
+    return 1 if gpus else max(1, min(cores, runs, memory // _MEMORY_PER_RUN))
 
 
 def free_memory() -> int:
@@ -84,202 +115,183 @@ def free_memory() -> int:
 
 
 def count_gpus() -> int:
-    """Number of usable GPUs, counted in a child so that this process stays fit to fork."""
+    """Number of usable GPUs."""
     import torch
 
-    if torch.version.cuda is None and torch.version.hip is None:
-        return 0
-    pid = _fork()
-    if pid == 0:
-        count = 0
-        with contextlib.suppress(Exception):
-            count = min(torch.cuda.device_count(), 255) if torch.cuda.is_available() else 0
-        os._exit(count)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def run_all(
-    runs: Sequence[Run], execute: Callable[[Run], int], jobs: int, gpus: int, reporter: Reporter, done: Callable
-) -> list[Outcome]:
-    """Run everything, at most `jobs` at a time, and go on after failures.
+def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) -> list[Outcome]:
+    """Make runs in processes of this machine, and go on after failures; returns the failures.
 
     Args:
         runs: what to run, in this order.
-        execute: called in the child; returns its exit code.
-        jobs: children at a time; the cores are divided among them.
-        gpus: number of GPUs; several jobs take them in turn.
-        reporter: shows the progress.
-        done: called with each `Outcome` in the parent; returns the line to show for it.
-
-    Returns:
-        The outcomes in the order in which the runs ended.
+        jobs: how many at a time, among which the cores are divided; None for as many as the machine suggests.
+        gpus: number of GPUs that they take in turn; None for those that are there.
     """
-    waiting = deque(runs)
-    slots = list(range(jobs))
-    children: dict[int, _Child] = {}
-    outcomes: list[Outcome] = []
-    selector = selectors.DefaultSelector()
-    before = signal.signal(signal.SIGTERM, _leave)
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
+    if gpus is None:
+        gpus = count_gpus() if any(run.config.USE_CUDA for run in runs) else 0
+    jobs = min(jobs or default_jobs(len(runs), gpus, environment.usable_cores(), free_memory()), len(runs))
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"{count}, {jobs} at a time; each writes {state.LOG_NAME} in its folder", flush=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dassl_clip.experiments.preload"])
+    waiting, slots = deque(runs), list(range(jobs))
+    children: list[_Child] = []
+    failed: list[Outcome] = []
+    reporter = Reporter(len(runs))
     try:
-        while waiting or children:
-            while waiting and slots:
-                run = waiting.popleft()
-                reporter.say(f"$ {run.command}")
-                child = _start(run, execute, slots.pop(0), jobs, gpus)
-                children[child.pid] = child
-                selector.register(child.pipe, selectors.EVENT_READ, child)
-            for key, _ in selector.select(timeout=0.1):
-                if _read(key.data, reporter) is None:
-                    selector.unregister(key.fd)
-            for child in list(children.values()):
-                pid, status = os.waitpid(child.pid, os.WNOHANG)
-                if pid == 0:
-                    continue
-                while _read(child, reporter):
-                    pass
-                with contextlib.suppress(KeyError):
-                    selector.unregister(child.pipe)
-                os.close(child.pipe)
-                del children[pid]
-                slots.append(child.slot)
-                slots.sort()
-                outcomes.append(_outcome(child, os.waitstatus_to_exitcode(status)))
-                reporter.finish(child.run.name, done(outcomes[-1]))
+        with ends_on_sigterm():
+            while waiting or children:
+                while waiting and slots:
+                    reporter.say(f"$ {waiting[0].command}")
+                    children.append(_start(context, waiting.popleft(), slots.pop(0), jobs, gpus))
+                ready = wait([end for child in children for end in (child.process.sentinel, child.pipe)])
+                for child in children:
+                    if child.pipe in ready:
+                        child.read(reporter)
+                for child in [child for child in children if child.process.sentinel in ready]:
+                    children.remove(child)
+                    slots = sorted([*slots, child.slot])
+                    outcome = child.outcome(reporter)
+                    reporter.finish(child.run.name, describe(outcome))
+                    if outcome.code:
+                        failed.append(outcome)
     finally:
-        _stop(list(children.values()))
-        selector.close()
+        _stop(children)
+        reporter.close()
+    for outcome in failed:
+        if outcome.code != locks.BUSY_EXIT:
+            state.note_failure(outcome.run.folder, outcome.code, outcome.tail)
+    return failed
+
+
+@contextlib.contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Within this context SIGTERM unwinds the program, then ends it with the signal's own exit code."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGTERM, before)
-    return outcomes
 
 
-def _fork() -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        # Python warns of forking beside threads; the only ones here are those of idle maths libraries.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+@dataclass
+class _Child:
+    """A run that is being made, as this process sees it."""
+
+    run: Run
+    process: BaseProcess
+    pipe: Connection
+    slot: int
+    started: float
+    partial: str = ""
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+    def read(self, reporter: Reporter) -> bool:
+        """Take what the run has printed; False when there is nothing more for now."""
+        try:
+            data = os.read(self.pipe.fileno(), 65536)
+        except BlockingIOError:
+            return False
+        *lines, self.partial = (self.partial + data.decode("utf-8", "replace")).split("\n")
+        lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # of a bar only what stays
+        self.partial = self.partial.rpartition("\r")[2] or self.partial
+        for line in filter(str.strip, lines):
+            share = fraction_done(line)
+            if share is not None:
+                reporter.update(self.run.name, f"{self.run.row.method} {self.run.target}", share)
+            self.tail.append(line.rstrip())
+        return bool(data)
+
+    def outcome(self, reporter: Reporter) -> Outcome:
+        """How the run ended, once its process has."""
+        self.process.join()
+        while self.read(reporter):
+            pass
+        self.pipe.close()
+        code = self.process.exitcode
+        tail = [*self.tail, *([self.partial] if self.partial.strip() else [])]
+        if code == USAGE_EXIT:
+            tail = [line for line in tail if line.startswith("error: ")] or tail
+        if code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = f"signal {-code}"
+            tail.append(f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""))
+            with contextlib.suppress(OSError), open(self.run.folder / state.LOG_NAME, "a", encoding="utf-8") as log:
+                log.write(tail[-1] + "\n")
+        return Outcome(self.run, code, time.monotonic() - self.started, tail if code else [])
 
 
-def _start(run: Run, execute: Callable[[Run], int], slot: int, jobs: int, gpus: int) -> _Child:
-    reading, writing = os.pipe()
-    parent = os.getpid()
-    pid = _fork()
-    if pid:
-        os.close(writing)
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)
-        os.set_blocking(reading, False)
-        return _Child(run, pid, reading, slot, time.monotonic())
-    code = 1
-    try:
-        os.close(reading)
-        _become_child(writing, parent)
-        code = _in_child(run, execute, slot, jobs, gpus)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except Exception as error:
-        code = report(error)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _start(context: multiprocessing.context.ForkServerContext, run: Run, slot: int, jobs: int, gpus: int) -> _Child:
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(run, writing, slot, jobs, gpus), name=run.name)
+    process.start()
+    writing.close()
+    os.set_blocking(reading.fileno(), False)
+    return _Child(run, process, reading, slot, time.monotonic())
 
 
-def _become_child(writing: int, parent: int) -> None:
-    """Own process group, output into the pipe, and an end when the parent ends."""
-    with contextlib.suppress(OSError):
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(writing, 1)
-    os.dup2(writing, 2)
-    os.close(writing)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-
-
-def _in_child(run: Run, execute: Callable[[Run], int], slot: int, jobs: int, gpus: int) -> int:
+def _work(run: Run, output: Connection, slot: int, jobs: int, gpus: int) -> None:
+    """What a forked process does: one run, with its part of the machine, its output into a pipe."""
     import torch
 
-    threads = max(1, environment.usable_cores() // jobs)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    from .run import run_planned
+
+    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which lets the runs save
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    output.close()
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    threads, asked = max(1, environment.usable_cores() // jobs), os.environ.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(min(threads, int(asked)) if asked.isdigit() and int(asked) else threads)
     if gpus > 1 and jobs > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % gpus]
-    with lock(run.folder) as free:
-        if not free:
-            print(busy_sentence(run.folder), file=sys.stderr)
-            return BUSY_EXIT
-        if is_finished(run.folder, run.cfg):  # finished by another process in the meantime
-            return 0
-        return execute(run)
-
-
-def _read(child: _Child, reporter: Reporter) -> bool | None:
-    """Take what a child has printed; False when there is nothing more for now, None when there will be nothing more."""
     try:
-        data = os.read(child.pipe, 65536)
-    except BlockingIOError:
-        return False
-    if not data:
-        return None
-    *lines, child.partial = (child.partial + data.decode("utf-8", "replace")).split("\n")
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # of a bar only what stays
-    child.partial = child.partial.rpartition("\r")[2] or child.partial
-    for line in filter(str.strip, lines):
-        share = fraction_done(line)
-        if share is not None:
-            reporter.update(child.run.name, child.run.label, share)
-        child.tail.append(line.rstrip())
-    return True
+        code = run_planned(run)
+    except Exception as error:
+        code = report(error)
+    sys.exit(code)
 
 
-def _outcome(child: _Child, code: int) -> Outcome:
-    tail = [*child.tail, *([child.partial] if child.partial.strip() else [])]
-    if code == USAGE_EXIT:
-        tail = [line for line in tail if line.startswith("error: ")] or tail
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        tail.append(f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""))
-        with contextlib.suppress(OSError), open(child.run.folder / LOG_NAME, "a", encoding="utf-8") as log:
-            log.write(tail[-1] + "\n")
-    return Outcome(child.run, code, time.monotonic() - child.started, tail if code else [])
+def _die_with_parent() -> None:
+    """Kill this process and all that it started when the one that launched it has ended."""
+    wait([multiprocessing.parent_process().sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
-def _leave(number: int, frame: object) -> None:
-    """On SIGTERM: end the children, then this process, with the signal's own exit code."""
-    raise SystemExit(128 + number)
-
-
-def _stop(children: list[_Child]) -> None:
-    """End children: they may save first; who does not end in time is killed, with everything that it started."""
-    for sign, patience in ((signal.SIGTERM, _SECONDS_TO_SAVE), (signal.SIGKILL, 2.0)):
-        for child in children:
+def _stop(children: Sequence[_Child]) -> None:
+    """End runs: they may save first; one that does not end in time is killed, with everything that it started."""
+    for child in children:
+        child.process.terminate()
+    deadline = time.monotonic() + _SECONDS_TO_SAVE
+    for child in children:
+        child.process.join(max(0.0, deadline - time.monotonic()))
+        if child.process.is_alive():
             with contextlib.suppress(ProcessLookupError):
-                (os.kill if sign == signal.SIGTERM else os.killpg)(child.pid, sign)
-        deadline = time.monotonic() + patience
-        while children and time.monotonic() < deadline:
-            children = [child for child in children if not _has_ended(child)]
-            time.sleep(0.05)
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.join(2.0)
 
 
-def _has_ended(child: _Child) -> bool:
-    try:
-        ended = os.waitpid(child.pid, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        ended = True
-    if ended:
-        os.close(child.pipe)
-    return ended
+def describe(outcome: Outcome) -> str:
+    """The line, or lines, that tell how a run ended."""
+    run = outcome.run
+    record = records.read_record(run.folder)
+    if outcome.code == 0 and record is not None:
+        split = "test" if "test" in record["metrics"] else next(iter(record["metrics"]))
+        return f"{run.name}: accuracy {record['metrics'][split]['accuracy']:.1f} %, {outcome.seconds:.0f} s"
+    if outcome.code == 0:
+        outcome.code, outcome.tail = 1, ["the run ended without an error, but wrote no complete record.json"]
+    lines = "".join(f"\n    {line}" for line in outcome.tail)
+    return f"FAILED (exit code {outcome.code}): {run.name}; log: {state.log_file(run)}{lines}\n   "

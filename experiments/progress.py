@@ -9,7 +9,6 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-tqdm.monitor_interval = 0  # tqdm's monitor is a thread, and processes are forked beside the bar
 _EPOCH = re.compile(r"epoch \[(\d+)/(\d+)\] batch \[(\d+)/(\d+)\]")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.clip.finite import check_rows
+from dassl_clip.engine.fingerprint import config_facts, named_files
 from dassl_clip.results import environment, records
 from dassl_clip.results.run_data import RunData
 
@@ -131,11 +132,11 @@ class EvaluationRecorder:
     def _record(self) -> dict[str, Any]:
         own = getattr(self.trainer, "record_facts", None)
         if own is not None:
-            return records.facts_from_config(self.cfg) | environment.environment_facts() | own() | self.extra
+            return config_facts(self.cfg) | environment.environment_facts() | own() | self.extra
         total = time.monotonic() - self._started
         node = self.cfg.TRAINER.get(self.cfg.TRAINER.NAME.upper(), {})
         dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)
-        facts = records.facts_from_config(self.cfg) | environment.environment_facts()
+        facts = config_facts(self.cfg) | environment.environment_facts()
         if not self.trainer.get_model_names():
             facts["selection_rule"] = "none"
         elif self.cfg.TEST.FINAL_MODEL == "best_val" and getattr(self.trainer, "val_loader", None) is None:
@@ -151,7 +152,7 @@ class EvaluationRecorder:
             "precision": str(node.get("PREC", "fp32")),
             "data_fingerprint": self.data.fingerprint if self.data is not None else "",
             "data": self.data.facts() if self.data is not None else {},
-            "files": records.named_files(self.cfg),
+            "files": named_files(self.cfg),
             **self.extra,
         }
 

@@ -1,7 +1,7 @@
 """Sweep files: which runs make a table, from a name of `configs/sweeps` or a yaml file of the user's own.
 
 Keys: `title`; `published` (name of a published table); `task` or `tasks`; `datasets`; `seeds`; `shots`; `readings`
-(rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+InMaP]`,
+(rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+REFINER]`,
 `{dataset}` is the data set's name) and, if wanted, `method_for` (a mapping of data sets to methods in its place),
 `label` (the row's name in tables and `--rows`; beside published numbers the one printed there), `datasets`, `task(s)`,
 `seeds`, `shots` and `set`, a mapping of config keys to values.
@@ -10,21 +10,20 @@ A row with a single seed of its own is run once, whichever seeds are asked for.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dassl_clip import configs
-from dassl_clip.cli import task
 from dassl_clip.engine import catalogue
-from dassl_clip.results import published as sheets
-from dassl_clip.results import records, tables
+from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
 
 from . import plan
+from .methods import method_of
+from .tasks import TASKS
 
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
 ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
@@ -88,7 +87,7 @@ def read_sweep(name: str) -> Sweep:
     for number, row in enumerate(tree["rows"], 1):
         row = {"method": row} if isinstance(row, str) else row
         if not isinstance(row, dict) or not isinstance(row.get("method"), str):
-            raise UserError(f"{path}: row {number} needs a `method`, such as GOPro or CLAP:icons")
+            raise UserError(f"{path}: row {number} needs a `method`, such as a trainer or TRAINER:CONFIG")
         _check_keys(row, ROW_KEYS, f"{path}, row {number}")
         given = {key: tree[key] for key in KEYS[4:] if key in tree} | row
         for dataset in row.get("method_for", {}):
@@ -115,8 +114,7 @@ def read_sweep(name: str) -> Sweep:
 def _check_keys(tree: dict, known: Sequence[str], place: str) -> None:
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(str(key), known)
             raise UserError(f"{place}: unknown key '{key}'.{hint} Known: {', '.join(known)}.")
         if not _fits(tree[key], _KINDS[key]):
             raise UserError(f"{place}: `{key}` should be {_KINDS[key]}, not {tree[key]!r}")
@@ -135,13 +133,13 @@ def _fits(value: Any, kind: str) -> bool:
     return isinstance(value, types.get(kind, dict)) and not isinstance(value, bool)
 
 
-def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequence[str] = ()) -> list[Entry]:
+def expand(sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequence[str] = ()) -> list[Entry]:
     """Every run of a sweep, those that others need first.
 
     Args:
         sweep: the sweep.
         request: `out`, `data`, `imports`, `targets`, and (if not empty) `seeds` in place of the sweep's own.
-        pairs: KEY VALUE pairs for all runs, flat.
+        pairs: KEY VALUE pairs for all runs.
         only: labels of rows to keep; empty: all.
     """
     entries: list[Entry] = []
@@ -155,145 +153,35 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Sequence[str], only: Sequ
         if only and label not in only:
             continue
         tasks = row.get("tasks") or ([row["task"]] if "task" in row else [])
-        settings = {key: value if isinstance(value, str) else repr(value) for key, value in row.get("set", {}).items()}
-        own = [word for pair in settings.items() for word in pair]
+        settings = row.get("set", {}).items()
+        settings = tuple((key, value if isinstance(value, str) else repr(value)) for key, value in settings)
         for dataset in row["datasets"]:
-            asked = replace(
+            of_row = replace(
                 request,
                 dataset=dataset,
                 seeds=_seeds(row, request.seeds),
                 tasks=tuple(tasks),
                 shots=row.get("shots") if request.shots is None else request.shots,
             )
-            word = (
-                row.get("method_for", {})
-                .get(dataset, row["method"])
-                .replace("{dataset}", catalogue.dataset_file(dataset).stem)
-            )
-            method = task.method_of(word, asked, (*own, *pairs))
-            for run in plan.plan_runs(asked, method):
-                group = "" if plan.TASKS[run.task].tested_on else run.cfg.DATASET.NAME
+            word = row.get("method_for", {}).get(dataset, row["method"])
+            word = word.replace("{dataset}", catalogue.dataset_file(dataset).stem)
+            method = method_of(word, (*settings, *pairs), "", request.imports)
+            for run in plan.plan_runs(of_row, method):
+                group = "" if TASKS[run.task].tested_on else run.config.DATASET.NAME
                 entries.append(Entry(label, run, group, run.target, row["named"]))
-            refined += plan.plan_runs(asked, method.base) if method.base else []
-    there = {entry.run.folder for entry in entries}
-    bases = {run.folder: run for run in refined if run.folder not in there}
-    entries = [*(Entry("", run, run.cfg.DATASET.NAME, run.target) for run in bases.values()), *entries]
+            refined += plan.plan_runs(of_row, method.base) if method.base else []
+    folders = {entry.run.folder for entry in entries}
+    bases = {run.folder: run for run in refined if run.folder not in folders}
+    entries = [*(Entry("", run, run.config.DATASET.NAME, run.target) for run in bases.values()), *entries]
     return sorted(entries, key=lambda entry: entry.run.needs is not None)
 
 
-def _seeds(row: dict[str, Any], asked: Sequence[int]) -> tuple[int, ...]:
-    """The seeds of a row: those that were asked for, else its own; of a row with a single one, the first."""
+def runs_of(entries: Iterable[Entry]) -> list[plan.Run]:
+    """The runs of a sweep, each once."""
+    return list({entry.run.folder: entry.run for entry in entries}.values())
+
+
+def _seeds(row: dict[str, Any], given: Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a row: those given, else its own; of a row with a single one, the first."""
     own = tuple(row.get("seeds", (1,)))
-    return tuple(asked)[:1] if asked and row["once"] else tuple(asked) or own
-
-
-def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
-    """The sheet of a sweep with a published table, from the records that are there."""
-    published = sheets.read_published(sweep.published)
-    got: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
-    places: dict[str, list[str]] = {}
-    found = []
-    readings = sweep.readings or ("test",)
-    shown = [entry for entry in entries if entry.label]
-    if len({entry.run.task for entry in shown}) > 1:
-        raise UserError(f"{sweep.name}: a table beside published numbers is of one task, but its rows have several")
-    for entry in shown:
-        columns = places.setdefault(entry.group, [])
-        columns += [entry.column] if entry.column not in columns else []
-        record = records.read_record(entry.run.folder) if task.run_state(entry.run)[0] == "complete" else None
-        if record is None:
-            continue
-        found.append(record)
-        for name in readings:
-            if name in record["metrics"]:
-                cell = got.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
-                cell[entry.run.seed] = record["metrics"][name]["accuracy"]
-    first = shown[0].run
-    summary = tables.SUMMARIES.get(first.task, sheets.MEAN)
-    left_out = (first.cfg.RUN.SOURCE,) if plan.TASKS[first.task].tested_on else ()
-    misprints = published.get("misprints", {})
-    cells, columns = sheets.build_cells(got, places, published["cells"], summary, left_out, misprints)
-    return sheets.Sheet(
-        title=f"{published['title']}: ours and published",
-        above=_about(shown, found, published),
-        cells=cells,
-        places=columns,
-        seeds=len({entry.run.seed for entry in shown}),
-        tolerance=float(published["tolerance"]),
-        below=[*(f"note: {note}" for note in published["footnotes"]), *unfinished(entries)],
-    )
-
-
-def unfinished(entries: Sequence[Entry]) -> list[str]:
-    """One line for each run that is not there: the command that makes it, or why its folder cannot be used."""
-    lines = []
-    for entry in entries:
-        state, reason = task.run_state(entry.run)
-        row = entry.label or f"{entry.run.row.label}, which another row refines"
-        what = f"{row}, {entry.run.task}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}"
-        if state == "refused":
-            lines.append(f"refused: {what}: {reason}")
-        elif state != "complete":
-            lines.append(f"missing: {what}: {entry.run.command}")
-    return lines
-
-
-def _about(entries: Sequence[Entry], found: Sequence[dict[str, Any]], published: dict[str, Any]) -> list[str]:
-    """Protocol, selection rule, shots, backbone and templates of ours, and the paper's source."""
-    runs = [entry.run for entry in entries]
-    nodes = [run.cfg.TRAINER[run.cfg.TRAINER.NAME.upper()] for run in runs]
-    shots = _several(run.cfg.DATASET.NUM_SHOTS if run.cfg.DATASET.NUM_SHOTS > 0 else "none" for run in runs)
-    rules = _several(record["selection_rule"] for record in found) or _several(run.cfg.TEST.FINAL_MODEL for run in runs)
-    prompts = _several(record["prompt"] for record in found)
-    prompts = prompts or _several(node.get("TEMPLATES") or node.get("CTX_INIT", "") for node in nodes)
-    seeds = _several(sorted({run.seed for run in runs}))
-    by_row: dict[str, set[int]] = {}
-    for entry in entries:
-        by_row.setdefault(entry.label, set()).add(entry.run.seed)
-    fewer = [(label, own) for label, own in by_row.items() if len(own) < len({run.seed for run in runs})]
-    fewer_text = [
-        f"{label}: {'one seed' if len(own) == 1 else ', '.join(map(str, sorted(own)))}" for label, own in fewer
-    ]
-    seeds += f" ({'; '.join(fewer_text)})" if fewer else ""
-    lines = [
-        f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
-        f"ours: protocol: {_several(_protocol(run) for run in runs)}",
-        f"ours: backbone: {_several(run.cfg.MODEL.BACKBONE.NAME for run in runs)}; training images per class: {shots}",
-        f"ours: selection rule: {rules}; templates: {prompts}",
-        f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
-    ]
-    transductive = _several(record["method"] for record in found if record["transductive"])
-    return lines + ([f"transductive (uses unlabelled test images): {transductive}"] if transductive else [])
-
-
-def _protocol(run: plan.Run) -> str:
-    options = run.cfg.DATASET
-    return records.protocol_of(options.SOURCE_DOMAINS, options.TARGET_DOMAINS, run.task, options.get("PROTOCOL", ""))
-
-
-def _several(values: Iterable[Any]) -> str:
-    """The different values in their order, as one text."""
-    return "; ".join(dict.fromkeys(map(str, values)))
-
-
-def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
-    """Tables of a sweep without a published one, for each task, data set and number of shots: methods by columns.
-
-    Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
-    missing, each with its command.
-    """
-    groups: dict[tuple[str, str, int], list[Entry]] = {}
-    for entry in entries:
-        if entry.label:
-            cfg = entry.run.cfg
-            key = entry.run.task, cfg.RUN.SOURCE or cfg.DATASET.NAME, cfg.DATASET.NUM_SHOTS
-            groups.setdefault(key, []).append(entry)
-    made = []
-    for own in groups.values():
-        names = {entry.run.row: entry.label for entry in own if entry.named}
-        made += task.tables_of([entry.run for entry in own], further=bool(sweep.readings), names=names)
-    for table in made:
-        table.below = [line for line in table.below if not line.startswith("missing: ")]
-    if made:
-        made[-1].below += unfinished(entries)
-    return made
+    return tuple(given)[:1] if given and row["once"] else tuple(given) or own

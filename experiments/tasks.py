@@ -1,4 +1,4 @@
-"""The tasks: what each asks of every run, and which methods and data sets have a place in it.
+"""The tasks: what each asks of every run, and which methods and data sets fit it.
 
 `lodo` leaves one domain out: every domain of the data set is the target once, the others are the sources. `fewshot`
 stays inside a domain (or a data set without domains): trained on a few images per class, tested on the held-out part.
@@ -10,10 +10,11 @@ train on a data set (the papers': ImageNet) and evaluate on ten others, or on it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dassl_clip.engine import catalogue, registry
 from dassl_clip.results.errors import UserError, did_you_mean
 
 
@@ -24,14 +25,16 @@ class Task:
     Attributes:
         across: the target's fellow domains are the sources; otherwise the target is its own source.
         label_free: for methods that train on no labels; all images of a domain are tested.
-        evaluate: value of the trainer's key EVALUATE, where it has one.
+        extra_tests: the further tests that a method takes, of those that it can take.
+        needs_tests: for methods that can take them alone.
         tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
         new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
     """
 
     across: bool = False
     label_free: bool = False
-    evaluate: tuple[str, ...] = ()
+    extra_tests: tuple[str, ...] = ()
+    needs_tests: bool = False
     tested_on: tuple[str, ...] = ()
     new_classes: bool = False
 
@@ -44,9 +47,9 @@ class Task:
 TASKS = {
     "fewshot": Task(),
     "lodo": Task(across=True),
-    "zeroshot": Task(label_free=True, evaluate=("forms",)),
-    "probe": Task(label_free=True, evaluate=("probe",)),
-    "attacks": Task(label_free=True, evaluate=("attacks",)),
+    "zeroshot": Task(label_free=True, extra_tests=("forms",)),
+    "probe": Task(label_free=True, extra_tests=("probe",), needs_tests=True),
+    "attacks": Task(label_free=True, extra_tests=("attacks",), needs_tests=True),
     "b2n": Task(new_classes=True),
     "xd": Task(
         tested_on=(
@@ -56,97 +59,112 @@ TASKS = {
     ),
     "dg": Task(tested_on=("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")),
 }  # fmt: skip
-REFINER = "InMaP"  # refines the runs of another method
 
 
-def task_names(asked: Sequence[str], cfg: Any) -> list[str]:
-    """The tasks to run: those asked for, or the method's own, or the data set's, or lodo (fewshot without domains).
+def task_names(given: Sequence[str], config: Any) -> list[str]:
+    """The tasks to run: those given, or the method's own, or the data set's, or lodo (fewshot without domains).
 
     Raises:
         UserError: an unknown task.
     """
-    own = cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("TASKS", ())
-    usual = "lodo" if dataset_domains(cfg) else "fewshot"
-    tasks = list(asked) or list(own) or list(cfg.DATASET.get("TASKS", ())) or [usual]
-    for task in tasks:
-        if task not in TASKS:
-            raise UserError(f"there is no task '{task}'.{did_you_mean(task, TASKS)} Known: {', '.join(TASKS)}.")
-    return tasks
+    of_method = config.TRAINER.get(config.TRAINER.NAME.upper(), {}).get("TASKS", ())
+    usual = "lodo" if dataset_domains(config) else "fewshot"
+    names = list(given) or list(of_method) or list(config.DATASET.get("TASKS", ())) or [usual]
+    for name in names:
+        if name not in TASKS:
+            raise UserError(f"there is no task '{name}'.{did_you_mean(name, TASKS)} Known: {', '.join(TASKS)}.")
+    return names
 
 
-def dataset_domains(cfg: Any) -> list[str]:
+def dataset_domains(config: Any) -> list[str]:
     """Every domain of the data set that a configuration names; none for a data set without domains."""
-    from dassl.data.datasets import DATASET_REGISTRY
-
-    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    return dataset.list_domains(cfg) if hasattr(dataset, "list_domains") else list(getattr(dataset, "domains", ()))
+    kind = registry.dataset_class(config.DATASET.NAME)
+    return kind.list_domains(config) if hasattr(kind, "list_domains") else list(getattr(kind, "domains", ()))
 
 
-def has_place(trainer: str, tasks: Sequence[str]) -> bool:
+def publishes_test(config: Any) -> bool:
+    """Whether the data set comes with test images of its own."""
+    return bool(getattr(registry.dataset_class(config.DATASET.NAME), "publishes_test", True))
+
+
+def trains_on_labels(trainer: str) -> bool:
+    """Whether labels decide something that a method learns."""
+    return bool(getattr(registry.trainer_class(trainer), "trains_on_labels", True))
+
+
+def extra_tests(trainer: str, name: str) -> tuple[str, ...]:
+    """The further tests of a task that a method can take."""
+    can = getattr(registry.trainer_class(trainer), "extra_tests", ())
+    return tuple(test for test in TASKS[name].extra_tests if test in can)
+
+
+def _fits_other_classes(trainer: str) -> bool:
+    """Whether what a method learns can score other classes than it was trained on."""
+    return getattr(registry.trainer_class(trainer), "class_specific", False) is not True
+
+
+def fits_tasks(trainer: str, names: Sequence[str]) -> bool:
     """Whether every one of the tasks is for this trainer, whatever the data set."""
-    from dassl.engine import TRAINER_REGISTRY
-
-    kind = TRAINER_REGISTRY.get(trainer)
-    free, specific = not getattr(kind, "trains_on_labels", True), getattr(kind, "class_specific", False) is True
-    fits = {
-        name: (free or not task.label_free)
-        and not (task.transfers and specific)
-        and not (trainer == REFINER and task.evaluate and task.evaluate != ("forms",))
-        for name, task in TASKS.items()
-    }
-    return all(fits[name] for name in tasks)
+    return all(
+        not (TASKS[name].label_free and trains_on_labels(trainer))
+        and not (TASKS[name].transfers and not _fits_other_classes(trainer))
+        and not (TASKS[name].needs_tests and not extra_tests(trainer, name))
+        for name in names
+    )
 
 
-def check_task(name: str, asked: Any, domains: Sequence[str]) -> None:
-    """Refuse a task that the data set or the method has no use for."""
-    from dassl.engine import TRAINER_REGISTRY
+def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
+    """Refuse a task that the data set or the method does not fit.
 
-    trainer, dataset = asked.TRAINER.NAME, asked.DATASET.NAME
-    if TASKS[name].across and len(domains) < 2:
+    Raises:
+        UserError: which of the two, and what fits.
+    """
+    task, trainer, dataset = TASKS[name], config.TRAINER.NAME, config.DATASET.NAME
+    if task.across and len(domains) < 2:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
-    trainer_class = TRAINER_REGISTRY.get(trainer)
-    fixed = getattr(trainer_class, "class_specific", False) is True or asked.TRAINER.get(trainer.upper(), {}).get("CSC")
-    if TASKS[name].transfers and (domains or fixed):
+    fixed = not _fits_other_classes(trainer) or config.TRAINER.get(trainer.upper(), {}).get(
+        "CSC"
+    )  # a context per class
+    if task.transfers and (domains or fixed):
         why = "is a data set of domains" if domains else "learns parts for its own classes alone"
         raise UserError(
             f"{name} evaluates on other classes than were trained on; {dataset if domains else trainer} {why}. "
-            "Take a data set without domains, and a method such as CoOp, GOPro or ZeroshotCLIP"
+            f"Take a data set without domains, and a method such as {', '.join(_ours(_fits_other_classes))}"
         )
-    if not TASKS[name].label_free:
-        return
-    if getattr(TRAINER_REGISTRY.get(trainer), "trains_on_labels", True):
-        free = [known for known in sorted(TRAINER_REGISTRY.registered_names())
-                if not getattr(TRAINER_REGISTRY.get(known), "trains_on_labels", True)]  # fmt: skip
+    if task.label_free and trains_on_labels(trainer):
+        free = [known for known in registry.trainer_names() if not trains_on_labels(known)]
         raise UserError(
             f"{name} is for methods that train on no labels, so {trainer}, which does, has no place in it. "
             f"Methods for it: {', '.join(free)}; tasks for {trainer}: fewshot, lodo."
         )
-    if name in ("probe", "attacks") and not has_readings(asked):
-        raise UserError(f"{trainer} has no {name}: that is for ZeroshotCLIP and CLAP")
+    if task.needs_tests and not extra_tests(trainer, name):
+        able = _ours(lambda known: bool(extra_tests(known, name)))
+        raise UserError(f"{trainer} has no {name}: that is for {' and '.join(able)}")
 
 
-def has_readings(asked: Any) -> bool:
-    """Whether a method can take further readings of the tested images."""
-    return "EVALUATE" in asked.TRAINER.get(asked.TRAINER.NAME.upper(), {})
+def _ours(fits: Callable[[str], bool]) -> list[str]:
+    """The trainers with a configuration file for which something holds."""
+    return [name for name in catalogue.trainer_names() if fits(name)]
 
 
-def targets_of(asked: Sequence[str], domains: Sequence[str], dataset: str) -> list[str]:
+def targets_of(given: Sequence[str], domains: Sequence[str], dataset: str) -> list[str]:
+    """The target domains to run: those given, or all; `[""]` for a data set without domains."""
     if not domains:
-        if asked:
-            raise UserError(f"{dataset} has no domains, so no target can be named: {', '.join(asked)}")
+        if given:
+            raise UserError(f"{dataset} has no domains, so no target can be named: {', '.join(given)}")
         return [""]
-    for name in asked:
+    for name in given:
         if name not in domains:
             raise UserError(
                 f"{dataset} has no domain '{name}'.{did_you_mean(name, domains)} Its domains: {', '.join(domains)}."
             )
-    return list(asked) or list(domains)
+    return list(given) or list(domains)
 
 
-def check_tested(asked: Sequence[str], task: str, known: Sequence[str]) -> None:
+def check_tested(given: Sequence[str], task: str, known: Sequence[str]) -> None:
     """Refuse targets that a task with fixed ones does not have."""
-    for name in asked:
+    for name in given:
         if not known:
             raise UserError(f"{task} tests base and new classes of one data set, so no target can be named: {name}")
         if name not in known:

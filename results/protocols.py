@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .identity import config_hash, flatten_config
-
 ALL_IMAGES = "all-images"  # value of DATASET.PROTOCOL
 LABEL_FREE_TASKS = {
     "zeroshot": "{tested} tested, no label is trained on",
@@ -20,6 +18,18 @@ TRANSFER_TASKS = {
 }
 EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
 NOT_KNOWN = "data that is not recorded"
+
+
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of config nodes as one dict `{"OPTIM.LR": 0.002, ...}`; tuples become lists."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten_config(value, f"{name}."))
+        else:
+            flat[name] = list(value) if isinstance(value, (tuple, list)) else value
+    return flat
 
 
 def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +59,6 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "shots": int(flat.get("DATASET.NUM_SHOTS", -1)),
         "seed": seed,
         "split_seed": split_seed if split_seed >= 0 else seed,
-        "config_hash": config_hash(config),
         "transductive": False,
     }
 

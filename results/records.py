@@ -5,7 +5,7 @@ as complete holds a finished run, everything else is missing or broken and may b
 
 A trainer makes its record in two steps::
 
-    record = facts_from_config(cfg) | environment_facts()
+    record = facts_from_config(cfg) | environment_facts() | {"config_hash": ...}
     record |= {"backbone": {...}, "metrics": {"test": {...}}, "num_train": ..., ...}     # what only the trainer knows
     write_record(cfg.OUTPUT_DIR, record)
 
@@ -26,40 +26,34 @@ from typing import Any, get_args, get_origin
 from .environment import environment_facts
 from .errors import MissingFileError, UserError
 from .files import check_regular, write_bytes_atomically, write_text_atomically
-from .identity import (
-    LOCAL_FOLDER,
-    config_differences,
-    config_hash,
+from .protocols import (
+    EVALUATION,
+    LABEL_FREE_TASKS,
+    TRANSFER_TASKS,
+    facts_from_config,
     flatten_config,
-    identity,
-    identity_differences,
-    named_files,
+    protocol_of,
+    task_of,
+    trained_on,
 )
-from .protocols import EVALUATION, LABEL_FREE_TASKS, TRANSFER_TASKS, facts_from_config, protocol_of, task_of, trained_on
 
 __all__ = [
     "EVALUATION",
     "FIELDS",
     "LABEL_FREE_TASKS",
-    "LOCAL_FOLDER",
     "RECORD_NAME",
     "SCHEMA_VERSION",
     "TRANSFER_TASKS",
     "FoundRecord",
     "check_record",
-    "config_differences",
-    "config_hash",
     "environment_facts",
     "facts_from_config",
     "find_records",
     "flatten_config",
     "has_checkpoints",
-    "identity",
-    "identity_differences",
     "inspect_record",
     "is_complete",
     "learned_folder",
-    "named_files",
     "protocol_of",
     "read_record",
     "task_of",

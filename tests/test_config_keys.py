@@ -23,10 +23,10 @@ from dassl_clip.cli import train
 from dassl_clip.engine.config import default_config
 
 ROOT = Path(__file__).parents[1]
-OURS = sorted(name for name in trainers.__all__ if name != "add_config")
+OURS = sorted(trainers.__all__)
 ROOMS = ("clip", "trainers", "engine", "datasets", "results", "experiments", "cli", "toolbox/dassl")
 KEYED_CALLS = ("get", "getattr")  # node.get("KEY", ...), getattr(node, "KEY")
-LISTS_OF_KEYS = ("KEYS", "PAIR_KEYS", "_PLAIN_KEYS")  # settings that several trainers declare; words that are keys
+LISTS_OF_KEYS = ("KEYS", "PAIR_KEYS")  # tables that declare keys
 
 # Keys of the Dassl contract that no code here reads, or none that a run can reach. They exist because third-party
 # plugins and their yaml files set or read them: a tree without them would refuse those files.

@@ -18,17 +18,18 @@ import pytest
 from build_icons.__main__ import parser as build_parser
 from torch.distributed.run import get_args_parser
 
-from dassl_clip.cli import compare, completion, sweep, task, train
-from dassl_clip.engine import catalogue, config
-from dassl_clip.engine.config import split_pairs
+from dassl_clip.cli import compare, completion, sweep, task
+from dassl_clip.cli.arguments import split_pairs
+from dassl_clip.engine import catalogue, config, registry
 from dassl_clip.experiments import locks, plan
 from dassl_clip.experiments import sweeps as sheet
+from dassl_clip.experiments.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PLANNERS = {"task": task, "compare": compare, "sweep": sweep}
-train.register()
+registry.register()
 KEYS = set(config.known_keys(config.default_config()))
 PARSERS = {}
 for command, parser in completion.subparsers(completion.whole_parser()):
@@ -249,7 +250,7 @@ def test_methods_and_tasks_are_described():
         named = {key for key in re.findall(r"`([A-Z_]{4,})\b", section) if not key.startswith(("MODEL", "TRAINER"))}
         assert named <= keys, (name, named - keys)
     protocols = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \| ", protocols, re.M) == list(plan.TASKS)
+    assert re.findall(r"^\| `(\w+)` \| ", protocols, re.M) == list(TASKS)
     words = {
         word for page in DOCS for word in re.findall(r"`((?:[A-Z_]+\.)+[A-Z_]+)\b", page.read_text(encoding="utf-8"))
     }

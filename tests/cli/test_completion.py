@@ -15,9 +15,9 @@ import shtab
 
 from dassl_clip.cli import completion
 from dassl_clip.cli.__main__ import COMMANDS, main
+from dassl_clip.cli.arguments import split_pairs
 from dassl_clip.engine import catalogue
-from dassl_clip.engine.config import split_pairs
-from dassl_clip.experiments import plan
+from dassl_clip.experiments.tasks import TASKS
 
 COMMAND_PARSERS = dict(completion.subparsers(completion.whole_parser()))
 PARSERS = COMMAND_PARSERS | {
@@ -46,7 +46,7 @@ def test_words_at_their_places_in_bash(tmp_path, capsys):
         ("task", ""): catalogue.trainer_names(),
         ("task", "GOPro", "ic"): ["icons"],
         ("task", "GOPro", "icons", "1", "--tas"): ["--task"],
-        ("task", "GOPro", "icons", "1", "--task", ""): list(plan.TASKS),
+        ("task", "GOPro", "icons", "1", "--task", ""): list(TASKS),
         ("task", "--shots", "4", "CoOp", "vl"): ["vlcs"],
         ("task", "--dry-run", "CoOp", "vl"): ["vlcs"],
         ("task", "GOPro", "icons", "1", "--config", "icons_no_ce"): ["icons_no_ce"],

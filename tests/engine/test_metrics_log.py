@@ -13,10 +13,9 @@ import sys
 
 import pytest
 
-from dassl_clip.cli import train
-from dassl_clip.engine import metrics_log
+from dassl_clip.engine import metrics_log, registry
 from dassl_clip.engine.config import default_config
-from dassl_clip.results.records import config_hash
+from dassl_clip.engine.fingerprint import config_hash
 
 WANDB = """
 import json, os
@@ -178,7 +177,7 @@ def test_what_cannot_be_logged_to(run, tmp_path, monkeypatch):
 
 
 def test_loggers_are_no_part_of_a_run():
-    train.register()
+    registry.register()
     plain, asked = default_config(), default_config()
     asked.RUN.LOGGERS = ("wandb",)
     assert plain.RUN.LOGGERS == () and config_hash(plain) == config_hash(asked)

@@ -27,8 +27,8 @@ def build(name, tiny_clip, domain_tree, folder, *pairs):
     words += ["--seed", "1", "--source-domains", "art", "--target-domains", "sketch", "--output-dir", str(folder)]
     words += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "DATALOADER.NUM_WORKERS", "0", "USE_CUDA", "False"]
     words += ["OPTIM.NAME", "sgd", "OPTIM.LR", "0.002", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "6"]
-    args, rest = parse([*words, f"TRAINER.{name.upper()}.PREC", "amp", *map(str, pairs)])
-    return build_trainer(resolve_config(args, rest))
+    overrides, _ = parse([*words, f"TRAINER.{name.upper()}.PREC", "amp", *map(str, pairs)])
+    return build_trainer(resolve_config(overrides))
 
 
 @pytest.mark.parametrize("name", NAMES)

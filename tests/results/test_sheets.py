@@ -17,8 +17,8 @@ import statistics
 import pytest
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl_clip.cli.train import register
 from dassl_clip.engine.config import default_config
+from dassl_clip.engine.registry import register
 from dassl_clip.results import published as sheets
 from dassl_clip.results.published import Cell, Sheet, build_cells
 from dassl_clip.results.tables import FORMATS

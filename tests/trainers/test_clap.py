@@ -21,7 +21,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip import trainers
 from dassl_clip.cli import train
 from dassl_clip.engine import checkpoint_files as checkpoint
-from dassl_clip.engine import config
+from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.trainers.clap import pairs as clap_pairs
 from dassl_clip.trainers.clap.head import Augmentation, ContentHead, template_tables
 from dassl_clip.trainers.clap.pairs import training_names
@@ -365,7 +365,7 @@ def test_alpha_is_the_best_on_source_validation_images(run, plain, tmp_path, dom
         if not paths:
             words = ["--trainer", "CLAP", "--dataset-config-file", str(tmp_path / "data.yaml"), "--root"]
             words += [str(domain_tree), "--seed", "1", "--source-domains", "art", "photo", "--target-domains", "sketch"]
-            val = build_dataset(config.resolve_config(*train.parse([*words, "DATASET.NUM_SHOTS", "-1"]))).val
+            val = build_dataset(resolve_config(train.parse([*words, "DATASET.NUM_SHOTS", "-1"])[0])).val
             paths, labels = [item.impath for item in val], torch.tensor([item.label for item in val])
             assert {path.split("/")[-3] for path in paths} == {"art", "photo"} and len(paths) == 12
             features = plain.images(paths)

@@ -25,8 +25,8 @@ def build(backbone, domain_tree, tmp_path, *pairs):
     words += ["MODEL.BACKBONE.NAME", backbone, "DATALOADER.NUM_WORKERS", "0", "OPTIM.NAME", "sgd"]
     words += ["USE_CUDA", "False", *pairs]  # the plain program runs on the CPU
     assert datasets and trainers  # imported for their registrations
-    args, rest = parse(words)
-    return build_trainer(resolve_config(args, rest))
+    overrides, _ = parse(words)
+    return build_trainer(resolve_config(overrides))
 
 
 def plain_step(trainer, batch, dtype):

@@ -16,8 +16,9 @@ from PIL import Image
 from dassl.engine import build_trainer
 from dassl_clip.cli import train
 from dassl_clip.clip.probe import fit_linear_probe
-from dassl_clip.engine import config
+from dassl_clip.engine import registry
 from dassl_clip.engine.data import mix_seed
+from dassl_clip.engine.overrides import resolve_config
 
 FORMS = {"C": "{}", "CP": "a {} in a photo", "PC": "a photo of a {}"}
 ALPHA, EPSILON = 0.9, 0.031
@@ -225,9 +226,9 @@ def attacked(domain_tree, tiny_clip, tmp_path):
     torch.save(random_head(), tmp_path / "head.pth")
 
     def go(**keys):
-        train.register()
+        registry.register()
         words = attack_words(tmp_path / "head.pth", domain_tree, tiny_clip, tmp_path, **keys)
-        trainer = build_trainer(config.resolve_config(*train.parse(words)))
+        trainer = build_trainer(resolve_config(train.parse(words)[0]))
         trainer.set_model_mode("eval")
         trainer.before_test()
         trainer.reading_notes = []

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.engine import config, paths
+from dassl_clip.engine import paths, registry
+from dassl_clip.results.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
@@ -53,7 +54,10 @@ def test_8_5_packages_of_others_are_found(start, kind, site):
 
 
 def test_8_5_a_job_leaves_the_checkout(site):
-    job = "from dassl_clip.cli import slurm; slurm.run_words(['--import', 'plugin', '--trainer', 'X'], '/tmp')"
+    job = (
+        "from dassl_clip.engine.overrides import Overrides; from dassl_clip.experiments import plan, slurm; "
+        "run = plan.Run('x', Overrides(imports=('plugin',)), None, None, 'lodo', 'x', 1); slurm.run_job(run)"
+    )
     assert "found another datasets another trainers" in python(site, "-c", job)
 
 
@@ -94,5 +98,5 @@ def test_8_5_files_of_the_user_in_the_root_are_found(site, tmp_path, monkeypatch
 def test_8_1_a_file_that_fails_is_named_with_its_line(text, expected, tmp_path):
     """(row 8.1)"""
     (tmp_path / "bad_plugin.py").write_text(text)
-    with pytest.raises(config.UserError, match=expected):
-        config.import_user_code(str(tmp_path / "bad_plugin.py"))
+    with pytest.raises(UserError, match=expected):
+        registry.import_user_code(str(tmp_path / "bad_plugin.py"))

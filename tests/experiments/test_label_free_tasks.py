@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from dassl_clip.cli import compare, task, train
-from dassl_clip.engine import catalogue
-from dassl_clip.experiments import plan
+from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine.overrides import resolve_config
+from dassl_clip.experiments import methods, plan
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 
@@ -29,7 +29,7 @@ CLAP_HEAD = {
 
 @pytest.fixture(autouse=True)
 def rooms():
-    train.register()
+    registry.register()
 
 
 def request(world, **changes):
@@ -39,7 +39,7 @@ def request(world, **changes):
 
 def planned(world, method, pairs=(), **changes):
     asked = request(world, **changes)
-    return plan.plan_runs(asked, task.method_of(method, asked, pairs))
+    return plan.plan_runs(asked, methods.method_of(method, pairs, imports=asked.imports))
 
 
 def below(world, run):
@@ -57,7 +57,7 @@ def test_every_image_of_a_domain_is_tested_and_none_is_labelled(world, method, n
         f"{name}/colours/{method}/vit_b16/shots-1/{domain}/seed1" for domain in ("day", "night")
     ]
     for run in runs:
-        cfg = run.cfg
+        cfg = run.config
         assert list(cfg.DATASET.SOURCE_DOMAINS) == list(cfg.DATASET.TARGET_DOMAINS) == [run.target]
         assert ("all-images", -1, name) == (cfg.DATASET.PROTOCOL, cfg.DATASET.NUM_SHOTS, cfg.RUN.TASK)
         assert tuple(cfg.TRAINER[method.upper()].EVALUATE) == EVALUATE[name]
@@ -66,9 +66,9 @@ def test_every_image_of_a_domain_is_tested_and_none_is_labelled(world, method, n
 
 def test_a_method_without_readings_has_the_zeroshot_task_alone(world):
     (run,) = planned(world, "InMaP", tasks=("zeroshot",), targets=("night",))
-    assert run.cfg.DATASET.PROTOCOL == "all-images" and "EVALUATE" not in run.cfg.TRAINER.INMAP
+    assert run.config.DATASET.PROTOCOL == "all-images" and "EVALUATE" not in run.config.TRAINER.INMAP
     for name in ("probe", "attacks"):
-        with pytest.raises(UserError, match=rf"InMaP has no {name}: that is for ZeroshotCLIP and CLAP"):
+        with pytest.raises(UserError, match=rf"InMaP has no {name}: that is for CLAP and ZeroshotCLIP"):
             planned(world, "InMaP", tasks=(name,))
 
 
@@ -96,8 +96,9 @@ def test_methods_that_train_on_labels_are_refused(world, method, name):
 )  # fmt: skip
 def test_default_tasks_are_the_methods_own_or_the_data_sets(dataset, method, tasks):
     asked = plan.Request(dataset, (1,))
-    assert list(plan.with_tasks(asked, plan.Method(method)).tasks) == tasks
-    assert plan.with_tasks(plan.Request(dataset, (1,), tasks=("zeroshot",)), plan.Method(method)).tasks == ("zeroshot",)
+    assert list(plan.with_tasks(asked, methods.Method(method)).tasks) == tasks
+    asked = plan.Request(dataset, (1,), tasks=("zeroshot",))
+    assert plan.with_tasks(asked, methods.Method(method)).tasks == ("zeroshot",)
 
 
 @pytest.mark.parametrize("name", EVALUATE)
@@ -107,19 +108,19 @@ def test_2_4_every_image_of_your_own_data_is_tested(dataset, name, world):
     (world.root / "manifest.csv").write_text("path,class\nday/cold/00.png,cold\nday/hot/00.png,hot\n")
     data = str(world.images / "day") if dataset == "folder_classes" else str(world.root)
     (run,) = planned(world, "CLAP", dataset=dataset, data=data, tasks=(name,))
-    assert run.cfg.DATASET.PROTOCOL == "all-images" and run.target == "all"
+    assert run.config.DATASET.PROTOCOL == "all-images" and run.target == "all"
     (run,) = planned(world, "CLAP", dataset=dataset, data=data, tasks=("fewshot",), shots=1)
-    assert run.cfg.DATASET.PROTOCOL == "dassl"
+    assert run.config.DATASET.PROTOCOL == "dassl"
 
 
 def test_data_sets_without_domains_have_one_column_and_keep_their_split(world):
     """The papers' ImageNet numbers are of its validation images: training images are never tested."""
     (run,) = planned(world, "InMaP", dataset="imagenet", tasks=("zeroshot",))
     assert below(world, run) == "zeroshot/imagenet/InMaP/vit_b16/shots-1/all/seed1"
-    assert (run.target, run.cfg.DATASET.PROTOCOL) == ("all", "dassl")
-    assert not run.cfg.DATASET.SOURCE_DOMAINS and not run.cfg.DATASET.TARGET_DOMAINS
+    assert (run.target, run.config.DATASET.PROTOCOL) == ("all", "dassl")
+    assert not run.config.DATASET.SOURCE_DOMAINS and not run.config.DATASET.TARGET_DOMAINS
     (run,) = planned(world, "CLAP", dataset="imagenet", tasks=("probe",))
-    assert tuple(run.cfg.TRAINER.CLAP.EVALUATE) == ("probe",)
+    assert tuple(run.config.TRAINER.CLAP.EVALUATE) == ("probe",)
     with pytest.raises(UserError, match="ImageNet has no domains, so no target can be named: night"):
         planned(world, "CLAP", dataset="imagenet", targets=("night",))
     with pytest.raises(UserError, match="lodo leaves one domain out, but ImageNet has no domains"):
@@ -127,42 +128,39 @@ def test_data_sets_without_domains_have_one_column_and_keep_their_split(world):
 
 
 def test_refined_runs_stand_beside_their_bases(world):
-    runs = planned(world, "CLAP+InMaP", ("TRAINER.INMAP.GAMMA", "0.5"), tasks=("zeroshot",), seeds=(1, 2))
+    runs = planned(world, "CLAP+InMaP", (("TRAINER.INMAP.GAMMA", "0.5"),), tasks=("zeroshot",), seeds=(1, 2))
     bases = planned(world, "CLAP", tasks=("zeroshot",), seeds=(1, 2))
     assert [run.needs for run in runs] == [base.folder for base in bases]
     for run, base in zip(runs, bases):
-        assert str(base.folder) == run.cfg.TRAINER.INMAP.FROM
+        assert str(base.folder) == run.config.TRAINER.INMAP.FROM
         assert run.row.label == "CLAP + InMaP (vit_b16 + vit_b16+GAMMA=0.5)"
         folder = f"InMaP/vit_b16+GAMMA=0.5-from-CLAP-vit_b16/shots-1/{base.target}/seed{base.seed}"
         assert below(world, run) == f"zeroshot/colours/{folder}"
     (run, _) = planned(world, "CoOp+InMaP", tasks=("lodo",), shots=4)
-    assert run.cfg.DATASET.SOURCE_DOMAINS == ("night",) and run.cfg.DATASET.NUM_SHOTS == 4
-    assert run.cfg.DATASET.PROTOCOL == "dassl" and run.row.label == "CoOp + InMaP (vit_b16)"
+    assert run.config.DATASET.SOURCE_DOMAINS == ("night",) and run.config.DATASET.NUM_SHOTS == 4
+    assert run.config.DATASET.PROTOCOL == "dassl" and run.row.label == "CoOp + InMaP (vit_b16)"
 
 
-def test_names_of_refined_methods(world):
-    asked = request(world, dataset="icons", imports=())
-    method = task.method_of("clap:icons-source-val+inmap:icons_paper", asked, ("OPTIM.LR", "1.0"))
+def test_names_of_refined_methods():
+    method = methods.method_of("clap:icons-source-val+inmap:icons_paper", (("OPTIM.LR", "1.0"),))
     assert (method.trainer, method.config) == ("InMaP", "icons_paper")
     assert (method.base.trainer, method.base.config) == ("CLAP", "icons-source-val")
-    assert task.method_of("GOPro", asked, ()).base is None
+    assert methods.method_of("GOPro").base is None
     with pytest.raises(UserError, match=r"there is no method 'GPro'\. Did you mean 'GOPro'\?"):
-        task.method_of("GPro+InMaP", asked, ())
+        methods.method_of("GPro+InMaP")
     with pytest.raises(UserError, match=r"there is no method 'GOPro\+CoOp'"):
-        task.method_of("GOPro+CoOp", asked, ())
+        methods.method_of("GOPro+CoOp")
 
 
 @pytest.mark.parametrize("dataset", ["pacs", "vlcs", "office_home", "domainnet", "imagenet", "icons"])
 def test_compare_has_the_reference_first_and_one_backbone(dataset):
     """A data set for which one method alone has a config of its own is compared with all methods all the same."""
-    asked = plan.Request(dataset, (1,))
-    methods = compare.all_methods(asked, ())
-    assert methods[0].trainer == "ZeroshotCLIP"
-    assert {method.trainer for method in methods} == set(catalogue.trainer_names())
-    refined = [method.base.trainer for method in methods if method.base]
+    chosen = methods.all_methods(dataset, ())
+    assert chosen[0].trainer == "ZeroshotCLIP"
+    assert {method.trainer for method in chosen} == set(catalogue.trainer_names())
+    refined = [method.base.trainer for method in chosen if method.base]
     assert sorted(refined) == ["CLAP", "CoOp", "GOPro", "LinearProbe"]
-    words = [plan.resolve(plan.common_words(asked, method), ()) for method in methods]
-    assert len({cfg.MODEL.BACKBONE.NAME for cfg in words}) == 1
+    assert len({resolve_config(method.overrides(dataset)).MODEL.BACKBONE.NAME for method in chosen}) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -285,8 +283,7 @@ def test_2_4_a_table_says_which_images_were_tested(clip_world):
 
 
 def resolved(trainer, name, dataset):
-    asked = plan.Request(dataset, (1,))
-    return plan.resolve(plan.common_words(asked, plan.Method(trainer, name)), ())
+    return resolve_config(methods.Method(trainer, name).overrides(dataset))
 
 
 @pytest.mark.parametrize("dataset", CLAP_LOSS)

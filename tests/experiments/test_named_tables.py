@@ -18,7 +18,9 @@ import yaml
 
 from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import table, train
+from dassl_clip.engine import registry
 from dassl_clip.engine.config import resolve_config
+from dassl_clip.engine.fingerprint import config_hash
 from dassl_clip.experiments import plan
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import published as sheets
@@ -32,7 +34,7 @@ GROUPS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
 def place(tmp_path, monkeypatch):
     """An empty working directory; runs go to `output` in it."""
     monkeypatch.chdir(tmp_path)
-    train.register()
+    registry.register()
     return tmp_path
 
 
@@ -46,9 +48,9 @@ def metrics(accuracy):
 
 def plant(run, values, **changes):
     """A finished run: a record in its folder with these readings."""
-    record = records.facts_from_config(run.cfg) | {
+    record = records.facts_from_config(run.config) | {
         "prompt": "a photo of a {}.",
-        "backbone": {"name": run.cfg.MODEL.BACKBONE.NAME, "weights_hash": "ab" * 32},
+        "backbone": {"name": run.config.MODEL.BACKBONE.NAME, "weights_hash": "ab" * 32},
         "num_train": 0,
         "metrics": {name: metrics(value) for name, value in values.items()},
         "losses": {},
@@ -121,10 +123,11 @@ def test_clap_zeroshot_without_records_is_the_published_table_with_a_command_a_c
     assert len(lines) == len(entries) == 72
     for entry, (what, command) in zip(entries, lines):
         assert what == f"{entry.label}, zeroshot, {entry.group}/{entry.column}, seed 2024"
-        args, pairs = train.parse(command)
-        assert args.output_dir == str(entry.run.folder)
-        assert (args.source_domains, args.target_domains) == ([entry.column], [entry.column])
-        assert records.config_hash(resolve_config(args, pairs)) == records.config_hash(entry.run.cfg)
+        overrides, _ = train.parse(command)
+        flags = dict(overrides.flags)
+        assert flags["OUTPUT_DIR"] == str(entry.run.folder)
+        assert flags["DATASET.SOURCE_DOMAINS"] == flags["DATASET.TARGET_DOMAINS"] == (entry.column,)
+        assert config_hash(resolve_config(overrides)) == config_hash(entry.run.config)
     assert not (place / "output").exists()
 
 
@@ -155,10 +158,10 @@ def test_every_command_of_every_named_table_parses(place, capsys, name):
     commands = [command for _, command in missing_in(out)]
     assert len(commands) == len(entries)
     for entry, command in list(zip(entries, commands))[:: max(1, len(entries) // 12)]:
-        args, pairs = train.parse(command)
-        assert records.config_hash(resolve_config(args, pairs)) == records.config_hash(entry.run.cfg)
-        assert bool(args.eval_only) == (entry.run.needs is not None)
-        assert args.model_dir == (str(entry.run.needs) if entry.run.needs else None)
+        overrides, job = train.parse(command)
+        assert config_hash(resolve_config(overrides)) == config_hash(entry.run.config)
+        assert job.eval_only == (entry.run.needs is not None)
+        assert job.model_dir == (str(entry.run.needs) if entry.run.needs else None)
 
 
 def test_misprints_and_gaps_of_the_papers_are_told(place, capsys):
@@ -273,7 +276,8 @@ def test_gopro_b2n_with_planted_records(place, capsys):
 def test_the_coop_rows_of_gopros_tables_are_runs_from_words(place, name):
     """(row 7.1) "a photo of a", 4 tokens, 200 epochs, but 50 on ImageNet; seeds 1 to 3, batches of 32."""
     entries = entries_of(name, ["CoOp"])
-    trained = [entry.run.cfg for entry in entries if entry.run.cfg.DATASET.NAME == "ImageNet" or name == "gopro-b2n"]
+    configs = [entry.run.config for entry in entries]
+    trained = [cfg for cfg in configs if cfg.DATASET.NAME == "ImageNet" or name == "gopro-b2n"]
     assert {entry.run.seed for entry in entries} == {1, 2, 3} and trained
     for cfg in trained:
         node, short = cfg.TRAINER.COOP, cfg.DATASET.NAME == "ImageNet" or name != "gopro-b2n"
@@ -291,7 +295,7 @@ def test_configurations_of_coop_by_shots(place):
         for name, epochs in (("vit_b16", 200), ("vit_b16_ep100", 100), ("vit_b16_ep50", 50)):
             tree = {"task": "fewshot", "datasets": ["pacs"], "rows": [f"CoOp:{name}{words}"]}
             (place / "mine.yaml").write_text(yaml.safe_dump(tree))
-            cfg = entries_of("mine.yaml")[0].run.cfg
+            cfg = entries_of("mine.yaml")[0].run.config
             made = cfg.OPTIM.MAX_EPOCH, cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.COOP.CTX_INIT
             assert made == ((epochs, 4, "a photo of a") if words else (epochs, 16, ""))
 
@@ -476,8 +480,8 @@ def test_icons_shows_methods_by_domains_with_gains_and_commands(place, capsys):
         assert float(cell.split()[0]) == pytest.approx(statistics.fmean(gains), abs=0.0501)
     ((what, command),) = missing_in(out)
     assert what == "GOPro, lodo, Icons/line, seed 2"
-    args, _ = train.parse(command)
-    assert (args.target_domains, args.seed) == (["line"], 2)
+    overrides, _ = train.parse(command)
+    assert dict(overrides.flags).items() >= {"DATASET.TARGET_DOMAINS": ("line",), "SEED": 2}.items()
     tree = show(capsys, "icons", "--seeds", "1", "--rows", "GOPro", "--format", "csv")
     assert tree.count("accuracy (%),emoji,flat,line,solid,mean") == 2
 
@@ -485,7 +489,7 @@ def test_icons_shows_methods_by_domains_with_gains_and_commands(place, capsys):
 def test_a_file_over_two_data_sets_has_a_table_for_each(place, capsys):
     tree = {"task": "lodo", "datasets": ["pacs", "vlcs"], "rows": ["ZeroshotCLIP:vit_b16", "CoOp:vit_b16"]}
     (place / "mine.yaml").write_text(yaml.safe_dump(tree))
-    train.register()
+    registry.register()
     for index, entry in enumerate(sheet.expand(sheet.read_sweep("mine.yaml"), plan.Request("", (), out="output"), ())):
         plant(entry.run, {"test": 30.0 + index})
     out = show(capsys, "mine.yaml")

@@ -10,38 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Keys of the configuration that say where and how conveniently a run happens, but not what it computes.
-IDENTITY_FREE = frozenset(
-    {
-        "OUTPUT_DIR",
-        "RESUME",
-        "USE_CUDA",
-        "VERBOSE",
-        "DATASET.ROOT",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.ON_BAD_IMAGE",
-        "TRAIN.PRINT_FREQ",
-        "TRAIN.CHECKPOINT_FREQ",
-        "TRAIN.CHECKPOINT_STEPS",
-    }
-)
-_IDENTITY_FREE_NODES = ("RUN.",)
-_IDENTITY_FREE_ENDS = (".TASKS",)
+from dassl_clip.results.protocols import facts_from_config, flatten_config
+
+from .config import is_a
+
 LOCAL_FOLDER = "local-dir:"  # of MODEL.BACKBONE.NAME: a model in a folder of its own
-_CONTENT_FOLDERS, _IMAGE_FOLDERS = (".TOKENIZER",), (".IMAGE_FOLDER",)  # ends of keys
-_RUN_FOLDERS = (".FROM",)  # ends of keys that name a run's folder, wherever the folder above all runs lies
-
-
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of config nodes as one dict `{"OPTIM.LR": 0.002, ...}`; tuples become lists."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten_config(value, f"{name}."))
-        else:
-            flat[name] = list(value) if isinstance(value, (tuple, list)) else value
-    return flat
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,11 +26,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer_node = f"TRAINER.{str(flat.get('TRAINER.NAME', '')).upper()}."
     return {
         # Of a run folder only task/dataset/trainer/config/shots/target/seed: the folder above all runs may move.
-        key: "/".join(Path(str(value)).parts[-7:]) if key.endswith(_RUN_FOLDERS) else value
+        key: "/".join(Path(str(value)).parts[-7:]) if is_a(key, "run_folder") else value
         for key, value in flat.items()
-        if key not in IDENTITY_FREE
-        and not key.startswith(_IDENTITY_FREE_NODES)
-        and not key.endswith(_IDENTITY_FREE_ENDS)
+        if not is_a(key, "computes")
         and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(trainer_node))
     }
 
@@ -91,12 +62,12 @@ def named_files(config: Mapping[str, Any]) -> dict[str, str]:
     """
     hashes = {}
     for key, value in identity(config).items():
-        if not isinstance(value, str) or not value or key.endswith(_RUN_FOLDERS) or "\0" in value or len(value) > 4095:
+        if not isinstance(value, str) or not value or is_a(key, "run_folder") or "\0" in value or len(value) > 4095:
             continue
         path = Path(value.removeprefix(LOCAL_FOLDER)).expanduser()
-        if path.is_dir() and (value.startswith(LOCAL_FOLDER) or key.endswith(_CONTENT_FOLDERS)):
+        if path.is_dir() and (value.startswith(LOCAL_FOLDER) or is_a(key, "bytes_count")):
             hashes[key] = _hash_folder(path, _hash_file)
-        elif path.is_dir() and key.endswith(_IMAGE_FOLDERS):
+        elif path.is_dir() and is_a(key, "sizes_count"):
             hashes[key] = _hash_folder(path, lambda file: str(file.stat().st_size))
         elif (os.sep in value or path.suffix) and path.is_file():
             hashes[key] = _hash_file(path)
@@ -123,3 +94,8 @@ def _hash_content(path: str, *status: int) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a record that the resolved configuration knows."""
+    return facts_from_config(config) | {"config_hash": config_hash(config)}

@@ -1,7 +1,7 @@
 """Tasks of many runs: expansion into runs, skip, redo, resume, refuse, failing and killed children, tables, scripts.
 
-Covers `cli/task.py`, `plan.py`, `pool.py`, `progress.py`, `compare.py`, `table.py`, `__main__.py`,
-`catalogue.py` and `scripts/`. Runs are real: two tiny trainers in forked children.
+Covers `experiments/plan.py`, `methods.py`, `state.py`, `launchers.py` and `progress.py` through `dassl-clip task`,
+`compare` and `table`, and `scripts/`. Runs are real: two tiny trainers in forked children.
 """
 
 import json
@@ -17,12 +17,10 @@ from pathlib import Path
 import pytest
 
 from dassl_clip.cli import __main__ as door
-from dassl_clip.cli import task, train
-from dassl_clip.engine import catalogue
-from dassl_clip.experiments import launchers as pool
-from dassl_clip.experiments import plan
+from dassl_clip.engine import catalogue, registry
+from dassl_clip.experiments import launchers, plan, state
+from dassl_clip.experiments.methods import Method, reference_method, reference_name
 from dassl_clip.experiments.progress import fraction_done
-from dassl_clip.experiments.reference import reference_method
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 
@@ -35,8 +33,10 @@ def request(world, **changes):
 
 
 def planned(world, pairs=(), **changes):
-    train.register()
-    return plan.plan_runs(request(world, **changes), plan.Method("TinyNet", str(world.config), tuple(pairs)))
+    registry.register()
+    return plan.plan_runs(
+        request(world, **changes), Method("TinyNet", str(world.config), tuple(zip(pairs[::2], pairs[1::2])))
+    )
 
 
 def accuracy(folder):
@@ -46,7 +46,7 @@ def accuracy(folder):
 def test_lodo_and_fewshot_expand_to_the_runs_of_the_protocol(world):
     runs = planned(world, seeds=(1, 2))
     seen = [
-        (run.task, list(run.cfg.DATASET.SOURCE_DOMAINS), list(run.cfg.DATASET.TARGET_DOMAINS), run.cfg.SEED)
+        (run.task, list(run.config.DATASET.SOURCE_DOMAINS), list(run.config.DATASET.TARGET_DOMAINS), run.config.SEED)
         for run in runs
     ]
     assert seen == [
@@ -59,9 +59,9 @@ def test_lodo_and_fewshot_expand_to_the_runs_of_the_protocol(world):
     ]
     assert str(runs[-1].folder.relative_to(world.out)) == "lodo/colours/TinyNet/tiny/shots16/night/seed2"
     for run in runs:
-        assert str(run.folder) == run.cfg.OUTPUT_DIR
-        assert f"shots{run.cfg.DATASET.NUM_SHOTS}" in run.folder.parts
-        assert run.task == run.cfg.RUN.TASK
+        assert str(run.folder) == run.config.OUTPUT_DIR
+        assert f"shots{run.config.DATASET.NUM_SHOTS}" in run.folder.parts
+        assert run.task == run.config.RUN.TASK
 
 
 @pytest.mark.parametrize(
@@ -80,48 +80,46 @@ def test_lodo_and_fewshot_expand_to_the_runs_of_the_protocol(world):
 def test_run_folders_tell_configurations_apart(world, pairs, changes, part):
     first = planned(world, pairs, tasks=("fewshot",), **changes)[0]
     assert str(first.folder.relative_to(world.out)) == f"fewshot/colours/TinyNet/{part}/seed1"
-    assert part.split("/")[0] == first.cfg.RUN.CONFIG
+    assert part.split("/")[0] == first.config.RUN.CONFIG
 
 
 def test_very_long_changes_stay_distinct_and_short(world):
     names = {
-        planned(world, ("TRAINER.TINYNET.CTX_INIT", "x" * 200 + end), tasks=("lodo",))[0].cfg.RUN.CONFIG for end in "ab"
+        planned(world, ("TRAINER.TINYNET.CTX_INIT", "x" * 200 + end), tasks=("lodo",))[0].config.RUN.CONFIG
+        for end in "ab"
     }
     assert len(names) == 2 and max(map(len, names)) < 140
 
 
 def test_the_reference_follows_the_method_in_images_model_precision_and_words(world):
-    train.register()
+    registry.register()
     other = world.root / "other.yaml"
     other.write_text(world.config.read_text() + "MODEL: {BACKBONE: {NAME: RN101}}\n")
-    pairs = (
-        "TRAINER.TINYNET.WIDTH",
-        "5",
-        "OPTIM.LR",
-        "1.0",
-        "DATASET.SUBSAMPLE_CLASSES",
-        "base",
-        "INPUT.SIZE",
-        "(4, 4)",
-    )
-    method = plan.Method("TinyNet", str(other), (*pairs, "MODEL.INIT_WEIGHTS", "x"))
-    reference = reference_method(request(world), method, "TinyGuess", str(world.config))
-    assert dict(zip(reference.pairs[::2], reference.pairs[1::2])) == {
+    pairs = {
+        "TRAINER.TINYNET.WIDTH": "5",
+        "OPTIM.LR": "1.0",
+        "DATASET.SUBSAMPLE_CLASSES": "base",
+        "INPUT.SIZE": "(4, 4)",
+        "MODEL.INIT_WEIGHTS": "x",
+    }
+    method = Method("TinyNet", str(other), tuple(pairs.items()))
+    reference = reference_method(request(world).overrides(method), "TinyGuess", str(world.config))
+    assert dict(reference.pairs) == {
         "DATASET.SUBSAMPLE_CLASSES": "base",
         "INPUT.SIZE": "[4, 4]",
         "MODEL.BACKBONE.NAME": "RN101",
         "TRAINER.TINYGUESS.CTX_INIT": "some words",
         "TRAINER.TINYGUESS.TEMPLATES": "words",
     }
-    assert plan.plan_runs(request(world), reference)[0].cfg.INPUT.SIZE == (4, 4)
+    assert plan.plan_runs(request(world), reference)[0].config.INPUT.SIZE == (4, 4)
 
 
 def test_the_reference_of_the_shipped_configs_needs_no_changes():
-    train.register()
+    registry.register()
     for dataset, trainers in (("icons", ("GOPro", "CoOp", "LinearProbe")), ("pacs", ("GOPro",))):
         for trainer in trainers:
-            reference = reference_method(plan.Request(dataset, (1,)), plan.Method(trainer))
-            assert reference == plan.Method("ZeroshotCLIP", "", ()), trainer
+            reference = reference_method(Method(trainer).overrides(dataset), reference_name())
+            assert reference == Method("ZeroshotCLIP", "", ()), trainer
 
 
 @pytest.mark.parametrize(
@@ -336,7 +334,7 @@ def test_progress_lines_of_dassl():
     [(3, 0, 8, 64, 3), (99, 0, 8, 64, 8), (99, 0, 8, 9, 4), (99, 0, 8, 1, 1), (99, 2, 8, 64, 1)],
 )
 def test_jobs_are_bounded_by_runs_cores_and_memory(runs, gpus, cores, gigabytes, jobs):
-    assert pool.default_jobs(runs, gpus, cores, gigabytes * 2**30) == jobs
+    assert launchers.default_jobs(runs, gpus, cores, gigabytes * 2**30) == jobs
 
 
 def script(world, name, *words, **settings):
@@ -403,4 +401,4 @@ def test_mistakes_in_a_scripts_arguments_need_no_torch(world):
 
 def test_run_state_of_a_new_folder(world):
     run = planned(world, tasks=("lodo",))[0]
-    assert task.run_state(run) == ("new", "")
+    assert state.state_of(run) == state.State("missing")

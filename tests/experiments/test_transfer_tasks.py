@@ -17,7 +17,11 @@ import yaml
 from PIL import Image
 
 from dassl_clip.cli import train
+from dassl_clip.engine import registry
+from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.experiments import plan
+from dassl_clip.experiments.methods import Method
+from dassl_clip.experiments.run import Job
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 
@@ -88,8 +92,8 @@ def rows_of(text):
 
 
 def planned(dataset, trainer, name, seeds=(1,), config="", pairs=(), **changes):
-    train.register()
-    return plan.plan_runs(plan.Request(dataset, seeds, tasks=(name,), **changes), plan.Method(trainer, config, pairs))
+    registry.register()
+    return plan.plan_runs(plan.Request(dataset, seeds, tasks=(name,), **changes), Method(trainer, config, pairs))
 
 
 # --------------------------------------------------------------------------------------------------- base to new
@@ -164,10 +168,9 @@ def test_the_plan_of_base_to_new(small):
         assert str(base.folder) == f"out/b2n/plain/CoOp/small/shots16/base/seed{base.seed}"
         assert str(new.folder) == f"out/b2n/plain/CoOp/small/shots16/new/seed{new.seed}"
         assert base.needs is None and new.needs == base.folder
-        assert (base.cfg.DATASET.SUBSAMPLE_CLASSES, new.cfg.DATASET.SUBSAMPLE_CLASSES) == ("base", "new")
-        args, _ = train.parse(new.words)
-        assert (args.eval_only, args.model_dir) == (True, str(base.folder))
-        assert not train.parse(base.words)[0].eval_only
+        assert (base.config.DATASET.SUBSAMPLE_CLASSES, new.config.DATASET.SUBSAMPLE_CLASSES) == ("base", "new")
+        assert train.parse(new.words)[1] == Job(eval_only=True, model_dir=str(base.folder))
+        assert train.parse(base.words)[1] == Job()
         assert base.row == new.row
     assert sum(" --eval-only " in run.command for run in runs) == 2
     assert train.parse(shlex.split(runs[1].command)[2:]) == train.parse(runs[1].words)
@@ -187,17 +190,16 @@ def test_plans_from_imagenet_to_others(name, tested):
     first = runs[0]
     assert first.needs is None and str(first.folder) == f"out/{name}/imagenet/GOPro/vit_b16/shots16/ImageNet/seed3"
     for run in runs:
-        args, _ = train.parse(run.words)
+        overrides, job = train.parse(run.words)
         assert str(run.folder) == f"out/{name}/imagenet/GOPro/vit_b16/shots16/{run.target}/seed3"
         facts = {"DATASET.NAME": run.target, "DATASET.NUM_SHOTS": 16, "DATASET.SUBSAMPLE_CLASSES": "all", "SEED": 3}
         facts |= {"RUN.SOURCE": "ImageNet", "RUN.TASK": name}
-        assert records.flatten_config(run.cfg).items() >= facts.items()
-        own = yaml.safe_load(Path(args.dataset_config_file).read_text())
-        assert own["DATASET"]["NAME"] == run.target
-        assert Path(args.config_file) == Path(train.parse(first.words)[0].config_file)
-        assert (args.root, args.task) == ("/data", name)
-        assert (run.needs, args.model_dir) == ((None, None) if run is first else (first.folder, str(first.folder)))
-        assert args.eval_only == (run is not first)
+        assert records.flatten_config(run.config).items() >= facts.items()
+        assert resolve_config(overrides) == run.config
+        assert yaml.safe_load(Path(overrides.dataset_file).read_text())["DATASET"]["NAME"] == run.target
+        assert overrides.trainer_file == first.overrides.trainer_file
+        assert run.needs == (None if run is first else first.folder)
+        assert job == (Job() if run is first else Job(eval_only=True, model_dir=str(first.folder)))
         assert run.row == first.row
     few = planned("imagenet", "GOPro", name, (1, 2), out="out", targets=(Path(runs[-1].words[3]).stem,))
     assert [(run.target, run.seed) for run in few] == [(t, s) for s in (1, 2) for t in ("ImageNet", tested[-1])]
@@ -207,22 +209,22 @@ def test_other_data_sets_keep_the_sources_config_of_the_method(tmp_path):
     """A source whose name has a config of its own: `icons` takes `CoOp/icons.yaml` to every other data set too."""
     (tmp_path / "icons.yaml").write_text("DATASET: {NAME: ImageNet}\n")
     runs = planned(str(tmp_path / "icons.yaml"), "CoOp", "xd", out="out")
-    assert {Path(train.parse(run.words)[0].config_file).parts[-2:] for run in runs} == {("CoOp", "icons.yaml")}
-    assert {run.cfg.MODEL.BACKBONE.NAME for run in runs} == {"IconsCLIP"} and len(runs) == 11
+    assert {Path(run.overrides.trainer_file).parts[-2:] for run in runs} == {("CoOp", "icons.yaml")}
+    assert {run.config.MODEL.BACKBONE.NAME for run in runs} == {"IconsCLIP"} and len(runs) == 11
 
 
 def test_changed_keys_hold_for_every_run_and_show_in_the_folder():
-    runs = planned("imagenet", "CoOp", "dg", pairs=("OPTIM.LR", "0.01", "DATASET.NUM_SHOTS", "4"), out="out")
-    assert {run.cfg.OPTIM.LR for run in runs} == {0.01}
-    assert {run.cfg.DATASET.NUM_SHOTS for run in runs} == {4}
+    runs = planned("imagenet", "CoOp", "dg", pairs=(("OPTIM.LR", "0.01"), ("DATASET.NUM_SHOTS", "4")), out="out")
+    assert {run.config.OPTIM.LR for run in runs} == {0.01}
+    assert {run.config.DATASET.NUM_SHOTS for run in runs} == {4}
     assert {run.folder.parts[-4:-2] for run in runs} == {("vit_b16+OPTIM.LR=0.01", "shots4")}
 
 
 def test_cross_data_set_end_to_end(small):
     """A task that evaluates on a user's list of images: trained on the class folders, tested on both."""
     module = small.root / "my_tasks.py"
-    own = f"plan.TASKS['xd'] = plan.Task(tested_on=({str(small.other)!r},))"
-    module.write_text(f"from dassl_clip.cli import plan\n{own}\n")
+    own = f"TASKS['xd'] = Task(tested_on=({str(small.other)!r},))"
+    module.write_text(f"from dassl_clip.experiments.tasks import TASKS, Task\n{own}\n")
     given = words(small, "CoOp", "--import", str(module), "--task", "xd")
     dry = small.run([*given, "--dry-run"])
     assert [line.split()[-3:] for line in dry.stdout.splitlines()] == 2 * [["2", "RUN.SOURCE", "FolderClasses"]]
@@ -246,8 +248,8 @@ def test_cross_data_set_end_to_end(small):
 def test_two_tasks_that_train_the_same_run_share_it(small):
     """`xd` and `dg` in one command, then `dg` alone after `xd` with other keys: trained once for each configuration."""
     module = small.root / "my_tasks.py"
-    own = "\n".join(f"plan.TASKS[{name!r}] = plan.Task(tested_on=({str(small.other)!r},))" for name in ("xd", "dg"))
-    module.write_text(f"from dassl_clip.cli import plan\n{own}\n")
+    own = "\n".join(f"TASKS[{name!r}] = Task(tested_on=({str(small.other)!r},))" for name in ("xd", "dg"))
+    module.write_text(f"from dassl_clip.experiments.tasks import TASKS, Task\n{own}\n")
     given = words(small, "CoOp", "--import", str(module))
     position = given.index("b2n")
 

@@ -9,6 +9,7 @@ Whether torch can use a device that it is given is up to torch: no GPU is needed
 import importlib.util
 import itertools
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import pytest
 import yaml
 
 from dassl_clip.cli import __main__ as door
-from dassl_clip.cli import sweep, task, train
-from dassl_clip.experiments import locks, plan, slurm
+from dassl_clip.engine import registry
+from dassl_clip.experiments import locks, plan, slurm, state
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import records
 
@@ -71,7 +72,7 @@ def words(world, path, *more, out=None):
 
 def run_of(world, path, column):
     """The run of a sweep of one row and seed on a domain."""
-    train.register()
+    registry.register()
     facts = {"out": str(world.out), "data": str(world.images), "imports": (str(world.plugin),)}
     entries = sheet.expand(sheet.read_sweep(str(path)), plan.Request("", (), **facts), ())
     (run,) = [entry.run for entry in entries if entry.column == column]
@@ -100,7 +101,7 @@ def test_each_run_has_a_gpu_of_its_own(world):
         own = sorted((note for note in notes if note["device"] == device), key=lambda note: note["begin"])
         assert len(own) >= 2
         assert all(before["end"] <= after["begin"] for before, after in itertools.pairwise(own))
-    failed = [file.read_text() for file in world.out.rglob(task.FAILURE_NAME)]
+    failed = [file.read_text() for file in world.out.rglob(state.FAILURE_NAME)]
     assert len(failed) == 2 and all("RuntimeError: a bug in seed 2" in text for text in failed)
 
 
@@ -160,10 +161,11 @@ def test_a_job_leaves_finished_and_busy_folders_alone(world):
     run = run_of(world, write(world, [f"TinyGuess:{world.config}"]), "day")
     with locks.lock(run.folder):
         code = (
-            "import sys; from pathlib import Path; from dassl_clip.cli import slurm\n"
-            "sys.exit(slurm.run_words(sys.argv[2:], sys.argv[1]))"
+            "import pickle, sys; from dassl_clip.experiments import slurm\n"
+            "sys.exit(slurm.run_job(pickle.load(sys.stdin.buffer)))"
         )
-        done = subprocess.run([sys.executable, "-c", code, str(run.folder), *run.words], env=world.environment)
+        given = pickle.dumps(run)
+        done = subprocess.run([sys.executable, "-c", code], input=given, env=world.environment)
     assert done.returncode == locks.BUSY_EXIT
     assert not (run.folder / "log.txt").exists() and not records.is_complete(run.folder)
 
@@ -193,7 +195,7 @@ def test_a_sweep_that_is_told_to_end_cancels_its_jobs(world, number, code):
     while locks.is_locked(run.folder):
         assert time.monotonic() < end, "the job goes on"
         time.sleep(0.1)
-    assert sweep.state_of(run)[0] == "missing"  # so that the same command goes on with it
+    assert state.state_of(run).name == "resume"  # so that the same command goes on with it
 
 
 @SLURM

@@ -1,13 +1,15 @@
 """From the command line to the configuration: precedence, pairs anywhere, None defaults, a sentence for each mistake.
 
-Covers `engine/config.py` and `cli/arguments.py`.
+Covers `engine/config.py`, `engine/overrides.py` and `cli/arguments.py`.
 """
 
 import pytest
 
 from dassl_clip.cli import train
-from dassl_clip.engine import config
+from dassl_clip.cli.arguments import split_pairs
+from dassl_clip.engine import registry
 from dassl_clip.engine.config import default_config, merge_file
+from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.results.errors import UserError
 
 SINGLE = ["--root", "--seed", "--output-dir"]
@@ -15,12 +17,12 @@ SINGLE = ["--root", "--seed", "--output-dir"]
 
 @pytest.fixture(autouse=True)
 def rooms():
-    train.register()
+    registry.register()
 
 
 def resolve(*words):
-    args, pairs = train.parse(list(map(str, words)))
-    return config.resolve_config(args, pairs)
+    overrides, _ = train.parse(list(map(str, words)))
+    return resolve_config(overrides)
 
 
 def resolve_in(world, *words):
@@ -41,12 +43,12 @@ def resolve_in(world, *words):
     ],
 )
 def test_pairs_stand_anywhere(line, flags, pairs):
-    assert config.split_pairs(line.split(), SINGLE) == (flags.split(), pairs.split())
+    assert split_pairs(line.split(), SINGLE) == (flags.split(), pairs.split())
 
 
 def test_a_key_without_value():
     with pytest.raises(UserError, match=r"the key OPTIM\.LR has no value: write OPTIM\.LR VALUE"):
-        config.split_pairs(["--seed", "1", "OPTIM.LR"], SINGLE)
+        split_pairs(["--seed", "1", "OPTIM.LR"], SINGLE)
 
 
 def test_precedence_from_defaults_to_pairs(world):
@@ -204,4 +206,4 @@ def test_keys_of_a_plugins_extend_cfg_can_be_set(world):
     )
     cfg = resolve_in(world, "--import", str(file), "PLUGIN.DEPTH", "3", "TRAINER.TINYNET.EXTRA", "1")
     assert (cfg.PLUGIN.DEPTH, cfg.TRAINER.TINYNET.EXTRA) == (3, 1.0)
-    del config._IMPORTED[str(file.resolve())]
+    del registry._IMPORTED[str(file.resolve())]

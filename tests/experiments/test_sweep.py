@@ -19,10 +19,13 @@ import pytest
 import yaml
 
 from dassl_clip.cli import __main__ as door
-from dassl_clip.cli import sweep, table, task, train
+from dassl_clip.cli import sweep, table, train
+from dassl_clip.engine import registry
 from dassl_clip.engine.config import resolve_config
-from dassl_clip.experiments import locks, plan
+from dassl_clip.engine.fingerprint import config_hash
+from dassl_clip.experiments import locks, plan, state
 from dassl_clip.experiments import sweeps as sheet
+from dassl_clip.experiments.tasks import TASKS
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
@@ -57,7 +60,7 @@ def words(world, path, *more, out=None):
 
 def expand(world, path, pairs=(), only=(), **changes):
     """The entries of a sweep file, in this process."""
-    train.register()
+    registry.register()
     facts = {"dataset": "", "seeds": (), "out": str(world.out), "data": str(world.images)}
     request = plan.Request(**{**facts, "imports": (str(world.plugin),), **changes})
     return sheet.expand(sheet.read_sweep(str(path)), request, pairs, only)
@@ -92,34 +95,34 @@ def test_a_file_of_ones_own_expands_to_methods_by_domains_by_seeds(world):
     assert {(entry.group, entry.column) for entry in entries} == {("FolderDomains", "day"), ("FolderDomains", "night")}
     assert {entry.run.task for entry in entries} == {"lodo"}
     for entry in entries:
-        assert entry.run.cfg.DATASET.NUM_SHOTS == 4
+        assert entry.run.config.DATASET.NUM_SHOTS == 4
         rate = 0.5 if entry.label == "fast" else 0.1
-        assert rate == entry.run.cfg.OPTIM.LR
+        assert rate == entry.run.config.OPTIM.LR
         assert str(entry.run.folder).startswith(str(world.out / "lodo" / "colours"))
     assert len({entry.run.folder for entry in entries}) == 8
 
     assert {entry.run.seed for entry in expand(world, write(world), seeds=(7, 8))} == {7, 8}
     assert {entry.label for entry in expand(world, write(world), only=["fast"])} == {"fast"}
-    changed = expand(world, write(world), pairs=("OPTIM.MAX_EPOCH", "9"), only=["slow"], shots=2)
-    assert {(entry.run.cfg.OPTIM.MAX_EPOCH, entry.run.cfg.DATASET.NUM_SHOTS) for entry in changed} == {(9, 2)}
+    changed = expand(world, write(world), pairs=(("OPTIM.MAX_EPOCH", "9"),), only=["slow"], shots=2)
+    assert {(entry.run.config.OPTIM.MAX_EPOCH, entry.run.config.DATASET.NUM_SHOTS) for entry in changed} == {(9, 2)}
     both = expand(world, write(world, tasks=["fewshot", "lodo"], task="lodo"))
     assert Counter(entry.run.task for entry in both) == {"fewshot": 8, "lodo": 8}
 
 
 def test_ids_are_stable_and_tell_configurations_apart(world):
     path = write(world)
-    first = [sweep.run_id(entry.run) for entry in expand(world, path)]
+    first = [state.run_id(entry.run) for entry in expand(world, path)]
     assert len(set(first)) == len(first) == 8 and all(len(name) == 12 for name in first)
     (world.root / "another disk").symlink_to(world.images)
     elsewhere = expand(world, path, out=str(world.root / "elsewhere"), data=str(world.root / "another disk"))
-    assert [sweep.run_id(entry.run) for entry in elsewhere] == first
+    assert [state.run_id(entry.run) for entry in elsewhere] == first
     listed = world.run(words(world, path, "--status"))
     shown = [line.split()[1] for line in listed.stdout.splitlines()[1:]]
     assert sorted(shown) == sorted(first), listed.stderr  # in another process
-    for pairs in (("OPTIM.LR", "0.7"), ("INPUT.SIZE", "(4, 4)"), ("TRAINER.TINYNET.WIDTH", "4")):
-        others = [sweep.run_id(entry.run) for entry in expand(world, path, pairs=pairs, only=["slow"])]
-        assert not set(others) & set(first), pairs
-    quiet = [sweep.run_id(entry.run) for entry in expand(world, path, pairs=("TRAIN.PRINT_FREQ", "9"))]
+    for pair in (("OPTIM.LR", "0.7"), ("INPUT.SIZE", "(4, 4)"), ("TRAINER.TINYNET.WIDTH", "4")):
+        others = [state.run_id(entry.run) for entry in expand(world, path, pairs=(pair,), only=["slow"])]
+        assert not set(others) & set(first), pair
+    quiet = [state.run_id(entry.run) for entry in expand(world, path, pairs=(("TRAIN.PRINT_FREQ", "9"),))]
     assert quiet == first  # computes the same
 
 
@@ -207,8 +210,8 @@ def test_the_table_command_looks_at_the_same_runs(world):
     said = shlex.split(sweep.table_command(args, pairs))
     assert said[:2] == ["dassl-clip", "table"]
     shown, shown_pairs = table.split_command(table.build_parser(), said[2:])
-    assert (shown.what, shown_pairs) == ([str(path)], ["OPTIM.LR", "0.3"])
-    assert sweep.sheet_request(shown) == sweep.sheet_request(args)
+    assert (shown.what, shown_pairs) == ([str(path)], (("OPTIM.LR", "0.3"),))
+    assert sweep.sweep_request(shown) == sweep.sweep_request(args)
     assert list(shown.rows) == list(args.rows)
 
 
@@ -225,9 +228,9 @@ def test_a_sweep_runs_what_is_missing_and_nothing_else(world, monkeypatch):
     wanted = {str(entry.run.folder): entry.run for entry in expand(world, path)}
     assert {line[line.index("--output-dir") + 1] for line in lines} == set(wanted)
     for line in lines:  # each line is a run as the sweep means it
-        args, pairs = train.parse(line[2:])
+        overrides, _ = train.parse(line[2:])
         run = wanted[line[line.index("--output-dir") + 1]]
-        assert records.config_hash(resolve_config(args, pairs)) == records.config_hash(run.cfg)
+        assert config_hash(resolve_config(overrides)) == config_hash(run.config)
 
     some = world.run(words(world, path, "--rows", "slow", "--jobs", "2"))
     assert some.returncode == 0, some.stderr
@@ -279,23 +282,23 @@ def test_states_failures_and_retries(world):
 def test_a_run_that_another_process_works_on_is_running(world):
     path = write(world)
     run = expand(world, path)[0].run
-    assert sweep.state_of(run) == ("missing", [])
+    assert state.state_of(run).name == "missing"
     code = (
-        "import sys, time; from pathlib import Path; from dassl_clip.cli import locks\n"
+        "import sys, time; from pathlib import Path; from dassl_clip.experiments import locks\n"
         "with locks.lock(Path(sys.argv[1])) as free: print(free, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
-        assert sweep.state_of(run) == ("running", [])
+        assert state.state_of(run).name == "running"
         with locks.lock(run.folder) as free:
             assert not free
-        assert sweep.state_of(run) == ("running", [])
+        assert state.state_of(run).name == "running"
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
-        assert sweep.state_of(run) == ("missing", [])
-    task.note_failure(run.folder, 3, ["the last", "lines"])
-    assert sweep.state_of(run) == ("failed", ["exit code 3", "the last", "lines"])
+        assert state.state_of(run).name == "missing"
+    state.note_failure(run.folder, 3, ["the last", "lines"])
+    assert state.state_of(run) == state.State("failed", "", ("exit code 3", "the last", "lines"), "missing")
 
 
 def test_looking_at_a_lock_keeps_nobody_from_taking_it(tmp_path):
@@ -414,22 +417,22 @@ def test_the_sweeps_that_ship():
 
 @pytest.mark.parametrize("name", sorted(wanted_runs()))
 def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
-    train.register()
+    registry.register()
     asked = sheet.read_sweep(name)
     entries = sheet.expand(asked, plan.Request("", (), out="out"), ())
     counted = Counter((entry.label, entry.run.folder.parts[2], entry.run.seed) for entry in entries)
     assert counted == wanted_runs()[name]
     assert len({entry.run.folder for entry in entries}) == len(entries)
-    assert len({sweep.run_id(entry.run) for entry in entries}) == len(entries)
+    assert len({state.run_id(entry.run) for entry in entries}) == len(entries)
     position = {entry.run.folder: index for index, entry in enumerate(entries)}
     for index, entry in enumerate(entries):
         run = entry.run
         assert run.needs is None or position[run.needs] < index
         own = {"SEED": run.seed, "RUN.TASK": run.task, "OUTPUT_DIR": str(run.folder)}
-        assert records.flatten_config(run.cfg).items() >= own.items()
-        if run.needs is None or plan.TASKS[run.task].transfers:  # a refined run names its base in its row
-            assert (run.row.method, run.row.config) == (run.cfg.TRAINER.NAME, run.cfg.RUN.CONFIG)
-        shots = run.cfg.DATASET.NUM_SHOTS
+        assert records.flatten_config(run.config).items() >= own.items()
+        if run.needs is None or TASKS[run.task].transfers:  # a refined run names its base in its row
+            assert (run.row.method, run.row.config) == (run.config.TRAINER.NAME, run.config.RUN.CONFIG)
+        shots = run.config.DATASET.NUM_SHOTS
         assert f"shots{shots}" in run.folder.parts
         assert shots == (-1 if run.task in ("zeroshot", "probe", "attacks") else 16)
 
@@ -437,7 +440,7 @@ def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
 @pytest.mark.parametrize("name", sheets.published_names())
 def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name):
     """Rows of our methods: each published cell is one that runs fill or that is summed up from them."""
-    train.register()
+    registry.register()
     asked, published = sheet.read_sweep(name), sheets.read_published(name)
     entries = sheet.expand(asked, plan.Request("", (), out="out"), ())
     labels = {entry.label for entry in entries}
@@ -469,9 +472,9 @@ def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name
     ],
 )
 def test_a_shipped_row_has_the_papers_settings(name, label, facts):
-    train.register()
+    registry.register()
     for entry in sheet.expand(sheet.read_sweep(name), plan.Request("", (1,), out="out"), (), [label]):
-        flat = records.flatten_config(entry.run.cfg)
+        flat = records.flatten_config(entry.run.config)
         assert {key: flat[key] for key in facts} == facts
 
 
@@ -488,18 +491,18 @@ CLAP_TABLE = {  # latent size, alpha: methods.md's table of the paper's settings
 
 
 def test_claps_rows_have_the_settings_of_their_data_set_and_backbone():
-    train.register()
+    registry.register()
     entries = sheet.expand(sheet.read_sweep("clap-zeroshot"), plan.Request("", (), out="out"), ())
     seen = {}
     for entry in entries:
-        if entry.run.cfg.TRAINER.NAME == "CLAP":
-            node = entry.run.cfg.TRAINER.CLAP
+        if entry.run.config.TRAINER.NAME == "CLAP":
+            node = entry.run.config.TRAINER.CLAP
             seen.setdefault((entry.label, entry.group), set()).add((int(node.LATENT_DIM), float(node.ALPHA)))
     assert seen == {key: {value} for key, value in CLAP_TABLE.items()}
 
 
 def test_a_row_of_refined_runs_alone_brings_the_runs_that_it_refines():
-    train.register()
+    registry.register()
     asked = plan.Request("", (1,), out="out", tasks=())
     entries = sheet.expand(sheet.read_sweep("icons"), asked, (), ["CoOp+InMaP"])
     labels = Counter(entry.label for entry in entries)

@@ -1,0 +1,130 @@
+"""What a run asks for on top of the defaults, and the frozen yacs tree that it amounts to.
+
+Precedence, low to high: the toolbox's defaults, the keys that our data sets and trainers add, the data set's file, the
+trainer's file, what has a flag of its own, KEY VALUE pairs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.protocols import task_of
+
+from . import registry
+from .config import FLAGS, check_values, decode, default_config, is_a, merge_file, set_key
+from .fingerprint import identity
+
+_LONGEST_CHANGES = 120
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What `train.py` is asked for.
+
+    Attributes:
+        dataset_file: the data set's yaml file, "" for none.
+        trainer_file: the trainer's yaml file, "" for none.
+        flags: key and value of what was given as a flag.
+        pairs: KEY VALUE pairs; values are texts.
+        imports: modules or files with trainers or data sets of the user's own.
+    """
+
+    dataset_file: str = ""
+    trainer_file: str = ""
+    flags: tuple[tuple[str, Any], ...] = ()
+    pairs: Pairs = ()
+    imports: tuple[str, ...] = ()
+
+    def flag_words(self) -> list[str]:
+        """The flags as words of a command line."""
+        words = {key: [FLAGS[key], *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+                 for key, value in self.flags}  # fmt: skip
+        first = words.pop("TRAINER.NAME", [])
+        first += ["--dataset-config-file", self.dataset_file] if self.dataset_file else []
+        first += ["--config-file", self.trainer_file] if self.trainer_file else []
+        first += words.pop("DATASET.ROOT", [])
+        first += [word for name in self.imports for word in ("--import", name)]
+        return first + [word for flag in words.values() for word in flag]
+
+    def pair_words(self) -> list[str]:
+        """The pairs as words of a command line."""
+        return [word for pair in self.pairs for word in pair]
+
+
+@functools.lru_cache(maxsize=4096)
+def resolve_config(overrides: Overrides) -> Any:
+    """The frozen configuration that some overrides ask for.
+
+    Raises:
+        UserError: a file, key, value, trainer or data set that does not exist or does not fit.
+    """
+    from dassl.config import clean_cfg
+
+    for name in overrides.imports:
+        registry.import_user_code(name)
+    cfg = default_config()
+    for file in filter(None, (overrides.dataset_file, overrides.trainer_file)):
+        merge_file(cfg, file)
+    plain = cfg.clone()
+    for key, value in overrides.flags:
+        set_key(cfg, key, value, FLAGS[key])
+    for key, text in overrides.pairs:
+        set_key(cfg, key, decode(text), "the command line")
+    _check_registered(cfg)
+    check_values(cfg)
+    plain.TRAINER.NAME = cfg.TRAINER.NAME
+    stem = Path(overrides.trainer_file).stem if overrides.trainer_file else ""
+    cfg.RUN.CONFIG = cfg.RUN.CONFIG or stem + changes(plain, cfg)
+    cfg.RUN.TASK = cfg.RUN.TASK or task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
+    clean_cfg(cfg, cfg.TRAINER.NAME)
+    cfg.freeze()
+    return cfg
+
+
+def _check_registered(cfg: Any) -> None:
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.engine import TRAINER_REGISTRY
+
+    for what, flag, key, registered in (
+        ("trainer", "--trainer NAME", cfg.TRAINER.NAME, TRAINER_REGISTRY),
+        ("data set", "DATASET.NAME in --dataset-config-file FILE", cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):
+        known = sorted(registered.registered_names())
+        if not key:
+            raise UserError(f"no {what} was named: give {flag}. Known: {', '.join(known)}.")
+        if key not in known:
+            raise UserError(
+                f"there is no {what} '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}. "
+                "A file of your own that registers it is loaded with --import FILE.py."
+            )
+
+
+def changes(plain: Any, asked: Any) -> str:
+    """`+KEY=VALUE` for each key in which two configurations ask for different computations, safe in a file name.
+
+    Keys of the trainer's own node stand without it.
+    """
+    before, after = identity(plain), identity(asked)
+    node = f"TRAINER.{asked.TRAINER.NAME.upper()}."
+    changed = {
+        key.removeprefix(node): (key, value)
+        for key, value in sorted(after.items())
+        if before.get(key) != value and not is_a(key, "in_name")
+    }
+    text = "".join(f"+{short}={_safe(value)}" for short, (_, value) in changed.items())
+    if len(text) <= _LONGEST_CHANGES:
+        return text
+    exact = "".join(f"+{key}={value}" for key, value in changed.values())
+    return f"{text[: _LONGEST_CHANGES - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _safe(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return re.sub(r"[^A-Za-z0-9.,_-]", "_", text)

@@ -1,0 +1,139 @@
+"""Dassl's registries of data sets and trainers, filled by name: all the rest asks the registries what there is."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dassl_clip.results.errors import UserError
+from dassl_clip.results.escaping import printable
+from dassl_clip.results.files import no_file
+
+from .paths import add_folder
+
+PACKAGES = ("dassl_clip.datasets", "dassl_clip.trainers")  # importing them registers what they hold
+_IMPORTED: dict[str, ModuleType] = {}
+
+
+def register() -> None:
+    """Fill the registries with what this project brings, and let log lines reach the console."""
+    for name in PACKAGES:
+        importlib.import_module(name)
+    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
+    for name in ("dassl_clip", "dassl"):
+        log = logging.getLogger(name)
+        if not any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
+            log.addHandler(_ConsoleHandler())
+            log.setLevel(logging.INFO)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints to whatever `sys.stdout` is at the moment, so that lines reach the console and the run's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        print(f"{level}{printable(record.getMessage())}", flush=True)
+
+
+def trainer_names() -> list[str]:
+    """Every registered trainer, this project's, the toolbox's and the user's."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    return sorted(TRAINER_REGISTRY.registered_names())
+
+
+def trainer_class(name: str) -> type:
+    """The class of a registered trainer; `object` where there is none of that name."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    return TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else object
+
+
+def dataset_class(name: str) -> type:
+    """The class of a registered data set; `object` where there is none of that name."""
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    return DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else object
+
+
+def declare_keys(cfg: Any) -> None:
+    """Add the keys of the data sets, of every registered trainer that declares some, and of the user's modules."""
+    for package in map(importlib.import_module, PACKAGES):
+        if hasattr(package, "add_config"):
+            package.add_config(cfg)
+    for kind in map(trainer_class, trainer_names()):
+        if hasattr(kind, "add_config"):
+            kind.add_config(cfg)
+    for module in _IMPORTED.values():
+        if hasattr(module, "extend_cfg"):
+            module.extend_cfg(cfg)
+
+
+def import_user_code(name: str) -> None:
+    """Import, once, a module or a .py file that registers trainers or data sets when imported.
+
+    If it has a function `extend_cfg(cfg)`, as the train.py of Dassl's plugins does, that adds its keys from then on.
+
+    Raises:
+        UserError: there is no such file or module.
+    """
+    path = Path(name).expanduser()
+    is_file = name.endswith(".py") or path.is_file()
+    key = str(path.resolve()) if is_file else name
+    if key not in _IMPORTED:
+        _IMPORTED[key] = _import_file(path.resolve()) if is_file else _import_module(name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"--import: {no_file(path)}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    undo = add_folder(path.parent)  # for the modules beside it
+    try:
+        with _failing(str(path)):
+            spec.loader.exec_module(module)
+    finally:
+        undo()
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:
+        add_folder(Path.cwd())
+    with _failing(name):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or (name != error.name and not name.startswith(f"{error.name}.")):
+                raise
+            raise UserError(
+                f"--import: there is no module '{name}' (looked in {Path.cwd()} and the installed packages); "
+                "give a module name or a .py file"
+            ) from error
+
+
+@contextlib.contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """Within this context an error of a user's file names its line there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+        file = (error.filename if isinstance(error, SyntaxError) else frames[-1].filename) or name
+        raise UserError(
+            f"--import: {name} cannot be imported: {type(error).__name__}: {error} (line {line} of {file}); --debug "
+            "shows the traceback"
+        ) from error

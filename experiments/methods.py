@@ -1,0 +1,168 @@
+"""Which methods are meant: by a word of the command line, by a data set, or as the reference of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine.config import is_a
+from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
+from dassl_clip.results import records
+from dassl_clip.results.documents import read_yaml
+
+from .tasks import fits_tasks
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer in one configuration.
+
+    Attributes:
+        trainer: registry name.
+        config: config name or file, "" for the default.
+        pairs: KEY VALUE pairs.
+        base: the method whose runs it refines, or None.
+    """
+
+    trainer: str
+    config: str = ""
+    pairs: Pairs = ()
+    base: Method | None = None
+
+    def overrides(self, dataset: str, data: str = "", imports: tuple[str, ...] = ()) -> Overrides:
+        """What every run of the method on a data set asks for.
+
+        Args:
+            dataset: name or yaml file of the data set.
+            data: folder above the data sets, "" for the config's.
+            imports: modules or files with trainers or data sets of the user's own.
+        """
+        file = catalogue.dataset_file(dataset)
+        flags = [("TRAINER.NAME", self.trainer), *([("DATASET.ROOT", data)] if data else [])]
+        trainer_file = catalogue.trainer_file(self.trainer, self.config, file.stem)
+        return Overrides(catalogue.shown(file), catalogue.shown(trainer_file), tuple(flags), self.pairs, imports)
+
+
+def method_of(word: str, pairs: Pairs = (), config: str = "", imports: tuple[str, ...] = ()) -> Method:
+    """A method by its name on the command line: `TRAINER`, `TRAINER:CONFIG`, or `TRAINER:CONFIG+REFINER`.
+
+    Args:
+        word: the name.
+        pairs: KEY VALUE pairs.
+        config: config of the method where the word names none.
+        imports: modules or files with trainers of the user's own.
+
+    Raises:
+        UserError: no such trainer.
+    """
+    base, plus, last = word.rpartition("+")
+    if plus and _refines(last.partition(":")[0], imports):
+        return replace(method_of(last, pairs, config, imports), base=method_of(base, pairs, "", imports))
+    trainer, _, named = word.partition(":")
+    named = named or config
+    return Method(known_trainer(trainer, named, imports), named, pairs)
+
+
+def _refines(name: str, imports: tuple[str, ...]) -> bool:
+    """Whether a word names a trainer that refines the runs of others."""
+    registry.register()
+    for module in imports:
+        registry.import_user_code(module)
+    return any(
+        catalogue.same_name(name, other) and getattr(registry.trainer_class(other), "refines", False)
+        for other in registry.trainer_names()
+    )
+
+
+def known_trainer(name: str, config: str = "", imports: tuple[str, ...] = ()) -> str:
+    """The registry name meant by a name in any case.
+
+    A trainer without a config in `configs/` is accepted if the user brings a yaml file or a module for it.
+
+    Raises:
+        UserError: no such trainer.
+    """
+    names = catalogue.trainer_names()
+    if name not in names and (imports or config.endswith((".yaml", ".yml"))):
+        registry.register()
+        for module in imports:
+            registry.import_user_code(module)
+        names = registry.trainer_names()
+    return catalogue.match_trainer(name, names)
+
+
+def reference_name() -> str:
+    """The trainer that others are compared with."""
+    registry.register()
+    return next(
+        name for name in catalogue.trainer_names() if getattr(registry.trainer_class(name), "is_reference", False)
+    )
+
+
+def all_methods(dataset: str, tasks: Sequence[str], pairs: Pairs = ()) -> list[Method]:
+    """Every trainer with a config for the data set, the reference first, with their variants on the same backbone.
+
+    Where the reference has no config for the data set, every trainer counts. Where a refiner is among them, the default
+    config of every method that it can refine is refined too. Methods that do not fit one of the tasks are left out.
+    """
+    reference, stem = reference_name(), catalogue.dataset_file(dataset).stem
+    kinds = {name: registry.trainer_class(name) for name in catalogue.trainer_names()}
+    names = sorted(kinds, key=lambda name: (name != reference, getattr(kinds[name], "listed_last", False), name))
+    own = [name for name in names if catalogue.trainer_file(name, "", stem).stem == stem]
+    own = [name for name in (own if reference in own else names) if fits_tasks(name, tasks)]
+    refiners = [name for name in own if kinds[name].refines]
+    methods = []
+    for trainer in own:
+        default, *variants = catalogue.trainer_configs(trainer, stem)
+        methods.append(Method(trainer, default, pairs))
+        if trainer not in (*refiners, reference):
+            methods += [Method(name, catalogue.trainer_configs(name, stem)[0], pairs, methods[-1]) for name in refiners]
+        same = [name for name in variants if _backbone(trainer, name) == _backbone(trainer, default)]
+        methods += [Method(trainer, variant, pairs) for variant in same]
+    return methods
+
+
+def _backbone(trainer: str, config: str) -> str:
+    """The backbone that a shipped config names."""
+    tree = read_yaml(catalogue.trainer_file(trainer, config, ""))
+    return tree["MODEL"]["BACKBONE"]["NAME"]
+
+
+def reference_method(asked: Overrides, trainer: str, name: str = "") -> Method:
+    """The method to compare with: the same images, model, precision and prompt words, as far as it has such keys.
+
+    Args:
+        asked: what the method that is to be compared asks for.
+        trainer: registry name of the reference.
+        name: its config; "": the default one.
+    """
+    cfg = resolve_config(asked)
+    flat = {key: value for key, value in records.flatten_config(cfg).items() if is_a(key, "comparable")}
+    node, other = f"TRAINER.{cfg.TRAINER.NAME.upper()}.", f"TRAINER.{trainer.upper()}."
+    # Of the shared keys those that were given, and the backbone; of the method's own all that say something.
+    given = [*(key for key, _ in asked.pairs), "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.WEIGHTS"]
+    wanted = {key: flat[key] for key in given if key in flat and not key.startswith("TRAINER.")}
+    wanted |= {key.replace(node, other, 1): value for key, value in flat.items()
+               if key.startswith(node) and value not in ("", [])}  # fmt: skip
+    templates, words = f"{other}TEMPLATES", f"{other}CTX_INIT"
+    if words in wanted:
+        wanted.setdefault(templates, "words")
+    reference = Method(trainer, name)
+    plain_overrides = replace(reference.overrides(asked.dataset_file, dict(asked.flags).get("DATASET.ROOT", "")),
+                              imports=asked.imports)  # fmt: skip
+    plain = records.flatten_config(resolve_config(plain_overrides))
+    changed = {key: value for key, value in wanted.items() if key in plain and plain[key] != value}
+    if _sentences(plain, templates, words, cfg) == _sentences(plain | changed, templates, words, cfg):
+        changed = {key: value for key, value in changed.items() if key not in (templates, words)}
+    pairs = tuple((key, value if isinstance(value, str) else repr(value)) for key, value in changed.items())
+    return replace(reference, pairs=pairs)
+
+
+def _sentences(flat: dict[str, Any], templates: str, words: str, cfg: Any) -> list[str] | None:
+    """The sentences of a trainer's prompt, or None if it has no such keys."""
+    if templates not in flat or words not in flat:
+        return None
+    return resolve_templates(flat[templates], cfg.DATASET.NAME, words=flat[words])

@@ -1,0 +1,26 @@
+"""Imported once by the process from which local runs are forked: what every run would import and ask for again.
+
+Nothing here starts threads or touches a GPU, so that the process stays fit to fork.
+"""
+
+from dassl_clip.engine.paths import leave_checkout
+
+leave_checkout()  # this process was started in the working folder
+
+import contextlib  # noqa: E402
+
+import open_clip  # noqa: E402, F401
+import torch  # noqa: E402
+
+with contextlib.suppress(ImportError):
+    import torch.utils.tensorboard
+
+from dassl_clip.engine import registry  # noqa: E402
+from dassl_clip.results import environment  # noqa: E402
+
+from . import run  # noqa: E402
+
+registry.register()
+environment.environment_facts()
+if torch.version.cuda is None and torch.version.hip is None:  # the report asks the GPU driver where there is one
+    run.environment_report()

@@ -1,0 +1,157 @@
+"""The tables of planned runs, from their records: of a task, and of a sweep beside what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from dassl_clip.results import published as sheets
+from dassl_clip.results import records, tables
+from dassl_clip.results.errors import UserError
+from dassl_clip.results.groups import SUMMARIES, Row, group_records, named
+
+from . import state
+from .plan import Run
+from .sweeps import Entry, Sweep
+from .tasks import TASKS
+
+
+def task_tables(
+    runs: Sequence[Run], further: bool = True, names: Mapping[Row, str] = MappingProxyType({})
+) -> list[tables.Table]:
+    """The tables of the runs of one task; the first run's row is the reference.
+
+    Args:
+        runs: of one task.
+        further: with a table of the further tests too.
+        names: names of rows that were given one.
+    """
+    columns = list(dict.fromkeys(run.target for run in runs))
+    seeds = sorted({run.seed for run in runs})
+    rows = list(dict.fromkeys(named(run.row, names) for run in runs))
+    split = "val" if runs[0].config.TEST.SPLIT == "val" else "test"
+    groups = group_records((records.read_record(run.folder) for run in runs if state.is_complete(run)), split)
+    groups = [group.renamed(names) for group in groups]
+    made = []
+    for group in groups:
+        shown = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
+        reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
+        made.append(tables.method_table(group, reference, shown, columns, seeds))
+    return made + (tables.extra_test_tables(groups, rows, columns, seeds) if further else [])
+
+
+def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
+    """The sheet of a sweep with a published table, from the records that are there."""
+    published = sheets.read_published(sweep.published)
+    accuracies: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
+    places: dict[str, list[str]] = {}
+    finished = []
+    readings = sweep.readings or ("test",)
+    shown = [entry for entry in entries if entry.label]
+    if len({entry.run.task for entry in shown}) > 1:
+        raise UserError(f"{sweep.name}: a table beside published numbers is of one task, but its rows have several")
+    for entry in shown:
+        columns = places.setdefault(entry.group, [])
+        columns += [entry.column] if entry.column not in columns else []
+        record = records.read_record(entry.run.folder) if state.is_complete(entry.run) else None
+        if record is None:
+            continue
+        finished.append(record)
+        for name in readings:
+            if name in record["metrics"]:
+                cell = accuracies.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
+                cell[entry.run.seed] = record["metrics"][name]["accuracy"]
+    first = shown[0].run
+    summary = SUMMARIES.get(first.task, sheets.MEAN)
+    left_out = (first.config.RUN.SOURCE,) if TASKS[first.task].tested_on else ()
+    misprints = published.get("misprints", {})
+    cells, columns = sheets.build_cells(accuracies, places, published["cells"], summary, left_out, misprints)
+    return sheets.Sheet(
+        title=f"{published['title']}: ours and published",
+        above=_about(shown, finished, published),
+        cells=cells,
+        places=columns,
+        seeds=len({entry.run.seed for entry in shown}),
+        tolerance=float(published["tolerance"]),
+        below=[*(f"note: {note}" for note in published["footnotes"]), *unfinished(entries)],
+    )
+
+
+def unfinished(entries: Sequence[Entry]) -> list[str]:
+    """One line for each run that is not there: the command that makes it, or why its folder cannot be used."""
+    lines = []
+    for entry in entries:
+        now = state.state_of(entry.run)
+        row = entry.label or f"{entry.run.row.label}, which another row refines"
+        what = f"{row}, {entry.run.task}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}"
+        if now.name == state.REFUSED:
+            lines.append(f"refused: {what}: {now.reason}")
+        elif now.name != state.COMPLETE:
+            lines.append(f"missing: {what}: {entry.run.command}")
+    return lines
+
+
+def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], published: dict[str, Any]) -> list[str]:
+    """Protocol, selection rule, shots, backbone and templates of ours, and the paper's source."""
+    runs = [entry.run for entry in entries]
+    configs = [run.config for run in runs]
+    nodes = [config.TRAINER[config.TRAINER.NAME.upper()] for config in configs]
+    shots = _several(config.DATASET.NUM_SHOTS if config.DATASET.NUM_SHOTS > 0 else "none" for config in configs)
+    rules = _several(record["selection_rule"] for record in finished)
+    rules = rules or _several(config.TEST.FINAL_MODEL for config in configs)
+    prompts = _several(record["prompt"] for record in finished)
+    prompts = prompts or _several(node.get("TEMPLATES") or node.get("CTX_INIT", "") for node in nodes)
+    seeds = _several(sorted({run.seed for run in runs}))
+    by_row: dict[str, set[int]] = {}
+    for entry in entries:
+        by_row.setdefault(entry.label, set()).add(entry.run.seed)
+    fewer = [
+        f"{label}: {'one seed' if len(seeds_of_row) == 1 else ', '.join(map(str, sorted(seeds_of_row)))}"
+        for label, seeds_of_row in by_row.items()
+        if len(seeds_of_row) < len({run.seed for run in runs})
+    ]
+    seeds += f" ({'; '.join(fewer)})" if fewer else ""
+    lines = [
+        f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
+        f"ours: protocol: {_several(_protocol(run) for run in runs)}",
+        f"ours: backbone: {_several(config.MODEL.BACKBONE.NAME for config in configs)}; "
+        f"training images per class: {shots}",
+        f"ours: selection rule: {rules}; templates: {prompts}",
+        f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
+    ]
+    transductive = _several(record["method"] for record in finished if record["transductive"])
+    return lines + ([f"transductive (uses unlabelled test images): {transductive}"] if transductive else [])
+
+
+def _protocol(run: Run) -> str:
+    options = run.config.DATASET
+    return records.protocol_of(options.SOURCE_DOMAINS, options.TARGET_DOMAINS, run.task, options.get("PROTOCOL", ""))
+
+
+def _several(values: Iterable[Any]) -> str:
+    """The different values in their order, as one text."""
+    return "; ".join(dict.fromkeys(map(str, values)))
+
+
+def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
+    """Tables of a sweep without a published one, for each task, data set and number of shots: methods by columns.
+
+    Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
+    missing, each with its command.
+    """
+    groups: dict[tuple[str, str, int], list[Entry]] = {}
+    for entry in entries:
+        if entry.label:
+            config = entry.run.config
+            key = entry.run.task, config.RUN.SOURCE or config.DATASET.NAME, config.DATASET.NUM_SHOTS
+            groups.setdefault(key, []).append(entry)
+    made = []
+    for own in groups.values():
+        names = {entry.run.row: entry.label for entry in own if entry.named}
+        made += task_tables([entry.run for entry in own], further=bool(sweep.readings), names=names)
+    for table in made:
+        table.below = [line for line in table.below if not line.startswith("missing: ")]
+    if made:
+        made[-1].below += unfinished(entries)
+    return made
