@@ -6,17 +6,10 @@ from collections.abc import Sequence
 
 from dassl.data.datasets.base_dataset import Datum
 from dassl.data.datasets.build import DATASET_REGISTRY
-from dassl.utils.on_demand import import_on_demand
 
-from .sources import DomainLists
+from .sources import DomainLists, names_of_the_original
 
-__getattr__ = import_on_demand(
-    __name__,
-    osp="os.path",
-    listdir_nohidden="dassl.utils:listdir_nohidden",
-    Datum="..base_dataset:Datum",
-    DatasetBase="..base_dataset:DatasetBase",
-)
+__getattr__ = names_of_the_original(__name__)
 
 
 @DATASET_REGISTRY.register()

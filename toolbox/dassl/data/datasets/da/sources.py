@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.dg.folders import number_classes, read_domains
 from dassl.data.datasets.download import require_folder
 from dassl.data.datasets.lists import read_list
 from dassl.utils import listdir_nohidden
+from dassl.utils.on_demand import import_on_demand
+
+
+def names_of_the_original(module: str) -> Callable:
+    """A module's `__getattr__` for what the original's module of that name imports, and this one does not need."""
+    return import_on_demand(
+        module,
+        osp="os.path",
+        listdir_nohidden="dassl.utils:listdir_nohidden",
+        Datum="..base_dataset:Datum",
+        DatasetBase="..base_dataset:DatasetBase",
+    )
 
 
 class AdaptationDataset(DatasetBase):
