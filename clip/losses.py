@@ -11,7 +11,11 @@ from torch import Tensor
 from dassl_clip.results.errors import UserError
 
 from .peers import ALONE, Peers
-from .rows import at_least_float32
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or float64 as it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float, peers: Peers = ALONE) -> Tensor:

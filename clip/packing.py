@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BIN_ROWS = 64
@@ -43,11 +42,6 @@ class Packing:
         """The bins from `start` to `stop`; `order` stays that of the whole."""
         parts = {name: value[start:stop] for name, value in vars(self).items() if name != "order"}
         return Packing(**parts, order=self.order)
-
-    def mask(self, prefix_rows: int) -> Tensor:
-        """`[G, T, prefix_rows + T]`, added to scores: 0 for what is visible (all prefix rows are), else -infinity."""
-        visible = F.pad(self.visible, (prefix_rows, 0), value=True)
-        return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))
 
     def to(self, device: torch.device) -> "Packing":
         """The same packing with its tensors on `device`."""

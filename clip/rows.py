@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dassl_clip.results.errors import UserError
 
+from .losses import at_least_float32
+
 
 class Rows(Protocol):
     """`[N, C]` numbers that may be formed when they are read: a tensor, or a class such as `Cosines`."""
@@ -60,7 +62,3 @@ class Cosines:
     def __getitem__(self, rows: slice) -> Tensor:
         features = at_least_float32(self.features[rows])
         return features @ self.text_proxy.to(features)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

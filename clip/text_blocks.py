@@ -191,6 +191,17 @@ def causal_mask(rows: int, device: torch.device) -> Tensor:
     return torch.full((rows, rows), float("-inf"), device=device).triu(1)
 
 
+def packed_mask(visible: Tensor, prefix_rows: int) -> Tensor:
+    """`[G, T, prefix_rows + T]`, added to scores: 0 for what is visible (all prefix rows are), else -infinity.
+
+    Args:
+        visible: Which rows each row of a bin sees, `[G, T, T]`.
+        prefix_rows: Rows before them.
+    """
+    visible = F.pad(visible, (prefix_rows, 0), value=True)
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))
+
+
 def _project(attn: Attention, hidden: Tensor, first: int, last: int) -> Tensor:
     """Rows `first * D` to `last * D` of the joint projection to queries, keys and values."""
     width = attn.in_proj_weight.shape[1]

@@ -40,6 +40,7 @@ from .text_blocks import (
     embed_dim,
     has_known_blocks,
     is_causal,
+    packed_mask,
     prefix_rows,
     run_block,
     run_prefix_block,
@@ -223,7 +224,8 @@ class TextTower(nn.Module):
         ):
             raise UserError(f"the context must have the shape {wanted}, got {list(context.shape)}")
         n_ctx = context.shape[-2]
-        self.tokens.check_fit(classes, n_ctx)
+        if len(self.tokens.head) + n_ctx + max(classes.lengths) > self.context_length:
+            self.tokens.check_fit(classes, n_ctx)
 
         dtype = torch.promote_types(context.dtype, self.token_embedding.weight.dtype)
         context = (context if context.dim() == 3 else context[None]).to(dtype)
@@ -328,7 +330,7 @@ class TextTower(nn.Module):
         """The transformer over packed embeddings `[P or 1, G, T, D]`; gives the rows at the ends, `[P, G, Q, D]`."""
         blocks = self.transformer.resblocks
         x = self._cast(x) + self._cast(self.positional_embedding[offset + packing.depth])
-        mask = packing.mask(offset if shared else 0)
+        mask = packed_mask(packing.visible, offset if shared else 0)
         for number, block in enumerate(blocks):
             ends = packing.ends if number == len(blocks) - 1 else None
             x = run_block(block, x, mask, shared[number] if shared else None, ends)

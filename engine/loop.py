@@ -269,7 +269,6 @@ class _Report:
             place = f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{number}/{batches}]"
             print(" ".join(filter(None, [place, times, str(self.losses), f"lr {rate:.4e} eta {eta}"])))
         step = trainer.epoch * batches + trainer.batch_idx
-        for name, meter in self.losses.meters.items():
-            trainer.write_scalar(f"train/{name}", meter.avg, step)
-        trainer.write_scalar("train/lr", rate, step)
+        means = {f"train/{name}": meter.avg for name, meter in self.losses.meters.items()}
+        trainer.log.add_scalars(means | {"train/lr": rate}, step)
         self.since = time.time()

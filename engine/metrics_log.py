@@ -130,15 +130,20 @@ class MetricsLog:
         return run
 
     def add_scalar(self, tag: str, value: float, step: int | None = None) -> None:
-        """Log one value: `train/...` of a step, or `val/...` and `test/...` after the epoch of number `step`."""
+        """Log one value, see `add_scalars`."""
+        self.add_scalars({tag: value}, step)
+
+    def add_scalars(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log values: `train/...` of a step, or `val/...` and `test/...` after the epoch of number `step`."""
         if not self.is_open:
             return
-        if not tag.startswith("train/"):
-            row = self.final if self.is_final else self.evaluations.setdefault(int(step or 0) + 1, {})
-            row[tag] = float(value)
-        if self._tensorboard is not None:
-            with self._ended_by_disk():
-                self._tensorboard.add_scalar(tag, value, step)
+        for tag, value in values.items():
+            if not tag.startswith("train/"):
+                row = self.final if self.is_final else self.evaluations.setdefault(int(step or 0) + 1, {})
+                row[tag] = float(value)
+            if self._tensorboard is not None:
+                with self._ended_by_disk():
+                    self._tensorboard.add_scalar(tag, value, step)
 
     def write_table(self, history: list[dict[str, float]]) -> None:
         """Write `metrics.csv`.

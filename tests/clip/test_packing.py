@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dassl_clip.clip.packing import Packing, pack_sequences, pack_tree
+from dassl_clip.clip.text_blocks import packed_mask
 
 CPU = torch.device("cpu")
 
@@ -68,7 +69,7 @@ def test_tree_shares_common_beginnings():
 
 def test_mask_opens_the_prefix_to_all():
     packing = pack_sequences((2, 3), 3, CPU)
-    mask = packing.mask(4)
+    mask = packed_mask(packing.visible, 4)
     assert mask.shape == (1, 5, 9)
     assert (mask[..., :4] == 0).all()
     assert torch.equal(mask[..., 4:] == 0, packing.visible)

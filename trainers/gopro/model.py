@@ -114,6 +114,10 @@ class PromptGenerator(nn.Module):
         delta = self.shift_scale * self.shift(images, view)
         return self.ctx + delta[:, None]
 
+    def contexts(self, statistics: Tensor, views: int) -> Tensor:
+        """The contexts `[V B, M, D]` of the first `views` of `VIEWS`, from their `image_statistics` `[V B, ...]`."""
+        return torch.cat([self(part, view=view) for view, part in enumerate(statistics.chunk(views))])
+
     @torch.no_grad()
     def fit_shift_scale(self, images: Sequence[Tensor] | Tensor, target_rms: float, peers: Peers = ALONE) -> None:
         """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width).

@@ -134,7 +134,7 @@ class GOPro(CLIPTrainer):
             generator.fit_shift_scale(statistics[:size], self.relative_shift * rms, distributed.peers())
         # The text of a view counts in the consistency term alone.
         prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]
-        contexts = torch.cat([generator(own, view=view) for view, own in enumerate(prompted.split(size))])
+        contexts = generator.contexts(prompted, len(prompted) // size)
         with self.precision.autocast():
             text = self.backbone.text.encode_prompts(contexts, self.classes)  # [V B, C, E]
         terms, logits = self.model.losses(

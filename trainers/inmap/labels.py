@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dassl_clip.clip.losses import at_least_float32
 from dassl_clip.clip.peers import ALONE, Peers
-from dassl_clip.clip.rows import Cosines, FeatureRows, Rows, at_least_float32
+from dassl_clip.clip.rows import Cosines, FeatureRows, Rows
 from dassl_clip.results.errors import UserError
 
 from .solver import (
