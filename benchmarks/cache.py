@@ -1,4 +1,4 @@
-"""A second evaluation of a method on frozen features against the first: image features are kept on disk.
+"""A second evaluation of a method on frozen features against the first: image features are cached on disk.
 
 Cases: `icons`, the embedded world with its own model; `generated`, JPEG files of 500 x 375 with a ViT. Both sides are
 the trainer's own `test()` of ZeroshotCLIP, without a cache (`plain`: decode, preprocess and encode all images, as

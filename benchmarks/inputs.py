@@ -53,7 +53,7 @@ def picture(seed: int, size: tuple[int, int] = PICTURE) -> Image.Image:
 
 
 def make_pictures(folder: Path, classnames: Sequence[str], train_images: int, test_images: int) -> Path:
-    """Write `train_images` and `test_images` JPEG files in all, dealt to the classes in turn, and a csv of them.
+    """Write `train_images` and `test_images` JPEG files in all, over the classes in turn, and a csv of them.
 
     Every class gets at least one image in training. Of each part 64 files differ; the others are links to them.
 

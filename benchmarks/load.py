@@ -1,7 +1,7 @@
-"""A large data set of tiny images through ZeroshotCLIP and the feature bank: memory, and a SIGKILL in the middle.
+"""A large data set of tiny images through ZeroshotCLIP and the feature cache: memory, and a SIGKILL in the middle.
 
 The images are those of Icons, scaled to a few pixels and repeated under other names. The first start is killed when a
-share of the images is encoded, the second goes on. Printed are the images per second, how many images were encoded
+share of the images is encoded, the second resumes. Printed are the images per second, how many images were encoded
 twice, and the memory of the process over time, once all images are listed: what it holds itself (anonymous) and what
 it maps of files (which the system takes back when it needs room).
 

@@ -1,4 +1,4 @@
-"""The same runs by one process and by two (gloo, on the CPU), each with a feature bank of its own."""
+"""The same runs by one process and by two (gloo, on the CPU), each with a feature cache of its own."""
 
 import json
 import os
