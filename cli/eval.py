@@ -26,6 +26,8 @@ from dassl_clip.engine.overrides import Overrides, Pairs
 from dassl_clip.experiments import identity, plan, state, tasks
 from dassl_clip.experiments.run import Job, start
 from dassl_clip.results import records, tables
+from dassl_clip.results.groups import Row, group_records
+from dassl_clip.results.protocols import EVALUATION
 
 SUBSETS = ("all", "base", "new")
 
@@ -81,7 +83,7 @@ def run_eval(args: argparse.Namespace, pairs: Pairs) -> int:
             with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the log
                 start(run.config, Job(eval_only=True, model_dir=str(origin), load_epoch=args.load_epoch))
     shown = [records.read_record(run.folder) for run in runs if state.is_complete(run)]
-    for group in tables.group_records(record for record in shown if record is not None):
+    for group in group_records(record for record in shown if record is not None):
         print(f"\n{tables.method_table(group).render()}")
     return 0 if len(shown) == len(runs) else 1
 
@@ -115,7 +117,7 @@ def evaluations(
         cfg.DATASET.SUBSAMPLE_CLASSES = args.classes
     for key, value in pairs:
         set_key(cfg, key, decode(value), "the command line")
-    cfg.RUN.TASK, cfg.RUN.SOURCE = records.EVALUATION, trained
+    cfg.RUN.TASK, cfg.RUN.SOURCE = EVALUATION, trained
     domains = tasks.dataset_domains(cfg)
     foreign = trained != cfg.DATASET.NAME or (bool(args.data) and not _same_images(cfg, record))
     own = [] if foreign else list(cfg.DATASET.TARGET_DOMAINS)
@@ -139,8 +141,8 @@ def evaluations(
         folder = Path(args.out, *below, column, f"seed{record['seed']}")
         asked.OUTPUT_DIR = str(folder)
         asked.freeze()
-        row = tables.Row(record["method"], record["config"])
-        runs.append(plan.Run(folder, Overrides(), asked, row, records.EVALUATION, column, record["seed"]))
+        row = Row(record["method"], record["config"])
+        runs.append(plan.Run(folder, Overrides(), asked, row, EVALUATION, column, record["seed"]))
     return runs
 
 

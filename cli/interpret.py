@@ -19,7 +19,7 @@ from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.escaping import csv_text
-from dassl_clip.results.records import write_text_atomically
+from dassl_clip.results.files import write_text_atomically
 
 METRICS = ("euclidean", "cosine")
 FORMATS = (".csv", ".json")

@@ -14,9 +14,10 @@ from pathlib import Path
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results import plot_features as features
-from dassl_clip.results import plots, records, tables
+from dassl_clip.results import plots, records
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.figures import FORMATS, Plot
+from dassl_clip.results.groups import column_of, row_of
 
 KINDS = {
     "curves": "loss terms and learning rate over training",
@@ -139,8 +140,8 @@ def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
     if not runs:
         raise UserError(f"there is no finished run at or below {', '.join(args.runs)}")
     filters = {
-        "--rows": (args.rows, lambda r: {r["method"], tables.row_of(r).method, tables.row_of(r).label}),
-        "--targets": (args.targets, lambda r: {tables.column_of(r), *r["target_domains"]}),
+        "--rows": (args.rows, lambda r: {r["method"], row_of(r).method, row_of(r).label}),
+        "--targets": (args.targets, lambda r: {column_of(r), *r["target_domains"]}),
         "--tasks": (args.tasks, lambda r: {r["task"]}),
         "--seeds": (args.seeds, lambda r: {r["seed"]}),
     }

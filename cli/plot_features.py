@@ -20,8 +20,8 @@ from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.figures import shortened
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
+from dassl_clip.results.groups import column_of, row_of
 from dassl_clip.results.plot_features import Points
-from dassl_clip.results.tables import column_of, row_of
 
 SPLITS = ("test", "val", "train")
 PARTS = {"test": "test images", "val": "source validation images", "train": "source training images"}

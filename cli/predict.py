@@ -20,8 +20,7 @@ from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded, printable
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
-from dassl_clip.results.files import no_file
-from dassl_clip.results.records import write_text_atomically
+from dassl_clip.results.files import no_file, write_text_atomically
 
 COLUMNS = ("path", "rank", "class", "share")
 FORMATS = (".csv", ".json")

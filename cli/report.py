@@ -14,6 +14,8 @@ from dassl_clip.results import environment, plot_features, plots, records, repor
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.figures import NEEDED, Plot
+from dassl_clip.results.files import write_text_atomically
+from dassl_clip.results.groups import Group, group_records, row_of
 from dassl_clip.results.predictions import PREDICTIONS
 
 NAME = "report.html"
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Gather, draw and write the page."""
     content = gather(args)
     out = out_file(args)
-    records.write_text_atomically(out, report.render(content))
+    write_text_atomically(out, report.render(content))
     runs, gaps = len(content.runs), len(content.gaps)
     print(f"{out}: {runs} finished run{'s' * (runs != 1)}, {len(content.tables)} tables, {len(content.plots)} figures"
           f"{f', {gaps} unfinished or broken' if gaps else ''}")  # fmt: skip
@@ -77,7 +79,7 @@ def gather(args: argparse.Namespace) -> report.Content:
     gaps += [gap(folder, root, "not finished") for folder in unfinished(root)]
     if not complete and not gaps:
         raise UserError(f"there is no run at or below {root}: neither {records.RECORD_NAME} nor {CONFIG_NAME}")
-    groups = tables.group_records(item.record for item in complete)
+    groups = group_records(item.record for item in complete)
     made = make_tables(groups, args.reference)
     figures, remarks = ([], []) if args.no_plots or not complete else draw(complete)
     missing = [line for table in made for line in table.below if line.startswith("missing: ")]
@@ -99,7 +101,7 @@ def gather(args: argparse.Namespace) -> report.Content:
     )
 
 
-def make_tables(groups: Sequence[tables.Group], reference: str) -> list[tables.Table]:
+def make_tables(groups: Sequence[Group], reference: str) -> list[tables.Table]:
     """One table a group, then those of extra tests."""
     labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
     if reference and reference not in labels:
@@ -125,7 +127,7 @@ def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
     for item in found:
         if (item.folder / PREDICTIONS).is_file():
             record = item.record
-            key = (record["dataset"], record["task"], record["class_subset"], record["shots"], tables.row_of(record))
+            key = (record["dataset"], record["task"], record["class_subset"], record["shots"], row_of(record))
             groups.setdefault(key, []).append((item.folder, record))
     kept = sorted(groups.items(), key=lambda group: str(group[0]))[:MOST_CONFUSIONS]
     wanted += [("confusion", lambda runs=runs: plot_features.confusion_plot(runs)) for _, runs in kept]
@@ -147,7 +149,7 @@ def configs(found: Sequence[records.FoundRecord], root: Path) -> list[tuple[str,
     made: dict[str, str] = {}
     for item in found:
         record, path = item.record, item.folder / CONFIG_NAME
-        name = f"{tables.row_of(record).label}, {record['task'] or 'by hand'}, {record['dataset']}"
+        name = f"{row_of(record).label}, {record['task'] or 'by hand'}, {record['dataset']}"
         if name not in made and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             made[name] = f"# {below(item.folder, root)}\n# {record['command']}\n{text}"

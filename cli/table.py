@@ -20,6 +20,7 @@ from dassl_clip.experiments import tables as run_tables
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.groups import Group, Row, group_records
 
 OUTSIDE_EXIT = 1
 
@@ -121,7 +122,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     found = {item.folder.resolve(): item for folder in args.what for item in records.find_records(folder)}
     broken = [item for item in found.values() if item.record is None]
     usable = [item.record | {"folder": str(item.folder)} for item in found.values() if item.record is not None]
-    groups = tables.group_records(usable, args.split)
+    groups = group_records(usable, args.split)
     if not groups:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in broken)
         raise UserError(f"no finished run with {args.split} images below {', '.join(args.what)}{reasons}")
@@ -142,7 +143,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     return made
 
 
-def _rows(asked: Sequence[str], group: tables.Group, groups: Sequence[tables.Group]) -> list[tables.Row]:
+def _rows(asked: Sequence[str], group: Group, groups: Sequence[Group]) -> list[Row]:
     """The rows of a group that were asked for; all of them if none was."""
     labels = sorted({name for other in groups for row in other.rows for name in (row.method, row.label)})
     for name in asked:

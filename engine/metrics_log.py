@@ -26,8 +26,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.files import check_regular
-from dassl_clip.results.records import write_text_atomically
+from dassl_clip.results.files import check_regular, write_text_atomically
 
 from . import distributed
 

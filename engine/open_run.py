@@ -18,6 +18,7 @@ from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import records
 from dassl_clip.results.documents import CONFIG_NAME, read_config
 from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.files import write_text_atomically
 from dassl_clip.results.predictions import PREDICTIONS, read_predictions
 
 from . import checkpoint_files
@@ -218,7 +219,7 @@ def unpack_export(export: Export, folder: Path) -> Path:
         }
         checkpoint_files.save_checkpoint(content, folder / name / checkpoint_files.BEST_NAME, point=False)
     config.setdefault("RUN", {})["FROM_EXPORT"] = True  # keys that held on the run's machine alone are empty
-    records.write_text_atomically(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=True))
+    write_text_atomically(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=True))
     records.write_record(folder, export.record)
     return folder
 

@@ -19,6 +19,7 @@ from dassl_clip.engine.registry import trainer_class
 from dassl_clip.results import records
 from dassl_clip.results.documents import CONFIG_NAME, read_config
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.protocols import flatten_config
 from dassl_clip.results.run_data import NOT_RECORDED, RunData, data_of, differences, read_data
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ _FINGERPRINTS: dict[str, tuple[str, str]] = {}
 
 def _fingerprint_now(cfg: Any) -> tuple[str, str]:
     """Fingerprint of `data_now`, formed once for each configuration of a data set, and why there is none."""
-    flat = records.flatten_config(cfg)
+    flat = flatten_config(cfg)
     key = json.dumps({k: v for k, v in flat.items() if k.startswith("DATASET.") or k == "SEED"}, default=str)
     if key not in _FINGERPRINTS:
         try:

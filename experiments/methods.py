@@ -10,8 +10,8 @@ from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.engine import catalogue, registry
 from dassl_clip.engine.config import is_a
 from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
-from dassl_clip.results import records
 from dassl_clip.results.documents import read_yaml
+from dassl_clip.results.protocols import flatten_config
 
 from .tasks import fits_tasks
 
@@ -140,7 +140,7 @@ def reference_method(asked: Overrides, trainer: str, name: str = "") -> Method:
         name: its config; "": the default one.
     """
     cfg = resolve_config(asked)
-    flat = {key: value for key, value in records.flatten_config(cfg).items() if is_a(key, "comparable")}
+    flat = {key: value for key, value in flatten_config(cfg).items() if is_a(key, "comparable")}
     node, other = f"TRAINER.{cfg.TRAINER.NAME.upper()}.", f"TRAINER.{trainer.upper()}."
     # Of the shared keys those that were given, and the backbone; of the method's own all that say something.
     given = [*(key for key, _ in asked.pairs), "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.WEIGHTS"]
@@ -153,7 +153,7 @@ def reference_method(asked: Overrides, trainer: str, name: str = "") -> Method:
     reference = Method(trainer, name)
     plain_overrides = replace(reference.overrides(asked.dataset_file, dict(asked.flags).get("DATASET.ROOT", "")),
                               imports=asked.imports)  # fmt: skip
-    plain = records.flatten_config(resolve_config(plain_overrides))
+    plain = flatten_config(resolve_config(plain_overrides))
     changed = {key: value for key, value in wanted.items() if key in plain and plain[key] != value}
     if _sentences(plain, templates, words, cfg) == _sentences(plain | changed, templates, words, cfg):
         changed = {key: value for key, value in changed.items() if key not in (templates, words)}

@@ -18,7 +18,7 @@ from dassl_clip.engine.config import KEYS
 from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.engine.paths import ROOT
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.tables import Row, refined_row
+from dassl_clip.results.groups import Row, refined_row
 
 from . import tasks
 from .methods import Method

@@ -14,6 +14,7 @@ from typing import Any
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.engine.fingerprint import config_facts, named_files
 from dassl_clip.results import environment, records
+from dassl_clip.results.protocols import EVALUATION, TRANSFER_TASKS, trained_on
 from dassl_clip.results.run_data import RunData
 
 from . import identity
@@ -53,15 +54,15 @@ class EvaluationRecorder:
         self.extra = {"evaluated_from": str(folder.resolve()), "trained": trained, "num_train": 0}
         keys = ("num_train", "shots", "seed", "source_domains", "selection_rule")
         self.extra |= {key: trained[key] for key in keys if key in trained}
-        if self.cfg.RUN.TASK not in records.TRANSFER_TASKS:
-            self.extra["task"] = records.EVALUATION
+        if self.cfg.RUN.TASK not in TRANSFER_TASKS:
+            self.extra["task"] = EVALUATION
         tested = self.data.facts()["test"] if self.data is not None else ""
         same_images = bool(tested) and trained.get("data", {}).get("test") == tested
         self.extra["transductive"] = bool(trained.get("transductive")) and same_images
         target = "+".join(self.cfg.DATASET.TARGET_DOMAINS)
         where = self.cfg.DATASET.NAME + (f"/{target}" if target else "")
         own = getattr(getattr(getattr(self.trainer, "dm", None), "dataset", None), "protocol", "")
-        told = f"evaluation: trained on {records.trained_on(trained)}, tested on {where}"
+        told = f"evaluation: trained on {trained_on(trained)}, tested on {where}"
         self.extra["protocol"] = f"{told}; {own}" if own else told
 
     def write(self) -> None:

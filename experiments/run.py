@@ -27,6 +27,7 @@ from dassl_clip.engine.errors import INTERRUPTED_EXIT, is_user_error, printable,
 from dassl_clip.results import environment, files, records, run_data
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.files import write_text_atomically
 
 from . import identity, locks, state
 from .plan import Run, train_program
@@ -192,7 +193,7 @@ def execute(config: Any, job: Job) -> None:
     if not looks:
         distributed.from_main(lambda: identity.check_previous(config, trains))
         if distributed.is_main():
-            records.write_text_atomically(config_file, config.dump())
+            write_text_atomically(config_file, config.dump())
     print(f"Command: {environment.command_line()}")
     print(f"** Config **\n{config}")
     print(f"** Environment **\n{environment_report()}\n")

@@ -18,6 +18,8 @@ from typing import Any
 from dassl_clip.engine.fingerprint import config_differences, config_hash
 from dassl_clip.results import records
 from dassl_clip.results.documents import CONFIG_NAME, read_config
+from dassl_clip.results.files import write_text_atomically
+from dassl_clip.results.protocols import protocol_of
 
 from . import identity, locks
 from .plan import Run
@@ -127,7 +129,7 @@ def set_aside(folder: Path) -> None:
 def note_failure(folder: Path, code: int, lines: Sequence[str]) -> None:
     """Leave a failed run's exit code and last lines in its folder; the next try removes them."""
     with contextlib.suppress(OSError):  # the disk that failed the run may fail this, too; its log is named anyway
-        records.write_text_atomically(folder / FAILURE_NAME, "\n".join([f"exit code {code}", *lines]) + "\n")
+        write_text_atomically(folder / FAILURE_NAME, "\n".join([f"exit code {code}", *lines]) + "\n")
 
 
 def log_file(run: Run) -> Path:
@@ -182,9 +184,9 @@ def copy_run(source: Path, run: Run) -> bool:
             return False
         set_aside(run.folder)
         shutil.copytree(source, run.folder, ignore=shutil.ignore_patterns(*_LEFT_THERE), dirs_exist_ok=True)
-        records.write_text_atomically(run.folder / CONFIG_NAME, run.config.dump())
+        write_text_atomically(run.folder / CONFIG_NAME, run.config.dump())
         facts = {"task": run.task, "taken_over_from": str(source)}
-        if record["protocol"] == records.protocol_of([], [], record["task"]):
-            facts["protocol"] = records.protocol_of([], [], run.task)
+        if record["protocol"] == protocol_of([], [], record["task"]):
+            facts["protocol"] = protocol_of([], [], run.task)
         records.write_record(run.folder, record | facts)
     return True

@@ -9,7 +9,8 @@ from typing import Any
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.groups import SUMMARIES, Row, group_records, named
+from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named
+from dassl_clip.results.protocols import protocol_of
 
 from . import state
 from .plan import Run
@@ -63,7 +64,7 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
                 cell = accuracies.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
                 cell[entry.run.seed] = record["metrics"][name]["accuracy"]
     first = shown[0].run
-    summary = SUMMARIES.get(first.task, sheets.MEAN)
+    summary = SUMMARIES.get(first.task, MEAN)
     left_out = (first.config.RUN.SOURCE,) if TASKS[first.task].tested_on else ()
     misprints = published.get("misprints", {})
     cells, columns = sheets.build_cells(accuracies, places, published["cells"], summary, left_out, misprints)
@@ -126,7 +127,7 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
 
 def _protocol(run: Run) -> str:
     options = run.config.DATASET
-    return records.protocol_of(options.SOURCE_DOMAINS, options.TARGET_DOMAINS, run.task, options.get("PROTOCOL", ""))
+    return protocol_of(options.SOURCE_DOMAINS, options.TARGET_DOMAINS, run.task, options.get("PROTOCOL", ""))
 
 
 def _several(values: Iterable[Any]) -> str:

@@ -23,45 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from .environment import environment_facts
 from .errors import MissingFileError, UserError
-from .files import check_regular, write_bytes_atomically, write_text_atomically
-from .protocols import (
-    EVALUATION,
-    LABEL_FREE_TASKS,
-    TRANSFER_TASKS,
-    facts_from_config,
-    flatten_config,
-    protocol_of,
-    task_of,
-    trained_on,
-)
-
-__all__ = [
-    "EVALUATION",
-    "FIELDS",
-    "LABEL_FREE_TASKS",
-    "RECORD_NAME",
-    "SCHEMA_VERSION",
-    "TRANSFER_TASKS",
-    "FoundRecord",
-    "check_record",
-    "environment_facts",
-    "facts_from_config",
-    "find_records",
-    "flatten_config",
-    "has_checkpoints",
-    "inspect_record",
-    "is_complete",
-    "learned_folder",
-    "protocol_of",
-    "read_record",
-    "task_of",
-    "trained_on",
-    "write_bytes_atomically",
-    "write_record",
-    "write_text_atomically",
-]
+from .files import check_regular, write_text_atomically
 
 RECORD_NAME = "record.json"
 CHECKPOINTS = ("*/model*.pth.tar*", "*/step*.pth.tar*")  # learned parts in a run folder

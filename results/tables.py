@@ -21,16 +21,10 @@ from tabulate import tabulate
 
 from .errors import UserError
 from .escaping import csv_text, markdown, one_line
-from .groups import MEAN, SUMMARIES, Group, Record, Row, column_of, group_records, named, refined_row, row_of
+from .groups import MEAN, Group, Record, Row, column_of
 from .protocols import protocols
 from .records import FoundRecord
 from .run_data import NOT_RECORDED, described
-
-__all__ = [
-    "FORMATS", "FORMS", "MEAN", "MEASURES", "SUMMARIES", "Group", "Row", "Table", "cell_text", "column_of",
-    "extra_test_tables", "framed", "group_records", "group_title", "header_lines", "mean_and_spread", "method_table",
-    "named", "refined_row", "row_of", "tabulated", "target_table",
-]  # fmt: skip
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names

@@ -25,6 +25,7 @@ from dassl_clip.experiments import plan
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records
+from dassl_clip.results.protocols import facts_from_config
 
 FORMS = ("C", "CP", "PC", "NC")
 GROUPS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
@@ -48,7 +49,7 @@ def metrics(accuracy):
 
 def plant(run, values, **changes):
     """A finished run: a record in its folder with these readings."""
-    record = records.facts_from_config(run.config) | {
+    record = facts_from_config(run.config) | {
         "prompt": "a photo of a {}.",
         "backbone": {"name": run.config.MODEL.BACKBONE.NAME, "weights_hash": "ab" * 32},
         "num_train": 0,

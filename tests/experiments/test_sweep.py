@@ -29,6 +29,7 @@ from dassl_clip.experiments.tasks import TASKS
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.protocols import flatten_config
 
 FAST = {"OPTIM.LR": 0.5}
 
@@ -429,7 +430,7 @@ def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
         run = entry.run
         assert run.needs is None or position[run.needs] < index
         own = {"SEED": run.seed, "RUN.TASK": run.task, "OUTPUT_DIR": str(run.folder)}
-        assert records.flatten_config(run.config).items() >= own.items()
+        assert flatten_config(run.config).items() >= own.items()
         if run.needs is None or TASKS[run.task].transfers:  # a refined run names its base in its row
             assert (run.row.method, run.row.config) == (run.config.TRAINER.NAME, run.config.RUN.CONFIG)
         shots = run.config.DATASET.NUM_SHOTS
@@ -474,7 +475,7 @@ def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name
 def test_a_shipped_row_has_the_papers_settings(name, label, facts):
     registry.register()
     for entry in sheet.expand(sheet.read_sweep(name), plan.Request("", (1,), out="out"), (), [label]):
-        flat = records.flatten_config(entry.run.config)
+        flat = flatten_config(entry.run.config)
         assert {key: flat[key] for key in facts} == facts
 
 

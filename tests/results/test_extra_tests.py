@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from dassl_clip.results import tables
+from dassl_clip.results.groups import Row, group_records
 
 FACTS = {
     "schema_version": 1, "config": "vit", "task": "zeroshot", "dataset": "PACS", "protocol": "all images",
@@ -44,7 +45,7 @@ def shown(table):
 
 
 def table_of(records, **options):
-    (table,) = tables.extra_test_tables(tables.group_records(records), **options)
+    (table,) = tables.extra_test_tables(group_records(records), **options)
     return table
 
 
@@ -100,7 +101,7 @@ def test_extra_tests_that_some_runs_lack_leave_gaps_and_no_measure_of_their_own(
 
 def test_rows_stand_by_test_then_method_in_the_order_asked_for():
     runs = [record("a", {"1-shot": 1.0, "4-shot": 4.0}, method=name) for name in ("CLAP", "ZeroshotCLIP")]
-    rows = [tables.Row(name, "vit") for name in ("ZeroshotCLIP", "CLAP")]
+    rows = [Row(name, "vit") for name in ("ZeroshotCLIP", "CLAP")]
     table = table_of(runs, rows=rows)
     assert [row[0] for row in table.rows] == [
         "1-shot: ZeroshotCLIP (vit)", "1-shot: CLAP (vit)", "4-shot: ZeroshotCLIP (vit)", "4-shot: CLAP (vit)",
@@ -124,11 +125,11 @@ def test_notes_and_what_was_transductive_stand_in_the_table():
 
 def test_runs_without_extra_tests_make_no_table():
     plain = [record("a", {}), record("b", {})]
-    assert tables.extra_test_tables(tables.group_records(plain)) == []
-    both = tables.group_records([*plain, record("a", {"C": 2.0}, dataset="VLCS", target_domains=["a"])])
+    assert tables.extra_test_tables(group_records(plain)) == []
+    both = group_records([*plain, record("a", {"C": 2.0}, dataset="VLCS", target_domains=["a"])])
     (table,) = tables.extra_test_tables(both)
     assert table.title.startswith("VLCS")
-    assert tables.extra_test_tables(both, rows=[tables.Row("Other", "")]) == []
+    assert tables.extra_test_tables(both, rows=[Row("Other", "")]) == []
 
 
 @pytest.mark.parametrize("style", ["text", "markdown"])

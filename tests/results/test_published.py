@@ -20,6 +20,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl_clip.engine.config import default_config
 from dassl_clip.engine.registry import register
 from dassl_clip.results import published as sheets
+from dassl_clip.results.groups import MEAN
 from dassl_clip.results.published import Cell, Sheet, build_cells
 from dassl_clip.results.tables import FORMATS
 
@@ -36,7 +37,7 @@ def planted(rows, places, seeds=SEEDS, seed=0):
     }
 
 
-def sheet_of(got, places, published, summary=sheets.MEAN, left_out=(), misprints=None, seeds=SEEDS, tolerance=1.0):
+def sheet_of(got, places, published, summary=MEAN, left_out=(), misprints=None, seeds=SEEDS, tolerance=1.0):
     cells, columns = build_cells(got, places, published, summary, left_out, misprints)
     return Sheet("A title", ["said above"], cells, columns, len(seeds), tolerance, ["said below"])
 
@@ -55,7 +56,7 @@ def parse(text):
 def test_means_are_made_for_each_seed_and_averaged_afterwards():
     got = planted([("Ours", "test")], DOMAINS)
     del got["Ours", "test"]["Cars", "farm"][2]  # one domain lacks seed 2
-    cells, columns = build_cells(got, DOMAINS, {}, sheets.MEAN)
+    cells, columns = build_cells(got, DOMAINS, {}, MEAN)
     row, plain = cells["Ours", "test"], got["Ours", "test"]
     assert columns == {
         "Birds": ["day", "night", "mean"],
@@ -128,7 +129,7 @@ def test_the_mean_of_targets_leaves_the_source_out():
 
 def test_measures_of_prompt_forms_in_every_place():
     got = planted([("CLAP", form) for form in FORMS], DOMAINS)
-    cells, _ = build_cells(got, DOMAINS, {}, sheets.MEAN)
+    cells, _ = build_cells(got, DOMAINS, {}, MEAN)
     measures = {
         "R": lambda c, cp, pc, nc: max(c, cp, pc) - min(c, cp, pc),
         "delta": lambda c, cp, pc, nc: (sum((x - (c + cp + pc) / 3) ** 2 for x in (c, cp, pc)) / 3) ** 0.5,
@@ -157,7 +158,7 @@ def test_measures_of_prompt_forms_in_every_place():
 def test_measures_need_all_their_forms_of_the_same_seed():
     got = planted([("CLAP", form) for form in ("C", "CP", "PC")], DOMAINS)
     del got["CLAP", "CP"]["Birds", "day"][1]
-    cells, _ = build_cells(got, DOMAINS, {}, sheets.MEAN)
+    cells, _ = build_cells(got, DOMAINS, {}, MEAN)
     assert ("CLAP", "Delta_NC") not in cells
     assert sorted(cells["CLAP", "R"]["Birds", "day"].got) == [2, 5]
     assert sorted(cells["CLAP", "R"]["Birds", "mean"].got) == [2, 5]

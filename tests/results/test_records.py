@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 from dassl_clip.results import environment, records
+from dassl_clip.results.environment import environment_facts
+from dassl_clip.results.protocols import facts_from_config, task_of
 
 CONFIG = {
     "SEED": 1,
@@ -42,7 +44,7 @@ CONFIG = {
 
 
 def make_record(**changes):
-    record = records.facts_from_config(CONFIG) | records.environment_facts()
+    record = facts_from_config(CONFIG) | environment_facts()
     record |= {
         "config_hash": "cd" * 32,
         "prompt": "a photo of a {}.",
@@ -239,13 +241,13 @@ def config(**changes):
 
 
 def test_facts_from_a_config():
-    facts = records.facts_from_config(config(RUN__CONFIG="vit_b16", DATASET__SPLIT_SEED=5))
+    facts = facts_from_config(config(RUN__CONFIG="vit_b16", DATASET__SPLIT_SEED=5))
     assert (facts["method"], facts["config"], facts["task"], facts["dataset"]) == ("GOPro", "vit_b16", "lodo", "PACS")
     assert (facts["shots"], facts["seed"], facts["split_seed"], facts["class_subset"]) == (16, 1, 5, "all")
     assert facts["source_domains"] == ["photo", "sketch"]
     assert facts["selection_rule"] == "last"
-    assert records.facts_from_config(CONFIG)["split_seed"] == 1
-    best = records.facts_from_config(config(TEST__FINAL_MODEL="best_val"))
+    assert facts_from_config(CONFIG)["split_seed"] == 1
+    best = facts_from_config(config(TEST__FINAL_MODEL="best_val"))
     assert best["selection_rule"] == "best_val on source validation images"
 
 
@@ -261,11 +263,11 @@ def test_facts_from_a_config():
     ],
 )
 def test_task_follows_from_the_domains(source, target, task):
-    assert records.task_of(source, target) == task
+    assert task_of(source, target) == task
 
 
 def test_environment_of_this_very_process():
-    facts = records.environment_facts()
+    facts = environment_facts()
     assert facts["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["versions"]["numpy"] == np.__version__
     if sys.platform == "linux":

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from dassl_clip.results import records, tables
+from dassl_clip.results.groups import Row, group_records
 
 DOMAINS = ("art", "cartoon", "photo")
 SEEDS = (1, 2, 3)
@@ -66,7 +67,7 @@ def figures(seed=0):
 
 
 def group_of(values, **changes):
-    groups = tables.group_records([make_record(*key, value, **changes) for key, value in values.items()])
+    groups = group_records([make_record(*key, value, **changes) for key, value in values.items()])
     assert len(groups) == 1
     return groups[0]
 
@@ -172,22 +173,22 @@ def test_unlike_runs_never_share_a_table():
         {"backbone": {"name": "RN101", "weights_hash": alike["backbone"]["weights_hash"]}},
         {"backbone": {"name": "RN50", "weights_hash": "ff"}},
     ):
-        assert len(tables.group_records([alike, {**alike, **changes}])) == 2, changes
+        assert len(group_records([alike, {**alike, **changes}])) == 2, changes
     for changes in ({"seed": 2}, {"method": "CoOp"}, {"config": "other"}, {"target_domains": ["photo"]}):
-        assert len(tables.group_records([alike, {**alike, **changes}])) == 1, changes
+        assert len(group_records([alike, {**alike, **changes}])) == 1, changes
 
 
 def test_the_later_of_two_runs_of_one_cell_counts():
     old = make_record("GOPro", "art", 1, 50.0)
     new = make_record("GOPro", "art", 1, 60.0, finished_at="2024-01-02T00:00:00+00:00")
     for order in ([old, new], [new, old]):
-        assert tables.method_table(tables.group_records(order)[0]).rows == [["GOPro (vit)", "60.0", "60.0"]]
+        assert tables.method_table(group_records(order)[0]).rows == [["GOPro (vit)", "60.0", "60.0"]]
 
 
 def test_target_table_lists_each_seed():
     values = figures()
     group = group_of(values)
-    table = tables.target_table(group, tables.Row("CoOp", "vit"))
+    table = tables.target_table(group, Row("CoOp", "vit"))
     assert table.columns == ["target", "seed 1", "seed 2", "seed 3", "accuracy (%)"]
     assert [row[0] for row in table.rows] == [*DOMAINS, "mean"]
     for row in table.rows[:-1]:
@@ -195,13 +196,13 @@ def test_target_table_lists_each_seed():
             [values["CoOp", row[0], seed] for seed in SEEDS], abs=0.0501
         )
         assert_cell(row[4], [values["CoOp", row[0], seed] for seed in SEEDS])
-    one = tables.target_table(group_of({("CoOp", "art", 4): 51.25}), tables.Row("CoOp", "vit"))
+    one = tables.target_table(group_of({("CoOp", "art", 4): 51.25}), Row("CoOp", "vit"))
     assert (one.columns, one.rows) == (["target", "accuracy (%)"], [["art", "51.2"], ["mean", "51.2"]])
 
 
 def test_rows_columns_and_seeds_can_be_chosen():
     values = figures()
-    row = tables.Row("GOPro", "vit")
+    row = Row("GOPro", "vit")
     table = tables.method_table(group_of(values), rows=[row], columns=["photo", "art"], seeds=[2])
     expected = [values["GOPro", "photo", 2], values["GOPro", "art", 2]]
     assert table.columns[1:] == ["photo", "art", "mean"]
@@ -237,7 +238,7 @@ def test_rows_that_saw_other_images_are_named():
         make_record("GOPro", "photo", 1, 50.0, data_fingerprint="c"),
         make_record("CoOp", "photo", 1, 50.0, data_fingerprint="c"),
     ]
-    below = tables.method_table(tables.group_records(found)[0]).below
+    below = tables.method_table(group_records(found)[0]).below
     assert "caution: art, seed 1: not the same images in CoOp (vit) and GOPro (vit), ZeroshotCLIP (vit)" in below
     assert not any("photo, seed 1: not the same" in line for line in below)
 
@@ -258,7 +259,7 @@ def test_1_3_two_data_sets_of_one_name_have_two_tables():
     """Two `folder_domains` sets in one output folder: no mean over the domains of both."""
     found = [with_data(make_record("GOPro", domain, 1, 50.0), names="a") for domain in ("art", "photo")]
     found += [with_data(make_record("GOPro", domain, 1, 90.0), names="b") for domain in ("day", "night")]
-    groups = tables.group_records(found)
+    groups = group_records(found)
     assert [group.domains for group in groups] == [["art", "photo"], ["day", "night"]]
 
 
@@ -267,7 +268,7 @@ def test_1_3_seeds_on_other_images_are_not_averaged():
     for change in ({"test": "t2", "listing": "l2"}, {"listing": "l2"}, {"test": "t2"}):
         found = [with_data(make_record("GOPro", "art", seed, 50.0 + seed)) for seed in (1, 2)]
         found.append(with_data(make_record("GOPro", "art", 3, 90.0), **change))
-        first, second = tables.group_records(found)
+        first, second = group_records(found)
         assert list(first.accuracies(first.rows[0], "art")) == [1, 2]
         assert list(second.accuracies(second.rows[0], "art")) == [3]
         above = tables.method_table(second).above
@@ -275,14 +276,14 @@ def test_1_3_seeds_on_other_images_are_not_averaged():
             "\n".join(above)
         )
     found = [with_data(make_record("GOPro", "art", seed, 50.0), test=f"t{seed}", drawn=True) for seed in (1, 2)]
-    assert len(tables.group_records(found)) == 1  # a hold-out that the seed draws
-    assert not [line for line in tables.method_table(tables.group_records(found)[0]).above if line.startswith("images")]
+    assert len(group_records(found)) == 1  # a hold-out that the seed draws
+    assert not [line for line in tables.method_table(group_records(found)[0]).above if line.startswith("images")]
 
 
 def test_old_records_say_that_their_data_are_not_recorded():
     old = make_record("GOPro", "art", 1, 50.0, data_fingerprint="a")
     new = with_data(make_record("GOPro", "art", 2, 60.0))
-    groups = tables.group_records([old, new])
+    groups = group_records([old, new])
     assert len(groups) == 2
     shown = ["data not recorded" in "\n".join(tables.method_table(group).above) for group in groups]
     assert sorted(shown) == [False, True]
@@ -294,8 +295,8 @@ def test_2_1_evaluations_are_not_pooled_with_trained_runs():
     runs = [make_record("CoOp", "sketch", 1, 60.0), make_record("CoOp", "sketch", 1, 86.8, task="eval")]
     runs[1] |= {"evaluated_from": "somewhere", "trained": trained}
     for found in (runs, [runs[0], runs[1] | {"task": "lodo"}], [runs[0], runs[1] | {"trained": {}, "task": "lodo"}]):
-        assert len(tables.group_records(found)) == 2
-    (group,) = (group for group in tables.group_records(runs) if group.facts["trained_on"])
+        assert len(group_records(found)) == 2
+    (group,) = (group for group in group_records(runs) if group.facts["trained_on"])
     text = tables.method_table(group).render()
     assert "trained on Icons/line (16 images per class, config icons); tested on PACS/sketch" in text
     assert "training images: none of this data set" in text and "leave one domain out" not in text
@@ -307,17 +308,17 @@ def test_2_1_an_evaluation_of_another_checkpoint_is_no_cell_of_a_transfer_task()
     shared = {"task": "b2n", "dataset": "DTD", "source_domains": [], "target_domains": []}
     base = make_record("CoOp", "art", 1, 80.0, **shared, class_subset="base")
     new = make_record("CoOp", "art", 1, 60.0, **shared, class_subset="new", evaluated_from="x", trained=trained)
-    assert len(tables.group_records([base, new])) == 1
+    assert len(group_records([base, new])) == 1
     for other in ({"dataset": "Food101"}, {"class_subset": "all"}):
-        assert len(tables.group_records([base, new | {"trained": trained | other}])) == 2
+        assert len(group_records([base, new | {"trained": trained | other}])) == 2
 
 
 def test_1_6_two_records_of_one_cell_that_differ_are_named():
     first = make_record("GOPro", "art", 1, 50.0) | {"folder": "a"}
     copy = first | {"folder": "b"}
-    assert tables.group_records([first, copy])[0].remarks == []
+    assert group_records([first, copy])[0].remarks == []
     edited = make_record("GOPro", "art", 1, 70.0, finished_at="2024-02-01T00:00:00+00:00") | {"folder": "b"}
-    (group,) = tables.group_records([edited, first])
+    (group,) = group_records([edited, first])
     assert tables.method_table(group).below[-1] == (
         "caution: two records of one cell differ: GOPro (vit), art, seed 1: 50.0 (finished 2024-01-01T00:00:00+00:00, "
         "a) and 70.0 (finished 2024-02-01T00:00:00+00:00, b); the latter is shown"
