@@ -10,15 +10,13 @@ from torch import Tensor
 
 from dassl_clip.results.errors import UserError
 
-from .peers import ALONE, Peers
-
 
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32, or float64 as it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float, peers: Peers = ALONE) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Contrast the pairs `(a[i], b[i])` with every other row of both views, symmetrically.
 
     Each of the `2N` rows classifies its partner among the `2N - 1` other rows: negatives inside its own view count too.
@@ -27,11 +25,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, peers: Peers = ALONE) -> T
         a: First view, `[N, E]`; normalised here.
         b: Second view, `[N, E]`; row `i` belongs to row `i` of `a`.
         temperature: Divides the cosines; positive.
-        peers: The processes that each have some pairs of the batch; each row is contrasted with the rows of all.
 
     Returns:
-        The mean over the `2N` rows at hand, a scalar. For a single pair in all there is nothing to contrast and the
-        loss is 0.
+        The mean over the `2N` rows, a scalar. For a single pair there is nothing to contrast and the loss is 0.
 
     Raises:
         UserError: The shapes differ, are not `[N, E]`, or the temperature is not positive.
@@ -42,16 +38,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, peers: Peers = ALONE) -> T
         raise UserError(f"nt_xent takes a positive temperature, got {temperature}")
     n = len(a)
     z = F.normalize(at_least_float32(torch.cat([a, b])), dim=1)  # [2N, E]
-    others, first = z, 0
-    if peers.size > 1:
-        both = peers.gather(torch.stack([z[:n], z[n:]], dim=1))  # [M, 2, E], the pairs of all processes
-        others, first = both.transpose(0, 1).flatten(0, 1), peers.first_row(n)
-    one = torch.arange(first, first + n, device=z.device)
-    two = one + len(others) // 2
-    own = torch.cat([one, two])
-    scores = z @ others.T / temperature  # [2N, 2M]
-    scores = scores.scatter(1, own[:, None], float("-inf"))
-    return F.cross_entropy(scores, torch.cat([two, one]))
+    row = torch.arange(2 * n, device=z.device)
+    logits = (z @ z.T / temperature).scatter(1, row[:, None], float("-inf"))  # [2N, 2N]
+    return F.cross_entropy(logits, row.roll(n))
 
 
 def prompt_consistency(text: Tensor, text_view: Tensor) -> Tensor:

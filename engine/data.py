@@ -96,8 +96,7 @@ class EpochBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         if self.batches is None:
             self.start(0)
-        rows = distributed.peers().own
-        return iter([batch[rows(len(batch))] for batch in self.batches[self.first :]])
+        return iter([batch[distributed.shard(len(batch))] for batch in self.batches[self.first :]])
 
     def size(self, number: int) -> int:
         """Images in the batch of this number, of all processes together."""

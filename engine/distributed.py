@@ -1,15 +1,13 @@
-"""Several processes that train or test one run together: the one place that knows the process group.
+"""Several processes that train or test one run together: the one place that knows torch's process group.
 
 `torchrun` starts the processes and names them in the environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, and
 where they meet). Each computes on a GPU of its own (nccl), or all on the CPU (gloo). Without torchrun nothing is
-started, and everything here is a process alone that costs nothing. `group.py` has the sums and gradients, `dealing.py`
-the images that each process reads.
+started, and everything here costs nothing. `sharding.py` says which images each process reads.
 
-The main process, rank 0, alone writes files. What the processes tell each other is tensors, and plain values as JSON.
+The main process, rank 0, alone writes files.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -19,10 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.results.errors import UserError
-
-from .group import Group, gathered
 
 T = TypeVar("T")
 
@@ -35,8 +30,7 @@ HOW = "torchrun --nproc_per_node N train.py ..."
 
 
 class _State:
-    peers: Peers = ALONE
-    store: dist.Store | None = None
+    store: dist.Store | None = None  # None: no process group
     started = 0
 
 
@@ -68,12 +62,12 @@ def start(use_cuda: bool) -> None:
         )
     on_gpus = use_cuda and torch.cuda.is_available()
     if on_gpus:
-        local, there = _number("LOCAL_RANK", rank), torch.cuda.device_count()
+        local, gpus = _number("LOCAL_RANK", rank), torch.cuda.device_count()
         wanted = _number("LOCAL_WORLD_SIZE", size)
-        if max(wanted, local + 1) > there:
+        if max(wanted, local + 1) > gpus:
             raise UserError(
-                f"torchrun started {wanted} processes on this machine, which shows {there} GPU{'s' * (there != 1)}; "
-                f"give --nproc_per_node {there}, or USE_CUDA False to compute on the CPU"
+                f"torchrun started {wanted} processes on this machine, which shows {gpus} GPU{'s' * (gpus != 1)}; "
+                f"give --nproc_per_node {gpus}, or USE_CUDA False to compute on the CPU"
             )
         torch.cuda.set_device(local)
     limit = timedelta(seconds=_timeout())
@@ -82,7 +76,7 @@ def start(use_cuda: bool) -> None:
     store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_State.started}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    _State.store, _State.peers = dist.PrefixStore("dassl_clip", store), Group(rank, size)
+    _State.store = dist.PrefixStore("dassl_clip", store)
     _State.started += 1
 
 
@@ -92,11 +86,11 @@ def stop() -> None:
         return
     barrier()
     dist.destroy_process_group()
-    _State.store, _State.peers = None, ALONE
+    _State.store = None
 
 
 @contextlib.contextmanager
-def joined(use_cuda: bool) -> Iterator[None]:
+def process_group(use_cuda: bool) -> Iterator[None]:
     """`start` before the block and `stop` after it; after an error in the block, nobody is waited for."""
     start(use_cuda)
     yield
@@ -121,22 +115,17 @@ def _timeout() -> float:
     return seconds
 
 
-# --------------------------------------------------------------------------------------------------- who is who
-
-
-def peers() -> Peers:
-    """The processes of this run, for functions that take them; a process alone if there is no group."""
-    return _State.peers
+# ------------------------------------------------------------------------------------------------- who is who
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return _State.peers.rank if _State.store is not None else _number("RANK") if launched() else 0
+    return dist.get_rank() if _State.store is not None else _number("RANK") if launched() else 0
 
 
 def world_size() -> int:
     """Number of processes in the group."""
-    return _State.peers.size
+    return dist.get_world_size() if _State.store is not None else 1
 
 
 def is_main() -> bool:
@@ -165,56 +154,112 @@ def lost_contact(error: BaseException) -> str:
         return ""
     return (
         f"process {rank()} of {world_size()} lost contact with another one, which ended or did not answer for "
-        f"{_timeout():g} s ({TIMEOUT}); the same command goes on from the last checkpoint"
+        f"{_timeout():g} s ({TIMEOUT}); the same command resumes from the last checkpoint"
     )
 
 
-# ------------------------------------------------------------------------------------------------ what they tell
+def shard(rows: int) -> slice:
+    """Which of `rows` rows are this process's; shards differ by one row at most and follow one another."""
+    return slice(rows * rank() // world_size(), rows * (rank() + 1) // world_size())
+
+
+# ------------------------------------------------------------------------------------------------- plain values
 
 
 def barrier() -> None:
     """Wait until all processes are here."""
-    peers().sum(torch.zeros(1))
-
-
-def broadcast(x: Tensor) -> Tensor:
-    """The main process's tensor, everywhere; shapes and types must agree."""
-    if world_size() == 1:
-        return x
-    x = x.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(x, 0)
-    return x
+    total(torch.zeros(1))
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make` gives in the main process, which alone calls it: a plain value that JSON can hold."""
+    """What `make` gives in the main process, which alone calls it: a plain value."""
     if world_size() == 1:
         return make()
-    text = json.dumps(make()).encode() if is_main() else b""
-    length = broadcast(torch.tensor([len(text)]))
-    content = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(int(length)).byte()
-    return json.loads(bytes(broadcast(content).tolist()))
+    values = [make() if is_main() else None]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
+
+
+def gather_values(value: T) -> list[T]:
+    """The plain values of all processes, in the order of their ranks."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def announced(make: Callable[..., T]) -> Callable[..., T]:
     """In the main process: `make`, which the others join by `follow` whenever it is called, with the same arguments."""
 
-    def together(*given: Any) -> T:
-        from_main(lambda: given)
-        return make(*given)
+    def together(*args: Any) -> T:
+        from_main(lambda: args)
+        return make(*args)
 
     return make if world_size() == 1 else together
 
 
 def follow(make: Callable[..., Any]) -> None:
     """In the other processes: call `make` whenever the main process does, until that calls `announce_end`."""
-    while (given := from_main(tuple)) is not None:
-        make(*given)
+    while (args := from_main(tuple)) is not None:
+        make(*args)
 
 
 def announce_end() -> None:
     """In the main process: what `announced` gave is not called any more."""
     from_main(lambda: None)
+
+
+# ------------------------------------------------------------------------------------------------------ tensors
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over processes of tensors of one shape, without gradients."""
+    if world_size() == 1:
+        return x
+    x = _packed(x)
+    dist.all_reduce(x)
+    return x
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """The main process's tensor, everywhere; shapes and types must agree."""
+    if world_size() == 1:
+        return x
+    x = _packed(x)
+    dist.broadcast(x, 0)
+    return x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows `[N, ...]` of all processes in the order of their ranks, any number from each; with gradients.
+
+    Each process computes the same loss of all rows. The gradient of a row is then the sum over the processes, and the
+    mean over processes of a parameter's gradients (`average_gradients`) is the gradient of that loss.
+    """
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """`torch.distributed.nn.functional.all_gather` (which torch has deprecated) for any number of rows of each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        lengths = gather_values(len(x))
+        padded = x.new_zeros(max(lengths), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        ctx.first, ctx.rows = sum(lengths[: rank()]), len(x)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)[ctx.first : ctx.first + ctx.rows]
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A copy without gradients whose entries lie side by side, as nccl wants them."""
+    return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 def main_array(own: Tensor | None) -> Tensor:
@@ -232,39 +277,38 @@ def main_array(own: Tensor | None) -> Tensor:
     return values
 
 
-def gather_values(value: Any) -> list[Any]:
-    """The plain values (of JSON) of all processes, in the order of their ranks."""
-    if world_size() == 1:
-        return [value]
-    parts = gathered(torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8))
-    return [json.loads(bytes(part.tolist())) for part in parts]
+# ---------------------------------------------------------------------------------------------- learned parameters
 
 
 @torch.no_grad()
-def gather_rows(x: Tensor) -> Tensor:
-    """The rows `[N, ...]` of all processes in the order of their ranks, any number from each; without gradients."""
-    return peers().gather(x)
-
-
-@torch.no_grad()
-def make_alike(module: nn.Module) -> None:
+def broadcast_parameters(module: nn.Module) -> None:
     """Give all processes the main one's parameters and buffers, in place."""
     if world_size() > 1:
         for value in module.state_dict().values():
             value.copy_(broadcast(value))
 
 
-def check_alike(modules: Iterable[nn.Module]) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Make each gradient the mean over the processes, in place; all have one for the same parameters."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world_size() == 1 or not gradients:
+        return
+    means = total(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
+    for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def check_same_parameters(modules: Iterable[nn.Module]) -> None:
     """Make sure that the learned parameters of all processes are still the same.
 
     Raises:
-        RuntimeError: They have gone apart: some step did not pass through `optimise`.
+        RuntimeError: They have diverged: some step did not pass through `optimise`.
     """
     if world_size() == 1:
         return
     sums = torch.stack([p.detach().double().sum() for module in modules for p in module.parameters()])
-    spread = peers().largest(sums) + peers().largest(-sums)
-    if bool((spread.abs() > 1e-6 * (1 + sums.abs())).any()):
+    differ = (sums - broadcast(sums)).abs() > 1e-6 * (1 + sums.abs())
+    if any(gather_values(bool(differ.any()))):
         raise RuntimeError(
             "the learned parameters differ between the processes: every step of a trainer that runs on several must "
             "pass through `optimise`"

@@ -113,11 +113,11 @@ def split_logits(trainer: "CLIPTrainer", loader: DataLoader, split: str) -> Iter
             yield logits.to(device), labels, batch["index"][torch.tensor(readable)].to(device)
 
     if cached is None:
-        own = from_images(sharding.own_batches(loader))
+        own = from_images(sharding.shard_batches(loader))
     else:
         loader = cached.batches(trainer.features.batch_size)
-        own = from_rows(sharding.own_batches(loader))
-    for logits, labels, index in sharding.dealt(own, loader):
+        own = from_rows(sharding.shard_batches(loader))
+    for logits, labels, index in sharding.merge_shards(own, loader):
         yield logits, labels, [items[number].impath for number in index.tolist()]
     trainer.features.gather_skipped()
 

@@ -77,10 +77,6 @@ class NormalizedRows:
     def __getitem__(self, rows: slice) -> Tensor:
         return F.normalize(self.features[self.index[rows]].to(self.device), dim=-1)
 
-    def narrowed(self, rows: slice) -> "NormalizedRows":
-        """Some of the rows, still unread."""
-        return NormalizedRows(self.features, self.index[rows], self.device)
-
     def held(self) -> "Tensor | NormalizedRows":
         """All rows on the device, where they take at most a quarter of its memory; else still unread."""
         if self.nbytes > activation_budget(self.device):
@@ -226,9 +222,9 @@ class FeatureStore:
 
         def encoded(start: int) -> Iterator[Tensor]:
             loader = self.loader(ordered[start:], transform)
-            batches = progress_bar(sharding.own_batches(loader), "features")
+            batches = progress_bar(sharding.shard_batches(loader), "features")
             own = ((self.encode_batch(batch, encoding.encode),) for batch in batches)
-            yield from (rows for (rows,) in sharding.dealt(own, loader))
+            yield from (rows for (rows,) in sharding.merge_shards(own, loader))
 
         rows = cached_rows(facts, len(items), encoded, lambda: self._unchanged(paths))
         if encoding is self.encoding and transform is None:

@@ -7,7 +7,7 @@ All randomness of an epoch follows from (seed, epoch). A run that is resumed ins
 images, reads only those that are left, and restores the random states after its last step.
 
 Several processes (`distributed.py`) each have some rows of every batch. Loss terms are then those of the whole batch,
-gradients are reduced by DistributedDataParallel, and all processes stop together.
+gradients are averaged, and all processes stop together.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl.utils import AverageMeter, MetricMeter
 from dassl_clip.results.errors import NotFiniteError, listed
@@ -71,7 +71,6 @@ class EpochLoop:
         trainer: The trainer; its loader's batch sampler is `data.EpochBatches`.
 
     Attributes:
-        group: The processes that share the batches.
         step: Finished steps of this epoch, also those before a resume.
         terms: The loss and its terms in each of these steps.
         lr: Learning rate at the beginning of the epoch.
@@ -79,12 +78,11 @@ class EpochLoop:
     """
 
     def __init__(self, trainer: Any):
-        self.trainer, self.group = trainer, distributed.peers()
+        self.trainer = trainer
         self.step, self.lr = 0, 0.0
         self.terms: dict[str, list[float]] = {}
         self.random_before: dict[str, Any] = {}
         self.random_resumed: dict[str, Any] | None = None  # random states of the step that this epoch is resumed after
-        self.reduced: Callable[[Tensor], Tensor] | None = None  # gives a loss the gradients of the whole batch
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -118,9 +116,6 @@ class EpochLoop:
             seed = int(torch.randint(2**62, ()))
         loader.dataset.view_seed.fill_(seed)
         loader.batch_sampler.start(seed, self.step)
-        if self.reduced is None and self.group.size > 1:
-            learned = [trainer._models[name] for name in trainer.get_model_names() if trainer._optims[name] is not None]
-            self.reduced = self.group.joined(nn.ModuleList(learned))
 
     def run_epoch(self) -> None:
         """One pass over the training batches, or over those that a resumed epoch has left."""
@@ -134,7 +129,7 @@ class EpochLoop:
         for trainer.batch_idx, batch in enumerate(bar, self.step):
             report.batch_arrived()
             report.batch_done(trainer.forward_backward(batch))
-        distributed.check_alike(trainer._models.values())
+        distributed.check_same_parameters(trainer._models.values())
         trainer.losses = {name: sum(values) / len(values) for name, values in self.terms.items()}
         trainer.history.append({"epoch": trainer.epoch + 1, "lr": self.lr, **trainer.losses})
 
@@ -142,22 +137,24 @@ class EpochLoop:
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
     ) -> dict[str, float]:
         """One step on the weighted sum of loss terms, see `CLIPTrainer.optimise`."""
-        trainer, precision, group = self.trainer, self.trainer.precision, self.group
-        if group.size > 1:  # means over this process's rows become its share of the means over the batch
+        trainer, precision, processes = self.trainer, self.trainer.precision, distributed.world_size()
+        if processes > 1:  # means over this process's rows become its share of the means over the batch
             rows = trainer.train_loader_x.batch_sampler.size(self.step)
-            share = group.share(len(trainer.batch_paths), rows)
+            share = len(trainer.batch_paths) * processes / rows
             terms = {name: share * term for name, term in terms.items()}
         loss = sum(weights[name] * term for name, term in terms.items())
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
         shown = values
-        if group.size > 1:
+        if processes > 1:
             stop_here = values.new_full((1,), float(signals.stop.requested))
-            shown = group.sum(torch.cat([values / group.size, stop_here]))
+            shown = distributed.total(torch.cat([values / processes, stop_here]))
         read = precision.to_host(shown)
         trainer.optim.zero_grad(set_to_none=True)
-        precision.scaler.scale(loss if self.reduced is None else self.reduced(loss)).backward()
+        precision.scaler.scale(loss).backward()
+        learned = [trainer._models[name] for name in trainer.get_model_names()]
+        distributed.average_gradients(p for module in learned for p in module.parameters())
         numbers = read()
-        stop = numbers.pop() > 0 if group.size > 1 else signals.stop.requested
+        stop = numbers.pop() > 0 if processes > 1 else signals.stop.requested
         summary = dict(zip(["loss", *terms], numbers))
         if not all(map(math.isfinite, numbers)):
             raise NotFiniteError(self._not_finite(values, tensors, summary))

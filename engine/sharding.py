@@ -1,10 +1,9 @@
-"""Which images each of several processes reads in testing: every so many batches.
+"""Test batches shared by several processes: each reads whole ones, so that an image is computed beside the same others.
 
-Batches stay whole, so that each image is computed beside the same others as in one process.
+Training batches are shared by rows (`data.EpochBatches`).
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,55 +13,62 @@ from . import signals
 from .distributed import broadcast, gather_rows, gather_values, rank, world_size
 
 
-def own_batches(loader: DataLoader) -> DataLoader:
+def shard_batches(loader: DataLoader) -> DataLoader:
     """A test loader of every `world_size()`-th batch, from number `rank()` on; alone, the loader itself.
 
-    Whole batches are dealt out, so that each image is computed in the same batch as by a process alone. A loader with
-    fewer batches than processes stays whole: then all of them compute all of it.
+    A loader with fewer batches than processes stays whole: then all of them compute all of it.
     """
-    if not is_dealt(loader):
+    if not _is_sharded(loader):
         return loader
     order = broadcast(torch.tensor(list(loader.batch_sampler.sampler), dtype=torch.int64))
     batches = [part.tolist() for part in order.split(loader.batch_sampler.batch_size)]
-    return _like(loader, batches[rank() :: world_size()])
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches[rank() :: world_size()],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        generator=loader.generator,
+        worker_init_fn=loader.worker_init_fn,
+    )
 
 
-def dealt(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of rows, of all batches of a loader in their order, from those that each process made of its own.
+def merge_shards(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of all batches of a loader in their order, from those that each process computed of its own.
 
     Args:
-        own: What this process made of each batch of `own_batches(loader)`.
+        own: Tensors `[B, ...]` that this process computed of each batch of `shard_batches(loader)`.
         loader: The loader.
 
     Yields:
-        What was made of as many batches as there are processes, rows in the order of the loader.
+        The tensors of as many batches as there are processes, rows in the order of the loader.
 
     Raises:
         ElsewhereError: Another process had an error; in that one, the error itself.
-        Terminated: This process, or one of those that share the loader, is to stop.
+        Terminated: A stop was requested of this process, or of one of those that share the loader.
     """
-    if not is_dealt(loader):
-        for made in own:
+    if not _is_sharded(loader):
+        for tensors in own:
             if world_size() == 1:
                 signals.raise_if_stopped()
-            yield made
+            yield tensors
         return
     last: tuple[Tensor, ...] = ()
     for _ in range(-(-len(loader) // world_size())):
         fault = None
         try:
-            made = next(own, None)
+            tensors = next(own, None)
         except Exception as error:
             fault = error
-        own_state = "" if fault is None else f"{fault or type(fault).__name__}", signals.stop.requested
-        faults, stops = zip(*gather_values(own_state))
+        state = "" if fault is None else f"{fault or type(fault).__name__}", signals.stop.requested
+        faults, stops = zip(*gather_values(state))
         if fault is not None:
             raise fault
         if any(faults):
             raise ElsewhereError(next(text for text in faults if text))
         if any(stops):
             raise signals.Terminated(f"process {stops.index(True)} was stopped", agreed=True)
-        last = tuple(rows[:0] for rows in last) if made is None else made
+        last = tuple(rows[:0] for rows in last) if tensors is None else tensors
         yield tuple(gather_rows(rows) for rows in last)
 
 
@@ -72,24 +78,5 @@ class ElsewhereError(RuntimeError):
     from_user = True
 
 
-def is_dealt(loader: DataLoader) -> bool:
-    """Whether `own_batches` gives each process a part of the loader."""
+def _is_sharded(loader: DataLoader) -> bool:
     return 1 < world_size() <= len(loader)
-
-
-def _like(loader: DataLoader, batches: Any) -> DataLoader:
-    """A loader of the same kind and images, with other batches."""
-    options: dict[str, Any] = {"seed": loader.seed} if hasattr(loader, "seed") else {}
-    if not hasattr(loader, "seed"):
-        options["worker_init_fn"] = loader.worker_init_fn
-    if loader.num_workers:
-        options |= {"prefetch_factor": loader.prefetch_factor, "persistent_workers": loader.persistent_workers}
-    return type(loader)(
-        loader.dataset,
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        generator=loader.generator,
-        **options,
-    )

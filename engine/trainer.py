@@ -231,7 +231,7 @@ class CLIPTrainer(TrainerX):
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
-        distributed.make_alike(module)
+        distributed.broadcast_parameters(module)
         self.optim = build_optimizer(module, self.cfg.OPTIM) if self.has_epochs else None
         self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if self.has_epochs else None
         self.register_model(name, module, self.optim, self.sched)

@@ -126,7 +126,7 @@ def start(config: Any, job: Job) -> None:
             f"--resume: there is no folder {config.RESUME}; give the folder of a run that was begun, or auto"
         )
     make_folder(folder, "--output-dir")
-    with distributed.joined(config.USE_CUDA):
+    with distributed.process_group(config.USE_CUDA):
         if not distributed.is_main():
             with _rank_log(folder):
                 execute(config, job)

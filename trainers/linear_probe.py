@@ -110,7 +110,8 @@ class LinearProbe(CLIPTrainer):
             logger.warning("no validation images to choose TRAINER.LINEARPROBE.PULL on: taking %g", middle)
             pulls = [middle]
         scale = float(self.logit_scale)
-        weights = self._fitted(features, labels, pulls)
+        fitted = {pull: fit_probe(features, labels, self.start, scale, pull, self.node.STEPS) for pull in pulls}
+        weights = {pull: distributed.broadcast(weight) for pull, weight in fitted.items()}
         self.pull = pulls[0]
         if len(pulls) > 1:
             images = selection_images(self.dm.dataset, "TRAINER.LINEARPROBE.PULL, of several values,")
@@ -125,18 +126,6 @@ class LinearProbe(CLIPTrainer):
             self.model.weight.copy_(weights[self.pull])
         logits = scale * self.model(features)
         self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
-
-    def _fitted(self, features: Tensor, labels: Tensor, pulls: list[float]) -> dict[float, Tensor]:
-        """The weights `[C, E]` of each pull; several processes share the pulls, not the images.
-
-        A solver that walks far on sums in another order ends elsewhere in the last digits; thus it does not.
-        """
-        scale, steps, peers = float(self.logit_scale), self.node.STEPS, distributed.peers()
-        own = [fit_probe(features, labels, self.start, scale, pull, steps) for pull in pulls[peers.rank :: peers.size]]
-        stacked = torch.stack(own) if own else self.start.new_zeros(0, *self.start.shape)
-        counts = [len(pulls[rank :: peers.size]) for rank in range(peers.size)]
-        parts = distributed.gather_rows(stacked).split(counts)
-        return {pull: parts[place % peers.size][place // peers.size] for place, pull in enumerate(pulls)}
 
     def class_proxies(self) -> Tensor:
         """The class weights, `[C, E]`."""

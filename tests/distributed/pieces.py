@@ -10,68 +10,41 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from dassl_clip.clip.losses import nt_xent
-from dassl_clip.clip.rows import Cosines
-from dassl_clip.engine import distributed
-from dassl_clip.engine import sharding as dealing
+from dassl_clip.engine import distributed, sharding
 from dassl_clip.engine.data import EpochBatches
 from dassl_clip.engine.distributed import gather_rows, gather_values
 from dassl_clip.engine.sharding import ElsewhereError
-from dassl_clip.trainers.gopro.model import BatchNorm
-from dassl_clip.trainers.inmap.labels import PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 
 distributed.start(use_cuda=False)
-peers, found = distributed.peers(), {}
+rank, found = distributed.rank(), {}
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# The contrast of rows of all processes: loss and gradients as of the mean over processes.
-a, b = draw(7, 5, seed=1), draw(7, 5, seed=2)
-rows = peers.own(7)
-own = [x[rows].clone().requires_grad_() for x in (a, b)]
-loss = peers.share(len(own[0]), 7) * nt_xent(*own, 0.3, peers)
-loss.backward()
-found["contrast"] = peers.sum(loss.detach()) / peers.size
-found["contrast gradients"] = [gather_rows(x.grad) / peers.size for x in own]
-
-# Batch norm over the rows of all: values, gradients, running statistics.
-norm = BatchNorm(5, peers).double()
+# The loss of rows of all processes, and its gradients as means over processes; none for a parameter without use.
+layer = nn.ModuleDict({"used": nn.Linear(5, 3), "norm": nn.BatchNorm1d(3), "idle": nn.Linear(5, 2)}).double()
 with torch.no_grad():
-    norm.weight.copy_(draw(5, seed=3))
-x = a[rows].clone().requires_grad_()
-weights = draw(7, 5, seed=4)
-y = norm(x)
-(y * weights[rows]).sum().mul(peers.size).backward()
-found["norm"] = gather_rows(y.detach())
-found["norm gradients"] = [
-    gather_rows(x.grad) / peers.size,
-    *(peers.sum(p.grad) / peers.size for p in norm.parameters()),
-]
-found["norm state"] = dict(norm.state_dict())
-
-# Gradients through DistributedDataParallel: means over processes; none for a parameter that is not used.
-layer = nn.ModuleDict({"used": nn.Linear(5, 2), "idle": nn.Linear(5, 2)}).double()
-with torch.no_grad():
-    layer["used"].weight.copy_(draw(2, 5, seed=5) + peers.rank)  # made alike below
+    layer["used"].weight.copy_(draw(3, 5, seed=5) + rank)  # the same after the broadcast
     layer["used"].bias.zero_()
-distributed.make_alike(layer)
-joined = peers.joined(layer)
-for _ in range(2):
-    layer.zero_grad()
-    loss = peers.share(len(a[rows]), 7) * layer["used"](a[rows]).square().mean()
-    joined(loss).backward()
-found["joined"] = {name: p.grad for name, p in layer.named_parameters()}
+distributed.broadcast_parameters(layer)
+rows = distributed.shard(7)
+a, b = (gather_rows(layer["used"](draw(7, 5, seed=seed)[rows])) for seed in (1, 2))
+loss = (rows.stop - rows.start) * 2 / 7 * nt_xent(layer["norm"](a), b, 0.3)
+loss.backward()
+distributed.average_gradients(layer.parameters())
+found["loss"] = distributed.total(loss.detach() / 2)
+found["gradients"] = {name: p.grad for name, p in layer.named_parameters()}
+found["norm"] = dict(layer["norm"].state_dict())
 
 # Exchange of rows, of none as well, and of plain values.
-found["rows"] = [gather_rows(x) for x in (torch.arange(7)[rows], torch.ones(2 * peers.rank, 3) > 0)]
-found["values"] = gather_values({"rank": peers.rank, "text": "å" * (1 + peers.rank)})
-found["from main"] = distributed.from_main(lambda: ["only", peers.rank, 0.1])
-found["largest"] = peers.largest(torch.tensor([1.0 + peers.rank, -float("inf")]))
-found["array"] = distributed.main_array(torch.arange(12.0).view(6, 2) if peers.rank == 0 else None)
+found["rows"] = [gather_rows(x) for x in (torch.arange(7)[rows], torch.ones(2 * rank, 3) > 0)]
+found["values"] = gather_values({"rank": rank, "text": "å" * (1 + rank)})
+found["from main"] = distributed.from_main(lambda: ["only", rank, 0.1])
+found["array"] = distributed.main_array(torch.arange(12.0).view(6, 2) if rank == 0 else None)
 
-# Loaders: own rows of every global batch; whole batches dealt out, the last one partial.
+# Loaders: own rows of every training batch; whole test batches, the last one partial.
 images = TensorDataset(torch.arange(23))
 for drop in (True, False):
     generator = torch.Generator()
@@ -81,43 +54,28 @@ for drop in (True, False):
     found[f"own rows {drop}"] = list(zip(*gather_values(mine)))
     found[f"own lengths {drop}"] = gather_values([len(batches), len(mine)])
 loader = DataLoader(images, batch_size=4)
-mine = ((batch, 2 * batch) for (batch,) in dealing.own_batches(loader))
-found["dealt"] = [torch.cat(part) for part in zip(*dealing.dealt(mine, loader))]
+mine = ((batch, 2 * batch) for (batch,) in sharding.shard_batches(loader))
+found["merged"] = [torch.cat(part) for part in zip(*sharding.merge_shards(mine, loader))]
 small = DataLoader(TensorDataset(torch.arange(3)), batch_size=4)
-found["few"] = [batch.tolist() for (batch,) in dealing.own_batches(small)]
+found["few"] = [batch.tolist() for (batch,) in sharding.shard_batches(small)]
 
 
 def broken():
     yield (torch.zeros(4),)
-    if peers.rank == 1:
+    if rank == 1:
         raise ValueError("the second process stumbled")
     yield (torch.zeros(4),)
 
 
 try:
-    list(dealing.dealt(broken(), loader))
+    list(sharding.merge_shards(broken(), loader))
 except (ValueError, ElsewhereError) as error:
     found["errors"] = gather_values([type(error).__name__, str(error)])
 try:
-    layer["used"].bias.data.add_(peers.rank)
-    distributed.check_alike([layer])
+    layer["used"].bias.data.add_(rank)
+    distributed.check_same_parameters([layer])
 except RuntimeError as error:
-    found["apart"] = gather_values(str(error))
-
-# InMaP on parts of 1100 and of 3 images, in float32.
-for count in (1100, 3):
-    features = nn.functional.normalize(draw(count, 8, seed=8).float(), dim=1)
-    text = nn.functional.normalize(draw(8, 4, seed=9).float(), dim=0)
-    group = peers if len(peers.parts(count)) > 1 else type(peers).__mro__[1]()
-    mine = group.own_parts(count)
-    part = features[mine[0].start : mine[-1].stop]
-    scores = Cosines(part, text)
-    potentials = sinkhorn_potentials(scores, 0.1, gamma=0.5, peers=group)
-    labels = PseudoLabels(scores, 0.1, potentials)
-    for solver, steps in (("fast", None), ("authors", 50)):
-        solution = solve_vision_proxy(part, text, labels, 0.4, solver=solver, steps=steps, peers=group)
-        found[f"inmap {count} {solver}"] = [potentials, solution.proxy, torch.tensor(solution[1:4])]
-        found[f"inmap {count} {solver} apart"] = peers.largest(solution.proxy) + peers.largest(-solution.proxy)
+    found["diverged"] = gather_values(str(error))
 
 if distributed.is_main():
     torch.save(found, sys.argv[1])

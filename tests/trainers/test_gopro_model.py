@@ -125,7 +125,7 @@ def test_losses_and_gradients_equal_the_plain_rewriting(sizes, paper):
     learner, tower, blocks, features, labels = make(sizes, paper)
     scale = torch.tensor(20.0, dtype=torch.float64)
     contexts = [learner.generator(blocks[v], view=v) for v in range(3)]
-    terms, logits = learner.losses(features, [tower(c) for c in contexts], labels, scale, 0.1)
+    terms, logits = learner.losses(features[0], [tower(c) for c in contexts], labels, scale, 0.1, features[:2])
     expected, expected_logits = plain_losses(learner, tower, blocks, features, labels, scale, 0.1, paper)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-10, atol=1e-10)
     for name, value in expected.items():
@@ -146,7 +146,7 @@ def test_inference_scores_equal_training_logits_in_eval_mode():
         learner, tower, blocks, features, labels = make(SMALL, paper)
         learner.eval()
         text = tower(learner.generator(blocks[0]))
-        _, logits = learner.losses(features, [text], labels, torch.tensor(5.0), 0.1)
+        _, logits = learner.losses(features[0], [text], labels, torch.tensor(5.0), 0.1, features[:2])
         compared = learner.compared(features[0], text)
         torch.testing.assert_close(image_conditioned_scores(*compared, torch.tensor(5.0)), logits)
 
@@ -162,12 +162,12 @@ def test_each_view_counts_for_its_own_image():
     learner, tower, blocks, features, labels = make(SMALL, False)
     text = [tower(learner.generator(blocks[v])) for v in range(3)]
     scale = torch.tensor(5.0)
-    before, _ = learner.losses(features, text, labels, scale, 0.1)
+    before, _ = learner.losses(features[0], text, labels, scale, 0.1, features[:2])
     for image in range(SMALL["B"]):
         for view in (1, 2):
             moved = [t.clone() for t in text]
             moved[view][image] = torch.randn_like(moved[view][image])
-            after, _ = learner.losses(features, moved, labels, scale, 0.1)
+            after, _ = learner.losses(features[0], moved, labels, scale, 0.1, features[:2])
             assert not torch.isclose(after["consistency"], before["consistency"])
             assert torch.equal(after["ce"], before["ce"])
 
@@ -176,7 +176,7 @@ def test_contrastive_term_reaches_scores_in_the_paper_variant_alone():
     for paper in (False, True):
         learner, tower, blocks, features, labels = make(SMALL, paper)
         text = [tower(learner.generator(blocks[v], view=v)) for v in range(3)]
-        terms, logits = learner.losses(features, text, labels, torch.tensor(5.0), 0.1)
+        terms, logits = learner.losses(features[0], text, labels, torch.tensor(5.0), 0.1, features[:2])
         touched = {n for n, g in gradients(terms["contrastive"], learner).items() if g.abs().sum() > 0}
         scoring = {n for n, g in gradients(logits.square().sum(), learner).items() if g.abs().sum() > 0}
         assert touched and all(name.startswith("image_projector") for name in touched)

@@ -355,34 +355,6 @@ def test_blocks_and_formed_labels_equal_the_whole(solver, steps):
         assert parts.objective == pytest.approx(whole.objective, rel=1e-6)
 
 
-@pytest.mark.parametrize("seen", [1, 7, 10, 11])
-@pytest.mark.parametrize(
-    ("solver", "steps", "options"),
-    [("fast", None, {"n": 200, "e": 32, "c": 20}), ("authors", 30, {"n": 60, "e": 16, "c": 5})],
-)
-def test_an_interrupted_solve_goes_on_to_the_bit(solver, steps, options, seen):
-    features, start, labels, temperature = problem(**options)
-    points, more = [], []
-    whole = solve_vision_proxy(features, start, labels, temperature, solver=solver, steps=steps, on_point=points.append)
-    assert len(points) == whole.steps + (solver == "authors")  # and one at the end
-    options = {"solver": solver, "steps": steps, "known": points[:seen], "on_point": more.append}
-    again = solve_vision_proxy(features, start, labels, temperature, **options)
-    assert torch.equal(again.proxy, whole.proxy) and again[1:] == whole[1:]
-    assert len(more) == len(points) - seen
-    assert all(torch.equal(a, b) for ours, theirs in zip(more, points[seen:]) for a, b in zip(ours, theirs))
-
-
-@pytest.mark.parametrize("seen", [30, 70, 120, 157])
-def test_a_solve_of_several_descents_goes_on_to_the_bit(seen):
-    """In few dimensions the solver descends from three starts, and may be interrupted in any of them."""
-    features, start, labels, temperature = problem(8, 2, 5)
-    points, more = [], []
-    whole = solve_vision_proxy(features, start, labels, temperature, on_point=points.append)
-    assert len(points) > 157
-    again = solve_vision_proxy(features, start, labels, temperature, known=points[:seen], on_point=more.append)
-    assert torch.equal(again.proxy, whole.proxy) and again[1:] == whole[1:] and len(more) == len(points) - seen
-
-
 def test_blocks_in_float32():
     features, text_proxy, labels, temperature = problem(500, 32, 10)
     whole, parts = (

@@ -17,8 +17,7 @@ from torchvision.transforms import ColorJitter, Compose, InterpolationMode, Rand
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum
-from dassl_clip.engine import distributed, feature_cache
-from dassl_clip.engine import sharding as dealing
+from dassl_clip.engine import feature_cache, sharding
 from dassl_clip.engine.data import SeededImages, mix_seed
 from dassl_clip.results.errors import MissingFileError, UserError
 
@@ -131,13 +130,13 @@ def text_pairs(trainer) -> tuple[TextPairs, dict]:
     tables = text_tables(training_names(trainer.classnames, node.TRAINING_NAMES), node, seed)
     logger.info("%d distinct texts of %d classes", len(tables.texts), len(tables.classnames))
     features = trainer.features.texts(tables.texts)
-    peers, noise = distributed.peers(), None
+    noise = None
     if node.NOISE_TOKENS:
-        noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, peers, trainer.precision.autocast)
+        noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, trainer.precision.autocast)
     keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
     keys += ("NOISE_TOKENS", "NOISE_STD", "BATCH_ORDER")
     facts = {key: node[key] for key in keys} | feature_cache.text_facts(tables.texts) | trainer.features.tower_facts
-    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, peers, node.BATCH_ORDER), facts
+    return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, node.BATCH_ORDER), facts
 
 
 def training_names(classnames: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[str]:
@@ -174,8 +173,7 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
         )
     labels, classes = torch.tensor([item.label for item in items]), len(trainer.classnames)
     facts |= feature_cache.text_facts(trainer.classnames) | {"order": node.BATCH_ORDER}
-    peers = distributed.peers()
-    return ImagePairs(features, labels, classes, node.BATCH_SIZE, seed, peers, node.BATCH_ORDER), facts
+    return ImagePairs(features, labels, classes, node.BATCH_SIZE, seed, node.BATCH_ORDER), facts
 
 
 def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
@@ -191,8 +189,8 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
         images = SeededImages(trainer.cfg, items, transform=transform, is_train=True)
         images.view_seed.fill_(mix_seed(seed, number))
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        own = ((rows,) for rows in _encoded(trainer, dealing.own_batches(loader)))
-        views.append(torch.cat([rows for (rows,) in dealing.dealt(own, loader)]))
+        own = ((rows,) for rows in _encoded(trainer, sharding.shard_batches(loader)))
+        views.append(torch.cat([rows for (rows,) in sharding.merge_shards(own, loader)]))
     return torch.stack(views, dim=1)
 
 

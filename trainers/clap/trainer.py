@@ -92,11 +92,6 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             )
         if node.KEEP not in KEPT:
             raise UserError(f"TRAINER.CLAP.KEEP is {node.KEEP!r}; expected one of {', '.join(KEPT)}")
-        if node.BATCH_SIZE % distributed.world_size():
-            raise UserError(
-                f"TRAINER.CLAP.BATCH_SIZE is {node.BATCH_SIZE}, the number of pairs of all {distributed.world_size()} "
-                "processes together; it must be a multiple of their number"
-            )
         shared = set(cfg.DATASET.SOURCE_DOMAINS) & set(cfg.DATASET.TARGET_DOMAINS)
         tested = cfg.DATASET.get("PROTOCOL") == "all-images" and (shared or not cfg.DATASET.SOURCE_DOMAINS)
         candidates = tuple(node.ALPHA_CANDIDATES)
@@ -162,6 +157,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             kept = keep(facts, lambda: self._train_head(pairs, feature_cache.entry_name(facts)))
             self._note_checks(kept[1 : 1 + 2 * int(kept[0])].view(-1, 2).tolist())
             vector_to_parameters(kept[1 + 2 * len(self.checks) :].to(self.device), self.model.parameters())
+            distributed.broadcast_parameters(self.model)
 
     @property
     def _weight(self) -> float:
@@ -195,7 +191,6 @@ class CLAP(ReadingsMixin, CLIPTrainer):
             on_check=self._log_check,
             state=state,
             after_step=partial(self._after_step, problem),
-            peers=distributed.peers(),
         )
         why = "the loss no longer drops" if self.report.stopped_early else "MAX_STEPS"
         report = self.report

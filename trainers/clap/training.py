@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from dassl_clip.clip.losses import nt_xent
-from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.prompts import NOISE_STD, noise_context
 from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.clip.tokens import ClassTokens
@@ -37,7 +36,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Pairs(Protocol):
-    """What `fit_content_head` reads: the batch of a step, or the rows of it that a process has."""
+    """What `fit_content_head` reads: the batch of a step."""
 
     def batch(self, step: int) -> Batch:
         """Features of the originals, of their augmented forms, and of their class names, each `[B, E]`."""
@@ -54,8 +53,6 @@ class PromptNoise:
         tables: The texts.
         n_tokens: `M`.
         std: Standard deviation of the noise.
-        peers: The processes that share the work, by position: each encodes whole groups, so that the features do not
-            depend on their number.
         autocast: Makes the context in which the frozen tower runs.
 
     Raises:
@@ -68,10 +65,9 @@ class PromptNoise:
         tables: TextTables,
         n_tokens: int = 4,
         std: float = NOISE_STD,
-        peers: Peers = ALONE,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        self.text, self.n_tokens, self.std, self.peers, self.autocast = text, n_tokens, std, peers, autocast
+        self.text, self.n_tokens, self.std, self.autocast = text, n_tokens, std, autocast
         used = tables.augmented.unique()
         self._place = torch.zeros(len(tables.texts), dtype=torch.long)
         self._place[used] = torch.arange(len(used))
@@ -98,14 +94,14 @@ class PromptNoise:
         features = torch.zeros(*index.shape, text.embed_dim, dtype=text.out_dtype, device=text.device)
         for number, position in enumerate(NOISE_POSITIONS):
             chosen = (positions == number).nonzero().flatten()
-            if not len(chosen) or number % self.peers.size != self.peers.rank:
+            if not len(chosen):
                 continue
             rows = self._place[index[chosen]].flatten()
             context = noise[chosen].repeat_interleave(index.shape[1], dim=0).to(text.device)
             with self.autocast():
                 read = text.encode_prompts(context, self._of(rows), position, class_specific=True)
             features[chosen.to(text.device)] = read.unflatten(0, (len(chosen), -1))
-        return self.peers.sum(features)
+        return features
 
     def _of(self, rows: Tensor) -> ClassTokens:
         """The tokens of some of the texts."""
@@ -135,12 +131,10 @@ class TextPairs:
         batch_size: `B`.
         seed: Seed of the order and of the augmentation (and of the noise).
         noise: Adds noise tokens to the augmented prompts; None leaves them as they are.
-        peers: The processes that each read their own rows of a batch.
         order: `shuffled`, or `in-turn`.
 
     Raises:
-        UserError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs, or
-            cannot be shared by the processes.
+        UserError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs.
     """
 
     def __init__(
@@ -150,15 +144,14 @@ class TextPairs:
         batch_size: int,
         seed: int,
         noise: PromptNoise | None = None,
-        peers: Peers = ALONE,
         order: str = SHUFFLED,
     ):
         if features.dim() != 2 or len(features) != len(tables.texts):
             raise UserError(
                 f"the {len(tables.texts)} texts need features [{len(tables.texts)}, E], got {list(features.shape)}"
             )
-        _check_batch(batch_size, peers)
-        self.tables, self.noise, self.peers = tables, noise, peers
+        _check_batch(batch_size)
+        self.tables, self.noise = tables, noise
         self.features = _checked_features(features, "text features")
         self.batch_size, self.seed, self.order = batch_size, seed, order
         self._cumulative = tables.probabilities.cumsum(0)
@@ -184,11 +177,10 @@ class TextPairs:
     def _read(self, block: int) -> Batch:
         """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
         generator = _generator(self.seed, block)
-        index, own = self.index(block, generator), self.peers.own(self.batch_size)
-        prompts, augmented, names = self.features[index[:, :, own].to(self.features.device, non_blocking=True)]
+        index = self.index(block, generator)
+        prompts, augmented, names = self.features[index.to(self.features.device, non_blocking=True)]
         if self.noise is not None:
-            noisy = self.noise.encode(index[1], *self.noise.draw(STEPS_AT_ONCE, generator))
-            augmented = noisy[:, own].to(augmented)
+            augmented = self.noise.encode(index[1], *self.noise.draw(STEPS_AT_ONCE, generator)).to(augmented)
         return prompts, augmented, names
 
 
@@ -204,12 +196,10 @@ class ImagePairs:
         num_classes: `C`.
         batch_size: `B`.
         seed: Seed of the order and of the views.
-        peers: The processes that each read their own rows of a batch.
         order: `shuffled`, or `in-turn`.
 
     Raises:
-        UserError: Shapes do not fit, an image has less than 2 views, a class has no image, or the batch cannot be
-            shared by the processes.
+        UserError: Shapes do not fit, an image has less than 2 views, or a class has no image.
     """
 
     def __init__(
@@ -219,7 +209,6 @@ class ImagePairs:
         num_classes: int,
         batch_size: int,
         seed: int,
-        peers: Peers = ALONE,
         order: str = SHUFFLED,
     ):
         if features.dim() != 3 or features.shape[1] < 2:
@@ -239,8 +228,7 @@ class ImagePairs:
             raise UserError(
                 f"each class needs an image; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
             )
-        _check_batch(batch_size, peers)
-        self.peers = peers
+        _check_batch(batch_size)
         self.features = _checked_features(features, "image features")
         self.batch_size, self.seed, self.order = batch_size, seed, order
         self._counts = counts
@@ -259,8 +247,7 @@ class ImagePairs:
         generator = _generator(self.seed, block)
         _, rows = _rows(block, self.batch_size, self._counts, self.order, self.seed)
         view = 1 + torch.randint(self.features.shape[1] - 1, rows.shape, generator=generator)
-        index = torch.stack([rows, view])[:, :, self.peers.own(self.batch_size)]
-        image, view = index.to(self.features.device, non_blocking=True)
+        image, view = torch.stack([rows, view]).to(self.features.device, non_blocking=True)
         plain = self.features[image, 0]
         return plain, self.features[image, view], plain
 
@@ -286,14 +273,9 @@ def _generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def _check_batch(batch_size: int, peers: Peers) -> None:
+def _check_batch(batch_size: int) -> None:
     if batch_size < 2:
         raise UserError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
-    if batch_size % peers.size:
-        raise UserError(
-            f"a batch of {batch_size} pairs cannot be shared equally by {peers.size} processes; its size must be a "
-            f"multiple of {peers.size}"
-        )
 
 
 def _shown(numbers: Tensor) -> str:
@@ -335,7 +317,6 @@ def content_loss(
     tau: float,
     weight: float,
     class_temperature: float = 1.0,
-    peers: Peers = ALONE,
 ) -> Tensor:
     """`NTXent(z_prompt, z_augmented; tau) + lambda NTXent(z_augmented, z_classname; 1)`.
 
@@ -345,14 +326,13 @@ def content_loss(
         tau: Temperature of the first term.
         weight: `lambda`; at 0 the second term is not computed.
         class_temperature: Temperature of the second term.
-        peers: The processes that each have some pairs of the batch.
 
     Returns:
-        A scalar, the mean over the pairs at hand.
+        A scalar, the mean over the pairs.
     """
     prompts, augmented, names = head(torch.stack(list(batch)), TRAINING_ALPHA)  # one pass for all three
-    loss = nt_xent(prompts, augmented, tau, peers)
-    return loss + weight * nt_xent(augmented, names, class_temperature, peers) if weight else loss
+    loss = nt_xent(prompts, augmented, tau)
+    return loss + weight * nt_xent(augmented, names, class_temperature) if weight else loss
 
 
 def fit_content_head(
@@ -371,7 +351,6 @@ def fit_content_head(
     on_check: Callable[[int, float], None] | None = None,
     state: dict[str, Any] | None = None,
     after_step: Callable[[int, Callable[[], dict[str, Any]]], None] | None = None,
-    peers: Peers = ALONE,
 ) -> FitReport:
     """Train the head in place with Adam, until the loss no longer drops.
 
@@ -398,8 +377,7 @@ def fit_content_head(
         after_step: Called after each step with its number and a function that makes a state, all that is needed to go
             on: `step`, `checks`, `losses` since the last check, `best`, `waited`, `kept_step`, `kept` (the weights
             that the head would end with, by name; empty for those of the last step), `head`, `optimizer` (plain values
-            and tensors, copies of the live ones). Several processes make it together.
-        peers: The processes that each have some pairs of a batch, an equal number.
+            and tensors, copies of the live ones).
 
     Returns:
         The report.
@@ -428,14 +406,16 @@ def fit_content_head(
 
     def make_state() -> dict[str, Any]:
         live = {"head": head.state_dict(), "optimizer": optimizer.state_dict()}
-        everywhere = peers.sum(torch.stack(losses)) / peers.size if losses else torch.zeros(0)
         numbers = {"step": step, "checks": list(checks), "best": best, "waited": waited, "kept_step": kept_step}
-        return {**numbers, "losses": everywhere, **deepcopy({**live, "kept": kept})}
+        return {
+            **numbers,
+            "losses": torch.stack(losses) if losses else torch.zeros(0),
+            **deepcopy({**live, "kept": kept}),
+        }
 
-    joined = peers.joined(head)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         while step < max_steps and waited < patience:
-            loss = joined(content_loss(head, pairs.batch(step), tau, weight, class_temperature, peers))
+            loss = content_loss(head, pairs.batch(step), tau, weight, class_temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -443,7 +423,7 @@ def fit_content_head(
             step += 1
             whole = step % check_every == 0
             if whole or step == max_steps:
-                mean = _mean_loss(losses, step, peers)
+                mean = _mean_loss(losses, step)
                 checks.append((step, mean))
                 losses.clear()
                 if whole and mean <= best - min_drop:
@@ -476,9 +456,9 @@ def last_drop(checks: Sequence[Sequence[float]], check_every: int, min_drop: flo
     return dropped
 
 
-def _mean_loss(losses: Sequence[Tensor], step: int, peers: Peers) -> float:
+def _mean_loss(losses: Sequence[Tensor], step: int) -> float:
     """The mean of the losses of the steps up to `step`; one wait for the device."""
-    values = (peers.sum(torch.stack(list(losses))) / peers.size).cpu()
+    values = torch.stack(list(losses)).cpu()
     wrong = (~torch.isfinite(values)).nonzero().flatten()
     if len(wrong):
         first = step - len(values) + int(wrong[0])

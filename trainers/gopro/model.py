@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_clip.clip.losses import nt_xent, prompt_consistency
-from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.results.errors import UserError
 
 STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
@@ -119,62 +118,22 @@ class PromptGenerator(nn.Module):
         return torch.cat([self(part, view=view) for view, part in enumerate(statistics.chunk(views))])
 
     @torch.no_grad()
-    def fit_shift_scale(self, images: Sequence[Tensor] | Tensor, target_rms: float, peers: Peers = ALONE) -> None:
+    def fit_shift_scale(self, images: Sequence[Tensor] | Tensor, target_rms: float) -> None:
         """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width).
 
         Args:
             images: Block outputs `L x [B, T, W]`, or their `image_statistics`.
             target_rms: What the RMS shall be.
-            peers: The processes that each have some of the images.
         """
-        squares = self.shift(images).square()
-        rms = squares.mean().sqrt()
-        if peers.size > 1:
-            rms = (peers.sum(squares.sum()) / peers.sum(squares.new_tensor(squares.numel()))).sqrt()
+        rms = self.shift(images).square().mean().sqrt()
         self.shift_scale.copy_(target_rms / rms.clamp_min(torch.finfo(rms.dtype).tiny))
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """`BatchNorm1d` whose statistics are those of the rows of all processes, with their gradients.
-
-    For a process alone it is `BatchNorm1d`; the state dict is the same in any case.
-
-    Args:
-        features: `E`.
-        peers: The processes.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
-
-    def __init__(self, features: int, peers: Peers = ALONE):
-        super().__init__(features)
-        self.peers = peers
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `[N, E]`, the rows that this process has of a batch."""
-        if self.peers.size == 1 or not self.training:
-            return super().forward(x)
-        own = torch.cat([x.sum(0), x.new_tensor([len(x)])])
-        *sums, rows = self.peers.sum(own).split([x.shape[1], 1])
-        mean = sums[0] / rows
-        centred = x - mean
-        squares = self.peers.sum(centred.square().sum(0))
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((squares / (rows - 1)).to(self.running_var), self.momentum)
-        out: Tensor = centred * (squares / rows + self.eps).rsqrt() * self.weight + self.bias
-        return out
 
 
 class Projector(nn.Sequential):
     """`Linear(E, E)` and `BatchNorm1d`; takes `[..., E]` and treats all leading positions as the batch."""
 
-    def __init__(self, embed_dim: int, peers: Peers = ALONE):
-        super().__init__(nn.Linear(embed_dim, embed_dim), BatchNorm(embed_dim, peers))
+    def __init__(self, embed_dim: int):
+        super().__init__(nn.Linear(embed_dim, embed_dim), nn.BatchNorm1d(embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Project `[..., E]` to `[..., E]`."""
@@ -191,14 +150,13 @@ class GOProLearner(nn.Module):
         embed_dim: `E`.
         project_scores: False: the released program (scores and consistency use CLIP's own features; the image
             projector serves the contrastive loss alone). True: the paper's figure (both use projected features).
-        peers: The processes that each have some images of a batch.
     """
 
-    def __init__(self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False, peers: Peers = ALONE):
+    def __init__(self, generator: PromptGenerator, embed_dim: int, project_scores: bool = False):
         super().__init__()
-        self.generator, self.peers = generator, peers
-        self.image_projector = Projector(embed_dim, peers)
-        self.text_projector = Projector(embed_dim, peers) if project_scores else None
+        self.generator = generator
+        self.image_projector = Projector(embed_dim)
+        self.text_projector = Projector(embed_dim) if project_scores else None
 
     def compared(self, features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """The features that scores compare: projected in the paper's variant, otherwise as they are.
@@ -216,39 +174,40 @@ class GOProLearner(nn.Module):
 
     def losses(
         self,
-        features: Sequence[Tensor],
+        features: Tensor,
         text: Sequence[Tensor],
         labels: Tensor,
         logit_scale: Tensor,
         temperature: float,
-        contrastive: bool = True,
+        contrasted: Sequence[Tensor] = (),
     ) -> tuple[dict[str, Tensor], Tensor]:
         """GOPro's loss terms, unweighted, from the features of the views in the order of `VIEWS`.
 
         Args:
-            features: Image features of the views, each `[B, E]`; the first is the original, the second `x_moco`.
+            features: Image features of the original view, `[B, E]`.
             text: Text features of the views' prompts, each `[B, C, E]`; one entry leaves the consistency term out.
             labels: `[B]`.
             logit_scale: The exponentiated scale, a scalar.
             temperature: `tau` of NT-Xent.
-            contrastive: False leaves the contrastive term out.
+            contrasted: Image features of the original view and of `x_moco`, `[N, E]` each, of all images that are
+                contrasted with each other (in the paper's variant the same as `features`); empty leaves the term out.
 
         Returns:
-            The terms by name (`ce`, `consistency`, `contrastive`, as far as asked for), means over the images at hand,
-            and the logits `[B, C]`.
+            The terms by name (`ce`, `consistency`, `contrastive`, as far as asked for), means over the images, and the
+            logits `[B, C]`.
         """
-        projected = [self.image_projector(f) for f in features[:2]] if contrastive else []
+        projected = [self.image_projector(view) for view in contrasted]
         if self.text_projector is None:
-            logits = image_conditioned_scores(features[0], text[0], logit_scale)
+            logits = image_conditioned_scores(features, text[0], logit_scale)
         else:
             text = [self.text_projector(t) for t in text]
-            image = projected[0] if projected else self.image_projector(features[0])
+            image = projected[0] if projected else self.image_projector(features)
             logits = image_conditioned_scores(image, text[0], logit_scale)
         terms = {"ce": F.cross_entropy(logits, labels)}
         if len(text) > 1:
             terms["consistency"] = torch.stack([prompt_consistency(text[0], view) for view in text[1:]]).sum()
-        if contrastive:
-            terms["contrastive"] = nt_xent(projected[0], projected[1], temperature, self.peers)
+        if projected:
+            terms["contrastive"] = nt_xent(*projected, temperature)
         return terms, logits
 
 

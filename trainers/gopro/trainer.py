@@ -18,8 +18,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import initial_context
 from dassl_clip.clip.views import augmix_view, moco_view
-from dassl_clip.engine import distributed
-from dassl_clip.engine import sharding as dealing
+from dassl_clip.engine import distributed, sharding
 from dassl_clip.engine.features import Encoding
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import words_override
@@ -116,9 +115,7 @@ class GOPro(CLIPTrainer):
             shift_scale=1.0 if relative else factor,
         )
         self.classes = text.class_tokens(self.classnames, n_ctx=len(context))
-        self.model = self.register_learner(
-            "gopro", GOProLearner(generator, self.backbone.embed_dim, paper, distributed.peers())
-        )
+        self.model = self.register_learner("gopro", GOProLearner(generator, self.backbone.embed_dim, paper))
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One step on a batch."""
@@ -131,20 +128,18 @@ class GOPro(CLIPTrainer):
             # The first shifts become R times the token embeddings' RMS; the factor stays in the checkpoint.
             table = self.backbone.text.embed(torch.arange(self.backbone.text.vocab_size, device=self.device))
             rms = float(table.float().square().mean().sqrt())
-            generator.fit_shift_scale(statistics[:size], self.relative_shift * rms, distributed.peers())
+            generator.fit_shift_scale(distributed.gather_rows(statistics[:size]), self.relative_shift * rms)
         # The text of a view counts in the consistency term alone.
         prompted = statistics if node.CONSISTENCY_WEIGHT else statistics[:size]
         contexts = generator.contexts(prompted, len(prompted) // size)
         with self.precision.autocast():
             text = self.backbone.text.encode_prompts(contexts, self.classes)  # [V B, C, E]
-        terms, logits = self.model.losses(
-            features.split(size),
-            text.float().split(size),
-            labels,
-            self.logit_scale,
-            node.TEMPERATURE,
-            contrastive=bool(node.CONTRASTIVE_WEIGHT),
-        )
+        image, texts = features[:size], text.float().split(size)
+        contrasted = [distributed.gather_rows(view) for view in features.split(size)[:2] if node.CONTRASTIVE_WEIGHT]
+        if node.VARIANT == "paper":  # its projectors normalise over the whole batch
+            image, labels = distributed.gather_rows(image), distributed.gather_rows(labels)
+            texts = [distributed.gather_rows(view) for view in texts]
+        terms, logits = self.model.losses(image, texts, labels, self.logit_scale, node.TEMPERATURE, contrasted)
         weights = {
             "ce": node.CE_WEIGHT,
             "consistency": node.CONSISTENCY_WEIGHT,
@@ -202,12 +197,12 @@ class GOPro(CLIPTrainer):
         cached = self.cached_images(items)
         if cached is None:
             loader = self.features.loader(items)
-            own = (self._encode(self.parse_batch_test(batch)[0]) for batch in dealing.own_batches(loader))
+            own = (self._encode(self.parse_batch_test(batch)[0]) for batch in sharding.shard_batches(loader))
         else:
             loader = cached.batches(self.features.batch_size)
-            own = (cached[places].to(self.device) for places in dealing.own_batches(loader))
+            own = (cached[places].to(self.device) for places in sharding.shard_batches(loader))
         features, scores, proxies = [], [], 0.0
-        for image, cosines, texts in dealing.dealt(map(refined, own), loader):
+        for image, cosines, texts in sharding.merge_shards(map(refined, own), loader):
             features.append(image)
             scores.append(cosines)
             for text in texts:  # of each batch; in their order, so that the digits do not depend on who made them

@@ -18,31 +18,25 @@ precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
     potentials = sinkhorn_potentials(scores, temperature)
     labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
     proxy = learn_vision_proxy(features, text_proxy, labels, 4 * temperature)
-
-Several processes may each have parts of the images (`peers`); potentials and proxies are then those of all images, with
-the same digits for any number of processes.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dassl_clip.clip.losses import at_least_float32
-from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.rows import Cosines, FeatureRows, Rows
 from dassl_clip.results.errors import UserError
 
 from .solver import (
-    Point,
     ProxyObjective,
     Solution,
     authors_steps,
     fast_steps,
     formed_once,
-    parts_at_hand,
+    row_blocks,
 )
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
@@ -117,7 +111,6 @@ def sinkhorn_potentials(
     gamma: float = 0.0,
     iterations: int = 20,
     block_rows: int | str | None = "auto",
-    peers: Peers = ALONE,
 ) -> Tensor:
     """The `C` numbers that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
 
@@ -127,7 +120,6 @@ def sinkhorn_potentials(
         gamma: As in `sinkhorn`.
         iterations: As in `sinkhorn`.
         block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
-        peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one.
 
     Returns:
         `[C]`, float64.
@@ -142,26 +134,21 @@ def sinkhorn_potentials(
         raise UserError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
     if len(scores.shape) != 2 or 0 in scores.shape:
         raise UserError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
-    images, _, parts = parts_at_hand(scores.shape, scores.device, block_rows, peers)
-    blocks = [rows for part in parts for rows in part]
+    blocks = row_blocks(*scores.shape, scores.device, block_rows)
     formed = formed_once(scores, blocks, scores.device, block_rows)
     _check_scores(formed, blocks, temperature)
     potentials = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device)
     target = torch.full_like(potentials, -math.log(scores.shape[1]))
     for iteration in range(iterations):
-        masses = []  # of each part, logs of the columns' sums over its images
-        for part in parts:
-            mass = torch.full_like(potentials, -math.inf)
-            for rows in part:
-                logits = _logits(formed[rows], temperature)
-                logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
-                top = logs.amax(dim=0)
-                mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
-            masses.append(mass)
-        mass = peers.gather(torch.stack(masses)).logsumexp(dim=0)
+        mass = torch.full_like(potentials, -math.inf)  # logs of the columns' sums
+        for rows in blocks:
+            logits = _logits(formed[rows], temperature)
+            logs = logits.add_(potentials.to(logits)).log_softmax(dim=1)
+            top = logs.amax(dim=0)
+            mass = torch.logaddexp(mass, (top + logs.sub_(top).exp_().sum(dim=0).log()).double())
         if iteration == 0 and gamma != 0:
             target = (gamma * mass).log_softmax(dim=0)
-        potentials = potentials + target - (mass - math.log(images))
+        potentials = potentials + target - (mass - math.log(scores.shape[0]))
     return potentials
 
 
@@ -197,10 +184,9 @@ def learn_vision_proxy(
     tolerance: float = 1e-6,
     lr: float = 10.0,
     block_rows: int | str | None = "auto",
-    peers: Peers = ALONE,
 ) -> Tensor:
     """The vision proxy `[E, C]` that `solve_vision_proxy` finds; the arguments are the same."""
-    options = (solver, steps, tolerance, lr, block_rows, peers)
+    options = (solver, steps, tolerance, lr, block_rows)
     return solve_vision_proxy(features, text_proxy, labels, temperature, *options).proxy
 
 
@@ -215,9 +201,6 @@ def solve_vision_proxy(
     tolerance: float = 1e-6,
     lr: float = 10.0,
     block_rows: int | str | None = "auto",
-    peers: Peers = ALONE,
-    known: Sequence[Point] = (),
-    on_point: Callable[[Point], None] | None = None,
 ) -> Solution:
     """Minimise the cross-entropy between labels and `softmax(features @ W / temperature)` over columns of length 1.
 
@@ -231,11 +214,6 @@ def solve_vision_proxy(
         tolerance: Of the fast solver, relative to the objective.
         lr: Of the authors' solver.
         block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
-        peers: The processes that each have whole parts of the images (`Peers.own_parts`), at least one; all get the
-            same proxy.
-        known: Points that `on_point` was given in an interrupted run of the same problem, from its first on: the solver
-            goes on after the last one, and finds the same, bit for bit.
-        on_point: Called with the objective and its gradient after each pass over the features.
 
     Returns:
         The proxy and the figures of the run.
@@ -249,7 +227,7 @@ def solve_vision_proxy(
         raise UserError(f"steps is a number of steps, 0 or more, got {steps!r}")
     if not (tolerance >= 0 and 0 < lr < math.inf):
         raise UserError(f"tolerance is 0 or more and lr is positive, got tolerance {tolerance} and lr {lr}")
-    objective, start = _problem(features, text_proxy, labels, temperature, block_rows, peers, known, on_point)
+    objective, start = _problem(features, text_proxy, labels, temperature, block_rows)
     options: dict[str, Any] = {"tolerance": tolerance} if solver == "fast" else {"lr": lr}
     return SOLVERS[solver](objective, start, **options, **({} if steps is None else {"steps": steps}))
 
@@ -283,9 +261,6 @@ def _problem(
     labels: Rows,
     temperature: float,
     block_rows: int | str | None,
-    peers: Peers = ALONE,
-    known: Sequence[Point] = (),
-    on_point: Callable[[Point], None] | None = None,
 ) -> tuple[ProxyObjective, Tensor]:
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
@@ -303,7 +278,7 @@ def _problem(
         )
     dtype = torch.float64 if torch.float64 in (features.dtype, proxy.dtype) else torch.float32
     proxy = proxy.to(features.device, dtype)
-    objective = ProxyObjective(features, labels, temperature, block_rows, peers, known, on_point)
+    objective = ProxyObjective(features, labels, temperature, block_rows)
     _check_finite(features, objective.blocks, "features")
     _check_finite(proxy, [slice(None)], "proxies")
     lengths = proxy.norm(dim=0)

@@ -8,15 +8,10 @@ arXiv 2310.19752. For features `x_i` and label distributions `p_i`, find the col
 Shapes: `N` images, `E` joint embedding, `C` classes. Features and labels are read in row blocks, so no `N x C` matrix
 needs to exist; all state of a solver is a few `[E, C]` matrices. Solvers decide with tensors and read a number on the
 host only once in `CHECK_EVERY` steps.
-
-Several processes (`peers.py`) may each have some of the rows. Objective, gradient and curvature are sums over parts of
-the rows, in their order, and so have the same digits for any number of processes; what is done with them is done by
-all alike.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_clip.clip.memory import activation_budget
-from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.rows import FeatureRows, Rows
 from dassl_clip.results.errors import UserError
 
@@ -63,7 +57,7 @@ class Point(NamedTuple):
     """`[E, C]`, of the mean over images, in the space around the spheres."""
 
 
-def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str | None) -> Iterator[slice]:
+def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str | None) -> list[slice]:
     """Slices that cover `n` rows; "auto" bounds the numbers in a block, None takes all rows at once."""
     if block_rows == "auto":
         block_rows = max(1, BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cuda"]) // columns)
@@ -71,40 +65,7 @@ def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str
         block_rows = max(1, n)
     elif isinstance(block_rows, bool) or not isinstance(block_rows, int) or block_rows < 1:
         raise UserError(f'block_rows is a positive number of rows, "auto" or None (all rows), got {block_rows!r}')
-    return (slice(start, min(start + block_rows, n)) for start in range(0, n, block_rows))
-
-
-def parts_at_hand(
-    shape: torch.Size, device: torch.device, block_rows: int | str | None, peers: Peers
-) -> tuple[int, int, list[list[slice]]]:
-    """How the rows that a process has are summed.
-
-    Args:
-        shape: Of the rows at hand, `[N, C]`.
-        device: Where they are.
-        block_rows: As in `row_blocks`, for each part.
-        peers: The processes that each have whole parts of the rows (`Peers.own_parts`), at least one.
-
-    Returns:
-        The number of rows of all processes, where those at hand begin among them, and the row blocks of each part at
-        hand.
-
-    Raises:
-        UserError: The rows at hand are not those of this process's parts.
-    """
-    images = int(peers.sum(torch.tensor(shape[0])))
-    own = peers.own_parts(images)
-    if not own or own[-1].stop - own[0].start != shape[0]:
-        raise UserError(
-            f"process {peers.rank} of {peers.size} has {shape[0]} of {images} rows, but its parts are {own}; with more "
-            "processes than parts, each works alone"
-        )
-    first, parts = own[0].start, []
-    for part in own:
-        blocks = row_blocks(part.stop - part.start, shape[1], device, block_rows)
-        offset = part.start - first
-        parts.append([slice(offset + rows.start, offset + rows.stop) for rows in blocks])
-    return images, first, parts
+    return [slice(start, min(start + block_rows, n)) for start in range(0, n, block_rows)]
 
 
 def formed_once(rows: Rows, blocks: list[slice], device: torch.device, block_rows: int | str | None) -> Rows:
@@ -142,20 +103,10 @@ class ProxyObjective:
         labels: `[N, C]`, rows that sum to 1; if they are formed when they are read, they are so once (`formed_once`).
         temperature: `tau`.
         block_rows: Rows at once; "auto" bounds the memory, None takes all.
-        peers: The processes that each have whole parts of the rows (`own_parts`), at least one.
-        known: What the first calls give in place of a pass over the features: the points of an interrupted run. Solvers
-            decide by points alone, and so go on from the last one.
-        on_point: Called with each point that is not known.
 
     Attributes:
-        images: `N`, of all processes together.
-        first: Where the rows at hand begin among those of all.
-        count: Parts of all processes together.
-        parts: The row blocks of each part at hand.
-        blocks: All of these.
-
-    Raises:
-        UserError: The rows at hand are not those of this process's parts.
+        images: `N`.
+        blocks: The row blocks.
     """
 
     def __init__(
@@ -164,54 +115,30 @@ class ProxyObjective:
         labels: Rows,
         temperature: float,
         block_rows: int | str | None = "auto",
-        peers: Peers = ALONE,
-        known: Sequence[Point] = (),
-        on_point: Callable[[Point], None] | None = None,
     ):
-        self.features, self.temperature, self.peers = features, temperature, peers
-        self.known, self.on_point = iter(known), on_point
-        self.images, self.first, self.parts = parts_at_hand(labels.shape, features.device, block_rows, peers)
-        self.count = len(peers.parts(self.images))
-        self.blocks = [rows for part in self.parts for rows in part]
+        self.features, self.temperature, self.images = features, temperature, labels.shape[0]
+        self.blocks = row_blocks(*labels.shape, features.device, block_rows)
         self.labels = formed_once(labels, self.blocks, features.device, block_rows)
 
     def __call__(self, proxy: Tensor) -> Point:
         """The objective at `proxy`, `[E, C]`."""
-        known = next(self.known, None)
-        if known is not None:
-            return Point(known.value.to(proxy.device), known.gradient.to(proxy))
-        n, scaled = self.images, proxy / self.temperature
-        values: list[Tensor] = []
-        gradient = self.peers.total(self._gradients(scaled, values), self.count)
-        point = Point(self.peers.total(values, self.count) / n, gradient / (n * self.temperature))
-        if self.on_point is not None:
-            self.on_point(point)
-        return point
-
-    def _gradients(self, scaled: Tensor, values: list[Tensor]) -> Iterator[Tensor]:
-        """The gradient of each part at hand, `[E, C]`, for proxies over the temperature; `values` gets its losses."""
-        for blocks in self.parts:
-            value = torch.zeros((), dtype=torch.float64, device=scaled.device)
-            gradient = torch.zeros_like(scaled)
-            for rows in blocks:
-                x, p = self.features[rows].to(scaled), self.labels[rows].to(scaled)  # [n, E], [n, C]
-                z = x @ scaled
-                top, likeliest = z.max(dim=1, keepdim=True)
-                z.sub_(top)
-                q = z.exp().scatter_(1, likeliest, 0.0)
-                rest = q.sum(dim=1, keepdim=True)  # of the other classes, relative to the likeliest
-                total = p.sum(dim=1, keepdim=True)
-                losses = (rest.log1p() * total).squeeze(1) - z.mul_(p).sum(dim=1)  # [n]
-                value += losses.sum(dtype=torch.float64)
-                q.mul_(total / (1 + rest)).sub_(p)
-                q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
-                gradient.addmm_(x.T, q)
-            values.append(value)
-            yield gradient
-
-    def agreed(self, decision: Tensor) -> bool:
-        """Whether any process decides so, read on the host; thus all go the same way."""
-        return bool(self.peers.largest(decision.double()) > 0)
+        scaled = proxy / self.temperature
+        value = torch.zeros((), dtype=torch.float64, device=proxy.device)
+        gradient = torch.zeros_like(proxy)
+        for rows in self.blocks:
+            x, p = self.features[rows].to(proxy), self.labels[rows].to(proxy)  # [n, E], [n, C]
+            z = x @ scaled
+            top, likeliest = z.max(dim=1, keepdim=True)
+            z.sub_(top)
+            q = z.exp().scatter_(1, likeliest, 0.0)
+            rest = q.sum(dim=1, keepdim=True)  # of the other classes, relative to the likeliest
+            total = p.sum(dim=1, keepdim=True)
+            losses = (rest.log1p() * total).squeeze(1) - z.mul_(p).sum(dim=1)  # [n]
+            value += losses.sum(dtype=torch.float64)
+            q.mul_(total / (1 + rest)).sub_(p)
+            q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
+            gradient.addmm_(x.T, q)
+        return Point(value / self.images, gradient / (self.images * self.temperature))
 
 
 class Curvature:
@@ -232,10 +159,9 @@ class Curvature:
     def __init__(self, objective: ProxyObjective, proxy: Tensor, point: Point):
         sample = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[1]))
         every = max(1, objective.images // sample)
-        self.objective, self.temperature = objective, objective.temperature
-        self.count = -(-objective.images // every)  # of the sampled rows of all processes
-        self.rows = [self._sampled(part, every).to(proxy) for part in objective.parts]  # [n, E] of each part
-        values, self.feature_basis = _eigen(self._mean(x.T @ x for x in self.rows))
+        self.temperature = objective.temperature
+        self.rows = objective.features[0 : objective.images : every].to(proxy)  # [n, E]
+        values, self.feature_basis = _eigen(self.rows.T @ self.rows / len(self.rows))
         self.feature_values = values[:, None] / self.temperature**2
         self.update(proxy, point)
 
@@ -244,21 +170,12 @@ class Curvature:
         lengths = point.gradient.norm(dim=0)
         self.scale: Tensor = torch.maximum(lengths, lengths.mean()).clamp_min(1e-20).rsqrt()  # [C]
         self.class_basis: Tensor | None = None
-        shares = ((x @ (proxy / self.temperature)).softmax(dim=1) for x in self.rows)  # [n, C] of each part
+        q = (self.rows @ (proxy / self.temperature)).softmax(dim=1)  # [n, C]
         if len(lengths) > JOINT_CLASSES:
-            self.class_values = self._mean((q - q.square()).sum(dim=0) for q in shares) * self.scale.square()
+            self.class_values = (q - q.square()).sum(dim=0) / len(q) * self.scale.square()
             return
-        between = self._mean(q.sum(dim=0).diag() - q.T @ q for q in shares)  # [C, C]
+        between = (q.sum(dim=0).diag() - q.T @ q) / len(q)  # [C, C]
         self.class_values, self.class_basis = _eigen(between * self.scale * self.scale[:, None])
-
-    def _sampled(self, part: list[slice], every: int) -> Tensor:
-        """Rows of a part whose place among those of all is a multiple of `every`."""
-        first, stop = part[0].start, part[-1].stop
-        return self.objective.features[first + -(self.objective.first + first) % every : stop : every]
-
-    def _mean(self, own: Iterable[Tensor]) -> Tensor:
-        """The mean over the sampled rows of all processes, from the sums over those of each part at hand."""
-        return self.objective.peers.total(own, self.objective.count) / self.count
 
     def solve(self, x: Tensor) -> Tensor:
         """The inverse times `x`, `[E, C]`."""
@@ -319,7 +236,7 @@ def fast_steps(objective: ProxyObjective, start: Tensor, steps: int = 500, toler
     """
     best = _descend(objective, start, steps, tolerance)
     far = best.objective - best.lower_bound > RESTART * best.objective
-    if not objective.agreed(start.new_tensor(best.converged and far)):
+    if not (best.converged and far):
         return best
     inward = (best.proxy * objective(best.proxy).gradient).sum(dim=0) > 0
     turned = torch.where(inward, -best.proxy, best.proxy)
@@ -340,7 +257,7 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
     length, scale = torch.ones_like(point.value), torch.ones_like(point.value)
     noise = torch.finfo(start.dtype).eps / 4
     history, renew, step = [point.value], CHECK_EVERY, 0
-    converged = objective.agreed(_is_best(proxy, point, tolerance))
+    converged = bool(_is_best(proxy, point, tolerance))
     while step < steps and not converged:
         step += 1
         direction, scale = _direction(proxy, slopes, curvature, pairs, scale)
@@ -361,7 +278,7 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
             done = _is_best(proxy, point, tolerance)
             if step >= STALL:
                 done = done | (history[-1 - STALL] - point.value <= tolerance * point.value)
-            converged = objective.agreed(done)
+            converged = bool(done)
         if step == renew and not converged:
             curvature.update(proxy, point)
             renew *= 2

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.clip.peers import ALONE, Peers
 from dassl_clip.clip.rows import Cosines, FeatureRows
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
-from dassl_clip.engine import distributed, feature_cache
+from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import reading
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_refined
@@ -31,7 +30,6 @@ from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
 
 from .labels import SOLVERS, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
-from .passes import Passes
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ class InMaP(CLIPTrainer):
         "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
         "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
     }
-    unused_keys, used_keys = EPOCH_LOOP, ("TRAIN.CHECKPOINT_STEPS",)
+    unused_keys = EPOCH_LOOP
     used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
 
     @staticmethod
@@ -129,24 +127,17 @@ class InMaP(CLIPTrainer):
         self.model = self.register_learner("proxies", VisionProxies(start))
 
     def fit(self) -> None:
-        """Learn the proxies from the unlabeled images; a run that goes on after that learns them again."""
+        """Learn the proxies from the unlabeled images; a resumed run learns them again."""
         node, unit = self.node, 1 / float(self.logit_scale)
         tau_t, tau_i = (
             parse_temperature(node[key], f"TRAINER.INMAP.{key}", unit, default) for key, default in TEMPERATURES.items()
         )
         items = self._unlabeled()
         features, scores, start = self._inputs(items)
-        features, scores, peers = _own(features, scores)
-        every = self.cfg.TRAIN.get("CHECKPOINT_STEPS", 0) if node.SOLVER == "fast" else 0
-        problem = self._problem(items) if every or self.checkpoints.resumed else ""
-        kept = Passes(
-            every,
-            lambda count, found: self.checkpoints.save_fit(count, problem, found),
-            self.checkpoints.load_fit_state(problem),
-        )
-        potentials = kept.potentials(
-            lambda: sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS, peers=peers)
-        ).to(self.device)
+        if isinstance(features, NormalizedRows):
+            features = features.held()
+            scores = Cosines(features, scores.text_proxy)
+        potentials = sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS)
         labels = {
             VISION: PseudoLabels(scores, tau_t, None, node.THRESHOLD),
             SINKHORN: PseudoLabels(scores, tau_t, potentials, node.THRESHOLD),
@@ -155,9 +146,9 @@ class InMaP(CLIPTrainer):
         self.learned = {TEXT if self.base is None else REFINED: start}
         for name, own in labels.items():
             begin = time.monotonic()
-            solution = solve_vision_proxy(features, start.T, own, tau_i, **options, peers=peers, **kept.of(name))
+            solution = solve_vision_proxy(features, start.T, own, tau_i, **options)
             seconds = time.monotonic() - begin
-            self.learned[name] = solution.proxy.T.contiguous()
+            self.learned[name] = distributed.broadcast(solution.proxy.T.contiguous())
             self.solutions[name] = {
                 "solver": node.SOLVER, "steps": solution.steps, "objective": solution.objective, "seconds": seconds,
                 "converged": solution.converged, "text_temperature": tau_t, "image_temperature": tau_i,
@@ -176,11 +167,6 @@ class InMaP(CLIPTrainer):
                 "images here; take test, or a data set and task with that part"
             )
         return items
-
-    def _problem(self, items: list) -> str:
-        """A name that changes with the images and with the run that is refined."""
-        files = self.features.file_facts(tuple(sorted(item.impath for item in items)))
-        return feature_cache.entry_name(files | {"learned": (self.base_record or {}).get("learned")})
 
     def _images_of(self, part: str) -> list:
         dataset = self.dm.dataset
@@ -241,19 +227,6 @@ class InMaP(CLIPTrainer):
         else:
             facts["selection_rule"] = "last"
         return facts
-
-
-def _own(features: FeatureRows, scores: Tensor | Cosines) -> tuple[FeatureRows, Tensor | Cosines, Peers]:
-    """This process's rows of features `[N, E]` and scores `[N, C]`, and with whom it shares the rest.
-
-    With so few images that not every process gets a part, each has all of them and works alone.
-    """
-    parts = distributed.peers().parts(len(features))
-    peers = distributed.peers() if len(parts) >= distributed.world_size() else ALONE
-    mine = peers.own_parts(len(features))
-    rows = slice(mine[0].start, mine[-1].stop)
-    own = features.narrowed(rows).held() if isinstance(features, NormalizedRows) else features[rows]
-    return own, Cosines(own, scores.text_proxy) if isinstance(scores, Cosines) else scores[rows], peers
 
 
 def parse_temperature(value: str | float, key: str, unit: float, default: float) -> float:
