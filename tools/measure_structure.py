@@ -156,7 +156,7 @@ def measure(root: Path) -> dict[str, int]:
         "methods of a GOPro object that are ours": methods,
         "classes of ours in its MRO": classes,
     }
-    counts = {f"lines of `{name}/`": lines(root / name) for name in PACKAGES if (root / name).is_dir()}
+    counts = {f"lines of `{name}/`": lines(root / name) for name in PACKAGES}
     total = {"lines of these packages": sum(counts.values()), "lines of `tests/`": lines(root / "tests")}
     return {**figures, **counts, **total}
 
@@ -173,12 +173,11 @@ def main() -> None:
     if args.json:
         print(json.dumps(after, indent=1))
         return
-    before = json.loads(args.beside.read_text()) if args.beside else after
-    print(f"| figure |{' before | after |' if args.beside else ' |'}")
-    print("|---|---|---|" if args.beside else "|---|---|")
-    for name in dict.fromkeys([*before, *after]):
-        columns = [before, after] if args.beside else [after]
-        print(f"| {name} | " + " | ".join(f"{column[name]:,}" if name in column else "" for column in columns) + " |")
+    columns = [json.loads(args.beside.read_text()), after] if args.beside else [after]
+    print("| figure | before | after |\n|---|---|---|" if args.beside else "| figure | |\n|---|---|")
+    for name in after:
+        figures = [column.get(name, 0) for column in columns]
+        print(f"| {name} | " + " | ".join(f"{figure:,}" if figure else "" for figure in figures) + " |")
 
 
 if __name__ == "__main__":
