@@ -1,8 +1,9 @@
 """A finished run, opened on the images of a run that refines it, once both are known to mean the same images."""
 
 import logging
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -16,7 +17,9 @@ from .trainer import CLIPTrainer
 logger = logging.getLogger(__name__)
 
 
-def open_refined(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], key: str) -> tuple[CLIPTrainer, dict]:
+def open_refined(
+    folder: str, cfg: CfgNode, backbone: Mapping[str, Any], tested: Set[str], key: str
+) -> tuple[CLIPTrainer, dict[str, Any]]:
     """Build the trainer of a finished run on the images of `cfg`, with what it learned.
 
     Args:
@@ -40,7 +43,9 @@ def open_refined(folder: str, cfg: CfgNode, backbone: dict, tested: Set[str], ke
         raise type(error)(f"{key}: {error}") from error
 
 
-def _open(folder: Path, cfg: CfgNode, backbone: dict, tested: Set[str]) -> tuple[CLIPTrainer, dict]:
+def _open(
+    folder: Path, cfg: CfgNode, backbone: Mapping[str, Any], tested: Set[str]
+) -> tuple[CLIPTrainer, dict[str, Any]]:
     record, tree = read_run(folder)
     for name in (key.removeprefix("DATASET.") for key in keys_with("same_images")):
         ours = cfg.DATASET.get(name)
@@ -74,7 +79,7 @@ def _open(folder: Path, cfg: CfgNode, backbone: dict, tested: Set[str]) -> tuple
     return trainer, record
 
 
-def _model(backbone: dict) -> str:
+def _model(backbone: Mapping[str, Any]) -> str:
     """A backbone's name, and what tells whether it is the same model as another."""
     activation = backbone.get("activation", "unknown")
     return f"{backbone['name']} (weights {backbone['weights_hash'][:12]}, activation {activation})"

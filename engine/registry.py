@@ -50,7 +50,7 @@ def trainer_names() -> list[str]:
     return sorted(TRAINER_REGISTRY.registered_names())
 
 
-def trainer_class(name: str) -> type:
+def trainer_class(name: str) -> type[Any]:
     """The class of a registered trainer; `object` where there is none of that name."""
     from dassl.engine import TRAINER_REGISTRY
 
@@ -96,6 +96,8 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"--import: {no_file(path)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--import: {path} is no Python file: its name should end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     undo = add_folder(path.parent)  # for the modules beside it

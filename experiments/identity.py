@@ -266,7 +266,9 @@ def trained_facts(folder: Path) -> dict[str, Any]:
         return dict(record["trained"])
     facts: dict[str, Any] = {"folder": str(folder.resolve())}
     source = record if record is not None else config_facts(config) if config is not None else {}
-    keys = ("method", "config", "task", "dataset", "source_domains", "target_domains", "class_subset", "shots", "seed")
-    keys += ("config_hash", "data_fingerprint", "num_train", "finished_at", "selection_rule", "transductive", "data")
-    keys += ("learned",)
+    keys = (
+        "method", "config", "task", "dataset", "source_domains", "target_domains", "class_subset", "shots", "seed",
+        "config_hash", "data_fingerprint", "num_train", "finished_at", "selection_rule", "transductive", "data",
+        "learned",
+    )  # fmt: skip
     return facts | {key: source[key] for key in keys if key in source}

@@ -71,11 +71,13 @@ def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> 
 
 def _with_base(todo: Sequence[Run]) -> list[Run]:
     """The runs that need another one which is finished; those whose other one is not are listed."""
-    dependent = [run for run in todo if run.needs is not None]
-    for run in dependent:
-        if not records.is_complete(run.needs):
+    ready = []
+    for run in todo:
+        if run.needs is not None and records.is_complete(run.needs):
+            ready.append(run)
+        elif run.needs is not None:
             print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
-    return [run for run in dependent if records.is_complete(run.needs)]
+    return ready
 
 
 def _outdated(runs: Sequence[Run], done: Sequence[Run]) -> list[Run]:
@@ -216,7 +218,7 @@ class _Child:
         while self.read(reporter):
             pass
         self.pipe.close()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0  # an ended process has one
         tail = [*self.tail, *([self.partial] if self.partial.strip() else [])]
         if code == USAGE_EXIT:
             tail = [line for line in tail if line.startswith("error: ")] or tail
@@ -267,8 +269,10 @@ def _work(run: Run, output: Connection, slot: int, jobs: int, gpus: int) -> None
 
 def _die_with_parent() -> None:
     """Kill this process and all that it started when the one that launched it has ended."""
-    wait([multiprocessing.parent_process().sentinel])
-    os.killpg(0, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)
 
 
 def _stop(children: Sequence[_Child]) -> None:
@@ -278,7 +282,7 @@ def _stop(children: Sequence[_Child]) -> None:
     deadline = time.monotonic() + _SECONDS_TO_SAVE
     for child in children:
         child.process.join(max(0.0, deadline - time.monotonic()))
-        if child.process.is_alive():
+        if child.process.is_alive() and child.process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.join(2.0)

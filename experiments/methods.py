@@ -128,7 +128,7 @@ def all_methods(dataset: str, tasks: Sequence[str], pairs: Pairs = ()) -> list[M
 def _backbone(trainer: str, config: str) -> str:
     """The backbone that a shipped config names."""
     tree = read_yaml(catalogue.trainer_file(trainer, config, ""))
-    return tree["MODEL"]["BACKBONE"]["NAME"]
+    return str(tree["MODEL"]["BACKBONE"]["NAME"])
 
 
 def reference_method(asked: Overrides, trainer: str, name: str = "") -> Method:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class EvaluationRecorder:
         return numbers | {"total": self._total, "correct": self._correct}
 
     def _record(self) -> dict[str, Any]:
-        own = getattr(self.trainer, "record_facts", None)
+        own: Callable[[], dict[str, Any]] | None = getattr(self.trainer, "record_facts", None)
         if own is not None:
             return config_facts(self.cfg) | environment.environment_facts() | own() | self.extra
         total = time.monotonic() - self._started

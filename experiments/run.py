@@ -23,10 +23,11 @@ from typing import Any
 from dassl_clip.engine import registry
 from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.console import Console
-from dassl_clip.engine.errors import INTERRUPTED_EXIT, is_user_error, printable, report
+from dassl_clip.engine.errors import INTERRUPTED_EXIT, is_user_error, report
 from dassl_clip.results import environment, files, records, run_data
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.escaping import printable
 from dassl_clip.results.files import write_text_atomically
 
 from . import identity, locks, state
@@ -147,12 +148,13 @@ def _run_log(folder: Path) -> Iterator[None]:
 
     console = sys.stdout
     setup_logger(str(folder))
-    sys.stdout = Console(sys.stdout, sys.stdout.file.name)  # the log is printable, too
+    log: Any = sys.stdout  # Dassl's, which writes into `file` as well
+    sys.stdout = Console(log, log.file.name)  # the log is printable, too
     try:
         yield
     except Exception as error:
-        sys.stdout.file.write(printable("".join(traceback.format_exception(error))))
-        sys.stdout.file.flush()
+        log.file.write(printable("".join(traceback.format_exception(error))))
+        log.file.flush()
         raise
     finally:
         tee, sys.stdout = sys.stdout, console
@@ -330,7 +332,7 @@ def environment_report() -> str:
     """Dassl's description of the machine, made once a process: it asks many programs and takes a second or more."""
     from dassl.utils import collect_env_info
 
-    return collect_env_info()
+    return str(collect_env_info())
 
 
 def describe_toolbox() -> str:

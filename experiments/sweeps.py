@@ -10,7 +10,7 @@ A row with a single seed of its own is run once, whichever seeds are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def read_sweep(name: str) -> Sweep:
     )
 
 
-def _check_keys(tree: dict, known: Sequence[str], place: str) -> None:
+def _check_keys(tree: Mapping[str, Any], known: Sequence[str], place: str) -> None:
     for key in tree:
         if key not in known:
             hint = did_you_mean(str(key), known)

@@ -32,7 +32,8 @@ def task_tables(
     seeds = sorted({run.seed for run in runs})
     rows = list(dict.fromkeys(named(run.row, names) for run in runs))
     split = "val" if runs[0].config.TEST.SPLIT == "val" else "test"
-    groups = group_records((records.read_record(run.folder) for run in runs if state.is_complete(run)), split)
+    finished = (records.read_record(run.folder) for run in runs if state.is_complete(run))
+    groups = group_records((record for record in finished if record is not None), split)
     groups = [group.renamed(names) for group in groups]
     made = []
     for group in groups:
@@ -67,12 +68,12 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
     summary = SUMMARIES.get(first.task, MEAN)
     left_out = (first.config.RUN.SOURCE,) if TASKS[first.task].tested_on else ()
     misprints = published.get("misprints", {})
-    cells, columns = sheets.build_cells(accuracies, places, published["cells"], summary, left_out, misprints)
+    cells, shown_columns = sheets.build_cells(accuracies, places, published["cells"], summary, left_out, misprints)
     return sheets.Sheet(
         title=f"{published['title']}: ours and published",
         above=_about(shown, finished, published),
         cells=cells,
-        places=columns,
+        places=shown_columns,
         seeds=len({entry.run.seed for entry in shown}),
         tolerance=float(published["tolerance"]),
         below=[*(f"note: {note}" for note in published["footnotes"]), *unfinished(entries)],
