@@ -136,7 +136,7 @@ def test_signals(words, tmp_path, number):
     assert code != 0
     assert not any(alive(pid) for pid in workers)
     if number == signal.SIGTERM:
-        assert err.count("the same command goes on from the last checkpoint") == 1, err
+        assert err.count("the same command resumes from the last checkpoint") == 1, err
         assert "saved after epoch" in err
     else:
         assert err.count("lost contact with another one") <= 1

@@ -12,7 +12,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl_clip import datasets, trainers
 from dassl_clip.cli.train import parse
-from dassl_clip.engine.config import resolve_config
+from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.engine.precision import Precision
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.trainers.clap.pairs import text_pairs

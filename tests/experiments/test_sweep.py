@@ -21,8 +21,8 @@ import yaml
 from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import sweep, table, train
 from dassl_clip.engine import registry
-from dassl_clip.engine.config import resolve_config
 from dassl_clip.engine.fingerprint import config_hash
+from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.experiments import locks, plan, state
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.experiments.tasks import TASKS

@@ -21,7 +21,7 @@ from dassl.utils.atomic import atomic_write
 from dassl_clip.cli import predict, report
 from dassl_clip.clip import weights
 from dassl_clip.datasets import add_config, fewshot, folders, manifest, splits
-from dassl_clip.engine import catalogue, config, images
+from dassl_clip.engine import catalogue, images, registry
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine import export as released
 from dassl_clip.engine import metrics_log as loggers
@@ -67,7 +67,7 @@ READERS = {
     "weights": weights.read_weights,
     "export": released.load_export,
     "config": lambda path: catalogue.existing_file(str(path)),
-    "import": lambda path: config.import_user_code(f"{path}.py"),
+    "import": lambda path: registry.import_user_code(f"{path}.py"),
     "names": lambda path: predict.read_names(str(path)),
     "picture": lambda path: predict.find_images([str(path)]),
     "root": lambda path: folders.open_root(str(path), "PACS"),

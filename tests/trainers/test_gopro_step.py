@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from dassl.engine import build_trainer
 from dassl_clip import datasets, trainers
 from dassl_clip.cli.train import parse
-from dassl_clip.engine.config import resolve_config
+from dassl_clip.engine.overrides import resolve_config
 
 
 def build(backbone, domain_tree, tmp_path, *pairs):
