@@ -24,7 +24,8 @@ from plain import text_features
 from torch import Tensor
 
 from dassl_clip.clip.backbone import FrozenCLIP
-from dassl_clip.trainers.clap.head import ContentHead, TextTables, template_tables
+from dassl_clip.trainers.clap.head import ContentHead
+from dassl_clip.trainers.clap.texts import TextTables, template_tables
 from dassl_clip.trainers.clap.training import TextPairs, content_loss, fit_content_head
 
 TARGETS = {"office_home": 20.0, "domainnet": 50.0}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.labels import display_name
 
 from .finite import check_rows
 from .text_tower import TextTower
@@ -43,7 +44,7 @@ def zeroshot_weights(
         raise UserError(
             f"a zero-shot classifier needs lists of class names and of templates, got {classnames!r} and {templates!r}"
         )
-    names = [name.replace("_", " ") for name in classnames]
+    names = [display_name(name) for name in classnames]
     distinct = list(dict.fromkeys(names))
     step = max(1, TEXTS_AT_ONCE // len(templates))
     columns = torch.cat(

@@ -28,6 +28,7 @@ from dassl_clip.clip.probe import IN_ALL, STOPPING, fit_linear_probe
 from dassl_clip.clip.prompts import noise_context, noise_features
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.labels import display_name
 
 from .data import mix_seed, progress_bar
 from .evaluation import reading
@@ -111,7 +112,7 @@ class ReadingsMixin:
     @torch.no_grad()
     def form_proxies(self, draws: int | None = None) -> dict[str, Tensor]:
         """Normalised content features of the class names in each form: `[1, C, E]`, for NC `[draws, C, E]`."""
-        names = [name.replace("_", " ") for name in self.classnames]
+        names = [display_name(name) for name in self.classnames]
         proxies = {}
         for form, template in TEMPLATES.items():
             (words,) = resolve_templates(template)

@@ -77,3 +77,15 @@ def check_labels(dataset: Any, name: str) -> None:
     for part, label, called in sorted(every, key=lambda entry: entry[1]):
         if called and called != names[label]:
             refuse(part, label, called, f'is {label}, "{names[label]}", but its classname is "{called}"')
+
+
+def display_name(classname: str) -> str:
+    """A class name as it stands in a text: blanks for underscores.
+
+    Raises:
+        UserError: The name is empty.
+    """
+    name = classname.replace("_", " ").strip()
+    if not name:
+        raise UserError(f"a class name must not be empty, got {classname!r}")
+    return name

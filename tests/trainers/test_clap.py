@@ -23,8 +23,9 @@ from dassl_clip.cli import train
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.trainers.clap import pairs as clap_pairs
-from dassl_clip.trainers.clap.head import Augmentation, ContentHead, template_tables
+from dassl_clip.trainers.clap.head import ContentHead
 from dassl_clip.trainers.clap.pairs import training_names
+from dassl_clip.trainers.clap.texts import Augmentation, template_tables
 from dassl_clip.trainers.clap.training import TextPairs, fit_content_head
 
 ROOT = Path(trainers.__file__).resolve().parents[1]

@@ -17,18 +17,20 @@ import torch.nn.functional as F
 from dassl_clip.clip.prompts import noise_context, noise_features
 from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.trainers.clap.head import (
-    Augmentation,
     ContentHead,
-    PromptWords,
-    WordDropping,
     check_trained,
     check_widths,
-    distinct_texts,
-    file_texts,
     head_widths,
     is_published,
     published_network,
     published_state,
+)
+from dassl_clip.trainers.clap.texts import (
+    Augmentation,
+    PromptWords,
+    WordDropping,
+    distinct_texts,
+    file_texts,
     random_word_texts,
     source_tables,
     template_tables,

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from dassl_clip.clip.text_tower import TextTower
-from dassl_clip.trainers.clap.head import Augmentation, ContentHead, WordDropping, source_tables, template_tables
+from dassl_clip.trainers.clap.head import ContentHead
+from dassl_clip.trainers.clap.texts import Augmentation, WordDropping, source_tables, template_tables
 from dassl_clip.trainers.clap.training import (
     STEPS_AT_ONCE,
     FitReport,

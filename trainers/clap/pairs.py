@@ -21,7 +21,7 @@ from dassl_clip.engine import feature_cache, sharding
 from dassl_clip.engine.data import SeededImages, mix_seed
 from dassl_clip.results.errors import MissingFileError, UserError
 
-from .head import Augmentation, TextTables, WordDropping, file_texts, random_word_texts, source_tables, template_tables
+from .texts import Augmentation, TextTables, WordDropping, file_texts, random_word_texts, source_tables, template_tables
 from .training import ORDERS, SHUFFLED, ImagePairs, PromptNoise, TextPairs
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.labels import display_name
 
 from .head import ContentHead, check_trained, check_widths, is_published, published_network, published_state
 from .pairs import OVERRIDDEN_PAIRS, PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
@@ -112,7 +113,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     def build_model(self) -> None:
         """The head."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
-        names = [name.replace("_", " ") for name in self.classnames]
+        names = [display_name(name) for name in self.classnames]
         self.prompts = self.features.texts([words.replace("{}", name) for name in names for words in self.templates])
         self.report: FitReport | None = None
         self.checks: list[list[float]] = []

@@ -25,7 +25,8 @@ from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.clip.tokens import ClassTokens
 from dassl_clip.results.errors import NotFiniteError, UserError
 
-from .head import TRAINING_ALPHA, ContentHead, TextTables
+from .head import TRAINING_ALPHA, ContentHead
+from .texts import TextTables
 
 SHUFFLED, IN_TURN = ORDERS = ("shuffled", "in-turn")  # of the texts (or images) that batches are made of
 LAST_DROP, LAST_STEP = KEPT = ("last-drop", "last-step")  # which weights a fit ends with
