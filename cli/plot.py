@@ -1,22 +1,24 @@
 """Figures of what has been run: `dassl-clip plot domains output`; PNG and SVG, from saved results alone.
 
 Nothing is trained or tested again. `curves`, `domains` and `shots` read records, `confusion` reads the saved
-predictions, `tsne` and `alpha` read saved features.
+predictions, `tsne` and the settings that methods fix in their records read saved features.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results import plot_features as features
 from dassl_clip.results import plots, records
 from dassl_clip.results.errors import UserError, did_you_mean
-from dassl_clip.results.figures import FORMATS, Plot
+from dassl_clip.results.figures import FORMATS, Plot, shortened
 from dassl_clip.results.groups import column_of, row_of
 
 KINDS = {
@@ -24,23 +26,30 @@ KINDS = {
     "domains": "accuracy of each method in each target domain",
     "confusion": "confusion matrix, from saved predictions",
     "tsne": "image features in the plane, by class or domain (also --method umap, pca)",
-    "alpha": "CLAP's accuracy by alpha, on source validation images",
     "shots": "accuracy by the number of training images per class",
 }
 EXAMPLES = {
-    "curves": "output --rows GOPro --targets line",
+    "curves": "output --rows METHOD --targets line",
     "domains": "output/lodo --out figures/lodo",
-    "confusion": "output/fewshot --targets line --rows CoOp --seeds 1",
-    "tsne": "output/lodo --rows ZeroshotCLIP --seeds 1 --together --by domain",
-    "alpha": "output/lodo --rows CLAP",
+    "confusion": "output/fewshot --targets line --rows METHOD --seeds 1",
+    "tsne": "output/lodo --rows METHOD --seeds 1 --together --by domain",
     "shots": "output --tasks probe",
 }
 MOST_IMAGES = 2000
 MOST_PANELS = 8
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of all kinds of figures."""
+def setting_kinds() -> dict[str, type]:
+    """The settings that methods fix in their records, and the class of the method: each has a figure of its own."""
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl_clip import trainers  # noqa: F401
+
+    kinds = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
+    return {fact: kind for kind in kinds for fact in getattr(kind, "fixed_in_record", {}).values()}
+
+
+def build_parser(kind: str = "") -> argparse.ArgumentParser:
+    """The arguments of all kinds of figures, or (faster) of those that need no method where `kind` is one of them."""
     parser = Parser(
         prog="dassl-clip plot",
         description="Draw a figure of finished runs, as PNG and SVG, with a caption that says what was measured.",
@@ -63,21 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder above the data sets, to encode images again (default: saved features)",
     )
 
-    def add(kind: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        example = f"example: dassl-clip plot {kind} {EXAMPLES[kind]}"
+    def add(kind: str, text: str, example: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return kinds.add_parser(
             kind,
             parents=[shared, *parents],
-            help=KINDS[kind],
-            description=f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}.",
-            epilog=example,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: dassl-clip plot {kind} {example}",
         )
 
-    for kind in ("curves", "domains", "shots"):
-        add(kind)
-    confusion = add("confusion")
+    plain = {name: add(name, KINDS[name], EXAMPLES[name]) for name in ("curves", "domains", "shots", "confusion")}
+    confusion = plain["confusion"]
     confusion.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="only these classes")
-    tsne = add("tsne", data)
+    tsne = add("tsne", KINDS["tsne"], EXAMPLES["tsne"], data)
     tsne.add_argument("--method", choices=features.METHODS, default="tsne", help="default: tsne")
     tsne.add_argument("--by", choices=("class", "domain"), default="class", help="what is coloured (default: class)")
     tsne.add_argument("--together", action="store_true", help="all runs in one panel (default: a panel a run)")
@@ -86,15 +93,18 @@ def build_parser() -> argparse.ArgumentParser:
     tsne.add_argument("--images", type=int, default=MOST_IMAGES, metavar="N",
                       help=f"most images of a run, a seeded draw (default: {MOST_IMAGES})")  # fmt: skip
     tsne.add_argument("--seed", type=int, default=1, metavar="N", help="of the draw and the method (default: 1)")
-    alpha = add("alpha", data)
-    alpha.add_argument("--alphas", nargs="+", type=float, default=(), metavar="A", help="default: CLAP's candidates")
-    alpha.add_argument("--test", action="store_true", help="test images; the figure is marked as a diagnostic")
+    for name, method in {} if kind in KINDS else setting_kinds().items():
+        text = f"{method.__name__}'s accuracy by {name}, on source validation images"
+        setting = add(name, text, f"output/lodo --rows {method.__name__}", data)
+        setting.add_argument(f"--{name}s", dest="values", nargs="+", type=float, default=(), metavar=name[0].upper(),
+                             help=f"default: {method.__name__}'s candidates")  # fmt: skip
+        setting.add_argument("--test", action="store_true", help="test images; the figure is marked as a diagnostic")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw and write a figure; 2 with one sentence where it cannot be drawn."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
+    """Draw and write a figure; 2 with one line where it cannot be drawn."""
+    return guarded(lambda words: run(build_parser(*words[:1]).parse_args(words)), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,9 +131,8 @@ def draw(args: argparse.Namespace) -> Plot:
         "shots": lambda: plots.shots_plot(only_records),
         "confusion": lambda: features.confusion_plot([(item.folder, item.record) for item in found], args.classes),
         "tsne": lambda: draw_points(args, found),
-        "alpha": lambda: draw_alpha(args, found),
     }
-    return kinds[args.kind]()
+    return kinds[args.kind]() if args.kind in kinds else draw_setting(args, found)
 
 
 def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
@@ -162,8 +171,6 @@ def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
 
 def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
     """t-SNE, UMAP or PCA of the features of runs."""
-    from dassl_clip.cli import plot_features
-
     if args.images < 4:
         raise UserError(f"--images {args.images}: at least 4 are needed")
     if not 0 <= args.seed < 2**32:
@@ -171,27 +178,75 @@ def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) 
     if len(found) > MOST_PANELS:
         first = ", ".join(str(item.folder) for item in found[:2])
         raise UserError(f"{len(found)} runs, and at most {MOST_PANELS} fit: give fewer run folders, such as {first}")
-    made = [
-        plot_features.run_points(item.folder, args.by, args.split, args.images, args.seed, args.data) for item in found
-    ]
-    panels, whats = [panel for panel, _ in made], list(dict.fromkeys(what for _, what in made))
+    drawn = [run_points(item.folder, args.by, args.split, args.images, args.seed, args.data) for item in found]
+    panels, whats = [panel for panel, _ in drawn], list(dict.fromkeys(what for _, what in drawn))
     only_records = [item.record for item in found]
     if args.together:
-        panels = [plot_features.together(panels, plot_features.facts_of(only_records))]
+        panels = [together(panels, only_records)]
     return features.points_plot(panels, only_records, args.method, "; ".join(whats), args.classes, args.seed)
 
 
-def draw_alpha(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
-    """Accuracy by alpha of CLAP's runs; other runs are left out where there are some of CLAP."""
-    from dassl_clip.cli import plot_features
+def run_points(folder: Path, by: str, split: str, most: int, seed: int, data: str = "") -> tuple[features.Points, str]:
+    """The features of a run's images, as the run compares them.
 
-    runs = [item for item in found if "alpha" in item.record] or found[:1]
+    Args:
+        folder: the run's folder.
+        by: `class` or `domain`: what the points are coloured by.
+        split: `test`, `val` or `train`.
+        most: of more images, a seeded draw of so many.
+        seed: of the draw.
+        data: folder above the data sets, to encode the images again; "": saved features.
+
+    Returns:
+        The points, and which images they are, for the caption.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from dassl_clip import trainers  # noqa: F401
+    from dassl_clip.engine import run_features
+
+    images = run_features.run_features(folder, split, data)
+    record, trainer, count = images.record, images.trainer, len(images.labels)
+    chosen, what = list(range(count)), run_features.SPLITS[split]
+    if count > most:
+        chosen = sorted(random.Random(seed).sample(chosen, most))
+        what += f", a seeded draw of {most} of {count}"
+    with torch.no_grad():
+        content = images.features[chosen]
+        content = content if trainer is None else trainer.content(content.to(trainer.device))
+        content = F.normalize(content.float(), dim=-1).cpu().numpy()
+    title = f"{shortened(row_of(record).label, 32)}: {column_of(record)}"
+    if by == "class":
+        names = [images.classnames[images.labels[index]] for index in chosen]
+    else:
+        domains = record["target_domains" if split == "test" else "source_domains"] or [record["dataset"]]
+        names = [domains[min(images.domains[index], len(domains) - 1)] for index in chosen]
+    return features.Points(title, content, names), what
+
+
+def together(panels: Sequence[features.Points], found: Sequence[Mapping[str, Any]]) -> features.Points:
+    """The points of several runs as one panel."""
+    import numpy as np
+
+    if len({panel.features.shape[1] for panel in panels}) > 1:
+        raise UserError("the runs have features of different sizes, so they fit no common figure; drop --together")
+    methods = dict.fromkeys(row_of(record).label for record in found)
+    title = f"{', '.join(methods)}: {', '.join(dict.fromkeys(map(column_of, found)))}"
+    names = [name for panel in panels for name in panel.names]
+    return features.Points(title, np.concatenate([panel.features for panel in panels]), names)
+
+
+def draw_setting(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
+    """Accuracy by a setting of a method; runs of other methods are left out where there are some of this one."""
+    from dassl_clip.engine.run_features import SPLITS, setting_sweep
+
+    runs = [item for item in found if args.kind in item.record] or found[:1]
     split = "test" if args.test else "val"
-    made = [plot_features.alpha_sweep(item.folder, args.alphas, split, args.data) for item in runs]
-    images = plot_features.PARTS[split]
-    axis = "alpha, the weight of the content head (0: plain CLIP)"
-    drawn, sweeps = [record for record, _ in made], [points for _, points in made]
-    return plots.setting_plot(drawn, sweeps, "alpha", axis, images, args.test)
+    read = [setting_sweep(item.folder, args.kind, args.values, split, args.data) for item in runs]
+    axis = getattr(setting_kinds()[args.kind], "setting_labels", {}).get(args.kind, args.kind)
+    drawn, sweeps = [record for record, _ in read], [sweep for _, sweep in read]
+    return plots.setting_plot(drawn, sweeps, args.kind, axis, SPLITS[split], args.test)
 
 
 def out_stem(text: str) -> Path:

@@ -58,8 +58,6 @@ NAMES_A_METHOD = {
         "eval.py",
         "export.py",
         "interpret.py",
-        "plot.py",
-        "plot_features.py",
         "predict.py",
         "report.py",
     ],

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dassl_clip.cli import plot, plot_features, train
+from dassl_clip.cli import plot, train
 from dassl_clip.clip.backbone import load_backbone
+from dassl_clip.engine import run_features
+from dassl_clip.engine.run_features import setting_sweep
 from dassl_clip.results import records
 
 
@@ -160,7 +162,7 @@ def train_run(method, folder, data, root, clip, *pairs):
 
 
 def test_points_are_the_towers_features(real, tiny_clip, domain_tree):
-    points, what = plot_features.run_points(real / "ZeroshotCLIP", "class", "test", 2000, 1)
+    points, what = plot.run_points(real / "ZeroshotCLIP", "class", "test", 2000, 1)
     backbone = load_backbone(f"local-dir:{tiny_clip}")
     paths = sorted((domain_tree / "sketch").glob("*/*.png"))
     images = torch.stack([backbone.preprocess()(Image.open(path).convert("RGB")) for path in paths])
@@ -168,7 +170,7 @@ def test_points_are_the_towers_features(real, tiny_clip, domain_tree):
     order = np.lexsort(points.features.T), np.lexsort(expected.T)
     np.testing.assert_allclose(points.features[order[0]], expected[order[1]], atol=1e-5)
     assert sorted(points.names) == sorted(path.parent.name for path in paths) and what == "test images"
-    content, _ = plot_features.run_points(real / "CLAP", "class", "test", 2000, 1)
+    content, _ = plot.run_points(real / "CLAP", "class", "test", 2000, 1)
     assert np.abs(content.features - points.features).max() > 1e-3
 
 
@@ -183,18 +185,18 @@ def data_gone(domain_tree):
 
 @pytest.mark.parametrize("method", ["ZeroshotCLIP", "CLAP", "GOPro"])
 def test_saved_features_draw_without_the_data(real, tmp_path, data_gone, method):
-    points, what = plot_features.run_points(real / method, "class", "test", 2000, 1)
+    points, what = plot.run_points(real / method, "class", "test", 2000, 1)
     assert what == "test images" and points.names == ["dog"] * 10 + ["fire_truck"] * 10 + ["house"] * 10
-    again, _ = plot_features.run_points(real / method, "class", "test", 2000, 1, str(data_gone))
+    again, _ = plot.run_points(real / method, "class", "test", 2000, 1, str(data_gone))
     np.testing.assert_allclose(again.features, points.features, atol=1e-6)
     assert plot.main(["tsne", str(real / method), "--method", "pca", "--out", str(tmp_path / "figure")]) == 0
 
 
 def test_alpha_without_the_data(real, data_gone):
-    record, sweep = plot_features.alpha_sweep(real / "CLAP", (0.0, 5.0), "test")
+    record, sweep = setting_sweep(real / "CLAP", "alpha", (0.0, 5.0), "test")
     assert sweep[20.0] == pytest.approx(record["metrics"]["test"]["accuracy"])
-    _, chosen_by = plot_features.alpha_sweep(real / "CLAP", (), "val")
-    _, encoded = plot_features.alpha_sweep(real / "CLAP", (), "val", str(data_gone))
+    _, chosen_by = setting_sweep(real / "CLAP", "alpha", (), "val")
+    _, encoded = setting_sweep(real / "CLAP", "alpha", (), "val", str(data_gone))
     assert chosen_by == pytest.approx(encoded) and len(chosen_by) > 10
 
 
@@ -202,11 +204,11 @@ def test_features_that_nothing_learned_changes_need_no_model(real, monkeypatch):
     def refuse(*words):
         raise AssertionError("a trainer was built")
 
-    monkeypatch.setattr(plot_features.open_run, "open_run", refuse)
-    points, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "test", 2000, 1)
+    monkeypatch.setattr(run_features, "open_run", refuse)
+    points, _ = plot.run_points(real / "ZeroshotCLIP", "domain", "test", 2000, 1)
     assert points.features.shape == (30, 16) and set(points.names) == {"sketch"}
     with pytest.raises(AssertionError, match="built"):
-        plot_features.run_points(real / "CLAP", "domain", "test", 2000, 1)
+        plot.run_points(real / "CLAP", "domain", "test", 2000, 1)
 
 
 def test_features_that_are_gone_name_the_command_that_makes_them(real, tmp_path, domain_tree, monkeypatch, capsys):
@@ -222,11 +224,11 @@ def test_features_that_are_gone_name_the_command_that_makes_them(real, tmp_path,
 
 
 def test_domains_of_source_images_and_a_seeded_draw(real, domain_tree):
-    points, what = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1, str(domain_tree))
+    points, what = plot.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1, str(domain_tree))
     assert len(points.names) == 10 and set(points.names) == {"art", "photo"}  # kept from now on
     assert what == "source training images, a seeded draw of 10 of 12"
-    again, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1)
-    other, _ = plot_features.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 2)
+    again, _ = plot.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 1)
+    other, _ = plot.run_points(real / "ZeroshotCLIP", "domain", "train", 10, 2)
     np.testing.assert_array_equal(again.features, points.features)
     assert not np.array_equal(other.features, points.features)
 
@@ -236,8 +238,8 @@ def test_images_that_cannot_be_decoded_are_left_out(real, tmp_path, domain_tree,
     (tmp_path / "tree" / "sketch" / "dog" / "003.png").write_bytes(b"torn")
     skip = ("DATALOADER.ON_BAD_IMAGE", "skip")
     train_run("ZeroshotCLIP", tmp_path / "run", real / "data.yaml", tmp_path / "tree", tiny_clip, *skip)
-    points, _ = plot_features.run_points(tmp_path / "run", "class", "test", 2000, 1)
-    whole, _ = plot_features.run_points(real / "ZeroshotCLIP", "class", "test", 2000, 1)
+    points, _ = plot.run_points(tmp_path / "run", "class", "test", 2000, 1)
+    whole, _ = plot.run_points(real / "ZeroshotCLIP", "class", "test", 2000, 1)
     assert len(points.features) == 29 and points.names.count("dog") == 9
     np.testing.assert_allclose(
         points.features, np.delete(whole.features, whole.names.index("dog") + 3, axis=0), atol=1e-5
@@ -261,12 +263,12 @@ def test_features_as_a_figure(real, tmp_path):
 
 
 def test_alpha_of_a_real_run(real, tmp_path):
-    record, sweep = plot_features.alpha_sweep(real / "CLAP", (0.0, 5.0), "test")
+    record, sweep = setting_sweep(real / "CLAP", "alpha", (0.0, 5.0), "test")
     assert list(sweep) == [0.0, 5.0, 20.0]
     assert sweep[20.0] == pytest.approx(record["metrics"]["test"]["accuracy"])
     plain = records.read_record(real / "ZeroshotCLIP")["metrics"]["test"]["accuracy"]
     assert sweep[0.0] == pytest.approx(plain)
-    _, default = plot_features.alpha_sweep(real / "CLAP", (), "val")
+    _, default = setting_sweep(real / "CLAP", "alpha", (), "val")
     assert {0.0, 0.01, 1.0, 20.0} <= set(default)
 
 
@@ -279,10 +281,10 @@ def test_alpha_reads_source_validation_images_unless_asked(real, tmp_path, capsy
     assert "DIAGNOSTIC: test images" in stem.with_name("alpha.svg").read_text()
 
 
-def test_changed_data_are_told(real, tmp_path, domain_tree, capsys):
+def test_changed_data_are_told(real, tmp_path, domain_tree, caplog):
     shutil.copytree(real / "ZeroshotCLIP", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     record["data_fingerprint"] = "0" * 64
     (tmp_path / "run" / "record.json").write_text(json.dumps(record))
-    plot_features.open_on_data(tmp_path / "run", str(domain_tree))
-    assert "is no longer what the run" in capsys.readouterr().err
+    run_features.run_features(tmp_path / "run", "test", str(domain_tree))
+    assert "is no longer what the run" in caplog.text

@@ -17,6 +17,7 @@ from dassl_clip.cli import backbones, cache, compare, doctor, plot, predict, rep
 from dassl_clip.cli.arguments import split_command
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
+KINDS = {*plot.KINDS, *plot.setting_kinds()}
 COMMANDS = [
     shlex.split(line)[1:]
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
@@ -28,8 +29,8 @@ MODULES = {"plot": plot, "predict": predict, "report": report, "backbones": back
 
 def test_the_page_shows_every_tool_and_kind():
     assert {words[0] for words in COMMANDS} == {*MODULES, "compare"}
-    assert {words[1] for words in COMMANDS if words[0] == "plot"} == set(plot.KINDS)
-    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(plot.KINDS)
+    assert {words[1] for words in COMMANDS if words[0] == "plot"} == KINDS
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == KINDS
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

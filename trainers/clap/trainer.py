@@ -47,6 +47,7 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     has_epochs = False
     extra_tests = KINDS
     fixed_in_record = {"ALPHA": "alpha"}
+    setting_labels = {"alpha": "alpha, the weight of the content head (0: plain CLIP)"}  # of a figure's axis
     overridden = OVERRIDDEN_PAIRS
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
