@@ -52,6 +52,12 @@ def test_without_training_images(tmp_path, imagenet_tree, config, caplog):
     assert "what trains on its labels trains on the test" in caplog.text
 
 
+def test_a_selection_without_training_images_gives_a_warning(tmp_path, imagenet_tree, config, caplog):
+    imagenet_tree(tmp_path, "imagenet", {"val": 1})
+    ImageNet(config(tmp_path, [], [], NUM_SHOTS=2, SELECTION="stored.json"))
+    assert "there are no training images, so DATASET.SELECTION is without effect" in caplog.text
+
+
 def test_base_and_new(tmp_path, imagenet_tree, config):
     imagenet_tree(tmp_path, "imagenet", {"train": 1, "val": 1})
     new = ImageNet(config(tmp_path, [], [], SUBSAMPLE_CLASSES="new"))
