@@ -1,8 +1,8 @@
 """Checkpoint files: only what was trained, loaded without running anything that a file brings along.
 
 The layout is Dassl's (`<run>/<model>/model.pth.tar-<epoch>`, `model-best.pth.tar`, pointer file `checkpoint`), so the
-files of CoOp's programs load too: their class-dependent buffers are dropped by name, and the scheduler objects
-that old toolboxes pickled into them are read as inert placeholders.
+files of other programs of that layout load too: their class-dependent buffers are dropped by name, and the scheduler
+objects that old toolboxes pickled into them are read as inert placeholders.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl_clip.clip.finite import check_state
+from dassl_clip.clip.foreign import program_of
 from dassl_clip.clip.weights import is_safetensors, load_safetensors, pickled_names
 from dassl_clip.results.errors import MissingFileError, UserError, listed
 from dassl_clip.results.files import check_regular, write_atomically
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"
-CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_midfix")  # CoOp's copies of the class names' embeddings
+CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_midfix")  # copies of the class names' embeddings
 INERT_MODULES = ("torch.optim.", "dassl.optim.", "numpy.", "collections.defaultdict")
 _EPOCH, _STEP = re.compile(r"model\.pth\.tar-\d+"), re.compile(r"step\.pth\.tar-\d+-\d+")
 _PLACE = re.compile(f"{_EPOCH.pattern}|{_STEP.pattern}")
@@ -45,19 +46,6 @@ FACTS: Mapping[str, Callable[[Any], bool]] = {
     "data": lambda value: isinstance(value, str),
     "files": lambda value: isinstance(value, dict),
     "left_out": lambda value: isinstance(value, (list, tuple)),
-}
-# A part of some name in the checkpoints of other programs, and the method that it tells.
-METHODS = {
-    "prompt_learner.style": "GOPro's authors",
-    "compound_prompts_text": "MaPLe",
-    "VPT": "PromptSRC",
-    "bias_vectors": "KgCoOp",
-    "meta_net": "CoCoOp",
-    "text_feature_residuals": "TaskRes",
-    "network_beta": "CLAP's authors",
-    "w_lora_": "CLIP-LoRA",
-    "generator.": "GOPro",
-    "prompt_learner.": "a prompt learner of another program",
 }
 # What leftovers are made with; these load as placeholders too.
 PLAIN_BUILTINS = ("builtins.dict", "builtins.getattr", "__builtin__.dict", "__builtin__.getattr", "_codecs.encode")
@@ -268,8 +256,8 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
         if name in own and isinstance(value, Tensor) and value.shape != own[name].shape
     ]
     if problems:
-        method = next((method for part, method in METHODS.items() if any(part in name for name in state)), "")
-        looks = f"it looks like a checkpoint of {method}: " if method else ""
+        program = program_of(state)
+        looks = f"it looks like a checkpoint of {program}: " if program else ""
         raise UserError(
             f"{source} does not fit this trainer: {looks}{listed(problems, separator='; ')}. Is it of the same "
             f"trainer, configuration, backbone and (for class-specific parts) classes?"

@@ -44,7 +44,7 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
         "device": str(trainer.device),
         "data_fingerprint": trainer.data.fingerprint,
         "data": trainer.data.facts(),
-        "files": named_files(trainer.asked),
+        "files": named_files(trainer.run_cfg),
     }
     if not names:
         facts["selection_rule"] = "none"
@@ -56,7 +56,7 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
 def write_run(trainer: "CLIPTrainer") -> None:
     """Write predictions, then `record.json`: all that a table needs, and the mark that the run is done."""
     trainer.features.gather_skipped()
-    facts = config_facts(trainer.asked) | environment.environment_facts() | trainer.record_facts()
+    facts = config_facts(trainer.run_cfg) | environment.environment_facts() | trainer.record_facts()
     trainer.save_predictions()
     if distributed.is_main():
         records.write_record(trainer.output_dir, facts)

@@ -55,7 +55,7 @@ class CLIPTrainer(TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
-        asked: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
+        run_cfg: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
         backbone: The frozen CLIP, on `self.device`.
         features: Features of images and texts under it, cached.
         logit_scale: Its exponentiated logit scale, a scalar tensor.
@@ -115,16 +115,16 @@ class CLIPTrainer(TrainerX):
             UserError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
                 setting that another one takes the place of.
         """
+        name = type(self).__name__.upper()
         wants_wandb(cfg)
         warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
         if self.overridden:
-            refuse_overridden(cfg, type(self).__name__.upper(), self.overridden, self.add_config)
-        key = f"TRAINER.{type(self).__name__.upper()}"
-        precision = cfg.TRAINER[type(self).__name__.upper()].PREC
-        if precision not in PRECISIONS:
-            known = "; ".join(f"{name!r} ({meaning})" for name, meaning in PRECISIONS.items())
+            refuse_overridden(cfg, name, self.overridden, self.add_config)
+        if cfg.TRAINER[name].PREC not in PRECISIONS:
+            known = "; ".join(f"{precision!r} ({meaning})" for precision, meaning in PRECISIONS.items())
             raise UserError(
-                f"{key}.PREC is {precision!r}; expected one of {known}. Learned parts and losses stay in float32"
+                f"TRAINER.{name}.PREC is {cfg.TRAINER[name].PREC!r}; expected one of {known}. Learned parts and losses "
+                "stay in float32"
             )
         if cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) not in (RAISE, SKIP):
             given = cfg.DATALOADER.ON_BAD_IMAGE
@@ -152,8 +152,8 @@ class CLIPTrainer(TrainerX):
             tokenizer=node.get("TOKENIZER", ""),
         )
         self.logit_scale = self.backbone.logit_scale
-        self.asked, self.cfg = cfg, with_model_input(cfg, self.backbone)
-        warn_of_input(self.asked, self.cfg)
+        self.run_cfg, self.cfg = cfg, with_model_input(cfg, self.backbone)
+        warn_of_input(self.run_cfg, self.cfg)
         cfg = self.cfg
         transform = self.train_transform()
         views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
@@ -192,7 +192,7 @@ class CLIPTrainer(TrainerX):
         self.classnames = list(self.dm.dataset.classnames)
         run = Run(
             trainer=type(self).__name__,
-            config=self.asked,
+            config=self.run_cfg,
             backbone=self.backbone.describe(),
             classnames=self.classnames,
             data=lambda: self.data,

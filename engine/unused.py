@@ -83,18 +83,18 @@ def refuse_overridden(cfg: CfgNode, name: str, overridden: Overridden, declare: 
             )
 
 
-def warn_of_input(asked: CfgNode, given: CfgNode) -> None:
+def warn_of_input(cfg: CfgNode, used: CfgNode) -> None:
     """Say, in one warning, which changed settings of `INPUT` the frozen model's own take the place of.
 
     Args:
-        asked: The configuration as it was given.
-        given: The configuration with the input that the frozen model asks for.
+        cfg: The configuration as it was given.
+        used: The configuration with the input that the frozen model asks for.
     """
-    keys = changed_keys(asked, tuple(f"INPUT.{key}" for key in MODEL_INPUT))
-    others = [key for key in MODEL_INPUT if f"INPUT.{key}" in keys and not _same(asked.INPUT[key], given.INPUT[key])]
+    keys = changed_keys(cfg, tuple(f"INPUT.{key}" for key in MODEL_INPUT))
+    others = [key for key in MODEL_INPUT if f"INPUT.{key}" in keys and not _same(cfg.INPUT[key], used.INPUT[key])]
     if others:
-        listed = ", ".join(f"INPUT.{key} {asked.INPUT[key]} (it takes {given.INPUT[key]})" for key in others)
-        logger.warning("%s takes images of its own kind and ignores %s", asked.MODEL.BACKBONE.NAME, listed)
+        listed = ", ".join(f"INPUT.{key} {cfg.INPUT[key]} (it takes {used.INPUT[key]})" for key in others)
+        logger.warning("%s takes images of its own kind and ignores %s", cfg.MODEL.BACKBONE.NAME, listed)
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:

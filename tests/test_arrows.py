@@ -48,7 +48,6 @@ ON_REQUEST = {"wandb"}
 # Files that still name a method, though they run any: one that no longer does leaves the list.
 NAMES_A_METHOD = {
     "engine": [
-        "checkpoint_files.py",
         "extra_tests.py",
     ],
     "experiments": [],

@@ -203,7 +203,7 @@ def test_sigterm_in_a_validation(words, tmp_path):
     pairs = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 0)
     argv = words("CoOp", tmp_path / "run", *pairs, flags=("--import", str(tmp_path / "plugin.py")))
     code, _, everything = run(argv, tmp_path / "cache")
-    assert code != 0 and "process 1 was stopped: the same command goes on" in everything, everything
+    assert code != 0 and "process 1 was stopped: the same command resumes" in everything, everything
     assert "lost contact" not in everything
     files = sorted(path.name for path in (tmp_path / "run").glob("prompt_learner/*"))
     assert files == ["checkpoint", "model-best.pth.tar", "step.pth.tar-1-2"]

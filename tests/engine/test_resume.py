@@ -115,7 +115,7 @@ def test_sigterm_saves_after_the_step_and_the_next_start_goes_on_from_there(stri
         random.seed(5)
         np.random.seed(5)
     folder, none, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", code=143, flags=flags)
-    assert none is None and f"saved after epoch 2, step {step + 1}: the same command goes on" in output.err
+    assert none is None and f"saved after epoch 2, step {step + 1}: the same command resumes" in output.err
     torch.manual_seed(77)  # what the second process starts from must not matter
     _, again, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", flags=flags)
     assert f"1 epochs and {step + 1} steps done" in output.out
@@ -221,7 +221,7 @@ def test_a_signal_to_the_whole_group_saves_too(tmp_path, tiny_clip, domain_tree,
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 143, rest
-    assert "the same command goes on" in rest
+    assert "the same command resumes" in rest
     assert list((tmp_path / "run").glob("*/step.pth.tar-*")) or list((tmp_path / "run").glob("*/model.pth.tar-*"))
 
 

@@ -513,7 +513,7 @@ def test_a_training_that_ends_anywhere_goes_on_to_the_bit(
     folder, none, output = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, name="ended", code=code)
     assert none is None
     if number == signal.SIGTERM:
-        assert f"saved after step {step + 1}: the same command goes on" in output.err
+        assert f"saved after step {step + 1}: the same command resumes" in output.err
     ended = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, name="ended")
     steps = [int(line) for line in (folder / "steps.txt").read_text().split()]
     assert len(steps) == 30 + repeated and set(steps) == set(range(30))

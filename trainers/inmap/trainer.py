@@ -116,7 +116,7 @@ class InMaP(CLIPTrainer):
         if self.node.FROM:
             tested = {item.impath for item in self.dm.dataset.test}
             self.base, self.base_record = open_refined(
-                self.node.FROM, self.asked, self.backbone.describe(), tested, "TRAINER.INMAP.FROM"
+                self.node.FROM, self.run_cfg, self.backbone.describe(), tested, "TRAINER.INMAP.FROM"
             )
             start = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
         else:
