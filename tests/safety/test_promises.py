@@ -20,7 +20,7 @@ ALLOWED = {
         "clip/weights.py": "an Unpickler whose find_class knows tensors and containers alone",
     },
     "running code": {
-        "engine/config.py": "--import FILE.py: the user's own code, named on the command line",
+        "engine/registry.py": "--import FILE.py: the user's own code, named on the command line",
     },
     "network": {
         "datasets/download.py": "dassl-clip data links --download",
@@ -31,8 +31,8 @@ ALLOWED = {
     "plain writes": {
         "engine/console.py": "the null device",
         "experiments/launchers.py": "the console of a run's process, and lines added to a log",
-        "experiments/ranks.py": "a log that grows",
         "cli/train.py": "the null device",
+        "experiments/run.py": "a log that grows",
         "toolbox/dassl/utils/atomic.py": "the atomic writer itself",
         "toolbox/dassl/utils/logger.py": "the log of a run, which grows",
         "datasets/download.py": "a download that goes on where it stopped, renamed when whole; members of an archive",
