@@ -45,7 +45,7 @@ class Run:
     data: Callable[[], run_data.RunData]
     class_specific: bool = False
     unread: tuple[str, ...] = ()
-    adapt: Callable[[dict], dict] = lambda state: state
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = lambda state: state
 
 
 class Checkpoints:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class EpochBatches(Sampler[list[int]]):
         drop_last: Whether a last, partial batch is left out.
     """
 
-    def __init__(self, sampler: Sampler, generator: torch.Generator | None, batch_size: int, drop_last: bool):
+    def __init__(self, sampler: Sampler[int], generator: torch.Generator | None, batch_size: int, drop_last: bool):
         self.sampler, self.generator, self.batch_size, self.drop_last = sampler, generator, batch_size, drop_last
         self.batches: list[list[int]] | None = None
         self.first = 0
@@ -103,7 +104,7 @@ class EpochBatches(Sampler[list[int]]):
         return len(self.batches[number]) if self.batches is not None else self.batch_size
 
 
-def training_loader(like: DataLoader, images: "SeededImages") -> DataLoader:
+def training_loader(like: DataLoader[Any], images: "SeededImages") -> DataLoader[Any]:
     """A loader of training images in `EpochBatches`, with workers that live on from epoch to epoch.
 
     Args:
@@ -139,13 +140,13 @@ def training_loader(like: DataLoader, images: "SeededImages") -> DataLoader:
     )
 
 
-def progress_bar(batches: Iterable, text: str, first: int = 0) -> tqdm:
+def progress_bar(batches: Iterable[Any], text: str, first: int = 0) -> tqdm:
     """Batches, from number `first` on, under a progress bar where stderr is a terminal."""
     shown = sys.stderr.isatty() and distributed.is_main()
     return tqdm(batches, desc=text, initial=first, leave=False, disable=not shown)
 
 
-def can_be_fixed(transform: Callable, cfg: CfgNode, preprocess: Callable) -> bool:
+def can_be_fixed(transform: Callable[..., Any], cfg: CfgNode, preprocess: Callable[..., Any]) -> bool:
     """Whether a training view is the same in every epoch, so that each image can be encoded once.
 
     It is if it is the model's own preprocessing, or made of steps without randomness. Where bad images are skipped,
@@ -171,7 +172,9 @@ def with_model_input(cfg: CfgNode, backbone: FrozenCLIP) -> CfgNode:
     return cfg
 
 
-def before_normalisation(transform: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable:
+def before_normalisation(
+    transform: Callable[..., Any], mean: Sequence[float], std: Sequence[float]
+) -> Callable[..., Any]:
     """A transform without its last two steps, to floats and their normalisation: it gives bytes `[3, H, W]`.
 
     A transform that does not end in these steps, or normalises by other numbers, is given back.
@@ -198,13 +201,20 @@ class SeededImages(DatasetWrapper):
         as_bytes: Give views as bytes, and leave the normalisation to the device, where a transform ends in it.
     """
 
-    def __init__(self, cfg, data_source, transform=None, is_train=False, as_bytes=False):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Any],
+        transform: Any = None,
+        is_train: bool = False,
+        as_bytes: bool = False,
+    ) -> None:
         super().__init__(cfg, data_source, transform=transform, is_train=is_train)
         self.view_seed = torch.zeros((), dtype=torch.int64).share_memory_()
         self.skip = cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) == SKIP
         self.as_bytes = as_bytes
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if get_worker_info() is not None:
             signals.shield_worker()
         if not self.skip:
@@ -223,15 +233,15 @@ class SeededImages(DatasetWrapper):
         views = {f"img{k + 1}" if k else "img": self._transform_image(make, blank) for k, make in enumerate(makers)}
         return self._facts(index) | views | {"unreadable": bad[0]}
 
-    def _facts(self, index: int) -> dict:
+    def _facts(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
         return {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
 
-    def _transform_image(self, tfm, img0):
+    def _transform_image(self, tfm: Callable[..., Any], img0: Image.Image) -> Any:
         pixels = self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD
         return super()._transform_image(before_normalisation(tfm, *pixels) if self.as_bytes else tfm, img0)
 
-    def _item(self, index: int) -> dict:
+    def _item(self, index: int) -> dict[str, Any]:
         if self.transform == []:
             return self._facts(index)
         try:

@@ -91,7 +91,9 @@ class Evaluation:
         write_atomically(folder / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
 
 
-def split_logits(trainer: "CLIPTrainer", loader: DataLoader, split: str) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+def split_logits(
+    trainer: "CLIPTrainer", loader: DataLoader[Any], split: str
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Logits `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images.
 
     From cached rows where the method's logits depend on these alone, else from the images. Several processes each
@@ -100,12 +102,12 @@ def split_logits(trainer: "CLIPTrainer", loader: DataLoader, split: str) -> Iter
     items, device = loader.dataset.data_source, trainer.device
     cached = trainer.cached_images(items)
 
-    def from_rows(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def from_rows(batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for index in batches:
             labels = torch.tensor([items[number].label for number in index.tolist()], device=device)
             yield trainer.feature_logits(cached[index].to(device)).float(), labels, index.to(device)
 
-    def from_images(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def from_images(batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in progress_bar(batches, split):
             images, labels = trainer.parse_batch_test(batch)
             readable = [path not in trainer.features.skipped for path in batch["impath"]]
@@ -122,7 +124,7 @@ def split_logits(trainer: "CLIPTrainer", loader: DataLoader, split: str) -> Iter
     trainer.features.gather_skipped()
 
 
-def selection_images(dataset: Any, setting: str) -> list:
+def selection_images(dataset: Any, setting: str) -> list[Any]:
     """The validation images of a data set, for a setting that is chosen on them.
 
     Raises:
@@ -167,12 +169,12 @@ def reading(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str,
         NotFiniteError: Scores are not finite.
     """
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(labels), ROWS_AT_ONCE)]
-    hits = []
+    parts = []
     for rows in blocks:
         part = scores[rows]
         check_rows(part, "scores", [f"image {number}" for number in range(rows.start, rows.start + len(part))])
-        hits.append(top_hits(part, labels[rows]))
-    hits = torch.cat(hits)
+        parts.append(top_hits(part, labels[rows]))
+    hits = torch.cat(parts)
     shown = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[hits[:, 0]], minlength=classes).tolist()
     counts = count_hits(hits)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class CachedImages:
     def __getitem__(self, images: Tensor) -> Tensor:
         return self.rows[self.index[images]]
 
-    def batches(self, batch_size: int) -> DataLoader:
+    def batches(self, batch_size: int) -> DataLoader[Any]:
         """A loader of the readable images' numbers, `[B]`."""
         return DataLoader(self.readable, batch_size=batch_size, generator=torch.Generator())
 
@@ -133,7 +134,7 @@ class FeatureStore:
         backbone: FrozenCLIP,
         precision: Precision,
         device: torch.device,
-        images: Callable[[Sequence, Callable], Dataset],
+        images: Callable[[Sequence[Any], Callable[..., Any]], Dataset[Any]],
         batch_size: int,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -154,7 +155,7 @@ class FeatureStore:
         with torch.no_grad(), self.precision.autocast():
             return self.backbone.encode_image(images, normalize=False)
 
-    def encode_batch(self, batch: dict, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def encode_batch(self, batch: dict[str, Any], encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Rows `[B, W]` of a batch of images; NaN for those that could not be decoded.
 
         Raises:
@@ -171,12 +172,12 @@ class FeatureStore:
         images = images.to(self.device, non_blocking=True)
         return images if images.is_floating_point() else self.backbone.normalised(images)
 
-    def loader(self, items: Sequence, transform: Callable | None = None) -> DataLoader:
+    def loader(self, items: Sequence[Any], transform: Callable[..., Any] | None = None) -> DataLoader[Any]:
         """A loader of a list of Datum in its order, under the test preprocessing or another transform."""
         images = self.images(items, transform or self.backbone.preprocess())
         return DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
-    def note_unreadable(self, batch: dict) -> list[bool]:
+    def note_unreadable(self, batch: dict[str, Any]) -> list[bool]:
         """Remember the paths of a batch that could not be decoded; returns which of its items can be used."""
         named = batch.get("unreadable", [""] * len(batch["label"]))
         self._skip([line for text in named for line in text.splitlines()])
@@ -196,7 +197,7 @@ class FeatureStore:
     # ---------------------------------------------------------------------------------------------- cached images
 
     def cached(
-        self, items: Sequence, encoding: Encoding | None = None, transform: Callable | None = None
+        self, items: Sequence[Any], encoding: Encoding | None = None, transform: Callable[..., Any] | None = None
     ) -> CachedImages:
         """The cached rows of a list of Datum; those that are not in the cache are computed and put there.
 
@@ -255,18 +256,18 @@ class FeatureStore:
         """What names the towers in the cache."""
         return feature_cache.tower_facts(self.backbone.describe(), self.precision.name, self.device)
 
-    def raw(self, items: Sequence) -> tuple[Tensor, Tensor]:
+    def raw(self, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """The readable ones of a list of Datum: features `[N, E]` in its order, as cached, and labels `[N]`."""
         images = self.cached(items)
         in_order = torch.equal(images.index[images.readable], torch.arange(len(images.rows)))
         return images.rows if in_order else images[images.readable], _labels(items, images.readable)
 
-    def __call__(self, items: Sequence) -> tuple[Tensor, Tensor]:
+    def __call__(self, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """The same as `raw`, normalised and on the device."""
         features, labels = self.raw(items)
         return F.normalize(features.to(self.device), dim=-1), labels.to(self.device)
 
-    def normalized_rows(self, items: Sequence) -> tuple[NormalizedRows, Tensor]:
+    def normalized_rows(self, items: Sequence[Any]) -> tuple[NormalizedRows, Tensor]:
         """The same, read from the cache when they are needed."""
         images = self.cached(items)
         features = NormalizedRows(images.rows, images.index[images.readable], self.device)
@@ -288,7 +289,7 @@ class FeatureStore:
 
     # ----------------------------------------------------------------------------------------------- for figures
 
-    def save(self, folder: Path, splits: Mapping[str, Sequence], encode: Sequence[str] = ()) -> None:
+    def save(self, folder: Path, splits: Mapping[str, Sequence[Any]], encode: Sequence[str] = ()) -> None:
         """Name the cached features of a run's images in `features.npz`.
 
         Args:
@@ -313,7 +314,7 @@ class FeatureStore:
             save_features(folder, saved)
 
 
-def _labels(items: Sequence, index: Tensor) -> Tensor:
+def _labels(items: Sequence[Any], index: Tensor) -> Tensor:
     return torch.tensor([items[number].label for number in index.tolist()])
 
 
@@ -332,7 +333,7 @@ class SavedFeatures:
     domains: np.ndarray
 
     @classmethod
-    def of(cls, entry: str, items: Sequence) -> "SavedFeatures":
+    def of(cls, entry: str, items: Sequence[Any]) -> "SavedFeatures":
         """Those of a list of Datum whose features are cached under a name."""
         ordered = sorted(items, key=lambda item: item.impath)
         labels, domains = ([getattr(item, name) for item in ordered] for name in ("label", "domain"))

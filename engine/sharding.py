@@ -4,6 +4,7 @@ Training batches are shared by rows (`data.EpochBatches`).
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from . import signals
 from .distributed import broadcast, gather_rows, gather_values, rank, world_size
 
 
-def shard_batches(loader: DataLoader) -> DataLoader:
+def shard_batches(loader: DataLoader[Any]) -> DataLoader[Any]:
     """A test loader of every `world_size()`-th batch, from number `rank()` on; alone, the loader itself.
 
     A loader with fewer batches than processes stays whole: then all of them compute all of it.
@@ -33,7 +34,7 @@ def shard_batches(loader: DataLoader) -> DataLoader:
     )
 
 
-def merge_shards(own: Iterator[tuple[Tensor, ...]], loader: DataLoader) -> Iterator[tuple[Tensor, ...]]:
+def merge_shards(own: Iterator[tuple[Tensor, ...]], loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
     """Rows of all batches of a loader in their order, from those that each process computed of its own.
 
     Args:
@@ -78,5 +79,5 @@ class ElsewhereError(RuntimeError):
     from_user = True
 
 
-def _is_sharded(loader: DataLoader) -> bool:
+def _is_sharded(loader: DataLoader[Any]) -> bool:
     return 1 < world_size() <= len(loader)

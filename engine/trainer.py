@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 SELECTION_RULES = {"last_step": "last", "best_val": "best_val"}
 
 
-def trainer_node(cfg: CfgNode, name: str, **defaults) -> None:
+def trainer_node(cfg: CfgNode, name: str, **defaults: object) -> None:
     """Add the node `TRAINER.<name>` with `PREC` and these defaults; keys that are there already stay as they are."""
     if name not in cfg.TRAINER:
         cfg.TRAINER[name] = CfgNode()
@@ -104,7 +104,7 @@ class CLIPTrainer(TrainerX):
         """Beginnings of the names of learned parts that no score passes through, so that an export needs none."""
         return ()
 
-    def published_state(self, state: dict) -> dict:
+    def published_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of the learned parts inside a foreign checkpoint's; the same unless a trainer knows better."""
         return state
 
@@ -215,7 +215,7 @@ class CLIPTrainer(TrainerX):
         """The images of this run under their fingerprint, as the disk has them at the first look."""
         return run_data.data_of(self.dm.dataset)
 
-    def train_transform(self):
+    def train_transform(self) -> Any:
         """Transform of training images: `INPUT.TRANSFORMS` if any are named, else the model's own preprocessing."""
         if self.cfg.INPUT.TRANSFORMS:
             return build_transform(self.cfg, is_train=True)
@@ -233,7 +233,7 @@ class CLIPTrainer(TrainerX):
             self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
         distributed.broadcast_parameters(module)
         self.optim = build_optimizer(module, self.cfg.OPTIM) if self.has_epochs else None
-        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if self.has_epochs else None
+        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if self.optim is not None else None
         self.register_model(name, module, self.optim, self.sched)
         return module
 
@@ -248,7 +248,7 @@ class CLIPTrainer(TrainerX):
         logger.info("the first training view is fixed: its %d images are encoded once", len(items))
         return rows
 
-    def cached_view(self, batch: dict) -> Tensor | None:
+    def cached_view(self, batch: dict[str, Any]) -> Tensor | None:
         """The `encoding` of the first view of a batch's images, `[B, W]`, or None if the view is read."""
         if self.first_view is None:
             return None
@@ -314,7 +314,7 @@ class CLIPTrainer(TrainerX):
         """
         return self.loop.optimise(terms, weights, tensors)
 
-    def parse_batch_train(self, batch: dict) -> tuple[list[Tensor], Tensor]:
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
         names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
         self.batch_paths = batch["impath"]
@@ -358,7 +358,7 @@ class CLIPTrainer(TrainerX):
                 self.write_scalar(f"{split}/{key}", value, self.epoch)
         return float(next(iter(metrics.values())))
 
-    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` and labels `[B]` on the device, without those that could not be decoded."""
         images, labels = self.features.to_device(batch["img"]), batch["label"].to(self.device, non_blocking=True)
         readable = self.features.note_unreadable(batch)
@@ -368,7 +368,7 @@ class CLIPTrainer(TrainerX):
         """Logits `[B, C]` of images `[B, 3, H, W]`."""
         return self.feature_logits(self.encoding.encode(input))
 
-    def cached_images(self, items: Sequence) -> CachedImages | None:
+    def cached_images(self, items: Sequence[Any]) -> CachedImages | None:
         """The cached rows of images under `encoding`, or None if `model_inference` shall see the images."""
         reads_images = type(self).model_inference is not CLIPTrainer.model_inference
         if reads_images or not hasattr(self, "feature_logits") or not self.encoding.fits(len(items)):
@@ -394,7 +394,7 @@ class CLIPTrainer(TrainerX):
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
 
     @torch.no_grad()
-    def refine_inputs(self, items: Sequence) -> tuple[Tensor, Tensor, Tensor]:
+    def refine_inputs(self, items: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """What a method that refines this one on unlabeled images needs.
 
         Returns:
@@ -409,20 +409,22 @@ class CLIPTrainer(TrainerX):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
         """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
         value = None if val_result is None else float(val_result)
         more_epochs = epoch + 1 < self.max_epoch
         self.checkpoints.save_epoch(epoch + 1, more_epochs, Path(directory), model_name, val_result=value)
 
-    def load_model(self, directory, epoch=None) -> None:
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`."""
         if directory:
             self.checkpoints.load(Path(directory), epoch)
         else:
             logger.info("no model folder given: the learned parts stay as they are")
 
-    def resume_model_if_exist(self, directory) -> int:
+    def resume_model_if_exist(self, directory: str) -> int:
         """Resume from the newest checkpoint under `directory`; returns the number of finished epochs."""
         state = self.checkpoints.resume(Path(directory))
         if state is None:
@@ -437,7 +439,7 @@ class CLIPTrainer(TrainerX):
             restore_random(state["random"])
         return int(state["epoch"])
 
-    def _progress(self) -> dict:
+    def _progress(self) -> dict[str, Any]:
         """What checkpoints hold beside the learned parts."""
         return {
             "best_result": float(self.best_result),
@@ -449,7 +451,7 @@ class CLIPTrainer(TrainerX):
 
     # ----------------------------------------------------------------------------------------------------- record
 
-    def record_facts(self) -> dict:
+    def record_facts(self) -> dict[str, Any]:
         """What the trainer knows of its run's record; a method adds its own."""
         return trainer_facts(self)
 
