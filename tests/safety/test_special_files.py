@@ -149,4 +149,4 @@ def test_5_4_run_folders_with_pipes(tmp_path):
 def test_5_4_an_image_of_a_loader_is_a_pipe(tmp_path):
     pipe(tmp_path / "x.jpg")
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/x.jpg is a named pipe, not a file; remove it"):
-        folders.scan_folder(str(tmp_path))
+        folders.list_folder(str(tmp_path))
