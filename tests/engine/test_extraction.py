@@ -1,4 +1,4 @@
-"""Arrays of the bank that are made row after row: what was made is kept, what was killed goes on, nothing is stale.
+"""Arrays that are cached row after row: what was made stays, what was killed resumes, nothing is stale.
 
 Covers `engine/extraction.py` alone (interruptions after each batch, kills of a process, torn leftovers, full disks,
 folders without room, files that change meanwhile, two makers at once, memory), and runs of the command line that are
@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from dassl_clip.engine import extraction
-from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine import extraction, feature_cache
 from dassl_clip.engine.extraction import cached_rows, partial_path
 from dassl_clip.engine.features import FeatureStore
 
@@ -55,7 +54,7 @@ def rows_of(make, facts=FACTS, unchanged=lambda: True):
 
 
 def path_of(cache, facts=FACTS):
-    return cache / f"{bank.entry_name(facts)}.npy"
+    return cache / f"{feature_cache.entry_name(facts)}.npy"
 
 
 @pytest.mark.parametrize("shape", [(COUNT, 5), (COUNT, 2, 7), (1, 3), (COUNT,)])
@@ -67,14 +66,14 @@ def test_what_was_made_is_read_again(cache, shape):
     assert np.array_equal(np.load(path, allow_pickle=False), make.values.numpy())
     said = json.loads(path.with_suffix(".json").read_text())
     sums = [zlib.crc32(make.values.numpy().tobytes())]
-    assert said == {"schema": bank.SCHEMA, **FACTS, "array": {"shape": list(shape), "crc32": sums}}
+    assert said == {"schema": feature_cache.SCHEMA, **FACTS, "array": {"shape": list(shape), "crc32": sums}}
     assert sorted(entry.name for entry in cache.iterdir()) == sorted([path.name, path.with_suffix(".json").name])
 
 
 def test_rows_and_whole_arrays_share_their_entries(cache):
     make = Maker()
     rows_of(make)
-    assert torch.equal(bank.cached(FACTS, lambda: pytest.fail("made again")), make.values)
+    assert torch.equal(feature_cache.cached(FACTS, lambda: pytest.fail("made again")), make.values)
 
 
 def test_changes_of_the_tensor_stay_out_of_the_file(cache):
@@ -343,8 +342,8 @@ def test_a_picture_that_changes_between_two_starts_is_read_again(run, cache, mon
 def test_files_are_looked_at_once_in_a_run(run, cache, monkeypatch):
     """InMaP asks for the features of its images several times."""
     seen = []
-    facts = bank.image_facts
-    monkeypatch.setattr(bank, "image_facts", lambda paths: seen.append(len(paths)) or facts(paths))
+    facts = feature_cache.image_facts
+    monkeypatch.setattr(feature_cache, "image_facts", lambda paths: seen.append(len(paths)) or facts(paths))
     run("InMaP")
     first, seen[:] = list(seen), []
     run("InMaP", name="second")

@@ -1,4 +1,4 @@
-"""The bank of kept features: nothing stale is served, nothing broken is used, nothing is lost when it cannot be kept.
+"""The feature cache: nothing stale is served, nothing broken is used, nothing is lost when it cannot be kept.
 
 Covers `engine/feature_cache.py` alone, and runs of the command line that share a folder: changed pictures (also under
 an old time), weights, input and precision; torn, foreign, swapped and bit-flipped files of every kind; folders that
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dassl_clip.engine import feature_cache as bank
+from dassl_clip.engine import feature_cache
 from dassl_clip.engine.extraction import cached_rows
 from dassl_clip.engine.features import SAVED_FEATURES, SavedFeatures, save_features, saved_features
 
@@ -58,14 +58,14 @@ def shares(folder):
     return dict(zip(kept["paths"], np.sort(kept["shares"], axis=1)[:, ::-1].tolist()))
 
 
-# ------------------------------------------------------------------------------------------------------- the bank
+# ------------------------------------------------------------------------------------------------------- entries
 
 
 def test_what_is_read_is_what_was_made(cache):
     make = Maker(torch.randn(7, 5))
     facts = {"kind": "a", "n": 7}
     for _ in range(3):
-        assert torch.equal(bank.cached(facts, make), make.values)
+        assert torch.equal(feature_cache.cached(facts, make), make.values)
     assert make.calls == 1
     (array,) = arrays(cache)
     assert np.array_equal(np.load(array, allow_pickle=False), make.values.numpy())
@@ -78,22 +78,22 @@ def test_what_is_read_is_what_was_made(cache):
 
 def test_changes_of_a_tensor_stay_out_of_the_file(cache):
     make = Maker(torch.zeros(4, 2))
-    bank.cached({}, make)
-    bank.cached({}, make).add_(1)
-    assert bank.cached({}, make).sum() == 0 and make.calls == 1
+    feature_cache.cached({}, make)
+    feature_cache.cached({}, make).add_(1)
+    assert feature_cache.cached({}, make).sum() == 0 and make.calls == 1
 
 
 @pytest.mark.parametrize("facts", [{"kind": "b"}, {"kind": "a", "n": 8}, {"kind": "a"}, {"kind": "a", "n": "7"}])
 def test_other_facts_have_their_own_entry(cache, facts):
     first, other = Maker(torch.zeros(2)), Maker(torch.ones(2))
-    bank.cached({"kind": "a", "n": 7}, first)
-    assert torch.equal(bank.cached(facts, other), other.values) and other.calls == 1
+    feature_cache.cached({"kind": "a", "n": 7}, first)
+    assert torch.equal(feature_cache.cached(facts, other), other.values) and other.calls == 1
 
 
 @pytest.mark.parametrize("harm", ["torn", "empty", "text", "float64", "pickle", "short header"])
 def test_what_is_no_whole_array_is_made_again(cache, harm, caplog):
     make = Maker(torch.randn(30, 4))
-    bank.cached({}, make)
+    feature_cache.cached({}, make)
     (path,) = arrays(cache)
     if harm == "float64":
         np.save(path, np.zeros((30, 4)))
@@ -103,9 +103,9 @@ def test_what_is_no_whole_array_is_made_again(cache, harm, caplog):
         data = path.read_bytes()
         path.write_bytes({"torn": data[:-9], "empty": b"", "text": b"no array", "short header": data[:40]}[harm])
     with caplog.at_level("WARNING", logger="dassl_clip"):
-        assert torch.equal(bank.cached({}, make), make.values)
+        assert torch.equal(feature_cache.cached({}, make), make.values)
     assert make.calls == 2 and "is made again" in caplog.text
-    assert torch.equal(bank.cached({}, make), make.values) and make.calls == 2
+    assert torch.equal(feature_cache.cached({}, make), make.values) and make.calls == 2
 
 
 def test_a_folder_that_cannot_be_made_warns_and_goes_on(tmp_path, monkeypatch, caplog):
@@ -113,15 +113,15 @@ def test_a_folder_that_cannot_be_made_warns_and_goes_on(tmp_path, monkeypatch, c
     monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "file" / "cache"))
     make = Maker(torch.ones(3))
     with caplog.at_level("WARNING", logger="dassl_clip"):
-        assert torch.equal(bank.cached({}, make), make.values)
+        assert torch.equal(feature_cache.cached({}, make), make.values)
     assert "features are not kept" in caplog.text and "DASSL_CLIP_CACHE" in caplog.text
 
 
 def test_off_keeps_and_reads_nothing(cache, monkeypatch):
     make = Maker(torch.ones(3))
-    bank.cached({}, make)
+    feature_cache.cached({}, make)
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
-    bank.cached({}, make)
+    feature_cache.cached({}, make)
     assert make.calls == 2
 
 
@@ -130,14 +130,14 @@ def test_images_are_named_by_place_size_and_time_in_their_order(tmp_path):
     for number, path in enumerate((one, two)):
         path.write_bytes(b"abc")
         os.utime(path, ns=(10**18, 10**18 + number))
-    base = bank.image_facts([str(one), str(two)])
-    assert bank.image_facts([str(one), str(two)]) == base and base["images"] == 2
-    seen = [base, bank.image_facts([str(two), str(one)]), bank.image_facts([str(one)])]
+    base = feature_cache.image_facts([str(one), str(two)])
+    assert feature_cache.image_facts([str(one), str(two)]) == base and base["images"] == 2
+    seen = [base, feature_cache.image_facts([str(two), str(one)]), feature_cache.image_facts([str(one)])]
     os.utime(two, ns=(10**18, 10**18 + 5))
-    seen.append(bank.image_facts([str(one), str(two)]))
+    seen.append(feature_cache.image_facts([str(one), str(two)]))
     two.write_bytes(b"abcd")
     os.utime(two, ns=(10**18, 10**18 + 1))
-    seen.append(bank.image_facts([str(one), str(two)]))
+    seen.append(feature_cache.image_facts([str(one), str(two)]))
     assert len({facts["files"] for facts in seen}) == len(seen)
 
 
@@ -157,11 +157,11 @@ def test_1_4_other_bytes_of_the_same_size_under_the_same_time_are_seen(tmp_path,
     path = tmp_path / "1.png"
     path.write_bytes(b"abc")
     os.utime(path, ns=(0, 0))
-    before = bank.image_facts([str(path)])
+    before = feature_cache.image_facts([str(path)])
     put(path, b"xyz")
     os.utime(path, ns=(0, 0))
     assert path.stat().st_size == 3 and path.stat().st_mtime_ns == 0
-    assert bank.image_facts([str(path)]) != before
+    assert feature_cache.image_facts([str(path)]) != before
 
 
 def flip(path, positions):
@@ -180,7 +180,7 @@ def entries_by_both(values, facts=None):
         yield from values[start:].split(50)
 
     return {
-        "whole": lambda: bank.cached(facts, values.clone),
+        "whole": lambda: feature_cache.cached(facts, values.clone),
         "rows": lambda: cached_rows(facts, len(values), rows, lambda: True),
     }
 
@@ -188,7 +188,7 @@ def entries_by_both(values, facts=None):
 @pytest.mark.parametrize("how", ["whole", "rows"])
 def test_1_5_no_bit_of_an_entry_can_change_unseen(cache, how, monkeypatch, caplog):
     """(row 1.5) Each of many single bits, and 600 at once, in the array, its header, the facts and the checksums."""
-    monkeypatch.setattr(bank, "BLOCK_BYTES", 4 * 16 * 9)  # several blocks, the last one short
+    monkeypatch.setattr(feature_cache, "BLOCK_BYTES", 4 * 16 * 9)  # several blocks, the last one short
     values = torch.randn(200, 16, generator=torch.Generator().manual_seed(5))
     get, draw = entries_by_both(values)[how], random.Random(1)
     get()
@@ -248,7 +248,7 @@ def test_1_7_two_makers_of_a_whole_array_take_turns(cache):
         return torch.arange(6.0)
 
     def work():
-        found.append(bank.cached({"kind": "head"}, make))
+        found.append(feature_cache.cached({"kind": "head"}, make))
 
     makers = [threading.Thread(target=work) for _ in range(3)]
     makers[0].start()
@@ -280,7 +280,10 @@ def test_1_5_what_a_run_says_of_its_features_is_read_whole_or_not_at_all(tmp_pat
 
 
 def test_texts_are_named_by_their_words_and_borders():
-    seen = [bank.text_facts(texts)["words"] for texts in (["a b", "c"], ["a", "b c"], ["c", "a b"], ["a b"], ["a bc"])]
+    seen = [
+        feature_cache.text_facts(texts)["words"]
+        for texts in (["a b", "c"], ["a", "b c"], ["c", "a b"], ["a b"], ["a bc"])
+    ]
     assert len(set(seen)) == len(seen)
 
 
