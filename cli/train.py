@@ -35,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trainer", metavar="NAME", help="registry name of the trainer")
     parser.add_argument("--root", metavar="DIR", help="folder above the data sets")
-    parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here goes on")
+    parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here is resumed")
     parser.add_argument("--resume", metavar="DIR",
-                        help="go on from the newest whole checkpoint in this folder; 'auto' (the default): in "
+                        help="resume from the newest whole checkpoint in this folder; 'auto' (the default): in "
                         "--output-dir, from the start if there is none")  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="negative: unseeded")
     parser.add_argument("--source-domains", nargs="+", metavar="NAME", help="domains to train on")

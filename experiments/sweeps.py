@@ -87,7 +87,7 @@ def read_sweep(name: str) -> Sweep:
     for number, row in enumerate(tree["rows"], 1):
         row = {"method": row} if isinstance(row, str) else row
         if not isinstance(row, dict) or not isinstance(row.get("method"), str):
-            raise UserError(f"{path}: row {number} needs a `method`, such as a trainer or TRAINER:CONFIG")
+            raise UserError(f"{path}: row {number} needs a `method`: TRAINER or TRAINER:CONFIG")
         _check_keys(row, ROW_KEYS, f"{path}, row {number}")
         given = {key: tree[key] for key in KEYS[4:] if key in tree} | row
         for dataset in row.get("method_for", {}):

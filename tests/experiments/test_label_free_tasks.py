@@ -52,7 +52,7 @@ def below(world, run):
 @pytest.mark.parametrize("name", EVALUATE)
 @pytest.mark.parametrize("method", ["ZeroshotCLIP", "CLAP"])
 def test_every_image_of_a_domain_is_tested_and_none_is_labelled(world, method, name):
-    runs = planned(world, method, ("DATASET.NUM_SHOTS", "4"), tasks=(name,), shots=2)
+    runs = planned(world, method, (("DATASET.NUM_SHOTS", "4"),), tasks=(name,), shots=2)
     assert [below(world, run) for run in runs] == [
         f"{name}/colours/{method}/vit_b16/shots-1/{domain}/seed1" for domain in ("day", "night")
     ]

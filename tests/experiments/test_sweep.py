@@ -132,7 +132,7 @@ def test_ids_are_stable_and_tell_configurations_apart(world):
     [
         ({"seed": [1]}, r"unknown key 'seed'\. Did you mean 'seeds'\? Known: title, published, readings, rows"),
         ({"rows": []}, r"should be a mapping with a list `rows`; its keys may be title,"),
-        ({"rows": [{"label": "a"}]}, r"row 1 needs a `method`, such as GOPro or CLAP:icons"),
+        ({"rows": [{"label": "a"}]}, r"row 1 needs a `method`: TRAINER or TRAINER:CONFIG"),
         (
             {"rows": [{"method": "GOPro", "dataset": "icons"}]},
             r"row 1: unknown key 'dataset'\. Did you mean 'datasets'",
