@@ -46,7 +46,7 @@ def usage() -> str:
             *lines,
             "",
             "`dassl-clip COMMAND --help` explains one.",
-            "To begin: dassl-clip task GOPro icons 1 --reference ZeroshotCLIP",
+            "To begin: dassl-clip task METHOD icons 1",
         ]
     )
 

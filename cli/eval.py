@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dassl-clip eval",
         description="Test what a finished run learned on other images; the run says all that is not given here.",
         usage="%(prog)s RUN_OR_EXPORT [options] [KEY VALUE ...]",
-        epilog="example: dassl-clip eval output/fewshot/icons/CoOp/icons/shots16/line/seed1 --targets flat solid",
+        epilog="example: dassl-clip eval output/fewshot/icons/METHOD/icons/shots16/line/seed1 --targets flat solid",
     )
     parser.add_argument("run", metavar="RUN_OR_EXPORT", help="folder of a finished run, or a file made by export")
     parser.add_argument("--dataset", default="", metavar="NAME_OR_FILE",

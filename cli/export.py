@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dassl-clip export",
         description="Write what a finished run learned into one safetensors file, with its settings, class names, the "
         "hash of its backbone and its record; where scores are linear in image features, a plain classifier too.",
-        epilog="examples: dassl-clip export output/fewshot/icons/CoOp/icons/shots16/line/seed1 --out head.safetensors"
+        epilog="examples: dassl-clip export output/fewshot/icons/METHOD/icons/shots16/line/seed1 --out head.safetensors"
         "    dassl-clip export head.safetensors    dassl-clip export head.safetensors --unpack my_run",
     )
     parser.add_argument(
@@ -83,7 +83,7 @@ def export_run(place: Path, imports: Sequence[str] = (), half: bool = False) -> 
 
 
 def default_name(record: dict[str, Any]) -> str:
-    """`CoOp-Icons-line-seed1.safetensors`."""
+    """`METHOD-Icons-line-seed1.safetensors`."""
     subset = record["class_subset"] if record["class_subset"] != "all" else ""
     parts = [record["method"], record["dataset"], *record["target_domains"], subset, f"seed{record['seed']}"]
     return "-".join(filter(None, parts)) + ENDING

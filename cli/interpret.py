@@ -1,6 +1,6 @@
 """The words nearest to a learned context: `dassl-clip interpret RUN`.
 
-Source: the question and the reading are those of CoOp's interpret_prompt.py (Zhou et al., IJCV 2022, section 4.3): each
+Source: the question and the reading are those of interpret_prompt.py (Zhou et al., IJCV 2022, section 4.3): each
 learned vector beside the token embeddings of the frozen text tower. It is weak evidence, and the output says why.
 
 Shapes: `C` classes, `M` context tokens, `D` text width, `W` words of the vocabulary.
@@ -25,7 +25,7 @@ METRICS = ("euclidean", "cosine")
 FORMATS = (".csv", ".json")
 COLUMNS = ("class", "position", "rank", "word", "token", "distance", "whole_word")
 CLASSES_SHOWN = 3
-CONTEXT = "ctx"  # the parameter's name in CoOp's checkpoints and in GOPro's generator
+CONTEXT = "ctx"  # the parameter's name in checkpoints
 SAMPLE = 512  # words whose nearest neighbour is looked up, for the scale
 CAVEAT = (
     "weak evidence: a learned vector is free to lie where no word does, the tokens are parts of words, words that "
@@ -50,13 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of this command."""
     parser = Parser(
         prog="dassl-clip interpret",
-        description="The vocabulary's words that are nearest to the learned context of CoOp, or to the context that "
-        "GOPro shifts for each image. Weak evidence: the output says why.",
-        epilog="example: dassl-clip interpret output/fewshot/icons/CoOp/icons/shots16/line/seed1 --metric cosine",
+        description="The vocabulary's words that are nearest to the prompt tokens that a run learned (before "
+        "an image shifts it, where one does). Weak evidence: the output says why.",
+        epilog="example: dassl-clip interpret output/fewshot/icons/METHOD/icons/shots16/line/seed1 --metric cosine",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or an exported file")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="words a context vector (default: 10)")
-    parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="default: euclidean, as CoOp's program")
+    parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="default: euclidean, as in the source")
     parser.add_argument("--classes", nargs="+", default=(), metavar="NAME",
                         help=f"of contexts a class (default: {CLASSES_SHOWN} in a table, all in a file)")  # fmt: skip
     parser.add_argument("--out", default="", metavar="FILE", help="write words.csv or words.json (default: a table)")
@@ -129,9 +129,7 @@ def learned_context(trainer: Any) -> tuple[Any, bool]:
             if key.rpartition(".")[2] == CONTEXT and value.dim() in (2, 3):
                 return value.detach().float().cpu(), not trainer.reads_features
     method = type(trainer).__name__
-    raise UserError(
-        f"{method} learns no context of prompt tokens, so there are no words to look up: that is for CoOp and GOPro"
-    )
+    raise UserError(f"{method} learns no context of prompt tokens, so there are no words to look up")
 
 
 def choose_classes(args: argparse.Namespace, names: Sequence[str]) -> dict[str, int]:

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Classify your own images with a finished run, or zero-shot with class names alone. "
         "Exit code 0: all were classified; 1: some files could not be read; 2: nothing could be done.",
         usage="%(prog)s IMAGE_OR_FOLDER [...] (--run RUN | --names a,b,c) [options]",
-        epilog="examples: dassl-clip predict photos --run output/fewshot/icons/CoOp/icons/shots16/line/seed1 "
+        epilog="examples: dassl-clip predict photos --run output/fewshot/icons/METHOD/icons/shots16/line/seed1 "
         "--out preds.csv    dassl-clip predict photos --names 'cat,dog,no animal'",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are read with all below them")

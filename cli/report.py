@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dassl-clip report",
         description="Write one self-contained HTML page of runs: tables, figures, settings, environment, gaps.",
-        epilog="example: dassl-clip report output --out report.html --reference ZeroshotCLIP",
+        epilog="example: dassl-clip report output --out report.html --reference METHOD",
     )
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="a run folder, or any folder above run folders")
     parser.add_argument("--out", default="", metavar="FILE", help=f"the page (default: FOLDER/{NAME})")

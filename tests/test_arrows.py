@@ -52,14 +52,7 @@ NAMES_A_METHOD = {
     ],
     "experiments": [],
     "results": [],
-    "cli": [
-        "__main__.py",
-        "eval.py",
-        "export.py",
-        "interpret.py",
-        "predict.py",
-        "report.py",
-    ],
+    "cli": [],
 }
 
 FILES = {
