@@ -216,7 +216,7 @@ class Checkpoints:
         while file := distributed.from_main(lambda: getattr(next(newest, None), "name", None)):
             paths = {name: directory / name / file for name in self.models}
             states = self._load_all(paths, is_own) if distributed.is_main() else None
-            if not distributed.from_main(lambda states=states: states is not None):
+            if not distributed.gather_values(states is not None)[0]:
                 continue
             if states is None:  # what the main process found whole, all load
                 states = {name: self.load_into(self.models[name], path) for name, path in paths.items()}
@@ -224,7 +224,7 @@ class Checkpoints:
                 state = self._restore(states)
             except Exception as error:  # states that fit no optimiser make it raise almost anything
                 raise UserError(
-                    f"{paths[first]} holds learned parts, but nothing to go on from ({type(error).__name__}: {error}); "
+                    f"{paths[first]} holds learned parts, but nothing to resume ({type(error).__name__}: {error}); "
                     "take it with --eval-only --model-dir, or start in another folder"
                 ) from error
             self.resumed = {key: state[key] for key in INSIDE if key in state} if state.get("step") else None
@@ -285,8 +285,9 @@ class Checkpoints:
         if state["data"] == data.fingerprint:
             return ""
         recorded = run_data.read_data(path.parent.parent)
-        known = recorded is not None and recorded.fingerprint == state["data"]
-        what = run_data.differences(recorded, data) if known else "which ones is not known"
+        what = "which ones is not known"
+        if recorded is not None and recorded.fingerprint == state["data"]:
+            what = run_data.differences(recorded, data)
         return f"{path} was trained on other images ({what})"
 
     def _restore(self, states: dict[str, dict[str, Any]]) -> dict[str, Any]:

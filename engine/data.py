@@ -5,8 +5,8 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from dassl.data import DatasetWrapper
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.results.errors import UserError
 
-from . import distributed, signals
+from . import distributed, sharding, signals
 
 RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
 FIXED_STEPS = (transforms.Resize, transforms.CenterCrop, transforms.ToTensor, transforms.Normalize)
@@ -65,6 +65,14 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+class ImageOrder(Protocol):
+    """A sampler of known length: numbers of images, in a new order at each pass."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
 class EpochBatches(Sampler[list[int]]):
     """The batches of an epoch, of which each process reads its rows; `start` draws them from a seed.
 
@@ -77,9 +85,9 @@ class EpochBatches(Sampler[list[int]]):
         drop_last: Whether a last, partial batch is left out.
     """
 
-    def __init__(self, sampler: Sampler[int], generator: torch.Generator | None, batch_size: int, drop_last: bool):
+    def __init__(self, sampler: ImageOrder, generator: torch.Generator | None, batch_size: int, drop_last: bool):
         self.sampler, self.generator, self.batch_size, self.drop_last = sampler, generator, batch_size, drop_last
-        self.batches: list[list[int]] | None = None
+        self.batches: list[list[int]] = []
         self.first = 0
 
     def start(self, seed: int, first: int = 0) -> None:
@@ -95,13 +103,13 @@ class EpochBatches(Sampler[list[int]]):
         return len(self.sampler) // self.batch_size if self.drop_last else -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self.batches is None:
+        if not self.batches:
             self.start(0)
         return iter([batch[distributed.shard(len(batch))] for batch in self.batches[self.first :]])
 
     def size(self, number: int) -> int:
         """Images in the batch of this number, of all processes together."""
-        return len(self.batches[number]) if self.batches is not None else self.batch_size
+        return len(self.batches[number]) if self.batches else self.batch_size
 
 
 def training_loader(like: DataLoader[Any], images: "SeededImages") -> DataLoader[Any]:
@@ -114,7 +122,7 @@ def training_loader(like: DataLoader[Any], images: "SeededImages") -> DataLoader
     Raises:
         UserError: The batch size is not a multiple of the number of processes, or there are fewer images than those.
     """
-    size, processes = like.batch_size, distributed.world_size()
+    size, processes = sharding.batch_size(like), distributed.world_size()
     if size % processes:
         raise UserError(
             f"DATALOADER.TRAIN_X.BATCH_SIZE is {size}, the number of images of all {processes} processes "
@@ -124,7 +132,7 @@ def training_loader(like: DataLoader[Any], images: "SeededImages") -> DataLoader
         raise UserError(
             f"there are {len(images)} training images for {processes} processes; start at most as many as images"
         )
-    sampler, generator = like.sampler, like.generator
+    sampler, generator = cast("ImageOrder", like.sampler), like.generator
     if isinstance(sampler, RandomSampler):
         generator = torch.Generator()
         sampler = RandomSampler(images, generator=generator)
@@ -179,7 +187,7 @@ def before_normalisation(
 
     A transform that does not end in these steps, or normalises by other numbers, is given back.
     """
-    steps = getattr(transform, "transforms", ())
+    steps: Sequence[Any] = getattr(transform, "transforms", ())
     to_floats = len(steps) > 1 and (isinstance(steps[-2], transforms.ToTensor) or steps[-2] is tvf.to_tensor)
     if not to_floats or not isinstance(steps[-1], transforms.Normalize):
         return transform
@@ -247,10 +255,10 @@ class SeededImages(DatasetWrapper):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                if not self.is_train:
-                    return super().__getitem__(index)
-                with seeded(derive_seed(int(self.view_seed), index)):
-                    return super().__getitem__(index)
+                seed = derive_seed(int(self.view_seed), index)
+                with seeded(seed) if self.is_train else nullcontext():
+                    item: dict[str, Any] = super().__getitem__(index)
+                    return item
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             path = self.data_source[index].impath
             reason = str(error).rpartition(f'"{path}": ')[2]  # the toolbox may have named the file already

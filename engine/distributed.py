@@ -11,11 +11,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from dassl_clip.results.errors import UserError
 
@@ -30,7 +32,7 @@ HOW = "torchrun --nproc_per_node N train.py ..."
 
 
 class _State:
-    store: dist.Store | None = None  # None: no process group
+    store: Store | None = None  # None: no process group
     started = 0
 
 
@@ -71,12 +73,12 @@ def start(use_cuda: bool) -> None:
             )
         torch.cuda.set_device(local)
     limit = timedelta(seconds=_timeout())
-    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    store, rank, size = next(rendezvous("env://", timeout=limit))
     store.set_timeout(limit)
-    store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_State.started}", store)
+    store = PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_State.started}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    _State.store = dist.PrefixStore("dassl_clip", store)
+    _State.store = PrefixStore("dassl_clip", store)
     _State.started += 1
 
 
@@ -177,7 +179,7 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     values = [make() if is_main() else None]
     dist.broadcast_object_list(values, device=torch.device("cpu"))
-    return values[0]
+    return cast("T", values[0])
 
 
 def gather_values(value: T) -> list[T]:
@@ -200,6 +202,7 @@ def announced(make: Callable[..., T]) -> Callable[..., T]:
 
 def follow(make: Callable[..., Any]) -> None:
     """In the other processes: call `make` whenever the main process does, until that calls `announce_end`."""
+    args: tuple[Any, ...] | None
     while (args := from_main(tuple)) is not None:
         make(*args)
 
@@ -268,10 +271,11 @@ def main_array(own: Tensor | None) -> Tensor:
     Args:
         own: The array, or in other processes None if they do not have the same one.
     """
-    if all(gather_values(own is not None)):
+    everywhere = all(gather_values(own is not None))
+    if own is not None and everywhere:
         return own
-    shape = from_main(lambda: list(own.shape))
-    values = own if is_main() else torch.empty(shape)
+    shape = from_main(lambda: [] if own is None else list(own.shape))
+    values = own if own is not None and is_main() else torch.empty(shape)
     for part in values.split(ROWS_AT_ONCE):
         dist.broadcast(part if not is_main() else part.contiguous(), 0)
     return values

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dassl.data import DatasetWrapper
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.results.errors import UserError
@@ -22,6 +23,7 @@ from . import distributed, sharding
 from .data import progress_bar
 
 if TYPE_CHECKING:
+    from .features import CachedImages
     from .trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Evaluation:
         """Write the predictions of a split, and `classnames` `[C]`, to `predictions.npz` of a folder. No pickles."""
         if not distributed.is_main():
             return
-        arrays = {
+        arrays: dict[str, Any] = {
             key: np.array(value) if isinstance(value, list) else value.cpu().numpy()
             for key, value in self.predictions[split].items()
         }
@@ -99,13 +101,14 @@ def split_logits(
     From cached rows where the method's logits depend on these alone, else from the images. Several processes each
     compute some of the batches.
     """
-    items, device = loader.dataset.data_source, trainer.device
+    images: DatasetWrapper = loader.dataset
+    items, device = images.data_source, trainer.device
     cached = trainer.cached_images(items)
 
-    def from_rows(batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def from_rows(rows: "CachedImages", batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for index in batches:
             labels = torch.tensor([items[number].label for number in index.tolist()], device=device)
-            yield trainer.feature_logits(cached[index].to(device)).float(), labels, index.to(device)
+            yield trainer.feature_logits(rows[index].to(device)).float(), labels, index.to(device)
 
     def from_images(batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in progress_bar(batches, split):
@@ -118,7 +121,7 @@ def split_logits(
         own = from_images(sharding.shard_batches(loader))
     else:
         loader = cached.batches(trainer.features.batch_size)
-        own = from_rows(sharding.shard_batches(loader))
+        own = from_rows(cached, sharding.shard_batches(loader))
     for logits, labels, index in sharding.merge_shards(own, loader):
         yield logits, labels, [items[number].impath for number in index.tolist()]
     trainer.features.gather_skipped()

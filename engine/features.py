@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -107,7 +107,8 @@ class CachedImages:
 
     def batches(self, batch_size: int) -> DataLoader[Any]:
         """A loader of the readable images' numbers, `[B]`."""
-        return DataLoader(self.readable, batch_size=batch_size, generator=torch.Generator())
+        images = cast("Dataset[Tensor]", self.readable)  # a loader asks for items and a length, which a tensor has
+        return DataLoader(images, batch_size=batch_size, generator=torch.Generator())
 
 
 class FeatureStore:
@@ -347,7 +348,7 @@ class SavedFeatures:
 
 def save_features(folder: Path, splits: Mapping[str, SavedFeatures]) -> None:
     """Write `features.npz` of a run, atomically; what it says of other splits stays."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}  # arrays; numpy's types take their names for its own keyword, a bool
     for split, saved in (saved_features(folder) | dict(splits)).items():
         arrays |= {f"{split}.entry": np.array(saved.entry), f"{split}.labels": saved.labels}
         arrays[f"{split}.domains"] = saved.domains

@@ -46,8 +46,10 @@ def seed_all(seed: int) -> None:
 def random_states() -> dict[str, Any]:
     """The states of these generators: numbers, lists and byte tensors only, which load with `weights_only=True`."""
     version, numbers, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
-    states = {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+    legacy = np.random.get_state(legacy=True)
+    assert isinstance(legacy, tuple)  # a dict only where other code has set another generator
+    kind, keys, *rest = legacy
+    states: dict[str, Any] = {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
     states["torch"] = torch.get_rng_state()
     states["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return states
@@ -142,7 +144,7 @@ class EpochLoop:
             rows = trainer.train_loader_x.batch_sampler.size(self.step)
             share = len(trainer.batch_paths) * processes / rows
             terms = {name: share * term for name, term in terms.items()}
-        loss = sum(weights[name] * term for name, term in terms.items())
+        loss = sum((weights[name] * term for name, term in terms.items()), start=torch.zeros(()))
         values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
         shown = values
         if processes > 1:

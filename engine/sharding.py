@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dassl_clip.results.errors import UserError
+
 from . import signals
 from .distributed import broadcast, gather_rows, gather_values, rank, world_size
 
@@ -21,8 +23,8 @@ def shard_batches(loader: DataLoader[Any]) -> DataLoader[Any]:
     """
     if not _is_sharded(loader):
         return loader
-    order = broadcast(torch.tensor(list(loader.batch_sampler.sampler), dtype=torch.int64))
-    batches = [part.tolist() for part in order.split(loader.batch_sampler.batch_size)]
+    order = broadcast(torch.tensor(list(loader.sampler), dtype=torch.int64))
+    batches = [part.tolist() for part in order.split(batch_size(loader))]
     return DataLoader(
         loader.dataset,
         batch_sampler=batches[rank() :: world_size()],
@@ -56,9 +58,10 @@ def merge_shards(own: Iterator[tuple[Tensor, ...]], loader: DataLoader[Any]) -> 
         return
     last: tuple[Tensor, ...] = ()
     for _ in range(-(-len(loader) // world_size())):
-        fault = None
+        fault: Exception | None = None
+        batch: tuple[Tensor, ...] | None = None
         try:
-            tensors = next(own, None)
+            batch = next(own, None)
         except Exception as error:
             fault = error
         state = "" if fault is None else f"{fault or type(fault).__name__}", signals.stop.requested
@@ -69,7 +72,7 @@ def merge_shards(own: Iterator[tuple[Tensor, ...]], loader: DataLoader[Any]) -> 
             raise ElsewhereError(next(text for text in faults if text))
         if any(stops):
             raise signals.Terminated(f"process {stops.index(True)} was stopped", agreed=True)
-        last = tuple(rows[:0] for rows in last) if tensors is None else tensors
+        last = tuple(rows[:0] for rows in last) if batch is None else batch
         yield tuple(gather_rows(rows) for rows in last)
 
 
@@ -77,6 +80,17 @@ class ElsewhereError(RuntimeError):
     """An error of another process; the message is its own."""
 
     from_user = True
+
+
+def batch_size(loader: DataLoader[Any]) -> int:
+    """Images in a batch of a loader.
+
+    Raises:
+        UserError: It gives single images, or has a batch sampler of its own.
+    """
+    if loader.batch_size is None:
+        raise UserError("a loader must have a batch size: give DataLoader its batch_size, and no batch_sampler")
+    return loader.batch_size
 
 
 def _is_sharded(loader: DataLoader[Any]) -> bool:

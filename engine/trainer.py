@@ -6,7 +6,7 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class CLIPTrainer(TrainerX):
         losses: Means of the last epoch's loss terms.
         history: Rate and means of the loss terms of each epoch, kept in checkpoints.
     """
+
+    cfg: CfgNode
+    best_result: float  # of validation so far, in percent
+    feature_logits: Callable[[Tensor], Tensor]  # rows of `encoding` to logits `[B, C]`; a method may have none
 
     trains_on_labels = True  # False: no label decides anything that is learned
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
@@ -468,4 +472,4 @@ class CLIPTrainer(TrainerX):
         """
         data = self.dm.dataset
         splits = {"test": data.test, "val": data.val, "train": data.train_x}
-        self.features.save(folder, splits, dict.fromkeys((split, *self.cached_splits)))
+        self.features.save(folder, splits, list(dict.fromkeys((split, *self.cached_splits))))
