@@ -1,4 +1,4 @@
-"""Features of frozen towers, kept on disk under the hash of all that made them.
+"""Features of frozen towers, cached on disk under the hash of all that made them.
 
 An entry is a pair of files in the cache folder: `<hash>.npy`, an array that is read memory-mapped, and `<hash>.json`,
 the facts whose hash is the name, with the array's shape and checksums. The facts hold the hash of the weights, the
@@ -122,7 +122,7 @@ def _cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
         try:
             stack.enter_context(turn(path))
         except OSError as error:
-            warn_not_kept(error)
+            warn_not_cached(error)
             return make().cpu()
         found = read_array(path)  # made by another process meanwhile
         if found is not None:
@@ -133,7 +133,7 @@ def _cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
             write_facts(path, facts, array.shape, block_sums(array))
             write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
         except OSError as error:
-            warn_not_kept(error)
+            warn_not_cached(error)
         return values
 
 
@@ -175,13 +175,13 @@ def write_facts(path: Path, facts: dict[str, object], shape: Sequence[int], sums
     """Write the facts of an entry beside its array at `path`, with the array's shape and checksums."""
     said = {"schema": SCHEMA, **facts, "array": {"shape": list(shape), "crc32": list(sums)}}
     write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(said, indent=1).encode()))
-    logger.info("features kept in %s", path)
+    logger.info("features cached in %s", path)
 
 
-def warn_not_kept(error: OSError) -> None:
+def warn_not_cached(error: OSError) -> None:
     """Say that the cache cannot be written, and what to do."""
     logger.warning(
-        "features are not kept (%s): set %s to a folder with room, or to %s", error, CACHE_VARIABLE, CACHE_OFF
+        "features are not cached (%s): set %s to a folder with free space, or to %s", error, CACHE_VARIABLE, CACHE_OFF
     )
 
 

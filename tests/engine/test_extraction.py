@@ -181,7 +181,7 @@ def test_a_full_disk_goes_on_in_memory(cache, monkeypatch, caplog):
     make = Maker()
     with caplog.at_level("WARNING", logger="dassl_clip"):
         assert torch.equal(rows_of(make), make.values)
-    assert make.starts == [0] and "features are not kept" in caplog.text and "No space left" in caplog.text
+    assert make.starts == [0] and "features are not cached" in caplog.text and "No space left" in caplog.text
     assert list(cache.iterdir()) == []
 
 
@@ -208,7 +208,7 @@ def test_where_nothing_can_be_kept_rows_are_made_in_memory(tmp_path, monkeypatch
         monkeypatch.setenv("DASSL_CLIP_CACHE", place)
         make = Maker()
         assert torch.equal(rows_of(make), make.values)
-    assert caplog.text.count("features are not kept") == 1
+    assert caplog.text.count("features are not cached") == 1
 
 
 def test_rows_that_do_not_fit_are_refused(cache):

@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_made_warns_and_goes_on(tmp_path, monkeypatch, c
     make = Maker(torch.ones(3))
     with caplog.at_level("WARNING", logger="dassl_clip"):
         assert torch.equal(feature_cache.cached({}, make), make.values)
-    assert "features are not kept" in caplog.text and "DASSL_CLIP_CACHE" in caplog.text
+    assert "features are not cached" in caplog.text and "DASSL_CLIP_CACHE" in caplog.text
 
 
 def test_off_keeps_and_reads_nothing(cache, monkeypatch):
@@ -427,7 +427,7 @@ def test_a_run_goes_on_where_nothing_can_be_kept(run, cache, monkeypatch, tmp_pa
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "file"))
     second, _, output = run("ZeroshotCLIP", name="second")
-    assert "WARNING: features are not kept" in output.out
+    assert "WARNING: features are not cached" in output.out
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
     third, _, output = run("ZeroshotCLIP", name="third")
     assert "features" not in output.out
