@@ -569,7 +569,7 @@ def test_a_training_on_texts_that_changed_since_starts_anew(strike, tmp_path, mo
         ({"NOISE_TOKENS": 75}, "75"),
         ({"SWAP": 1.5}, "probability swap of an augmentation must lie between 0 and 1, got 1.5"),
         ({"DROP_WORD": -0.5, "SOURCE": "random-words"}, "must lie between 0 and 1, got -0.5"),
-        ({"TEMPLATES": "clap_pcc"}, "Did you mean 'clap_pc'"),
+        ({"TEMPLATES": "clap_pcc"}, "unknown templates 'clap_pcc'. Did you mean 'clap_pc' or 'clap_c'?"),
         ({"TEMPLATES": "a photo"}, "unknown templates 'a photo'"),
         ({"EVALUATE": "('form',)"}, "EVALUATE is ('form',); expected any of forms, probe, attacks"),
         ({"ATTACKS": "('PGD',)"}, "ATTACKS is ('PGD',); expected any of FGSM, PGD-20, CW-20"),

@@ -449,7 +449,7 @@ def test_odd_backbones_have_their_own_temperature(run, tiny_clip, tmp_path, plai
         ({"STEPS": -5}, "SINKHORN_ITERATIONS and STEPS are at least 0"),
         ({"LR": 0.0}, "lr is positive"),
         ({"TOLERANCE": -1.0}, "tolerance is 0 or more"),
-        ({"TEMPLATES": "inmap8"}, "inmap7"),
+        ({"TEMPLATES": "inmap8"}, "unknown templates 'inmap8'. Did you mean 'inmap7' or 'imagenet80'?"),
         ({"PREC": "fp8"}, "TRAINER.INMAP.PREC is 'fp8'"),
     ],
 )
