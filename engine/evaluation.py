@@ -40,11 +40,13 @@ class Evaluation:
         results: Metrics of each split, or of each further way to score it.
         predictions: The last predictions of each split: `paths`, `labels` `[N]`, the best classes `top` and their
             softmax `shares` `[N, 5]`, best first.
+        notes: How the extra tests of the last test were made.
     """
 
     def __init__(self) -> None:
         self.results: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
 
     def measure(
         self, split: str, batches: Iterable[tuple[Tensor, Tensor, list[str]]], evaluator: Any
@@ -156,7 +158,7 @@ def count_hits(hits: Tensor) -> dict[str, float]:
     return {"top5_accuracy": 100 * near / len(hits), "correct": correct, "total": len(hits)}
 
 
-def reading(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str, object]:
+def metrics_of(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str, Any]:
     """Metrics of one way to score all images of a split, for a run's record.
 
     Args:

@@ -48,6 +48,8 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
     }
     if not names:
         facts["selection_rule"] = "none"
+    if trainer.extra_tests:
+        facts["reading_notes"] = trainer.evaluation.notes
     if hasattr(dataset, "protocol"):
         facts["protocol"] = dataset.protocol
     return facts

@@ -29,6 +29,7 @@ from .checkpoints import Checkpoints, Run
 from .clock import Clock
 from .data import RAISE, SKIP, SeededImages, can_be_fixed, training_loader, with_model_input
 from .evaluation import Evaluation, selection_images, split_logits
+from .extra_tests import EXTRA_TEST_SETTINGS, ExtraTests, check_extra_tests
 from .features import CachedImages, Encoding, FeatureStore
 from .fingerprint import identity
 from .loop import EpochLoop, random_states, restore_random
@@ -79,7 +80,7 @@ class CLIPTrainer(TrainerX):
     refines = False  # True: it refines the finished run that `FROM` of its node names
     listed_last = False  # True: where all methods are listed, it comes last
     is_reference = False  # True: the method that others are compared with
-    extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks
+    extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks (`extra_tests.py`)
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
@@ -90,8 +91,9 @@ class CLIPTrainer(TrainerX):
 
     @classmethod
     def add_config(cls, cfg: CfgNode) -> None:
-        """Add the node of the trainer, `TRAINER.<NAME>`, with its `settings`."""
-        trainer_node(cfg, cls.__name__.upper(), **cls.settings)
+        """Add the node of the trainer, `TRAINER.<NAME>`, with its `settings` and those of its extra tests."""
+        extra = EXTRA_TEST_SETTINGS if cls.extra_tests else {}
+        trainer_node(cfg, cls.__name__.upper(), **cls.settings, **extra)
 
     @property
     def node(self) -> CfgNode:
@@ -116,8 +118,8 @@ class CLIPTrainer(TrainerX):
         """Refuse impossible settings before anything is built.
 
         Raises:
-            UserError: Unknown precision or selection rule, a logger that is unknown or not installed, or a changed
-                setting that another one takes the place of.
+            UserError: Unknown precision or selection rule, a logger that is unknown or not installed, a changed
+                setting that another one takes the place of, or a setting of an extra test that does not exist.
         """
         name = type(self).__name__.upper()
         wants_wandb(cfg)
@@ -135,6 +137,8 @@ class CLIPTrainer(TrainerX):
             raise UserError(f"DATALOADER.ON_BAD_IMAGE is {given!r}; expected {RAISE!r} or {SKIP!r}")
         if cfg.TEST.FINAL_MODEL not in SELECTION_RULES:
             raise UserError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
+        if self.extra_tests:
+            check_extra_tests(name, cfg.TRAINER[name], self.extra_tests)
 
     # ----------------------------------------------------------------------------------------------- construction
 
@@ -339,9 +343,10 @@ class CLIPTrainer(TrainerX):
     def before_test(self) -> None:
         """Called once before the batches of a test: the place for what all images share, such as text features."""
 
-    @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Evaluate on a split; its metrics go to `evaluation`, the accuracy (percent) is returned.
+
+        Of the test images the extra tests that `EVALUATE` of the node names are made too.
 
         Raises:
             UserError: The split is neither `test` nor `val`, or the data set has no such images.
@@ -353,13 +358,17 @@ class CLIPTrainer(TrainerX):
                 f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images"
                 + (" and val images" if self.val_loader is not None else ", no val images")
             )
-        with self.clock.on("test"):
+        with torch.no_grad(), self.clock.on("test"):
             self.set_model_mode("eval")
             self.before_test()
             logger.info("evaluate on the %s images", split)
             metrics = self.evaluation.measure(split, split_logits(self, loader, split), self.evaluator)
             for key, value in metrics.items():
                 self.write_scalar(f"{split}/{key}", value, self.epoch)
+        if split == "test" and self.extra_tests:
+            extra = ExtraTests(self)  # outside the block above, since attacks need gradients
+            self.evaluation.results |= extra.run()
+            self.evaluation.notes = extra.notes
         return float(next(iter(metrics.values())))
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -197,6 +197,17 @@ def plain(tiny_clip):
     return PlainCLIP(tiny_clip)
 
 
+@pytest.fixture(scope="session")
+def sketch(domain_tree, plain):
+    """The target domain: files, labels `[N]`, class names, and plain features `[N, E]`, in the order of the files."""
+    import torch
+
+    folders = sorted((domain_tree / "sketch").iterdir())
+    paths = [path for folder in folders for path in sorted(folder.iterdir())]
+    labels = torch.tensor([folders.index(path.parent) for path in paths])
+    return paths, labels, [folder.name.replace("_", " ") for folder in folders], plain.images(paths)
+
+
 @pytest.fixture
 def strangers() -> tuple[str, ...]:
     """Beginnings of the config keys of trainers that other tests have registered."""

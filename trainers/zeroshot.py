@@ -4,37 +4,29 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
 """
 
 from torch import Tensor
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
-from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(ReadingsMixin, CLIPTrainer):
+class ZeroshotCLIP(CLIPTrainer):
     """Cosines of image features with the (averaged) text features of each class's prompts."""
 
     settings = {
         "TEMPLATES": "single",  # a named set, a list of templates with `{}`, or `words`: CTX_INIT, name, full stop
         "CTX_INIT": "a photo of a",
-        **KEYS,
     }
     trains_on_labels = False
     has_epochs = False
     is_reference = True
-    extra_tests = KINDS
+    extra_tests = ("forms", "probe", "attacks")
     overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse readings that do not exist."""
-        super().check_cfg(cfg)
-        check_keys("ZEROSHOTCLIP", cfg.TRAINER.ZEROSHOTCLIP)
 
     @property
     def prompt(self) -> str:

@@ -24,8 +24,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.engine import distributed, feature_cache, signals
 from dassl_clip.engine.evaluation import selection_images
-from dassl_clip.engine.extra_tests import KEYS, KINDS, ReadingsMixin, check_keys
-from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
@@ -40,12 +39,28 @@ SOURCE_VAL = "source-val"
 
 
 @TRAINER_REGISTRY.register()
-class CLAP(ReadingsMixin, CLIPTrainer):
+class CLAP(CLIPTrainer):
     """Contrasts prompts with their augmented forms, and these with class names."""
 
+    settings = {
+        "TEMPLATES": "clap_pc",  # of the classifier that is tested
+        "TASKS": (),  # what a script runs if no task is named
+        "LATENT_DIM": 512,
+        "ALPHA": "1.0",
+        "ALPHA_CANDIDATES": (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 0.7, 1.0),
+        "TAU": 0.3,
+        "LAMBDA": 1e-4,
+        "BATCH_SIZE": 96,
+        "MAX_STEPS": 8000,
+        "CHECK_EVERY": 480,
+        "PATIENCE": 5,
+        "MIN_DROP": 0.01,
+        "KEEP": LAST_DROP,  # the weights of the last check at which the loss dropped, or last-step
+        **PAIR_KEYS,
+    }
     trains_on_labels = False
     has_epochs = False
-    extra_tests = KINDS
+    extra_tests = ("forms", "probe", "attacks")
     fixed_in_record = {"ALPHA": "alpha"}
     setting_labels = {"alpha": "alpha, the weight of the content head (0: plain CLIP)"}  # of a figure's axis
     overridden = OVERRIDDEN_PAIRS
@@ -53,37 +68,10 @@ class CLAP(ReadingsMixin, CLIPTrainer):
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
     cached_splits = ("val",)  # accuracy by alpha is drawn of them
 
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """The head, its loss and stopping rule; what it is trained on (`clap_pairs.py`); readings (`readings.py`).
-
-        `TEMPLATES` are those of the classifier that is tested. `TASKS`: what a script runs if no task is named.
-        """
-        trainer_node(
-            cfg,
-            "CLAP",
-            TEMPLATES="clap_pc",
-            TASKS=(),
-            LATENT_DIM=512,
-            ALPHA="1.0",
-            ALPHA_CANDIDATES=(0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 0.7, 1.0),
-            TAU=0.3,
-            LAMBDA=1e-4,
-            BATCH_SIZE=96,
-            MAX_STEPS=8000,
-            CHECK_EVERY=480,
-            PATIENCE=5,
-            MIN_DROP=0.01,
-            KEEP=LAST_DROP,  # the weights of the last check at which the loss dropped, or last-step
-            **PAIR_KEYS,
-            **KEYS,
-        )
-
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse impossible settings of the head, its training and the readings."""
+        """Also refuse impossible settings of the head and its training."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.CLAP
-        check_keys("CLAP", node)
         check_pair_keys(node)
         parse_alpha(node.ALPHA)
         if node.TAU <= 0 or node.LAMBDA < 0 or node.LATENT_DIM < 1 or node.BATCH_SIZE < 2 or node.MAX_STEPS < 0:

@@ -5,7 +5,7 @@ Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categoriza
 train` or `val`, others (inductive: the tested images are unseen). `FROM` names the folder of a finished run, whose
 features, scores and class proxies take the place of CLIP's.
 
-Three readings are reported: the text proxy, the vision proxy from plain pseudo labels, and the one from Sinkhorn
+Three classifiers are tested: the text proxy, the vision proxy from plain pseudo labels, and the one from Sinkhorn
 labels, which is the trainer's classifier.
 """
 
@@ -22,7 +22,7 @@ from dassl_clip.clip.rows import Cosines, FeatureRows
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
-from dassl_clip.engine.evaluation import reading
+from dassl_clip.engine.evaluation import metrics_of
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_refined
 from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
@@ -200,12 +200,12 @@ class InMaP(CLIPTrainer):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; where the proxies were learned in this run, take the three readings of test images."""
+        """Evaluate on a split; where the proxies were learned in this run, test all three classifiers."""
         value = super().test(split)
         if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
             features, labels = self._compared(self.dm.dataset.test)
             for name, proxies in self.learned.items():
-                self.evaluation.results[name] = reading(Cosines(features, proxies.T), labels, self.num_classes)
+                self.evaluation.results[name] = metrics_of(Cosines(features, proxies.T), labels, self.num_classes)
                 logger.info("* %s: %.2f%%", name, self.evaluation.results[name]["accuracy"])
         return value
 

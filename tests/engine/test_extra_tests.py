@@ -1,8 +1,8 @@
-"""Further readings of a run, through the command line, against plain programs on open_clip's own model.
+"""Extra tests of a run, through the command line, against plain programs on open_clip's own model.
 
-Covers: the prompt forms C, CP, PC and NC, with noise that does not depend on the batch size, and one draw a batch where
-that is asked for; few-shot probes, which images they are trained and tested on; attacked images pixel by pixel, in both
-spaces, zero-shot and on the 1-shot probe; what the record says of it.
+Covers: the prompt forms C, CP, PC and NC, with noise that does not depend on the batch size, and one draw per batch
+where that is asked for; few-shot probes, which images they are trained and tested on; attacked images pixel by pixel,
+in both spaces, zero-shot and on the 1-shot probe; what the record says of it.
 """
 
 import random
@@ -18,6 +18,7 @@ from dassl_clip.cli import train
 from dassl_clip.clip.probe import fit_linear_probe
 from dassl_clip.engine import registry
 from dassl_clip.engine.data import mix_seed
+from dassl_clip.engine.extra_tests import ExtraTests
 from dassl_clip.engine.overrides import resolve_config
 
 FORMS = {"C": "{}", "CP": "a {} in a photo", "PC": "a photo of a {}"}
@@ -32,11 +33,11 @@ def random_head(seed=2):
 
 @pytest.fixture
 def clap(run, tmp_path, domain_tree):
-    """`clap(kinds, **keys)` reads a random head of CLAP in further ways: folder, record, output."""
+    """`clap(test, **keys)` runs an extra test on a random head of CLAP: folder, record, output."""
     torch.save(random_head(), tmp_path / "head.pth")
 
-    def go(kinds, *pairs, name="run", root=domain_tree, **keys):
-        keys = {"EVALUATE": repr((kinds,)), "LATENT_DIM": 8, "MAX_STEPS": 0, "ALPHA": ALPHA, **keys}
+    def go(test, *pairs, name="run", root=domain_tree, **keys):
+        keys = {"EVALUATE": repr((test,)), "LATENT_DIM": 8, "MAX_STEPS": 0, "ALPHA": ALPHA, **keys}
         words = [word for key, value in keys.items() for word in (f"TRAINER.CLAP.{key}", value)]
         return run("CLAP", *words, "MODEL.INIT_WEIGHTS", tmp_path / "head.pth", *pairs, name=name, root=root)
 
@@ -45,7 +46,7 @@ def clap(run, tmp_path, domain_tree):
 
 @pytest.fixture(scope="session")
 def faint(tmp_path_factory):
-    """A tree whose classes differ less than the pictures of a class do: few shots are often wrong."""
+    """A tree whose classes differ less than the images of a class do: few shots are often wrong."""
     root, draw = tmp_path_factory.mktemp("faint"), np.random.default_rng(3)
     for domain in ("art", "photo", "sketch"):
         for c, name in enumerate(("dog", "fire_truck", "house")):
@@ -67,21 +68,21 @@ def content(x, unit=True):
 def in_order(folder, sketch):
     """Files, labels and features of the tested images in the run's order."""
     paths, labels, _, features = sketch
-    place = {str(path): row for row, path in enumerate(paths)}
-    rows = [place[path] for path in np.load(folder / "predictions.npz")["paths"]]
-    return [paths[row] for row in rows], labels[rows], features[rows]
+    number = {str(path): i for i, path in enumerate(paths)}
+    index = [number[path] for path in np.load(folder / "predictions.npz")["paths"]]
+    return [paths[i] for i in index], labels[index], features[index]
 
 
-def assert_accuracy(found, scores, labels):
-    """A reading's figures are those of scores `[N, C]`, but for images with two classes too close to tell."""
+def assert_accuracy(metrics, scores, labels):
+    """Metrics are those of scores `[N, C]`, but for images with two classes too close to tell."""
     best = scores.topk(2, dim=1).values
     close = int((best[:, 0] - best[:, 1] < 1e-5).sum())
     hits = scores.argmax(1) == labels
-    assert found["total"] == len(labels) and close < len(labels) / 4
-    assert abs(found["accuracy"] - 100 * hits.float().mean().item()) <= 100 * close / len(labels) + 1e-4
+    assert metrics["total"] == len(labels) and close < len(labels) / 4
+    assert abs(metrics["accuracy"] - 100 * hits.float().mean().item()) <= 100 * close / len(labels) + 1e-4
     if not close:
         wanted = [100 * hits[labels == c].float().mean().item() for c in range(3)]
-        assert found["per_class_accuracy"] == pytest.approx(wanted)
+        assert metrics["per_class_accuracy"] == pytest.approx(wanted)
 
 
 def noise(draws, seed=1, tokens=4, std=0.02, width=32):
@@ -100,14 +101,14 @@ def test_prompt_forms_are_those_of_a_plain_program(clap, plain, sketch):
     for form, words in FORMS.items():
         text = content(plain.texts([words.format(name) for name in names]))
         assert_accuracy(record["metrics"][form], images @ text.T, labels)
-    found, each = record["metrics"]["NC"], []
-    for draw, own in zip(found["draws"], noise(3), strict=True):
-        scores = images @ content(plain.noisy_names(names, own)).T
+    metrics, each = record["metrics"]["NC"], []
+    for draw, tokens in zip(metrics["draws"], noise(3), strict=True):
+        scores = images @ content(plain.noisy_names(names, tokens)).T
         each.append(100 * scores.argmax(1).eq(labels).float().mean().item())
         assert draw == pytest.approx(each[-1], abs=3.4)  # an image at most
-    assert found["accuracy"] == pytest.approx(sum(found["draws"]) / 3)
-    assert found["accuracy"] == pytest.approx(sum(each) / 3, abs=1.2)
-    assert found["total"] == 30 and found["correct"] == pytest.approx(found["accuracy"] * 0.3)
+    assert metrics["accuracy"] == pytest.approx(sum(metrics["draws"]) / 3)
+    assert metrics["accuracy"] == pytest.approx(sum(each) / 3, abs=1.2)
+    assert metrics["total"] == 30 and metrics["correct"] == pytest.approx(metrics["accuracy"] * 0.3)
     assert list(record["metrics"]) == ["test", "C", "CP", "PC", "NC"]
     accuracies = [record["metrics"][form]["accuracy"] for form in (*FORMS, "NC")]
     assert len(set(accuracies)) > 2, accuracies  # or this test could not tell the forms apart
@@ -127,14 +128,14 @@ def test_one_draw_for_each_batch(clap, plain, sketch):
     folder, record, _ = clap("forms", "DATALOADER.TEST.BATCH_SIZE", 8, NC_PER_BATCH=True, NC_STD=0.1, NC_TOKENS=2)
     _, labels, features = in_order(folder, sketch)
     scores = []
-    for batch, own in zip(content(features).split(8), noise(4, tokens=2, std=0.1), strict=True):
-        scores.append(batch @ content(plain.noisy_names(sketch[2], own)).T)
+    for batch, tokens in zip(content(features).split(8), noise(4, tokens=2, std=0.1), strict=True):
+        scores.append(batch @ content(plain.noisy_names(sketch[2], tokens)).T)
     assert_accuracy(record["metrics"]["NC"], torch.cat(scores), labels)
     assert "draws" not in record["metrics"]["NC"]
     assert record["reading_notes"] == ["NC: one draw of the noise for each batch of 8 images"]
 
 
-def test_zero_shot_clip_has_the_same_readings(run, plain, sketch):
+def test_zero_shot_clip_has_the_same_extra_tests(run, plain, sketch):
     folder, record, _ = run("ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.EVALUATE", "('forms', 'probe')")
     _, labels, features = in_order(folder, sketch)
     text = plain.texts([f"a {name} in a photo" for name in sketch[2]])
@@ -143,7 +144,7 @@ def test_zero_shot_clip_has_the_same_readings(run, plain, sketch):
     assert list(record["metrics"])[5:] == ["1-shot", "4-shot", "8-shot", "16-shot", "32-shot"]
 
 
-def test_readings_follow_evaluation_too_and_no_other_split(run):
+def test_extra_tests_follow_an_evaluation_too_and_no_other_split(run):
     keys = ("TRAINER.ZEROSHOTCLIP.EVALUATE", "('forms',)")
     _, record, _ = run("ZeroshotCLIP", *keys, name="a")
     _, again, _ = run("ZeroshotCLIP", *keys, name="b", flags=("--eval-only",))
@@ -155,33 +156,32 @@ def test_readings_follow_evaluation_too_and_no_other_split(run):
 
 
 def drawn(labels, shots, seed):
-    """Places of the shots: of each class in turn, without putting back."""
-    draw, places = random.Random(seed), []
+    """Numbers of the shots: of each class in turn, without putting back."""
+    draw, shown = random.Random(seed), []
     for c in range(3):
-        own = [place for place, label in enumerate(labels.tolist()) if label == c]
-        places += draw.sample(own, min(shots, len(own)))
-    return places
+        of_class = [i for i, label in enumerate(labels.tolist()) if label == c]
+        shown += draw.sample(of_class, min(shots, len(of_class)))
+    return shown
 
 
 @pytest.mark.parametrize(("tested", "split_seed"), [("all", -1), ("without-shots", 6)])
 def test_probes_are_those_of_a_plain_program(clap, plain, faint, tested, split_seed):
     pairs = ("DATASET.SPLIT_SEED", split_seed)
     folder, record, output = clap("probe", *pairs, root=faint, PROBE_SHOTS="(1, 4, 32)", PROBE_TEST=tested)
-    kept = np.load(folder / "predictions.npz")
-    labels, seed = torch.tensor(kept["labels"]), 1 if split_seed < 0 else split_seed
-    images = content(plain.images(kept["paths"]))
+    predictions = np.load(folder / "predictions.npz")
+    labels, seed = torch.tensor(predictions["labels"]), 1 if split_seed < 0 else split_seed
+    images = content(plain.images(predictions["paths"]))
     assert record["metrics"]["1-shot"]["accuracy"] < 90  # or this test could not tell the shots apart
     for shots in (1, 4, 32):
-        places = drawn(labels, shots, seed)
+        shown = drawn(labels, shots, seed)
         name = f"{shots}-shot"
         if shots == 32 and tested != "all":  # every image was drawn
             assert name not in record["metrics"] and "no image is left to test the 32-shot probe on" in output.out
             continue
-        kept = [place for place in range(30) if tested == "all" or place not in places]
-        weight, bias = fit_linear_probe(images[places], labels[places], 3, seed=mix_seed(1, shots))
-        assert record["metrics"][name]["shots_drawn"] == len(places) == 3 * min(shots, 10)
-        assert record["metrics"][name]["total"] == len(kept)
-        assert_accuracy(record["metrics"][name], images[kept] @ weight.T + bias, labels[kept])
+        index = [i for i in range(30) if tested == "all" or i not in shown]
+        weight, bias = fit_linear_probe(images[shown], labels[shown], 3, seed=mix_seed(1, shots))
+        assert record["metrics"][name]["shots_drawn"] == len(shown) == 3 * min(shots, 10)
+        assert_accuracy(record["metrics"][name], images[index] @ weight.T + bias, labels[index])
     said = "all of them, the shots included" if tested == "all" else "those that were not drawn"
     assert record["reading_notes"] == [f"probes: shots drawn from the tested images, tested on {said}"]
 
@@ -222,7 +222,7 @@ def attack_words(clap_head, domain_tree, tiny_clip, tmp_path, **keys):
 
 @pytest.fixture
 def attacked(domain_tree, tiny_clip, tmp_path):
-    """`attacked(**keys)` builds a trainer, attacks, and gives its readings and the images that were read last."""
+    """`attacked(**keys)` builds a trainer and attacks: its tests, their metrics, and the images the tower has seen."""
     torch.save(random_head(), tmp_path / "head.pth")
 
     def go(**keys):
@@ -231,13 +231,12 @@ def attacked(domain_tree, tiny_clip, tmp_path):
         trainer = build_trainer(resolve_config(train.parse(words)[0]))
         trainer.set_model_mode("eval")
         trainer.before_test()
-        trainer.reading_notes = []
         trainer.features.raw(trainer.test_loader.dataset.data_source)
         seen = []
         trainer.backbone.model.visual.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
-        found = dict(trainer._read_attacks())
-        items = trainer.test_loader.dataset.data_source
-        return trainer, found, seen, [item.impath for item in items], torch.tensor([item.label for item in items])
+        tests = ExtraTests(trainer)
+        metrics, items = dict(tests.attacks()), tests.images
+        return tests, metrics, seen, [item.impath for item in items], torch.tensor([item.label for item in items])
 
     return go
 
@@ -264,11 +263,11 @@ def plain_attack(name, scores, clean, label, start, floor, ceiling):
 @pytest.mark.parametrize("space", ["pixels", "authors"])
 @pytest.mark.parametrize("name", ["FGSM", "PGD-20", "CW-20"])
 def test_attacked_images_are_those_of_a_plain_program(attacked, plain, sketch, name, space):
-    trainer, found, seen, paths, labels = attacked(
+    tests, metrics, seen, paths, labels = attacked(
         ATTACKS=repr((name,)), ATTACK_SPACE=space, ATTACK_TARGETS="('zero-shot',)"
     )
     reads = 1 + (1 if name == "FGSM" else 20)
-    assert len(seen) == 3 * reads  # three batches: each step, and the reading at the end
+    assert len(seen) == 3 * reads  # three batches: each step, and the test at the end
     bad = torch.cat([seen[(batch + 1) * reads - 1] for batch in range(3)])
     clean = torch.cat([plain.picture(path) for path in paths])
     if space == "pixels":
@@ -293,48 +292,48 @@ def test_attacked_images_are_those_of_a_plain_program(attacked, plain, sketch, n
     with torch.no_grad():
         read = content(plain.model.encode_image((bad - plain.mean) / plain.std if space == "pixels" else bad))
         for form, words in FORMS.items():
-            own = content(plain.texts([words.format(class_name) for class_name in sketch[2]]))
-            assert_accuracy(found[f"{name} / {form}"], read @ own.T, labels)
+            form_text = content(plain.texts([words.format(class_name) for class_name in sketch[2]]))
+            assert_accuracy(metrics[f"{name} / {form}"], read @ form_text.T, labels)
         truth = (read @ text.T).gather(1, labels[:, None])
         before = content(torch.cat([plain.images([path]) for path in paths])) @ text.T
     if space == "pixels":
         assert truth.mean() < before.gather(1, labels[:, None]).mean() - 0.05
-    assert list(found) == [f"{name} / {form}" for form in (*FORMS, "NC")]
+    assert list(metrics) == [f"{name} / {form}" for form in (*FORMS, "NC")]
     where = "pixels in [0, 1]" if space == "pixels" else "normalised pixels, clamped to [0, 1]"
-    assert trainer.reading_notes == [f"attacks: {where}, epsilon 0.031, on plain cosines with C"]
+    assert tests.notes == [f"attacks: {where}, epsilon 0.031, on plain cosines with C"]
 
 
 @pytest.mark.parametrize("tested", ["all", "without-shots"])
 def test_the_one_shot_probe_under_attack(attacked, plain, tested):
-    trainer, found, seen, paths, labels = attacked(
+    tests, metrics, seen, paths, labels = attacked(
         ATTACKS="('FGSM',)", ATTACK_TARGETS="('1-shot',)", PROBE_TEST=tested, PROBE_SHOTS="(1,)"
     )
     clean = content(plain.images(paths))
-    places = drawn(labels, 1, 1)
-    weight, bias = fit_linear_probe(clean[places], labels[places], 3, seed=mix_seed(1, 1))
-    kept = [place for place in range(30) if tested == "all" or place not in places]
-    assert list(found) == ["FGSM / 1-shot"] and found["FGSM / 1-shot"]["total"] == len(kept)
+    shown = drawn(labels, 1, 1)
+    weight, bias = fit_linear_probe(clean[shown], labels[shown], 3, seed=mix_seed(1, 1))
+    index = [i for i in range(30) if tested == "all" or i not in shown]
+    assert list(metrics) == ["FGSM / 1-shot"] and metrics["FGSM / 1-shot"]["total"] == len(index)
     bad = torch.cat(seen[1::2])
     pixels = bad * plain.std + plain.mean
-    own = torch.cat([plain.picture(paths[place]) for place in kept]) * plain.std + plain.mean
-    assert (pixels - own).abs().max() <= EPSILON + 1e-6
+    unattacked = torch.cat([plain.picture(paths[i]) for i in index]) * plain.std + plain.mean
+    assert (pixels - unattacked).abs().max() <= EPSILON + 1e-6
     with torch.no_grad():
         read = content(plain.model.encode_image(bad)) @ weight.T + bias
-    assert_accuracy(found["FGSM / 1-shot"], read, labels[kept])
-    before, after = (F.cross_entropy(s, labels[kept]) for s in (clean[kept] @ weight.T + bias, read))
+    assert_accuracy(metrics["FGSM / 1-shot"], read, labels[index])
+    before, after = (F.cross_entropy(s, labels[index]) for s in (clean[index] @ weight.T + bias, read))
     assert after > before + 0.01
     said = "included" if tested == "all" else "left out"
-    assert f"attacks on the 1-shot probe: the images that it was trained on are {said}" in trainer.reading_notes
+    assert f"attacks on the 1-shot probe: the images that it was trained on are {said}" in tests.notes
 
 
 def test_in_the_authors_space_the_probe_is_attacked_through_features_that_are_not_normalised(attacked, plain):
-    """(row 7.2) The attack's gradient is that of W z + b; the reading is that of W z / |z| + b."""
-    _, found, seen, paths, labels = attacked(
+    """(row 7.2) The attack's gradient is that of W z + b; the test is that of W z / |z| + b."""
+    _, metrics, seen, paths, labels = attacked(
         ATTACKS="('FGSM',)", ATTACK_TARGETS="('1-shot',)", ATTACK_SPACE="authors", PROBE_SHOTS="(1,)"
     )
     clean = content(plain.images(paths))
-    places = drawn(labels, 1, 1)
-    weight, bias = fit_linear_probe(clean[places], labels[places], 3, seed=mix_seed(1, 1))
+    shown = drawn(labels, 1, 1)
+    weight, bias = fit_linear_probe(clean[shown], labels[shown], 3, seed=mix_seed(1, 1))
     bad, images = torch.cat(seen[1::2]), torch.cat([plain.picture(path) for path in paths])
     agree = {True: [], False: []}
     for i, image in enumerate(images):
@@ -349,14 +348,14 @@ def test_in_the_authors_space_the_probe_is_attacked_through_features_that_are_no
     assert min(agree[False]) > 0.99 and min(agree[True]) < 0.99
     with torch.no_grad():
         read = content(plain.model.encode_image(bad)) @ weight.T + bias
-    assert_accuracy(found["FGSM / 1-shot"], read, labels)
+    assert_accuracy(metrics["FGSM / 1-shot"], read, labels)
 
 
 def test_a_part_of_the_images_can_be_attacked(clap):
     keys = {"ATTACK_IMAGES": 7, "ATTACKS": "('FGSM',)", "NC_DRAWS": 1}
     _, record, _ = clap("attacks", **keys)
     _, again, _ = clap("attacks", "DATALOADER.TEST.BATCH_SIZE", 3, name="again", **keys)
-    assert {name: found["total"] for name, found in record["metrics"].items()} == {
+    assert {name: metrics["total"] for name, metrics in record["metrics"].items()} == {
         "test": 30, "FGSM / C": 7, "FGSM / CP": 7, "FGSM / PC": 7, "FGSM / NC": 7, "FGSM / 1-shot": 7,
     }  # fmt: skip
     assert record["metrics"] == again["metrics"]
