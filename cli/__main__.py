@@ -28,7 +28,7 @@ COMMANDS = {
     "completion": "a script for the shell that completes all these words",
     "backbones": "the architectures of open_clip: how fast prompts are read, which tokenizer",
     "doctor": "what of the installation works, and what to do about the rest",
-    "cache": "the features kept on the disk: list, remove",
+    "cache": "the cached features: list, remove",
 }
 
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def features_folder() -> Path:
-    """The folder of the kept features.
+    """The folder of the cached features.
 
     Raises:
         UserError: the cache is switched off.

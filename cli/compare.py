@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, split_command
-from dassl_clip.engine.errors import GOES_ON, guarded
+from dassl_clip.engine.errors import RESUMES, guarded
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import methods, plan
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; 1 if a run failed, 2 with one sentence for a user's error."""
-    return guarded(lambda words: run_compare(*split_command(build_parser(), words)), argv, GOES_ON)
+    return guarded(lambda words: run_compare(*split_command(build_parser(), words)), argv, RESUMES)
 
 
 def run_compare(args: argparse.Namespace, pairs: Pairs) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dassl_clip.engine.images import read_image
+from dassl_clip.results.labels import display_name
 
 TILE, MARGIN, LINES, CHARACTERS = 168, 8, 4, 27
 
 
 def prompt(template: str, name: str) -> str:
     """The text of a class, as trainers write it."""
-    return template.format(name.replace("_", " "))
+    return template.format(display_name(name))
 
 
 def choose(report: Any, number: int, seed: int) -> dict[str, list[Any]]:

@@ -20,6 +20,7 @@ from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import write_text_atomically
+from dassl_clip.results.labels import display_name
 
 METRICS = ("euclidean", "cosine")
 FORMATS = (".csv", ".json")
@@ -134,11 +135,11 @@ def learned_context(trainer: Any) -> tuple[Any, bool]:
 
 def choose_classes(args: argparse.Namespace, names: Sequence[str]) -> dict[str, int]:
     """Class names and their places: those that were asked for, else a few for a table and all for a file."""
-    plain = {name.replace("_", " ").lower(): index for index, name in enumerate(names)}
+    plain = {display_name(name).lower(): index for index, name in enumerate(names)}
     for name in args.classes:
-        if name.replace("_", " ").lower() not in plain:
+        if display_name(name).lower() not in plain:
             raise UserError(f"--classes: the run has no class '{name}'.{did_you_mean(name, names)}")
-    asked = [plain[name.replace("_", " ").lower()] for name in args.classes]
+    asked = [plain[display_name(name).lower()] for name in args.classes]
     places = asked or range(len(names) if args.out else min(CLASSES_SHOWN, len(names)))
     return {names[index]: index for index in places}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, split_command
 from dassl_clip.engine.config import make_folder
-from dassl_clip.engine.errors import GOES_ON, guarded
+from dassl_clip.engine.errors import RESUMES, guarded
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import launchers, plan, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep; 1 if runs failed or are missing afterwards, 2 with one line for a user's error."""
-    return guarded(lambda words: run_sweep(*split_command(build_parser(), words)), argv, GOES_ON)
+    return guarded(lambda words: run_sweep(*split_command(build_parser(), words)), argv, RESUMES)
 
 
 def run_sweep(args: argparse.Namespace, pairs: Pairs) -> int:

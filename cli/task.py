@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser, seeds, split_command
 from dassl_clip.engine.config import make_folder
-from dassl_clip.engine.errors import GOES_ON, guarded
+from dassl_clip.engine.errors import RESUMES, guarded
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import launchers, plan, state, tables
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a task and print its table; 1 if a run failed, 2 with one line for a user's error."""
-    return guarded(lambda words: run_task(*split_command(build_parser(), words)), argv, GOES_ON)
+    return guarded(lambda words: run_task(*split_command(build_parser(), words)), argv, RESUMES)
 
 
 def run_task(args: argparse.Namespace, pairs: Pairs) -> int:

@@ -158,8 +158,7 @@ class FrozenCLIP(nn.Module):
             Whether it does; if the tower cannot be compiled here, a warning says why, and all stays as it was.
         """
         compiled = torch.compile(self._visual.forward)
-        trial = torch.zeros(2, 3, *self.image_size, device=self.logit_scale.device)
-        trial = self._images(trial)
+        trial = self._images(torch.zeros(2, 3, *self.image_size, device=self.logit_scale.device))
         torch._dynamo.mark_dynamic(trial, 0)
         try:
             compiled(trial)

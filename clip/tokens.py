@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.labels import display_name
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +106,9 @@ class TokenReader:
         """
         if isinstance(classnames, str):
             raise UserError(f"class names must be a list of texts, got the single text {classnames!r}")
-        names = tuple(str(name).replace("_", " ") for name in classnames)
-        if not names or not all(name.strip() for name in names):
-            raise UserError(f"class names must be one or more non-empty texts, got {list(classnames)[:10]}")
+        names = tuple(display_name(str(name)) for name in classnames)
+        if not names:
+            raise UserError("class names must be one or more texts, got none")
         if len(self.head) + len(self.tail) > MOST_SPECIAL_TOKENS:
             raise UserError(
                 "this model's tokenizer fills each row up to a last special token, so a learned context has no place "

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dassl_clip.results import errors
 from dassl_clip.results.errors import UserError, did_you_mean
 
 LISTS = Path(__file__).parent / "lists"
@@ -30,11 +31,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:
-    """Join names for a message and cut a long list: "a, b, c and 12 more"."""
-    names = [str(name) for name in names]
-    if len(names) <= limit:
-        return ", ".join(names) if names else "nothing"
-    return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+    """`errors.listed`, with "nothing" for none."""
+    return errors.listed(names, limit) or "nothing"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dassl_clip.results.escaping import printable
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
-GOES_ON = "interrupted: the same command goes on from here"
+RESUMES = "interrupted: the same command resumes"
 TOOLBOX = "dassl"
 _TOOLBOX_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
 _ROOM, _ELSEWHERE = "make room, or name another folder", "name a folder that may be written to"

@@ -38,7 +38,7 @@ def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6, most: in
 
 
 def listed(entries: Iterable[object], most: int = 8, separator: str = ", ") -> str:
-    """The first entries, and how many more there are; "" for none."""
+    """The first entries and how many more there are, as in "a, b and 12 more"; "" for none."""
     names = [str(entry) for entry in entries]
-    more = [f"... ({len(names) - most} more)"] if len(names) > most else []
-    return separator.join([*names[:most], *more])
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more

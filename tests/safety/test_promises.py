@@ -48,6 +48,7 @@ BUILDS = ("tools/", "benchmarks/")  # made by a developer in a folder that is th
 def sources():
     """Syntax tree of every Python file, by its path in the checkout."""
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "train.py"]
+    files = [path for path in files if "build" not in path.relative_to(ROOT).parts]  # links of an install in link mode
     return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
 

@@ -4,7 +4,6 @@ The features of all texts, and of all views of the images, are computed once and
 new view in every step; here each image has `IMAGE_VIEWS` augmented ones, and a step draws one of them.
 """
 
-import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import Datum
 from dassl_clip.engine import feature_cache, sharding
 from dassl_clip.engine.data import SeededImages, mix_seed
-from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.errors import MissingFileError, UserError, closest
 
 from .texts import Augmentation, TextTables, WordDropping, file_texts, random_word_texts, source_tables, template_tables
 from .training import ORDERS, SHUFFLED, ImagePairs, PromptNoise, TextPairs
@@ -218,8 +217,8 @@ def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:
         empty += [] if found else [name]
         items += [Datum(impath=str(path), label=label, classname=name) for path in found]
     if empty:
-        near = difflib.get_close_matches(_plain(empty[0]), there, n=1)
-        hint = f" Is {empty[0]!r} the folder {there[near[0]].name!r}?" if near else ""
+        near = closest(empty[0], [path.name for path in there.values()])
+        hint = f" Is {empty[0]!r} the folder {near[0]!r}?" if near else ""
         raise UserError(
             f"{folder} has no pictures for {len(empty)} of {len(classnames)} classes: {', '.join(empty[:8])}"
             f"{', ...' if len(empty) > 8 else ''}.{hint} It has {len(there)} folders; each class needs one with at "
