@@ -7,8 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from dassl_clip.engine.console import safe_console
-from dassl_clip.engine.errors import USAGE_EXIT
+from dassl_clip.engine.errors import USAGE_EXIT, safe_console
 from dassl_clip.engine.paths import leave_checkout
 from dassl_clip.results.errors import did_you_mean
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dassl_clip.cli.arguments import Parser, split_command
 from dassl_clip.engine import registry
 from dassl_clip.engine.config import FLAGS
-from dassl_clip.engine.console import safe_console
+from dassl_clip.engine.errors import safe_console
 from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.engine.paths import leave_checkout
 from dassl_clip.experiments.run import Job, start, supervised

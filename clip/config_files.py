@@ -161,7 +161,8 @@ def model_type(path: Path) -> str:
 
 def _other(value: object, known: object) -> bool:
     """Whether a setting differs from another; a list and a tuple of the same numbers do not."""
-    return known is None or (list(value) != list(known) if isinstance(value, list) else value != known)  # type: ignore[call-overload]
+    same = tuple(value) == known if isinstance(value, list) and isinstance(known, tuple) else value == known
+    return known is None or not same
 
 
 def _read_json(path: Path) -> Any:

@@ -187,8 +187,8 @@ def _fit_grid(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     if given is None or own is None or given.dim() != 2 or own.dim() != 2 or len(given) == len(own):
         return
     side = round((len(given) - 1) ** 0.5)
-    patches = [entries.get("visual.conv1.weight") for entries in (state, model.state_dict())]
-    same_patch = all(patch is not None for patch in patches) and patches[0].shape == patches[1].shape  # type: ignore[union-attr]
+    patch, own_patch = (entries.get("visual.conv1.weight") for entries in (state, model.state_dict()))
+    same_patch = patch is not None and own_patch is not None and patch.shape == own_patch.shape
     if side < 1 or side * side + 1 != len(given) or given.shape[1] != own.shape[1] or not same_patch:
         return
     state[GRID] = given.float()

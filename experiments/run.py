@@ -22,8 +22,7 @@ from typing import Any
 
 from dassl_clip.engine import registry
 from dassl_clip.engine.config import make_folder
-from dassl_clip.engine.console import Console
-from dassl_clip.engine.errors import INTERRUPTED_EXIT, is_user_error, report
+from dassl_clip.engine.errors import INTERRUPTED_EXIT, Console, is_user_error, report
 from dassl_clip.results import environment, files, records, run_data
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError

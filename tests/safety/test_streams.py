@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl_clip.engine import console, errors
+from dassl_clip.engine import errors
 from dassl_clip.results.escaping import printable
 
 PROGRAM = [sys.executable, "-m", "dassl_clip.cli"]
@@ -48,7 +48,7 @@ def many(trained, tmp_path_factory):
 
 def test_8_1_a_reader_that_leaves_ends_the_command_quietly(many):
     codes, err = shell("| head -1 >/dev/null", "table", many, "--format", "json")
-    assert codes == [str(console.PIPE_EXIT), "0"] and err == ""
+    assert codes == [str(errors.PIPE_EXIT), "0"] and err == ""
 
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
@@ -78,17 +78,17 @@ def test_8_1_what_stderr_cannot_hold_is_dropped(tmp_path):
 
 def test_8_1_a_terminal_that_is_not_in_utf_8_shows_escapes():
     raw = io.BytesIO()
-    shown = console.Console(io.TextIOWrapper(raw, encoding="ascii", write_through=True), "standard output")
+    shown = errors.Console(io.TextIOWrapper(raw, encoding="ascii", write_through=True), "standard output")
     print("1.0 ± 0.2, 漢", file=shown)
     assert raw.getvalue() == rb"1.0 \xb1 0.2, \u6f22" + b"\n"
 
 
 def test_8_7_names_do_not_steer_the_console_and_bars_do():
     out, err = io.StringIO(), io.StringIO()
-    shown = console.Console(out, "standard output")
+    shown = errors.Console(out, "standard output")
     print("\x1b[31m\r\u202e name", file=shown)
     assert out.getvalue() == r"\x1b[31m\r\u202e name" + "\n"
-    told = console.Console(err, "standard error", spoken=True)
+    told = errors.Console(err, "standard error", spoken=True)
     for text in ("\r 50%|###", "\n\x1b[A", "\r", "error: \x1b[A\r\u202e"):
         told.write(text)
     assert err.getvalue() == "\r 50%|###" + "\n\x1b[A" + "\r" + r"error: \x1b[A\r\u202e"
