@@ -3,7 +3,7 @@
 The images are those of Icons, scaled to a few pixels and repeated under other names. The first start is killed when a
 share of the images is encoded, the second resumes. Printed are the images per second, how many images were encoded
 twice, and the memory of the process over time, once all images are listed: what it holds itself (anonymous) and what
-it maps of files (which the system takes back when it needs room).
+it maps of files (which the system takes back when it needs memory).
 
     python benchmarks/load.py --images 200000 --kill-at 0.4
 """

@@ -244,7 +244,7 @@ def data(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def disk(args: argparse.Namespace) -> Iterator[Finding]:
-    """Write rights and room where runs and features go."""
+    """Write permission and free space where runs and features go."""
     yield writable(Path(args.out), "output folder", "give --out, or go to, a folder that can be written to", FAIL)
     cache = cache_dir()
     if cache is None:
@@ -256,7 +256,7 @@ def disk(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def writable(folder: Path, name: str, fix: str, level: str) -> Finding:
-    """Whether a file can be written in a folder, or in what is there of it, and how much room there is."""
+    """Whether a file can be written in a folder, or in what is there of it, and how much space is free."""
     place = existing_parent(folder)
     try:
         with tempfile.TemporaryFile(dir=place) as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.records import check_record
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.unpack:
         raise UserError(f"--unpack takes an exported file, and {place} is none")
+    if args.out:
+        make_folder(Path(args.out).expanduser().parent, "--out")
     made = export_run(place, args.imports, args.half)
     path = Path(args.out or default_name(made.record)).expanduser()
     if path.suffix != ENDING:

@@ -219,7 +219,7 @@ def table(found: Sequence[Neighbour], facts: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{facts['method']} ({facts['config']}), {facts['dataset']}, seed {facts['seed']}; {facts['prompt']}",
-            f"nearest of {facts['vocabulary']:,} words, {facts['metric']} distance; `-`: the word goes on{more}",
+            f"nearest of {facts['vocabulary']:,} words, {facts['metric']} distance; `-`: the word continues{more}",
             f"for scale: a word's own nearest other word is {facts['between_words']:.3f} away (median)",
             *text,
             *(["this is the context before each image adds its own shift"] if facts["shifted_by_images"] else []),

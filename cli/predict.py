@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli.arguments import Parser
+from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import guarded, printable
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
@@ -111,8 +112,11 @@ def check(args: argparse.Namespace) -> None:
     ):
         if value < least:
             raise UserError(f"{flag} {value}: at least {least} is needed")
-    if args.out and Path(args.out).suffix.lower() not in FORMATS:
-        raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
+    if args.out:
+        path = Path(args.out).expanduser()
+        if path.suffix.lower() not in FORMATS:
+            raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
+        make_folder(path.parent, "--out")
 
 
 def predict(args: argparse.Namespace) -> Answers:

@@ -139,7 +139,7 @@ class FrozenCLIP(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """Image features `[B, E]`, float32 and (unless told otherwise) L2-normalised, of images `[B, 3, H, W]`.
+        """Image features `[B, E]`, float32 and (by default) L2-normalised, of images `[B, 3, H, W]`.
 
         Args:
             images: Preprocessed images.

@@ -34,7 +34,7 @@ def initial_context(text: TextTower, words: str, n_ctx: int) -> Tensor:
 
     Raises:
         UserError: Neither words nor a positive number of tokens is given, or the words are no tokens to the tower's
-            tokenizer or leave no room for a class name.
+            tokenizer or leave no tokens for a class name.
     """
     words = initial_words(words)
     if not words:

@@ -33,8 +33,8 @@ SAFETENSORS, STATE_DICT, ARCHIVE = "safetensors", "state dict", "OpenAI JIT arch
 SHARDS, NUMPY = "index of shards", "numpy archive"
 PART = re.compile(r"-\d{5}-of-(\d{5})\.\w+$")
 MOST_INDEX = 16 << 20  # bytes of an index of shards
-# What begins like this is no weights that are read here, and what to do.
-STRANGERS = (
+# Files of other formats: how they begin, and what to do.
+OTHER_FORMATS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"),
     (b"\x89HDF", "a Keras file (HDF5); take the same model in PyTorch's form"),
     (b"GGUF", "a GGUF file of llama.cpp; take the same model in PyTorch's form"),
@@ -138,7 +138,7 @@ def _form(path: Path) -> str:
         return SHARDS
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise UserError(f"{path} is a web page, not weights: the download went wrong; fetch the file again")
-    for mark, what in STRANGERS:
+    for mark, what in OTHER_FORMATS:
         if start.startswith(mark):
             raise UserError(f"{path} is {what}")
     raise UserError(

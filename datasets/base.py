@@ -377,7 +377,7 @@ class ListedDataset(DatasetBase):
         texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}", *self._describe_parts()]
         if not self.train_is_test:
             texts.append(
-                f"{self.shots} shots a class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images"
+                f"{self.shots} shots per class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images"
             )
             texts += [f"selection {self.selection}"] if self.selection else []
             texts.append(f"split seed {self.seed}" if self.seed >= 0 else "unseeded")

@@ -217,7 +217,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         UserError: if a member would leave the folder, is a link or a device, if two would be one file on some disks,
-            if there is no room for all, or if the archive cannot be read; of the first four nothing is written.
+            if there is no space for all, or if the archive cannot be read; of the first four nothing is written.
     """
     try:
         for path, write in members(archive, folder):
@@ -273,7 +273,7 @@ def check_member(archive: Path, name: str, plain: bool) -> None:
 
 
 def check_together(archive: Path, folder: Path, sizes: Mapping[str, int]) -> None:
-    """Refuse members that do not go together, or for which there is no room.
+    """Refuse members that do not go together, or for which there is no space.
 
     Args:
         archive: the archive.
@@ -295,8 +295,8 @@ def check_together(archive: Path, folder: Path, sizes: Mapping[str, int]) -> Non
     size, free = sum(sizes.values()), shutil.disk_usage(place).free
     if size > free:
         raise RefusedArchive(
-            f"{archive} is refused: it unpacks to {size:,} bytes, and {place} has {free:,} left; make room, or name "
-            "another folder"
+            f"{archive} is refused: it unpacks to {size:,} bytes, and {place} has {free:,} left; free disk space, or "
+            "name another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Making a split of one's own for a data set whose published split file is not at hand.
+"""Making your own split of a data set whose published split file is not at hand.
 
 Half of each class trains, 20 % validate and 30 % are tested, as in CoOp's own splits; the draw of a class depends on
 the seed and the class alone. Frames of one group of videos (`_g07_` in UCF101) stay in one part. Results on such a

@@ -205,7 +205,7 @@ def _stand_in(name: str) -> Callable[..., object]:
 
 
 def newest_checkpoint(folder: Path, steps: bool = False) -> Iterator[Path]:
-    """Files of a model's folder to go on from: the pointer's first, then the others, the most trained first.
+    """Files of a model's folder to resume from: the pointer's first, then the others, the most trained first.
 
     Args:
         folder: The model's folder inside a run's.

@@ -138,8 +138,8 @@ def is_main() -> bool:
 def first_to(what: str) -> bool:
     """Whether this process is the first of all that comes to say so; a process alone always is.
 
-    An error that all processes have, or that ends them one after the other, is thus told once. If the main process is
-    gone with the store that it kept, it, or torchrun for it, has told why on its machine; elsewhere the first one does.
+    An error that all processes have, or that ends them one after the other, is thus printed once. If the main process
+    has ended, and with it the store, it (or torchrun for it) has printed why on its machine; elsewhere the first does.
     """
     if _State.store is None:
         return is_main()

@@ -23,17 +23,20 @@ PIPE_EXIT = 141  # 128 + SIGPIPE, as of any program whose output nobody reads an
 RESUMES = "interrupted: the same command resumes"
 TOOLBOX = "dassl"
 _TOOLBOX_ERRORS = (ValueError, KeyError, AssertionError, FloatingPointError, ImportError)
-_ROOM, _ELSEWHERE = "make room, or name another folder", "name a folder that may be written to"
+_SPACE, _ELSEWHERE = "free disk space, or name another folder", "name a folder that may be written to"
+_NO_FOLDER = "a file stands where a folder is needed; name another path"
 _DISK = {
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
-    errno.EFBIG: _ROOM,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
     errno.EROFS: _ELSEWHERE,
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
     errno.ENAMETOOLONG: "give shorter names",
     errno.ELOOP: "a link leads back to itself",
-    errno.ENOENT: "it was moved or removed meanwhile, or never made",
+    errno.ENOENT: "it does not exist, cannot be made there, or was removed meanwhile; check the path",
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
     errno.ESTALE: "the network file system was mounted again; start the command again",
     errno.EIO: "the device does not answer",
     errno.EMFILE: "allow more open files (ulimit -n), or set fewer DATALOADER.NUM_WORKERS",
@@ -76,7 +79,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def _is_of_the_system(error: BaseException) -> bool:
-    """Whether it is the system that refuses: no room, no right, a name that is too long, a file that has gone."""
+    """Whether it is the system that refuses: no space, no permission, a name too long, a file removed."""
     return isinstance(error, OSError) and (error.errno or 0) not in _OF_PROGRAMS
 
 

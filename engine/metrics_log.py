@@ -66,7 +66,7 @@ class MetricsLog:
     Args:
         folder: The run's folder.
         with_wandb: Copy what tensorboard gets to Weights & Biases.
-        facts: What the service is told of the run.
+        facts: What the service shows of the run.
 
     Attributes:
         evaluations: Results of the validations, by the number of finished epochs.
@@ -172,7 +172,7 @@ class MetricsLog:
             try:
                 self._wandb.finish()
             except Exception as error:  # such as a network that is gone: it cannot end a run
-                logger.warning("%s was not told that the run is done: %s", WANDB, error)
+                logger.warning("%s was not notified that the run is done: %s", WANDB, error)
         self._tensorboard = self._wandb = None
 
     @contextlib.contextmanager

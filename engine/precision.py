@@ -36,7 +36,7 @@ class Precision:
     def to_host(self, values: Tensor) -> Callable[[], list[float]]:
         """Start to copy a vector to the host; the function that is returned waits for it.
 
-        What is asked of a GPU in between goes on meanwhile, so that looking at a loss does not leave it idle.
+        The GPU works on what was queued in between, so that looking at a loss does not leave it idle.
         """
         if values.device.type != "cuda":
             return values.tolist

@@ -18,7 +18,7 @@ WARMUPS = ("constant", "linear")
 
 
 class EpochSchedule:
-    """Sets the learning rate of every parameter group; `step()` goes on to the next epoch.
+    """Sets the learning rate of every parameter group; `step()` moves to the next epoch.
 
     Args:
         optimizer: Its groups' rates at construction are the base rates.
@@ -50,7 +50,7 @@ class EpochSchedule:
             return float(cfg.WARMUP_MIN_LR) if epoch == 0 else base * epoch / warmup
         if cfg.WARMUP_RECOUNT:
             return base * self._factor(epoch - warmup)
-        # Without a recount the schedule goes on from epoch W with the rate still at its base.
+        # Without a recount the schedule continues from epoch W with the rate still at its base.
         return base * self._factor(epoch) / self._factor(warmup)
 
     def _factor(self, epoch: int) -> float:
@@ -64,7 +64,7 @@ class EpochSchedule:
         return float(cfg.GAMMA ** (epoch // step))
 
     def step(self) -> None:
-        """Go on to the next epoch."""
+        """Move to the next epoch."""
         self.epoch += 1
         self._apply()
 
@@ -81,7 +81,7 @@ class EpochSchedule:
         return {"epoch": self.epoch, "base_lrs": self.base_lrs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the live optimizer's groups get the rates of that epoch."""
+        """Restore a saved state; the live optimizer's groups get the rates of that epoch."""
         self.epoch = int(state["epoch"])
         self.base_lrs = [float(lr) for lr in state["base_lrs"]]
         self._apply()

@@ -124,7 +124,7 @@ def count_gpus() -> int:
 
 
 def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) -> list[Outcome]:
-    """Make runs in processes of this machine, and go on after failures; returns the failures.
+    """Make runs in processes of this machine, and continue after failures; returns the failures.
 
     Args:
         runs: what to run, in this order.
@@ -132,7 +132,7 @@ def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) 
         gpus: number of GPUs that they take in turn; None for those that are there.
     """
     if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
+        raise UserError(f"--jobs {jobs}: expected at least 1 run at a time")
     if gpus is None:
         gpus = count_gpus() if any(run.config.USE_CUDA for run in runs) else 0
     jobs = min(jobs or default_jobs(len(runs), gpus, environment.usable_cores(), free_memory()), len(runs))

@@ -1,4 +1,4 @@
-"""What a person sees while many runs go on: one bar in a terminal, plain lines anywhere else."""
+"""What a person sees while many runs are under way: one bar in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 

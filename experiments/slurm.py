@@ -45,7 +45,7 @@ def launcher(given: dict[str, Any], out: Path, jobs: int | None) -> Launcher:
         UserError: submitit is not installed, or does not know a parameter.
     """
     if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least 1 run must go on at a time")
+        raise UserError(f"--jobs {jobs}: expected at least 1 run at a time")
     try:
         import submitit
     except ModuleNotFoundError:

@@ -156,9 +156,9 @@ def targets_of(given: Sequence[str], domains: Sequence[str], dataset: str) -> li
         return [""]
     for name in given:
         if name not in domains:
-            raise UserError(
-                f"{dataset} has no domain '{name}'.{did_you_mean(name, domains)} Its domains: {', '.join(domains)}."
-            )
+            several = " Separate several by spaces." if "," in name else ""
+            near = did_you_mean(name, domains)
+            raise UserError(f"{dataset} has no domain '{name}'.{near} Its domains: {', '.join(domains)}.{several}")
     return list(given) or list(domains)
 
 

@@ -21,7 +21,7 @@ _FORMULA = re.compile("[=+\\-@\t\r\uff1d\uff0b\uff0d\uff20].", re.S)
 def printable(text: str) -> str:
     """A text in which control characters and bytes that are no text are written out as escapes.
 
-    Names of files and classes come from strangers: none of them shall steer a terminal or fail to be printed.
+    Names of files and classes come from untrusted files: none of them shall steer a terminal or fail to be printed.
     """
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 

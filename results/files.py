@@ -84,7 +84,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write: Called with the open binary file.
 
     Raises:
-        OSError: No room, no right to write, ...; the old file is as it was, and nothing else is left.
+        OSError: No space, no permission, ...; the old file is as it was, and nothing else is left.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}")
     stays = kind_of(path) in ("a device", "a named pipe")

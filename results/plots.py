@@ -76,7 +76,7 @@ def domains_plot(records: Iterable[Record], split: str = "test") -> Plot:
 
 
 def curves_plot(records: Iterable[Record]) -> Plot:
-    """Loss terms and learning rate over training; one panel a term, one line a method and target.
+    """Loss terms and learning rate over training; one panel per term, one line per method and target.
 
     Raises:
         UserError: no record has a history, or there are too many lines.

@@ -1,10 +1,10 @@
-"""Which room may import which: the arrows of the architecture, read from the syntax trees of all modules.
+"""Which package may import which: the arrows of the architecture, read from the syntax trees of all modules.
 
-Covers: imports between rooms (at any depth, inside functions too); no room that imports the tests or benchmarks; the
-toolbox knows nothing of the plugin; no circles between modules at import time; imports inside a room are relative;
-third-party packages are those that `setup.py` (or the toolbox's own file) states; the map in docs/contributing.md says
-the same, and the files and names that it points to exist; no method is named in what runs all methods; and the reader
-of imports itself, on forbidden ones.
+Covers: imports between packages (at any depth, inside functions too); no package that imports the tests or
+benchmarks; the toolbox knows nothing of the plugin; no circles between modules at import time; imports inside a package
+are relative; third-party packages are those that `setup.py` (or the toolbox's own file) states; the map in
+docs/contributing.md says the same, and the files and names that it points to exist; no method is named in what runs all
+methods; and the reader of imports itself, on forbidden ones.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen image features that starts at the text features and is pulled back to them.
+"""A linear classifier on frozen image features that starts at the text features and is regularised towards them.
 
 The strongest simple few-shot baseline: with few images it stays near zero-shot CLIP, with many it is a plain probe.
 Sources: the text start is that of WiSE-FT (Wortsman et al., CVPR 2022) and of Lin et al., "Multimodality helps

@@ -173,7 +173,7 @@ def test_protocol_text(tmp_path, vlcs_tree, config):
         "train: train of caltech, sun;",
         "val: crossval of caltech, sun;",
         "test: test of pascal;",
-        "2 shots a class (val: 2);",
+        "2 shots per class (val: 2);",
         "split seed 5;",
         "classes: base (3)",
     ):

@@ -156,7 +156,7 @@ def test_wandb_that_does_not_start_ends_the_run_at_once(run, started, monkeypatc
 def test_wandb_that_fails_at_the_end_does_not(run, started, monkeypatch):
     monkeypatch.setenv("FAILS", "finish")
     _, record, output = run("LinearProbe", "RUN.LOGGERS", "wandb")
-    assert record is not None and output.out.count("wandb was not told") == 1
+    assert record is not None and output.out.count("wandb was not notified") == 1
 
 
 def test_nothing_is_imported_unasked(run, started):

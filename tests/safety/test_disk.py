@@ -2,7 +2,7 @@
 
 Covered: a limit on the size of files (as a full disk: the writer stops in the middle) for every kind of file that
 matters, in the plugin and in the toolbox; a full device; folders that cannot be written to; a writer that is killed at
-many moments; a run that finds no room.
+many moments; a run that finds no space on the disk.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def test_no_room_leaves_the_old_file(kind, tmp_path):
     with largest_file(50_000), pytest.raises(OSError) as caught:
         WRITERS[kind](path)
     assert caught.value.errno == errno.EFBIG and is_user_error(caught.value)
-    assert sentence(caught.value) == f"{path}: File too large; make room, or name another folder"
+    assert sentence(caught.value) == f"{path}: File too large; free disk space, or name another folder"
     assert path.read_bytes() == b"old and whole" and list(tmp_path.iterdir()) == [path]
     WRITERS[kind](path)
     left = {item.name for item in tmp_path.iterdir()} - {"checkpoint"}  # the toolbox's pointer
@@ -86,7 +86,7 @@ def test_a_full_device_is_named():
     with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as file:
         file.write(b"x")
     caught.value.filename = "/data/run"
-    assert sentence(caught.value) == "/data/run: No space left on device; make room, or name another folder"
+    assert sentence(caught.value) == "/data/run: No space left on device; free disk space, or name another folder"
 
 
 @pytest.mark.parametrize("kind", list(WRITERS))
@@ -135,7 +135,7 @@ def test_a_run_without_room(words, call, tmp_path):
     with largest_file(1500):  # less than its config.yaml has
         code, _, err = call(*words("CoOp", tmp_path / "run"))
     told = " ".join(err.split())
-    assert code == 2 and "File too large; make room, or name another folder" in told and "Traceback" not in err
+    assert code == 2 and "File too large; free disk space, or name another folder" in told and "Traceback" not in err
     assert not (tmp_path / "run/record.json").exists() and not list((tmp_path / "run").rglob("*.tmp"))
     assert call(*words("CoOp", tmp_path / "run"))[0] == 0  # with room the same command goes through
     assert (tmp_path / "run/record.json").exists()
@@ -148,7 +148,9 @@ def test_8_3_every_file_of_a_run_is_named(room, words, call, tmp_path):
         code, _, err = call(*words("CoOp", tmp_path / "run"))
     assert code in (0, 2) and "Traceback" not in err
     if code:
-        assert re.fullmatch(rf"error: {re.escape(str(tmp_path))}/run/\S+: File too large; make room, .*\n", err), err
+        assert re.fullmatch(
+            rf"error: {re.escape(str(tmp_path))}/run/\S+: File too large; free disk space, .*\n", err
+        ), err
 
 
 def test_answers_without_room(call, tmp_path, domain_tree):

@@ -68,7 +68,7 @@ def test_8_1_a_closed_stdout_is_never_the_number_of_a_file(tmp_path, trained):
 def test_8_1_a_full_device_behind_stdout_is_named(asked, trained):
     codes, err = shell(">/dev/full", *[trained if word == "RUN" else word for word in asked])
     assert codes == ["2"]
-    assert err == "error: standard output: No space left on device; make room, or name another folder\n"
+    assert err == "error: standard output: No space left on device; free disk space, or name another folder\n"
 
 
 @needs_full
@@ -118,7 +118,7 @@ def test_8_7_the_log_is_printable(words, call, tmp_path):
     assert (log, out, err) == (printable(log), printable(out), printable(err))
 
 
-ROOM = "make room, or name another folder"
+SPACE = "free disk space, or name another folder"
 OF_WORKER = """Caught FileNotFoundError in DataLoader worker process 0.
 Original Traceback (most recent call last):
   File "x", line 1, in y
@@ -127,12 +127,15 @@ FileNotFoundError: [Errno 2] No such file or directory: '/d/f'
 """
 SYSTEM = [
     # error, part of the expected line
-    (OSError(errno.ENOSPC, "No space left on device", "/d/f"), f"/d/f: No space left on device; {ROOM}"),
-    (OSError(errno.EDQUOT, "Disk quota exceeded", "/d/f"), f"/d/f: Disk quota exceeded; {ROOM}"),
+    (OSError(errno.ENOSPC, "No space left on device", "/d/f"), f"/d/f: No space left on device; {SPACE}"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded", "/d/f"), f"/d/f: Disk quota exceeded; {SPACE}"),
     (OSError(errno.EROFS, "Read-only file system", b"/d/\xff"), "/d/\\udcff: Read-only file system; name a folder"),
     (OSError(errno.EIO, "Input/output error"), "error: Input/output error; the device does not answer"),
-    (OSError(errno.ENOSPC, "No space left on device", 7), f"error: No space left on device; {ROOM}"),
-    (FileNotFoundError(errno.ENOENT, "No such file", "/d/f"), "/d/f: No such file; it was moved or removed meanwhile"),
+    (OSError(errno.ENOSPC, "No space left on device", 7), f"error: No space left on device; {SPACE}"),
+    (
+        FileNotFoundError(errno.ENOENT, "No such file", "/d/f"),
+        "/d/f: No such file; it does not exist, cannot be",
+    ),
     (FileNotFoundError(OF_WORKER), "error: [Errno 2] No such file or directory: '/d/f'"),
     (MemoryError(), "error: not enough memory"),
     (

@@ -2,7 +2,7 @@
 
 Source: Cai et al., "CLAP", ECCV 2024 (arXiv 2311.16445). Features of all texts are computed once; a step draws the
 augmented form of each text by index, so that it costs a small MLP. Batches are functions of seed and step: a run that
-goes on at a step sees what an undisturbed run sees.
+resumes at a step sees what an undisturbed run sees.
 
 Shapes: `B` pairs of a batch, `K` distinct texts, `N` images, `V` views of each, `C` classes, `E` joint embedding, `M`
 noise tokens, `D` text width.
@@ -374,7 +374,7 @@ def fit_content_head(
         min_drop: What counts as a drop.
         keep: `last-drop`, or `last-step` for the weights of the last step.
         on_check: Called at each check, and after the last step, with the step and the mean loss.
-        state: Goes on from a state that `after_step` had made; the head's weights come from it.
+        state: Resumes from a state that `after_step` had made; the head's weights come from it.
         after_step: Called after each step with its number and a function that makes a state, all that is needed to go
             on: `step`, `checks`, `losses` since the last check, `best`, `waited`, `kept_step`, `kept` (the weights
             that the head would end with, by name; empty for those of the last step), `head`, `optimizer` (plain values

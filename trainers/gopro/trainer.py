@@ -1,7 +1,7 @@
 """GOPro: prompts generated from each image's content and style, trained with self-supervision between views.
 
 Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning", BMVC 2023
-(arXiv 2308.11605). `VARIANT: released` is what the authors' program computes with its defects mended (see
+(arXiv 2308.11605). `VARIANT: released` is what the authors' program computes with its defects fixed (see
 `trainers/gopro/model.py`), `VARIANT: paper` what the paper's figure shows. In the released variant no score passes
 through the image projector, so its contrastive term cannot change a prediction; in the paper's variant it can.
 """

@@ -20,7 +20,7 @@ def unpack_archive(path: str, folder: str) -> None:
 
     Raises:
         ValueError: A member would leave the folder, is a link or a device, has control characters in its name, there
-            is no room for all, or the archive is damaged.
+            is no space for all, or the archive is damaged.
     """
     try:
         if path.endswith(".zip"):
