@@ -96,7 +96,7 @@ class Step(Work):
         return {}
 
     def _plain_step(self) -> Results:
-        """The losses of the released program, its defects fixed, and their gradients."""
+        """The losses of the authors' program, its defects fixed, and their gradients."""
         trainer, node = self.trainer, self.trainer.node
         learner, clip = trainer.model, trainer.backbone
         learner.load_state_dict(self.start)

@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=int, default=10, metavar="N", help="words a context vector (default: 10)")
     parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="default: euclidean, as in the source")
     parser.add_argument("--classes", nargs="+", default=(), metavar="NAME",
-                        help=f"of contexts a class (default: {CLASSES_SHOWN} in a table, all in a file)")  # fmt: skip
+                        help=f"of contexts per class (default: {CLASSES_SHOWN} in a table, all in a file)")  # fmt: skip
     parser.add_argument("--out", default="", metavar="FILE", help="write words.csv or words.json (default: a table)")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
                         help="load a module or .py file that registers the run's trainer; repeatable")  # fmt: skip
@@ -120,7 +120,7 @@ def interpret(args: argparse.Namespace) -> tuple[list[Neighbour], dict[str, Any]
 
 
 def learned_context(trainer: Any) -> tuple[Any, bool]:
-    """The context `[M, D]`, or `[C, M, D]` for one a class, among what a trainer learned; and whether images shift it.
+    """The context `[M, D]`, or `[C, M, D]` for one per class, among the learned parts; and whether images shift it.
 
     Raises:
         UserError: it has none.

@@ -57,7 +57,7 @@ class ContextLearner(nn.Module):
 
     A context that starts from words is shared, whatever `class_specific` says, as in CoOp's program.
 
-    Its only parameter is `ctx`, `[M, D]` or `[C, M, D]`, the name in the state dicts of CoOp's released checkpoints.
+    Its only parameter is `ctx`, `[M, D]` or `[C, M, D]`, its name in the checkpoints of CoOp's authors.
     """
 
     def __init__(self, text: TextTower, words: str, n_ctx: int, n_classes: int, class_specific: bool):

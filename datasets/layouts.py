@@ -47,7 +47,7 @@ def match_domains(folder: Path, spec: Spec) -> dict[str, list[Path]]:
 
 def find_candidates(root: Path, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
     """Folders that hold domain folders, best first: most domains, then least depth, then name."""
-    candidates = [(folder, match_domains(folder, spec)) for folder in places(root, spec.folders, depth=3)]
+    candidates = [(folder, match_domains(folder, spec)) for folder in named_folders(root, spec.folders, depth=3)]
     candidates = [(folder, domains) for folder, domains in candidates if domains]
     return sorted(candidates, key=lambda entry: (-len(entry[1]), len(entry[0].parts), entry[0]))
 
@@ -101,7 +101,7 @@ def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence
     return {domain: found[domain][0] for domain in needed}
 
 
-def places(root: Path, names: Iterable[str], depth: int = 4) -> Iterator[Path]:
+def named_folders(root: Path, names: Iterable[str], depth: int = 4) -> Iterator[Path]:
     """The root, then the folders in it that are called like one of the names, and so on inside those.
 
     Args:
@@ -133,7 +133,7 @@ def find_place(
     """
     root = open_root(cfg.DATASET.ROOT, spec.name)
     seen = []
-    for place in places(root, (*spec.folders, *names)):
+    for place in named_folders(root, (*spec.folders, *names)):
         if fits(place):
             return place
         seen.append(place)

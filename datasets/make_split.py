@@ -16,7 +16,7 @@ from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import cache_dir, write_bytes_atomically
 
 from .folders import is_image, list_folder, list_images, match_classes, open_root
-from .layouts import places
+from .layouts import named_folders
 from .spec import Spec, listed, name_key, read_entry
 from .splits import SplitFileDataset, contents_hint, image_bases
 
@@ -46,7 +46,7 @@ def make_split(loader: type[SplitFileDataset], cfg, seed: int, target: str = "")
     if path.name == entry["split_file"] or path.name.startswith("split_zhou_"):
         raise UserError(f"{path} bears the name of the published split; choose another name")
     root = open_root(cfg.DATASET.ROOT, name)
-    bases = image_bases(list(places(root, (*spec.folders, *entry["image_folders"]))), entry["image_folders"])
+    bases = image_bases(list(named_folders(root, (*spec.folders, *entry["image_folders"]))), entry["image_folders"])
     images = next((found for base in bases if (found := READERS[loader.file](base, spec))), None)
     if images is None:
         raise MissingFileError(f"{name}: no images that could be labelled in {listed(bases, 4)}.{contents_hint(bases)}")

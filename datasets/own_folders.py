@@ -17,7 +17,7 @@ from dassl_clip.results.errors import MissingFileError, UserError
 
 from . import packed
 from .base import Layout, ListedDataset, Parts, register, split_again
-from .class_names import class_file, own_classes, with_file
+from .class_names import class_file, classes_of_folders, with_file
 from .folders import (
     PART_KEYS,
     PART_NAMES,
@@ -71,7 +71,7 @@ class FolderDomains(ListedDataset):
             inner = [root / name / other for other in list_folder(root / name)[0]] if name not in tree else []
             lost |= {folder: False for folder in inner if any(map(is_unread, list_folder(folder)[1]))}
         check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderDomains")
-        spec = own_classes(classes, "FolderDomains")
+        spec = classes_of_folders(classes, "FolderDomains")
         return replace(with_file(spec, class_file(cfg, [root, *folders])), domains=dict.fromkeys(tree, ()))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
@@ -126,7 +126,7 @@ class FolderClasses(ListedDataset):
         check_spellings(root, found, "FolderClasses")
         lost = unread_classes([*parts.values()] or [top])
         check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderClasses")
-        return with_file(own_classes(found, "FolderClasses"), class_file(cfg, [root, top, *parts.values()]))
+        return with_file(classes_of_folders(found, "FolderClasses"), class_file(cfg, [root, top, *parts.values()]))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, CLASSES_SHAPE)

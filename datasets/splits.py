@@ -19,7 +19,7 @@ from dassl_clip.results.files import no_file
 from . import packed
 from .base import Layout, ListedDataset, Parts
 from .folders import WRAPPERS, ImageFile, is_image, list_folder, list_images, open_root, read_text
-from .layouts import FileFinder, best_base, candidates, clean_path, holdout_layout, pick_domains, places
+from .layouts import FileFinder, best_base, candidates, clean_path, holdout_layout, named_folders, pick_domains
 from .options import split_seed
 from .spec import PARTS, Spec, listed, load_spec, name_key, read_entry
 
@@ -251,7 +251,7 @@ class SplitFileDataset(ListedDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, self.spec.name)
         entry = read_entry(self.file)
-        folders = list(places(root, (*self.spec.folders, *entry["image_folders"])))
+        folders = list(named_folders(root, (*self.spec.folders, *entry["image_folders"])))
         split = self.read_split(cfg, root, folders, entry)
         bases = image_bases(folders, entry["image_folders"])
         paths = [path for entries in split.entries.values() for path, _ in entries]

@@ -1,7 +1,7 @@
 """CoOp: learn the context of one prompt for all classes, or of one for each class.
 
 Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022. The name `prompt_learner` and its
-parameter `ctx` are those of the released checkpoints, which load through `MODEL.INIT_WEIGHTS` and `--model-dir`.
+parameter `ctx` are those of the authors' checkpoints, which load through `MODEL.INIT_WEIGHTS` and `--model-dir`.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """GOPro's learnable parts: prompts generated from an image's content and style, and the projectors.
 
 Source: Singha et al., "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning", BMVC 2023
-(arXiv 2308.11605). The statistics, the fusion and the shift follow the released program. Left out of it:
+(arXiv 2308.11605). The statistics, the fusion and the shift follow the authors' program. Left out of it:
 comparing every image with views of the batch's first image, the unused meta-net, and literal layer sizes.
 """
 
@@ -63,7 +63,7 @@ class PromptGenerator(nn.Module):
         widths: Width of each vision block, length `L` (equal for a ViT, one per stage for a ResNet).
         context: Initial context, `[M, D]`.
         views: Number of shift layers: 1 serves all views, 3 gives each view its own `rho` (the paper's figure).
-        shift_scale: The factor on the shift; 1.0 is the released program.
+        shift_scale: The factor on the shift; 1.0 is the authors' program.
     """
 
     shift_scale: Tensor
@@ -148,7 +148,7 @@ class GOProLearner(nn.Module):
     Args:
         generator: The prompt generator.
         embed_dim: `E`.
-        project_scores: False: the released program (scores and consistency use CLIP's own features; the image
+        project_scores: False: the authors' program (scores and consistency use CLIP's own features; the image
             projector serves the contrastive loss alone). True: the paper's figure (both use projected features).
     """
 

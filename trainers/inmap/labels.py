@@ -4,7 +4,7 @@ Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categoriza
 arXiv 2310.19752: pseudo labels from text proxies, their refinement by Sinkhorn's iterations and the vision proxies.
 Pure functions of tensors; no argument is changed.
 
-Three deviations from the released program: the caller's pseudo labels are not overwritten; Sinkhorn works on
+Three deviations from the authors' program: the caller's pseudo labels are not overwritten; Sinkhorn works on
 logarithms, so a class without mass gives no NaN; nothing is read on the host inside a step.
 
 Shapes: `N` images, `E` joint embedding, `C` classes. A score is a cosine, `features @ text_proxy`. Sinkhorn scales rows

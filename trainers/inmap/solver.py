@@ -198,7 +198,7 @@ def lower_bound(proxy: Tensor, point: Point) -> Tensor:
 
 
 def authors_steps(objective: ProxyObjective, start: Tensor, steps: int = 2000, lr: float = 10.0) -> Solution:
-    """The released program's rule.
+    """The rule of the authors' program.
 
     With `G = X^T (softmax(X W / tau) - P)`, the gradient of the sum over images times tau, a step is
     `W <- normalise(W - lr / (N tau) G)`: `lr` times the gradient of the mean. `lr` is halved before the step whenever

@@ -1,4 +1,4 @@
-"""Unpacking archives of strangers: plain files and folders, inside the target folder, as much as the disk can hold."""
+"""Unpacking untrusted archives: plain files and folders, inside the target folder, as much as the disk can hold."""
 
 from __future__ import annotations
 
