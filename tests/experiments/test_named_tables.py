@@ -19,13 +19,12 @@ import yaml
 from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import table, train
 from dassl_clip.engine import registry
-from dassl_clip.engine.fingerprint import config_hash
+from dassl_clip.engine.fingerprint import config_facts, config_hash
 from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.experiments import plan
 from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records
-from dassl_clip.results.protocols import facts_from_config
 
 FORMS = ("C", "CP", "PC", "NC")
 GROUPS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
@@ -49,7 +48,7 @@ def metrics(accuracy):
 
 def plant(run, values, **changes):
     """A finished run: a record in its folder with these readings."""
-    record = facts_from_config(run.config) | {
+    record = config_facts(run.config) | {
         "prompt": "a photo of a {}.",
         "backbone": {"name": run.config.MODEL.BACKBONE.NAME, "weights_hash": "ab" * 32},
         "num_train": 0,
@@ -428,7 +427,7 @@ def test_rows_and_seeds_can_be_chosen(place, capsys):
     out = show(capsys, "gopro-b2n", "--rows", "GOPro", "--seeds", "7")
     missing = missing_in(out)
     assert len(missing) == 22 and all(what.startswith("GOPro, b2n, ") for what, _ in missing)
-    assert all(train.parse(command)[0].seed == 7 for _, command in missing)
+    assert all(dict(train.parse(command)[0].flags)["SEED"] == 7 for _, command in missing)
 
 
 @pytest.mark.parametrize(

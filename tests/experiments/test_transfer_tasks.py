@@ -320,11 +320,11 @@ def test_an_evaluation_of_another_backbones_run_is_refused(small, other_clip):
             "caltech101",
             "CoOp",
             "b2n",
-            {"pairs": ("TRAINER.COOP.CSC", "True")},
+            {"pairs": (("TRAINER.COOP.CSC", "True"),)},
             r"CoOp learns parts for its own classes",
         ),
         ("pacs", "CoOp", "b2n", {}, r"^b2n evaluates on other classes .*; PACS is a data set of domains\. Take a data"),
-        ("icons", "GOPro", "dg", {}, r"Icons is a data set of domains.* and a method such as CoOp, GOPro or ZeroshotC"),
+        ("icons", "GOPro", "dg", {}, r"Icons is a data set of domains.* and a method such as .*CoOp, GOPro, Zerosh"),
         (
             "caltech101",
             "CoOp",

@@ -29,7 +29,7 @@ from torch import nn
 
 from dassl.utils import read_image as read_toolbox_image
 from dassl_clip.cli import table
-from dassl_clip.clip import sources, weights
+from dassl_clip.clip import layouts, sources, weights
 from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.datasets import download, fewshot, manifest, splits
@@ -398,7 +398,7 @@ def test_weights(content):
     with file_of(content) as path:
         found = refuse_or_read(weights.read_weights, path)
         if found is not None:
-            refuse_or_read(weights.load_into, nn.Linear(3, 2), found[0], "the file", "a layer")
+            refuse_or_read(layouts.load_into, nn.Linear(3, 2), found[0], "the file", "a layer")
 
 
 def export_metadata():
