@@ -110,9 +110,9 @@ def train_program() -> list[str]:
 
 def with_tasks(request: Request, method: Method) -> Request:
     """The request with its tasks spelled out, as `method` would have them; of a refining one, as its base would."""
+    overrides = request.overrides(method.base or method)  # refuses unknown names before torch is imported
     registry.register()
-    config = resolve_config(request.overrides(method.base or method))
-    return replace(request, tasks=tuple(tasks.task_names(request.tasks, config)))
+    return replace(request, tasks=tuple(tasks.task_names(request.tasks, resolve_config(overrides))))
 
 
 def plan_runs(request: Request, method: Method) -> list[Run]:
