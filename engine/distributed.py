@@ -294,8 +294,10 @@ def broadcast_parameters(module: nn.Module) -> None:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make each gradient the mean over the processes, in place; all have one for the same parameters."""
+    if world_size() == 1:
+        return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if world_size() == 1 or not gradients:
+    if not gradients:
         return
     means = total(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
     for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients])):

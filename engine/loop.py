@@ -73,6 +73,7 @@ class EpochLoop:
         trainer: The trainer; its loader's batch sampler is `data.EpochBatches`.
 
     Attributes:
+        processes: Number of processes that share each batch.
         step: Finished steps of this epoch, also those before a resume.
         terms: The loss and its terms in each of these steps.
         lr: Learning rate at the beginning of the epoch.
@@ -81,6 +82,7 @@ class EpochLoop:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+        self.processes = distributed.world_size()
         self.step, self.lr = 0, 0.0
         self.terms: dict[str, list[float]] = {}
         self.random_before: dict[str, Any] = {}
@@ -139,7 +141,7 @@ class EpochLoop:
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
     ) -> dict[str, float]:
         """One step on the weighted sum of loss terms, see `CLIPTrainer.optimise`."""
-        trainer, precision, processes = self.trainer, self.trainer.precision, distributed.world_size()
+        trainer, precision, processes = self.trainer, self.trainer.precision, self.processes
         if processes > 1:  # means over this process's rows become its share of the means over the batch
             rows = trainer.train_loader_x.batch_sampler.size(self.step)
             share = len(trainer.batch_paths) * processes / rows
@@ -153,8 +155,9 @@ class EpochLoop:
         read = precision.to_host(shown)
         trainer.optim.zero_grad(set_to_none=True)
         precision.scaler.scale(loss).backward()
-        learned = [trainer._models[name] for name in trainer.get_model_names()]
-        distributed.average_gradients(p for module in learned for p in module.parameters())
+        if processes > 1:
+            learned = [trainer._models[name] for name in trainer.get_model_names()]
+            distributed.average_gradients(p for module in learned for p in module.parameters())
         numbers = read()
         stop = numbers.pop() > 0 if processes > 1 else signals.stop.requested
         summary = dict(zip(["loss", *terms], numbers))

@@ -135,10 +135,12 @@ class GOPro(CLIPTrainer):
         with self.precision.autocast():
             text = self.backbone.text.encode_prompts(contexts, self.classes)  # [V B, C, E]
         image, texts = features[:size], text.float().split(size)
-        contrasted = [distributed.gather_rows(view) for view in features.split(size)[:2] if node.CONTRASTIVE_WEIGHT]
-        if node.VARIANT == "paper":  # its projectors normalise over the whole batch
-            image, labels = distributed.gather_rows(image), distributed.gather_rows(labels)
-            texts = [distributed.gather_rows(view) for view in texts]
+        contrasted = list(features.split(size)[:2]) if node.CONTRASTIVE_WEIGHT else []
+        if self.loop.processes > 1:  # images are contrasted with those of all processes
+            contrasted = [distributed.gather_rows(view) for view in contrasted]
+            if node.VARIANT == "paper":  # its projectors normalise over the whole batch
+                image, labels = distributed.gather_rows(image), distributed.gather_rows(labels)
+                texts = tuple(distributed.gather_rows(view) for view in texts)
         terms, logits = self.model.losses(image, texts, labels, self.logit_scale, node.TEMPERATURE, contrasted)
         weights = {
             "ce": node.CE_WEIGHT,
