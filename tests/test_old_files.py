@@ -21,7 +21,7 @@ from dassl_clip.cli.train import main as train
 ARCHIVE = Path(__file__).parent / "fixtures" / "old_files.tar.xz"
 CONFIGS = Path(__file__).parents[1] / "configs"
 TASK = ["icons", "1", "--task", "fewshot", "--targets", "line", "--shots", "2", "--out", "output"]
-FINISHED = {  # what `task` is told to run, and the accuracy of the records
+FINISHED = {  # accuracy in the records, and the arguments of `task`
     "GOPro": ("87.2", ["OPTIM.MAX_EPOCH", "1", "OPTIM.MOMENTUM", "0.0"]),
     "CoOp": ("86.8", ["OPTIM.MAX_EPOCH", "1"]),
     "LinearProbe+InMaP": ("88.4", []),

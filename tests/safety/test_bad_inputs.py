@@ -86,7 +86,7 @@ NAMED = [
     ("workers below 0", "CoOp", "DATALOADER.NUM_WORKERS -1", r"NUM_WORKERS is -1: it should be 0 or more"),
     ("sampler", "CoOp", "DATALOADER.TRAIN_X.SAMPLER Sequental", r"(?i)Sequental"),
     ("transform", "CoOp", "--transforms random_flop", r"random_flop.*random_flip"),
-    ("templates", "ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.TEMPLATES singel", r"unknown templates 'singel'\. Did you mean .single"),
+    ("templates", "ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.TEMPLATES singel", r"unknown templates 'singel'\. Did you mean 'single'"),
     ("template's braces", "ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.TEMPLATES {b}{b}", r"template"),
     ("template's field", "ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.TEMPLATES {c}", r"template"),
     ("class subset", "CoOp", "DATASET.SUBSAMPLE_CLASSES bass", r"SUBSAMPLE_CLASSES.*bass"),

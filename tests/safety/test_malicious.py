@@ -112,7 +112,7 @@ def test_the_attacks_work_where_nothing_is_refused(tmp_path):
     assert (tmp_path / "written").exists()
 
 
-NAMED = (  # what a file that torch opens as a pickle is told: the function that it asks for
+NAMED = (  # the refusal of a file that torch opens as a pickle names the function that it asks for
     r"was refused: it holds pickled objects besides tensors \(posix\.system\)",
     r"was refused: it holds Python objects besides tensors \(posix\.system\)",
     r"is refused: besides tensors and numbers it holds Python objects \(posix\.system\)",
