@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of this command; KEY VALUE pairs, which hold for all methods, are taken off before."""
     parser = Parser(
         prog="dassl-clip compare",
-        description="Run what is missing of several methods on one data set, and print one table a task.",
+        description="Run what is missing of several methods on one data set, and print one table per task.",
         usage="%(prog)s DATASET [--seeds 1 2 3] [options] [KEY VALUE ...]",
         epilog="example: dassl-clip compare icons --seeds 1 2 3 --methods REFERENCE METHOD:icons METHOD:icons_paper",
     )

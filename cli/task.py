@@ -93,7 +93,7 @@ def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequen
 
 
 def run_methods(request: plan.Request, methods: Sequence[Method], jobs: int | None, dry_run: bool = False) -> int:
-    """Run what is missing of several methods and print one table a task; the first method is the reference.
+    """Run what is missing of several methods and print one table per task; the first method is the reference.
 
     Returns:
         0, or 1 if a run failed, was refused or was left out.

@@ -2,7 +2,7 @@
 
 Covers: exit codes 0, 1 and 2, the table of domains against the published numbers, layouts, classes, findings in their
 words, options (--classes, --decode, --duplicates, --make-split, KEY VALUE pairs), names in any spelling and yaml files,
-the sheet of images (size, one row a domain, an unreadable image), the prompts by template, the list of data sets and
+the sheet of images (size, one row per domain, an unreadable image), the prompts by template, the list of data sets and
 what a root holds, links with checksums and terms and what is fetched of them, wrong names, flags and keys, nothing
 written beside the data.
 """

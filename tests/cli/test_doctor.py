@@ -1,4 +1,4 @@
-"""`dassl-clip doctor`: one line a check with its fix, and an exit code that scripts can use.
+"""`dassl-clip doctor`: one line per check with its fix, and an exit code that scripts can use.
 
 Covered: a whole run on this machine; each thing that can be wrong, made so: no toolbox, old or missing packages,
 weights that are not there, unknown backbones, data folders, folders that cannot be written to, a full disk, missing

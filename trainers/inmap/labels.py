@@ -9,7 +9,7 @@ logarithms, so a class without mass gives no NaN; nothing is read on the host in
 
 Shapes: `N` images, `E` joint embedding, `C` classes. A score is a cosine, `features @ text_proxy`. Sinkhorn scales rows
 and columns of `softmax(scores / tau)`, so after its last row step the labels are `softmax(scores / tau + potentials)`
-with one number a class. That is why neither scores nor labels have to exist as a whole: `Cosines` and `PseudoLabels`
+with one number per class. That is why neither scores nor labels have to exist as a whole: `Cosines` and `PseudoLabels`
 form the rows that are asked for, and stand wherever a tensor `[N, C]` does; where the device's memory allows, what is
 read in every step is formed once. Features are read in the same row blocks: they may be memory-mapped, in half
 precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
@@ -52,7 +52,7 @@ class PseudoLabels:
         threshold: Rows whose largest value exceeds it are one-hot (`harden`); None leaves all rows as they are.
 
     Raises:
-        UserError: The temperature is not positive, or the potentials are not one number a class.
+        UserError: The temperature is not positive, or the potentials are not one number per class.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def sinkhorn_potentials(
     if not math.isfinite(gamma):
         raise UserError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
     if len(scores.shape) != 2 or 0 in scores.shape:
-        raise UserError(f"scores have one row an image and one column a class, [N, C], got {tuple(scores.shape)}")
+        raise UserError(f"scores have one row per image and one column per class, [N, C], got {tuple(scores.shape)}")
     blocks = row_blocks(*scores.shape, scores.device, block_rows)
     formed = formed_once(scores, blocks, scores.device, block_rows)
     _check_scores(formed, blocks, temperature)
@@ -166,7 +166,7 @@ def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
         UserError: The labels are not `[N, C]`, or the threshold is not a number.
     """
     if labels.dim() != 2 or labels.shape[1] == 0:
-        raise UserError(f"labels have one row an image and one column a class, [N, C], got {tuple(labels.shape)}")
+        raise UserError(f"labels have one row per image and one column per class, [N, C], got {tuple(labels.shape)}")
     if math.isnan(threshold):
         raise UserError(f"the threshold is compared with the largest value of a row, got {threshold}")
     top = labels.amax(dim=1, keepdim=True)
@@ -265,10 +265,10 @@ def _problem(
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
     if len(features.shape) != 2 or 0 in features.shape:
-        raise UserError(f"features have one row an image, [N, E], got {tuple(features.shape)}")
+        raise UserError(f"features have one row per image, [N, E], got {tuple(features.shape)}")
     if proxy.dim() != 2 or proxy.shape[0] != features.shape[1] or proxy.shape[1] == 0:
         raise UserError(
-            f"a proxy has one column a class, [E, C] = [{features.shape[1]}, C] for these features, "
+            f"a proxy has one column per class, [E, C] = [{features.shape[1]}, C] for these features, "
             f"got {tuple(proxy.shape)}"
         )
     if tuple(labels.shape) != (features.shape[0], proxy.shape[1]):
