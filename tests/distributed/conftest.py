@@ -1,27 +1,31 @@
 """The same runs by one process and by two (gloo, on the CPU), each with a feature cache of its own."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from dassl_clip.cli import train
+
 HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def start(program, processes, cache, **options):
-    """Start `program` (a list of words) in that many processes; 0: without torchrun."""
-    words = [*TORCHRUN, str(processes), *program] if processes else [sys.executable, *program]
+def start(program, cache, before=TORCHRUN, **more):
+    """Start `program` (a list of words) in two processes."""
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"DASSL_CLIP_CACHE": str(cache), "OMP_NUM_THREADS": "1", "DASSL_CLIP_TIMEOUT": "120"}
-    environment |= {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    environment |= {"CUDA_VISIBLE_DEVICES": "", **more}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*before, *program], env=environment, **pipes)
 
 
 def finish(process, seconds=240):
@@ -41,29 +45,45 @@ def words(tiny_clip, domain_tree, tmp_path_factory):
     data = tmp_path_factory.mktemp("configs") / "data.yaml"
     data.write_text(yaml.safe_dump({"DATASET": {"NAME": "FolderDomains"}}))
 
-    def go(trainer, folder, *pairs, flags=(), source="art photo", target="sketch"):
-        argv = ["--trainer", trainer, "--dataset-config-file", str(data), "--root", str(domain_tree), "--seed", "1"]
+    def go(trainer, folder, *pairs, flags=(), source="art photo", target="sketch", root=domain_tree, seed=1):
+        argv = ["--trainer", trainer, "--dataset-config-file", data, "--root", root, "--seed", seed]
         argv += ["--source-domains", *source.split(), "--target-domains", *target.split()]
-        argv += ["--output-dir", str(folder), *flags, "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
-        argv += ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATALOADER.TEST.BATCH_SIZE", "4"]
-        argv += ["DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "2", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.002"]
-        argv += ["OPTIM.LR_SCHEDULER", "cosine", "TRAIN.CHECKPOINT_FREQ", "1", "USE_CUDA", "False"]
-        return [*argv, *map(str, pairs)]
+        argv += ["--output-dir", folder, *flags, "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
+        argv += ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 6, "DATALOADER.TEST.BATCH_SIZE", 4]
+        argv += ["DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 2, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.002]
+        argv += ["OPTIM.LR_SCHEDULER", "cosine", "TRAIN.CHECKPOINT_FREQ", 1, "USE_CUDA", False]
+        return [*map(str, argv), *map(str, pairs)]
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """`alone(list of argument lists)`: the runs in this process, in one thread as the others; gives stdout."""
+
+    def go(runs, cache=None):
+        threads, out = torch.get_num_threads(), io.StringIO()
+        torch.set_num_threads(1)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+            patch.setenv("DASSL_CLIP_CACHE", str(cache or tmp_path_factory.mktemp("cache")))
+            codes = [train.main(words) for words in runs]
+        torch.set_num_threads(threads)
+        assert codes == [0] * len(runs), out.getvalue()[-4000:]
+        return out.getvalue()
 
     return go
 
 
 @pytest.fixture(scope="session")
 def drive(tmp_path_factory):
-    """`drive(list of argument lists, processes)`: run them in one go; gives stdout and stderr."""
+    """`drive(list of argument lists)`: the runs by two processes; gives stdout, and code and stderr of each run."""
 
-    def go(runs, processes, cache=None):
+    def go(runs):
         folder = tmp_path_factory.mktemp("drive")
         (folder / "runs.json").write_text(json.dumps(runs))
-        program = [str(HERE / "drive.py"), str(folder / "runs.json")]
-        code, out, err = finish(start(program, processes, cache or folder / "cache"))
-        assert code == 0, out[-4000:] + err[-6000:]
-        assert err.count("exit 0\n") == len(runs)
-        return out, err
+        code, out, err = finish(start([str(HERE / "drive.py"), str(folder / "runs.json")], folder / "cache"))
+        *found, _ = re.split(r"exit (\d+)\n", err)
+        assert code == 0 and len(found) == 2 * len(runs), out[-4000:] + err[-6000:]
+        return out, [(int(code), said) for said, code in zip(found[::2], found[1::2])]
 
     return go

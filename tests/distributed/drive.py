@@ -1,6 +1,6 @@
-"""Runs command lines of train.py one after the other: alone, or as one of torchrun's processes.
+"""Runs command lines of train.py one after the other, as one of torchrun's processes: `drive.py FILE`, a JSON list.
 
-`python drive.py FILE` with a JSON list of argument lists; prints `exit CODE` for each in the main process.
+The main process prints `exit CODE` after each, when all processes have come to its end.
 """
 
 import json
@@ -12,7 +12,6 @@ from dassl_clip.engine import distributed
 
 for words in json.loads(Path(sys.argv[1]).read_text()):
     code = train.main(words)
+    distributed.stop()  # after an error, which all processes have, the group is still there
     if distributed.is_main():
         print(f"exit {code}", file=sys.stderr, flush=True)
-    if code:
-        sys.exit(code)

@@ -18,7 +18,7 @@ from .conftest import HERE, finish, start
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
-    code, out, err = finish(start([str(HERE / "pieces.py"), str(folder / "found.pt")], 2, folder))
+    code, out, err = finish(start([str(HERE / "pieces.py"), str(folder / "found.pt")], folder))
     assert code == 0, out + err
     return torch.load(folder / "found.pt", weights_only=True)
 

@@ -32,23 +32,32 @@ RUNS = {
 CLAP_STEPS = ("TRAINER.CLAP.MAX_STEPS", 45, "TRAINER.CLAP.CHECK_EVERY", 20, "TRAINER.CLAP.BATCH_SIZE", 8)
 CLAP_STEPS += ("OPTIM.LR", 1e-4)
 BITWISE = ("zeroshot", "probe", "clap", "clap-pictures", "inmap", "inmap-gopro")
+SINGLE = ("OPTIM.LR_SCHEDULER", "single_step")
 
 
-@pytest.fixture(scope="session")
-def both(words, drive, domain_tree, tmp_path_factory):
-    """The folder of runs by one process, that of runs by two, and what the latter printed."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    said = []
-    for processes, folder in zip((0, 2), folders):
-        lists = []
+@pytest.fixture(scope="module")
+def both(words, drive, alone, domain_tree, tmp_path_factory):
+    """The folder of runs by one process, that of runs by two, and what the latter printed.
+
+    In the folder of one process also: `whole`, and `a`, which two processes go on with; in the other one `b`, which one
+    process goes on with, and a run without a seed.
+    """
+    one, two = folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    lists = []
+    for folder in folders:
         for name, (trainer, *pairs) in RUNS.items():
             options = pairs.pop() if isinstance(pairs[-1:] and pairs[-1], dict) else {}
             pairs += CLAP_STEPS if trainer == "CLAP" else ()
             pairs += ("TRAINER.CLAP.IMAGE_FOLDER", domain_tree / "art") if name == "clap-pictures" else ()
-            pairs += ("TRAINER.INMAP.FROM", folders[0] / "gopro") if name == "inmap-gopro" else ()
+            pairs += ("TRAINER.INMAP.FROM", one / "gopro") if name == "inmap-gopro" else ()
             lists.append(words(trainer, folder / name, *pairs, **options))
-        said.append(drive(lists, processes))
-    return *folders, said[1]
+    begun = [words("GOPro", folder / name, *SINGLE, "OPTIM.MAX_EPOCH", 1) for folder, name in ((one, "a"), (two, "b"))]
+    whole, a, b = (words("GOPro", path, *SINGLE) for path in (one / "whole", one / "a", two / "b"))
+    alone([*lists[: len(RUNS)], begun[0], whole])
+    out, found = drive([*lists[len(RUNS) :], begun[1], a, words("GOPro", two / "unseeded", seed=-1)])
+    assert [code for code, _ in found] == [0] * (len(RUNS) + 3), found
+    alone([b])
+    return one, two, out
 
 
 def learned(folder):
@@ -61,63 +70,41 @@ def learned(folder):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "zeroshot"])
-def test_what_is_learned(both, name):
-    one, two = (learned(folder / name) for folder in both[:2])
-    assert one.keys() == two.keys() and one
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_by_two_is_that_by_one(both, name):
+    """What is learned, losses, metrics, predictions, and files, which are written once."""
+    folders = [folder / name for folder in both[:2]]
+    one, two = map(learned, folders)
+    assert one.keys() == two.keys() and bool(one) == (name != "zeroshot")
     for key, value in one.items():
         if name in BITWISE:
             assert torch.equal(two[key], value), key
         else:
             torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-5, msg=key)
 
-
-@pytest.mark.parametrize("name", RUNS)
-def test_losses_and_metrics(both, name):
-    one, two = (read_record(folder / name) for folder in both[:2])
+    one, two = map(read_record, folders)
     assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert one["metrics"].keys() == two["metrics"].keys()
-    for reading, numbers in one["metrics"].items():
-        assert two["metrics"][reading] == numbers, reading
-    assert len(one["history"]) == len(two["history"])
-    for ours, theirs in zip(one["history"], two["history"]):
+    for key in ("metrics", "num_train", "num_classes", "classnames", "selection_rule", "config_hash"):
+        assert one[key] == two[key], key
+    assert [v["bytes"] for v in one["learned"].values()] == [v["bytes"] for v in two["learned"].values()]
+    for ours, theirs in zip(one["history"], two["history"], strict=True):
         assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-5)
-    for key in ("num_train", "num_classes", "classnames", "selection_rule", "config_hash", "learned"):
-        if key != "learned":
-            assert one[key] == two[key], key
-        else:
-            assert {k: v["bytes"] for k, v in one[key].items()} == {k: v["bytes"] for k, v in two[key].items()}
+    assert ("solutions" in one) == (one["method"] == "InMaP")
+    for reading, numbers in one.get("solutions", {}).items():
+        found = two["solutions"][reading]
+        assert found["objective"] == pytest.approx(numbers["objective"], rel=1e-6)
+        assert found["converged"] == numbers["converged"] and found["images"] == numbers["images"] == 30
 
-
-@pytest.mark.parametrize("name", RUNS)
-def test_predictions(both, name):
-    one, two = (np.load(folder / name / "predictions.npz", allow_pickle=False) for folder in both[:2])
+    one, two = (np.load(folder / "predictions.npz", allow_pickle=False) for folder in folders)
     assert len(one["paths"]) == 30
     for key in ("paths", "labels", "top", "classnames"):
         assert np.array_equal(one[key], two[key]), key
     np.testing.assert_allclose(two["shares"], one["shares"], rtol=0, atol=0 if name in BITWISE else 1e-5)
 
-
-@pytest.mark.parametrize("name", ["inmap", "inmap-gopro"])
-def test_solutions(both, name):
-    one, two = (read_record(folder / name)["solutions"] for folder in both[:2])
-    for reading, numbers in one.items():
-        assert two[reading]["objective"] == pytest.approx(numbers["objective"], rel=1e-6)
-        assert two[reading]["converged"] == numbers["converged"]
-        assert two[reading]["images"] == numbers["images"] == 30
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_files_are_written_once(both, name):
-    one, two = ({path.relative_to(folder / name) for path in (folder / name).rglob("*")} for folder in both[:2])
-    own = {path for path in two if path.name.startswith("log-rank")}
-    assert {path.name for path in own} == {"log-rank1.txt"}
-
-    def plain(paths):  # tensorboard names its files by time and process
-        return sorted(str(path).split(".tfevents")[0] for path in paths)
-
-    assert plain(two - own) == plain(one)
-    assert len(list((both[1] / name).glob("tensorboard/*"))) <= 1
+    one, two = (  # tensorboard names its files by time and process
+        sorted(str(path.relative_to(folder)).split(".tfevents")[0] for path in folder.rglob("*")) for folder in folders
+    )
+    assert two == sorted([*one, "log-rank1.txt"]) and len(list(folders[1].glob("tensorboard/*"))) <= 1
 
 
 def test_the_table_of_metrics(both):
@@ -131,32 +118,18 @@ def test_the_table_of_metrics(both):
 
 
 def test_the_console_is_the_main_processs(both):
-    out, _ = both[2]
-    assert out.count("Finish training") == len(RUNS)
-    assert "epoch [1/2] batch [2/" in out
+    assert both[2].count("Finish training") == len(RUNS) + 3 and "epoch [1/2] batch [2/" in both[2]
     other = (both[1] / "gopro" / "log-rank1.txt").read_text()
     assert "Finish training" in other and "checkpoint saved" not in other
     assert "checkpoint saved" in (both[1] / "gopro" / "log.txt").read_text()
 
 
-def test_going_on_with_another_number_of_processes(both, words, drive, tmp_path):
-    pairs = ("OPTIM.MAX_EPOCH", 1)
-    one, two = (words("GOPro", tmp_path / name, "OPTIM.LR_SCHEDULER", "single_step") for name in ("a", "b"))
-    whole = words("GOPro", tmp_path / "whole", "OPTIM.LR_SCHEDULER", "single_step")
-    drive([[*one, *map(str, pairs)], whole], 0)
-    unseeded = words("GOPro", tmp_path / "unseeded")
-    unseeded[unseeded.index("--seed") + 1] = "-1"
-    drive([[*two, *map(str, pairs)], one, unseeded], 2)
-    drive([two], 0)
-    for name in ("a", "b"):
-        assert "1 epochs done" in (tmp_path / name).joinpath(newest_log(tmp_path / name)).read_text()
-        found, wanted = learned(tmp_path / name), learned(tmp_path / "whole")
-        for key, value in wanted.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
-    assert [read_record(tmp_path / name)["world_size"] for name in ("a", "b")] == [2, 1]
-    assert len(read_record(tmp_path / "unseeded")["history"]) == 2  # the processes stayed in step
-
-
-def newest_log(folder):
-    """Name of the log of the last run in a folder."""
-    return max(folder.glob("log.txt*"), key=lambda path: path.stat().st_mtime).name
+def test_going_on_with_another_number_of_processes(both):
+    one, two, _ = both
+    for folder, processes in ((one / "a", 2), (two / "b", 1)):
+        log = max(folder.glob("log.txt*"), key=lambda path: path.stat().st_mtime)
+        assert "1 epochs done" in log.read_text() and read_record(folder)["world_size"] == processes
+        found = learned(folder)
+        for key, value in learned(one / "whole").items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=f"{folder.name}: {key}")
+    assert len(read_record(two / "unseeded")["history"]) == 2  # the processes stayed in step
