@@ -113,10 +113,12 @@ KEYS: dict[str, Key] = {
     "OPTIM.MAX_EPOCH": Key(least=0),
     "OPTIM.WEIGHT_DECAY": Key(least=0.0),
     "DATALOADER.NUM_WORKERS": Key(least=0, computes=False, of_machine=True, comparable=True),
-    "DATALOADER.ON_BAD_IMAGE": Key("error", computes=False),  # or skip: leave out, and list, what cannot be decoded
+    # skip: leave out, and list, what cannot be decoded
+    "DATALOADER.ON_BAD_IMAGE": Key("error", values=("error", "skip"), computes=False),
     "DATALOADER.TRAIN_X.BATCH_SIZE": Key(least=1, epoch_loop=True),
     "DATALOADER.TEST": Key(of_machine=True),
     "DATALOADER.TEST.BATCH_SIZE": Key(least=1),
+    "TEST.FINAL_MODEL": Key(values=("last_step", "best_val")),
     "TEST.SPLIT": Key(values=("test", "val"), comparable=True),
     "TRAIN.PRINT_FREQ": Key(least=1, computes=False),
     "TRAIN.CHECKPOINT_FREQ": Key(least=0, computes=False, epoch_loop=True),

@@ -140,7 +140,20 @@ class EpochLoop:
     def optimise(
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
     ) -> dict[str, float]:
-        """One step on the weighted sum of loss terms, see `CLIPTrainer.optimise`."""
+        """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
+
+        Args:
+            terms: Unweighted scalar terms by name, means over the images of `batch_paths`.
+            weights: Weight of each term.
+            tensors: Intermediate tensors in the order they were made, to name the first bad one.
+
+        Returns:
+            `loss` and every term as numbers, for the log.
+
+        Raises:
+            NotFiniteError: The loss is not finite; the message names the first bad tensor, the step, the images and
+                the file that holds them all.
+        """
         trainer, precision, processes = self.trainer, self.trainer.precision, self.processes
         if processes > 1:  # means over this process's rows become its share of the means over the batch
             rows = trainer.train_loader_x.batch_sampler.size(self.step)

@@ -27,7 +27,7 @@ from dassl_clip.results.labels import check_labels
 from . import distributed
 from .checkpoints import Checkpoints, Run
 from .clock import Clock
-from .data import RAISE, SKIP, SeededImages, can_be_fixed, training_loader, with_model_input
+from .data import RAISE, SeededImages, can_be_fixed, training_loader, with_model_input
 from .evaluation import Evaluation, selection_images, split_logits
 from .extra_tests import EXTRA_TEST_SETTINGS, ExtraTests, check_extra_tests
 from .features import CachedImages, Encoding, FeatureStore
@@ -41,15 +41,12 @@ from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
-SELECTION_RULES = {"last_step": "last", "best_val": "best_val"}
-
 
 def trainer_node(cfg: CfgNode, name: str, **defaults: object) -> None:
     """Add the node `TRAINER.<name>` with `PREC` and these defaults; keys that are there already stay as they are."""
-    if name not in cfg.TRAINER:
-        cfg.TRAINER[name] = CfgNode()
+    node = cfg.TRAINER.setdefault(name, CfgNode())
     for key, value in {"PREC": "fp32", **defaults}.items():
-        cfg.TRAINER[name].setdefault(key, value)
+        node.setdefault(key, value)
 
 
 class CLIPTrainer(TrainerX):
@@ -57,14 +54,8 @@ class CLIPTrainer(TrainerX):
 
     Attributes:
         run_cfg: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
-        backbone: The frozen CLIP, on `self.device`.
-        features: Features of images and texts under it, cached.
+        features: Features of images and texts under the frozen CLIP, cached.
         logit_scale: Its exponentiated logit scale, a scalar tensor.
-        loop: The epoch loop.
-        log: Where metrics are logged.
-        checkpoints: Saving, loading and resuming of what is registered.
-        evaluation: Metrics and predictions of the tested splits.
-        clock: Seconds spent on training and testing.
         losses: Means of the last epoch's loss terms.
         history: Rate and means of the loss terms of each epoch, kept in checkpoints.
     """
@@ -84,6 +75,7 @@ class CLIPTrainer(TrainerX):
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
+    unread_parts: tuple[str, ...] = ()  # beginnings of the names of learned parts that no score passes through
     cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
     caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
     overridden: Overridden = {}  # settings of its node that another one may take the place of
@@ -92,8 +84,7 @@ class CLIPTrainer(TrainerX):
     @classmethod
     def add_config(cls, cfg: CfgNode) -> None:
         """Add the node of the trainer, `TRAINER.<NAME>`, with its `settings` and those of its extra tests."""
-        extra = EXTRA_TEST_SETTINGS if cls.extra_tests else {}
-        trainer_node(cfg, cls.__name__.upper(), **cls.settings, **extra)
+        trainer_node(cfg, cls.__name__.upper(), **cls.settings, **(EXTRA_TEST_SETTINGS if cls.extra_tests else {}))
 
     @property
     def node(self) -> CfgNode:
@@ -105,11 +96,6 @@ class CLIPTrainer(TrainerX):
         """The words around the class name, for the record."""
         raise NotImplementedError(f"{type(self).__name__} does not say which prompt it uses")
 
-    @property
-    def unread_parts(self) -> tuple[str, ...]:
-        """Beginnings of the names of learned parts that no score passes through, so that an export needs none."""
-        return ()
-
     def published_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of the learned parts inside a foreign checkpoint's; the same unless a trainer knows better."""
         return state
@@ -118,8 +104,8 @@ class CLIPTrainer(TrainerX):
         """Refuse impossible settings before anything is built.
 
         Raises:
-            UserError: Unknown precision or selection rule, a logger that is unknown or not installed, a changed
-                setting that another one takes the place of, or a setting of an extra test that does not exist.
+            UserError: Unknown precision, a logger that is unknown or not installed, a changed setting that another one
+                takes the place of, or a setting of an extra test that does not exist.
         """
         name = type(self).__name__.upper()
         wants_wandb(cfg)
@@ -132,15 +118,8 @@ class CLIPTrainer(TrainerX):
                 f"TRAINER.{name}.PREC is {cfg.TRAINER[name].PREC!r}; expected one of {known}. Learned parts and losses "
                 "stay in float32"
             )
-        if cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE) not in (RAISE, SKIP):
-            given = cfg.DATALOADER.ON_BAD_IMAGE
-            raise UserError(f"DATALOADER.ON_BAD_IMAGE is {given!r}; expected {RAISE!r} or {SKIP!r}")
-        if cfg.TEST.FINAL_MODEL not in SELECTION_RULES:
-            raise UserError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL!r}; expected one of {sorted(SELECTION_RULES)}")
         if self.extra_tests:
             check_extra_tests(name, cfg.TRAINER[name], self.extra_tests)
-
-    # ----------------------------------------------------------------------------------------------- construction
 
     def build_data_loader(self) -> None:
         """Load the frozen model first: its pixel statistics, size and interpolation make the images."""
@@ -148,75 +127,46 @@ class CLIPTrainer(TrainerX):
         self.history: list[dict[str, float]] = []
         self.clock, self.loop, self.evaluation = Clock(), EpochLoop(self), Evaluation()
         cfg = self.cfg
-        facts = identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
-        self.log = self._writer = MetricsLog(Path(self.output_dir), wants_wandb(cfg), facts)
+        shown = identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
+        self.log = self._writer = MetricsLog(Path(self.output_dir), wants_wandb(cfg), shown)
         self.precision = Precision(self.node.PREC, self.device)
         node = cfg.MODEL.BACKBONE
-        self.backbone = load_backbone(
-            node.NAME,
-            node.WEIGHTS,
-            self.device,
-            compiled=node.get("COMPILE", False),
-            tokenizer=node.get("TOKENIZER", ""),
-        )
+        more = {"compiled": node.get("COMPILE", False), "tokenizer": node.get("TOKENIZER", "")}
+        self.backbone = load_backbone(node.NAME, node.WEIGHTS, self.device, **more)
         self.logit_scale = self.backbone.logit_scale
-        self.run_cfg, self.cfg = cfg, with_model_input(cfg, self.backbone)
-        warn_of_input(self.run_cfg, self.cfg)
-        cfg = self.cfg
-        transform = self.train_transform()
+        self.run_cfg = cfg
+        self.cfg = cfg = with_model_input(cfg, self.backbone)
+        warn_of_input(self.run_cfg, cfg)
+        transform, preprocess = self.train_transform(), self.backbone.preprocess()
         views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
-        self.dm = DataManager(
-            cfg,
-            custom_tfm_train=list(views),
-            custom_tfm_test=self.backbone.preprocess(),
-            dataset_wrapper=SeededImages,
-        )
-        check_labels(self.dm.dataset, cfg.DATASET.NAME)
-        self.train_loader_u = self.dm.train_loader_u
-        self.val_loader = self.dm.val_loader
-        self.test_loader = self.dm.test_loader
-        self.features = FeatureStore(
-            self.backbone,
-            self.precision,
-            self.device,
-            lambda items, transform: SeededImages(cfg, items, transform, as_bytes=self.device.type == "cuda"),
-            self.test_loader.batch_size,
-            self.test_loader.num_workers,
-            self.test_loader.pin_memory,
-            cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE),
-        )
-        is_fixed = self.caches_first_view and can_be_fixed(views[0], cfg, self.backbone.preprocess())
-        fits = self.encoding.fits(len(self.dm.dataset.train_x))
+        self.dm = dm = DataManager(cfg, list(views), preprocess, dataset_wrapper=SeededImages)
+        check_labels(dm.dataset, cfg.DATASET.NAME)
+        self.train_loader_u, self.val_loader, self.test_loader = dm.train_loader_u, dm.val_loader, dm.test_loader
+        self.num_classes, self.num_source_domains, self.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
+        self.classnames = list(dm.dataset.classnames)
+        on_gpu, bad = self.device.type == "cuda", cfg.DATALOADER.get("ON_BAD_IMAGE", RAISE)
+        read = functools.partial(SeededImages, cfg, as_bytes=on_gpu)
+        loading = {name: getattr(dm.test_loader, name) for name in ("batch_size", "num_workers", "pin_memory")}
+        self.features = FeatureStore(self.backbone, self.precision, self.device, read, **loading, on_bad_image=bad)
+        is_fixed = self.caches_first_view and can_be_fixed(views[0], cfg, preprocess)
+        fits = self.encoding.fits(len(dm.dataset.train_x))
         if is_fixed and not fits:
             logger.info("the first training view is encoded in every epoch: its rows would take too much memory")
         self.fixed_view = views.pop(0) if is_fixed and fits else None
         ours = type(self).forward_backward.__module__.startswith("dassl_clip.")  # others may read the batch as it is
-        as_bytes = self.device.type == "cuda" and ours
-        images = SeededImages(cfg, self.dm.dataset.train_x, views, is_train=True, as_bytes=as_bytes)
-        self.train_loader_x = training_loader(self.dm.train_loader_x, images)
-        self.num_classes = self.dm.num_classes
-        self.num_source_domains = self.dm.num_source_domains
-        self.lab2cname = self.dm.lab2cname
-        self.classnames = list(self.dm.dataset.classnames)
-        run = Run(
-            trainer=type(self).__name__,
-            config=self.run_cfg,
-            backbone=self.backbone.describe(),
-            classnames=self.classnames,
-            data=lambda: self.data,
-            class_specific=self.class_specific,
-            unread=self.unread_parts,
-            adapt=self.published_state,
-        )
-        models, scaler = (self._models, self._optims, self._scheds), self.precision.scaler
-        self.checkpoints = Checkpoints(Path(self.output_dir), run, *models, scaler, self._progress)
+        images = SeededImages(cfg, dm.dataset.train_x, views, is_train=True, as_bytes=on_gpu and ours)
+        self.train_loader_x = training_loader(dm.train_loader_x, images)
+        facts = type(self).__name__, self.run_cfg, self.backbone.describe(), self.classnames, lambda: self.data
+        run = Run(*facts, self.class_specific, self.unread_parts, self.published_state)
+        parts = self._models, self._optims, self._scheds, self.precision.scaler
+        self.checkpoints = Checkpoints(Path(self.output_dir), run, *parts, self._progress)
         if cfg.TEST.FINAL_MODEL == "best_val":
             if self.val_loader is None:
                 raise UserError(
                     f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
                     f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
                 )
-            selection_images(self.dm.dataset, "TEST.FINAL_MODEL best_val")
+            selection_images(dm.dataset, "TEST.FINAL_MODEL best_val")
 
     @functools.cached_property
     def data(self) -> run_data.RunData:
@@ -225,16 +175,12 @@ class CLIPTrainer(TrainerX):
 
     def train_transform(self) -> Any:
         """Transform of training images: `INPUT.TRANSFORMS` if any are named, else the model's own preprocessing."""
-        if self.cfg.INPUT.TRANSFORMS:
-            return build_transform(self.cfg, is_train=True)
-        return self.backbone.preprocess()
+        return build_transform(self.cfg, is_train=True) if self.cfg.INPUT.TRANSFORMS else self.backbone.preprocess()
 
     def register_learner(self, name: str, module: nn.Module) -> nn.Module:
-        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS` if set, and register them.
+        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS`, and register them under their folder's name.
 
-        Args:
-            name: Name of the checkpoint's folder.
-            module: The learned parts; where there are epochs, with the optimiser and the schedule of `OPTIM`.
+        Where there are epochs, they get the optimiser and the schedule of `OPTIM`.
         """
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
@@ -250,19 +196,15 @@ class CLIPTrainer(TrainerX):
         """The cached rows of the training images; None while the first view is read."""
         if self.fixed_view is None:
             return None
-        items, preprocess = self.dm.dataset.train_x, self.backbone.preprocess()
-        transform = None if repr(self.fixed_view) == repr(preprocess) else self.fixed_view
-        rows = self.features.cached(items, self.encoding, transform)
+        items, is_own = self.dm.dataset.train_x, repr(self.fixed_view) == repr(self.backbone.preprocess())
+        rows = self.features.cached(items, self.encoding, None if is_own else self.fixed_view)
         logger.info("the first training view is fixed: its %d images are encoded once", len(items))
         return rows
 
     def cached_view(self, batch: dict[str, Any]) -> Tensor | None:
         """The `encoding` of the first view of a batch's images, `[B, W]`, or None if the view is read."""
-        if self.first_view is None:
-            return None
-        return self.first_view[batch["index"]].to(self.device, non_blocking=True)
-
-    # --------------------------------------------------------------------------------------------------- training
+        rows = self.first_view
+        return None if rows is None else rows[batch["index"]].to(self.device, non_blocking=True)
 
     def train(self) -> None:
         """Fit, test and write the record."""
@@ -306,28 +248,15 @@ class CLIPTrainer(TrainerX):
     def optimise(
         self, terms: dict[str, Tensor], weights: dict[str, float], tensors: dict[str, Tensor]
     ) -> dict[str, float]:
-        """One step on the weighted sum of loss terms, and the rate's step after the epoch's last batch.
-
-        Args:
-            terms: Unweighted scalar terms by name, means over the images of `batch_paths`.
-            weights: Weight of each term.
-            tensors: Intermediate tensors in the order they were made, to name the first bad one.
-
-        Returns:
-            `loss` and every term as numbers, for the log.
-
-        Raises:
-            NotFiniteError: The loss is not finite; the message names the first bad tensor, the step, the images and
-                the file that holds them all.
-        """
+        """One step on the weighted sum of loss terms, see `EpochLoop.optimise`."""
         return self.loop.optimise(terms, weights, tensors)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         """The views of the images (`img`, `img2`, ...), each `[B, 3, H, W]`, and the labels `[B]`, on the device."""
-        names = [name for name in ("img", *(f"img{k}" for k in range(2, len(batch)))) if name in batch]
+        names = ("img", *(f"img{k}" for k in range(2, len(batch))))
         self.batch_paths = batch["impath"]
         self.features.note_unreadable(batch)
-        views = [self.features.to_device(batch[name]) for name in names]
+        views = [self.features.to_device(batch[name]) for name in names if name in batch]
         return views, batch["label"].to(self.device, non_blocking=True)
 
     def after_train(self) -> None:
@@ -338,15 +267,11 @@ class CLIPTrainer(TrainerX):
         self.log.write_table(self.history)
         write_run(self)
 
-    # ---------------------------------------------------------------------------------------------------- testing
-
     def before_test(self) -> None:
         """Called once before the batches of a test: the place for what all images share, such as text features."""
 
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; its metrics go to `evaluation`, the accuracy (percent) is returned.
-
-        Of the test images the extra tests that `EVALUATE` of the node names are made too.
+        """Evaluate on a split, and make the extra tests of the test images; returns the accuracy in percent.
 
         Raises:
             UserError: The split is neither `test` nor `val`, or the data set has no such images.
@@ -354,10 +279,8 @@ class CLIPTrainer(TrainerX):
         split = split or self.cfg.TEST.SPLIT
         loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
         if loader is None:
-            raise UserError(
-                f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images"
-                + (" and val images" if self.val_loader is not None else ", no val images")
-            )
+            others = ", no val images" if self.val_loader is None else " and val images"
+            raise UserError(f"cannot test on '{split}': {self.cfg.DATASET.NAME} offers test images{others}")
         with torch.no_grad(), self.clock.on("test"):
             self.set_model_mode("eval")
             self.before_test()
@@ -408,27 +331,22 @@ class CLIPTrainer(TrainerX):
 
     @torch.no_grad()
     def refine_inputs(self, items: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """What a method that refines this one on unlabeled images needs.
+        """What a method needs that refines this one on unlabeled images: three tensors.
 
-        Returns:
-            Normalised features of the images `[N, E]`, their logits without the logit scale `[N, C]`, and normalised
-            class proxies to start from `[C, E]`.
+        Normalised features `[N, E]`, their logits without the logit scale `[N, C]`, and normalised proxies `[C, E]`.
         """
         features, _ = self.features.raw(items)
         batches = [batch.to(self.device) for batch in features.split(self.features.batch_size)]
         cosines = torch.cat([self.feature_logits(batch).float() for batch in batches]) / self.logit_scale
-        content = torch.cat([self.content(batch) for batch in batches])
+        content = torch.cat(list(map(self.content, batches)))
         return F.normalize(content, dim=-1), cosines, F.normalize(self.class_proxies().float(), dim=-1)
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Write the learned parts of every registered model in Dassl's layout, with the backbone's hash."""
-        value = None if val_result is None else float(val_result)
-        more_epochs = epoch + 1 < self.max_epoch
-        self.checkpoints.save_epoch(epoch + 1, more_epochs, Path(directory), model_name, val_result=value)
+        facts = {"val_result": None if val_result is None else float(val_result)}
+        self.checkpoints.save_epoch(epoch + 1, epoch + 1 < self.max_epoch, Path(directory), model_name, **facts)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned parts from a run's folder: the best model, or the last epoch's, or that of `epoch`."""
@@ -439,8 +357,7 @@ class CLIPTrainer(TrainerX):
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Resume from the newest checkpoint under `directory`; returns the number of finished epochs."""
-        state = self.checkpoints.resume(Path(directory))
-        if state is None:
+        if (state := self.checkpoints.resume(Path(directory))) is None:
             return 0
         self.best_result = state.get("best_result", self.best_result)
         self.history = state.get("history", [])
@@ -462,23 +379,19 @@ class CLIPTrainer(TrainerX):
             "seconds": self.clock.so_far(),
         }
 
-    # ----------------------------------------------------------------------------------------------------- record
-
     def record_facts(self) -> dict[str, Any]:
         """What the trainer knows of its run's record; a method adds its own."""
         return trainer_facts(self)
 
     def save_predictions(self) -> None:
         """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""
+        folder = Path(self.output_dir)
         if "test" in self.evaluation.predictions:
-            self.evaluation.save_predictions(Path(self.output_dir), self.classnames)
-            self.save_features(Path(self.output_dir))
+            self.evaluation.save_predictions(folder, self.classnames)
+            self.save_features(folder)
 
     def save_features(self, folder: Path, split: str = "test") -> None:
-        """Name the cached features of this run's images in `features.npz`, for figures.
-
-        Features of the named split and of `cached_splits` are computed if the test did not need them.
-        """
+        """Name the cached features of the images in `features.npz`; those of a split are computed, for figures."""
         data = self.dm.dataset
         splits = {"test": data.test, "val": data.val, "train": data.train_x}
-        self.features.save(folder, splits, list(dict.fromkeys((split, *self.cached_splits))))
+        self.features.save(folder, splits, (split, *self.cached_splits))
