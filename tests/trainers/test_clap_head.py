@@ -29,8 +29,8 @@ from dassl_clip.trainers.clap.texts import (
     Augmentation,
     PromptWords,
     WordDropping,
-    distinct_texts,
     file_texts,
+    prompt_words,
     random_word_texts,
     source_tables,
     template_tables,
@@ -63,8 +63,6 @@ def test_a_new_head_is_the_identity_and_learns():
     head(x).square().sum().backward()
     assert head.projection.weight.grad.abs().max() > 0
     assert head.projection.bias is None and head.alpha == 2.0
-    with pytest.raises(ValueError, match="positive widths"):
-        ContentHead(5, 0)
 
 
 def test_head_gradients_equal_finite_differences():
@@ -107,8 +105,6 @@ def test_published_states_load_strictly(prefix):
     for name, value in head.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, state[f"{prefix}network_beta.{name}"].float())
-    other = published_state(state, network="network_psi")
-    assert torch.equal(other["linear.bias"], state[f"{prefix}network_psi.linear.bias"].float())
     assert head_widths(published_state(state)) == (6, 4)
 
 
@@ -146,17 +142,14 @@ def test_heads_of_images_are_those_of_the_other_network_and_untrained_ones_are_r
         with pytest.raises(ValueError, match="not trained: its projection is all zero"):
             published_state(wrong)
     with pytest.raises(ValueError, match="not trained"):
-        published_state(images, "network_beta")
-    with pytest.raises(ValueError, match="not trained"):
         check_trained(ContentHead(6, 4).state_dict())
 
 
 def test_another_width_is_refused_by_a_sentence():
     state = published_state(authors_state(latent=4, embed_dim=6))
-    check_widths(state, 6)
     check_widths(state, 6, 4)
     with pytest.raises(ValueError, match="features of width 6, but this backbone's have width 768"):
-        check_widths(state, 768)
+        check_widths(state, 768, 4)
     with pytest.raises(ValueError, match="latent width of 4, but 512 is configured"):
         check_widths(state, 6, 512)
 
@@ -212,17 +205,22 @@ def enumerated(name: str, without_picture: bool) -> set[str]:
     return texts
 
 
+def distinct_texts(name: str, *chances: float, **named: float) -> list[str]:
+    """All texts of a class that can occur."""
+    tables = template_tables([name], Augmentation(*chances, **named))
+    return [tables.texts[k] for k in torch.cat([tables.prompts, tables.augmented.flatten()]).unique()]
+
+
 def test_1408_distinct_texts_by_independent_enumeration():
     texts = distinct_texts("fire_truck")
     assert len(texts) == len(set(texts)) == 1408
     assert set(texts) == enumerated("fire truck", without_picture=False)
-    assert texts[:480] == training_texts("fire_truck")
-    more = distinct_texts("dog", Augmentation(drop_type_style=0.5))
+    more = distinct_texts("dog", drop_type_style=0.5)
     assert len(more) == 1452 and set(more) == enumerated("dog", without_picture=True)
-    assert distinct_texts("dog", Augmentation(0, 0, 0, 0)) == training_texts("dog")
-    assert len(distinct_texts("dog", Augmentation(1, 1, 0, 0))) == 480 + 16  # each picture of "a dog"
+    assert distinct_texts("dog", 0, 0, 0, 0) == training_texts("dog")
+    assert len(distinct_texts("dog", 1, 1, 0, 0)) == 480 + 16  # each picture of "a dog"
     # (row 7.10) The type goes alone: two styles, before and after each of 44 dogs.
-    typeless = set(distinct_texts("dog", Augmentation(drop_type=1.0))) - set(training_texts("dog"))
+    typeless = set(distinct_texts("dog", drop_type=1.0)) - set(training_texts("dog"))
     things = [" ".join(f"{s} {c} dog".split()) for s, c in itertools.product(["a", *SIZES], ["", *COLOURS])]
     assert typeless == {t for s in STYLES for thing in things for t in (f"{s} of {thing}", f"{thing} in {s} style")}
 
@@ -245,27 +243,18 @@ def test_empty_class_names_are_refused():
     for call in (training_texts, random_word_texts, lambda name: template_tables(["dog", name])):
         with pytest.raises(ValueError, match="class name must not be empty"):
             call("_ ")
-    for wrong in ([], "dog"):
-        with pytest.raises(ValueError, match="class names must be a list"):
-            template_tables(wrong)
 
 
 # ------------------------------------------------------------------------------------------------- other sources
 
 
 def test_random_words_are_seeded_and_stand_around_the_name():
-    texts = random_word_texts("sea_lion", count=50, seed=3, most_words=4)
-    assert texts == random_word_texts("sea_lion", count=50, seed=3, most_words=4)
-    assert texts != random_word_texts("sea_lion", count=50, seed=4, most_words=4)
-    assert [t.replace("sea lion", "dog") for t in texts] == random_word_texts("dog", count=50, seed=3)
+    texts = random_word_texts("sea_lion", seed=3)
+    assert len(texts) == 480 and texts == random_word_texts("sea_lion", seed=3) != random_word_texts("sea_lion", seed=4)
+    assert [t.replace("sea lion", "dog") for t in texts] == random_word_texts("dog", seed=3)
     before, after = zip(*(map(str.split, text.split("sea lion")) for text in texts))
     assert {len(side) for side in before} == {1, 2, 3, 4} and {len(side) for side in after} == {0, 1, 2, 3, 4}
     assert all(3 <= len(w) <= 8 and w.isalpha() and w.islower() for side in before + after for w in side)
-    drawn = random_word_texts("dog", count=40, vocabulary=["red", "tiny"])
-    assert {word for text in drawn for word in text.split()} == {"red", "tiny", "dog"}
-    for wrong in ({"count": 0}, {"most_words": 0}, {"vocabulary": []}):
-        with pytest.raises(ValueError, match="random words for the class 'dog'"):
-            random_word_texts("dog", **wrong)
 
 
 def test_prompt_files_serve_all_classes_or_one():
@@ -312,8 +301,6 @@ def test_dropped_words_in_closed_forms():
     assert len(WordDropping(forms=3).augmented(text, "cat art")) == 3
     with pytest.raises(ValueError, match="probability drop"):
         WordDropping(drop=2)
-    with pytest.raises(ValueError, match="at least 1 augmented form"):
-        WordDropping(forms=0)
 
 
 # --------------------------------------------------------------------------------------------------------- tables
@@ -327,7 +314,7 @@ def test_template_tables_index_by_index():
     assert len(tables.texts) == len(set(tables.texts))
     assert tables.classnames == ("dog", "fire truck", "dog", "red dog")
     assert [tables.texts[k] for k in tables.names] == list(tables.classnames)
-    assert tables.counts.tolist() == [480] * 4 and tables.starts.tolist() == [0, 480, 960, 1440]
+    assert tables.counts.tolist() == [480] * 4
     decisions = [(*four, False, False) for four in itertools.product((False, True), repeat=4)]
     chances = [(0.3 if a else 0.7) * 0.5 * (0.2 if c else 0.8) * 0.5 for a, _, c, *_ in decisions]
     torch.testing.assert_close(tables.probabilities, torch.tensor(chances, dtype=torch.float64))
@@ -340,25 +327,21 @@ def test_template_tables_index_by_index():
                 forms = [tables.texts[k] for k in tables.augmented[row]]
                 assert forms == [words.render(*decision) for decision in decisions]
             row += 1
-    assert set(tables.texts) == {
-        text for name in set(NAMES) for text in (name.replace("_", " "), *distinct_texts(name, augmentation))
-    }
+    words = prompt_words("dog")
+    every = {form.replace("dog", "{}") for w in words for form in (w.render(), *(w.render(*d) for d in decisions))}
+    assert set(tables.texts) == {form.replace("{}", name) for name in tables.classnames for form in ("{}", *every)}
 
 
 def test_source_tables_of_classes_with_different_numbers_of_texts():
     texts = [["a dog", "my dog runs"], ["the cat"], ["some dog", "a dog", "one dog more"]]
     dropping = WordDropping(forms=5, seed=2)
     tables = source_tables(["dog", "cat", "dog"], texts, dropping)
-    assert tables.counts.tolist() == [2, 1, 3] and tables.starts.tolist() == [0, 2, 3]
+    assert tables.counts.tolist() == [2, 1, 3]
     flat = [(text, name) for own, name in zip(texts, ["dog", "cat", "dog"]) for text in own]
     assert [tables.texts[k] for k in tables.prompts] == [text for text, _ in flat]
     assert [[tables.texts[k] for k in row] for row in tables.augmented] == [dropping.augmented(*pair) for pair in flat]
     torch.testing.assert_close(tables.probabilities, torch.full((5,), 0.2, dtype=torch.float64))
     assert len(tables.texts) == len(set(tables.texts))
-    with pytest.raises(ValueError, match="there is none for cat"):
-        source_tables(["dog", "cat"], [["a dog"], []])
-    with pytest.raises(ValueError, match="3 classes needs a list of texts, got 2 lists"):
-        source_tables(["dog", "cat", "cow"], [["a dog"], ["a cat"]])
 
 
 # ---------------------------------------------------------------------------------------------------------- noise

@@ -59,9 +59,8 @@ def test_shuffled_batches_take_every_text_once_per_pass():
         for order in orders:
             assert sorted(order.tolist()) == sorted(tables.prompts.tolist())
         assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[1], orders[2])
-        owner = {}
-        for c, (start, count) in enumerate(zip(tables.starts.tolist(), tables.counts.tolist())):
-            owner |= {int(k): (int(tables.names[c]), start + i) for i, k in enumerate(tables.prompts[start:][:count])}
+        classes = tables.names.repeat_interleave(tables.counts).tolist()
+        owner = {int(k): (classes[place], place) for place, k in enumerate(tables.prompts)}
         for prompt, form, name in zip(prompts.tolist(), forms.tolist(), names.tolist()):
             assert name == owner[prompt][0] and form in tables.augmented[owner[prompt][1]]
         other = TextPairs(tables, places(tables), batch_size=5, seed=2)
@@ -115,7 +114,7 @@ def test_shuffled_batches_end_at_a_higher_loss_than_classes_in_turn():
 def test_batches_walk_the_classes_and_their_texts_in_turn():
     tables = template_tables(NAMES)
     pairs = TextPairs(tables, places(tables), batch_size=8, seed=1, order="in-turn")
-    order = [words for name in NAMES for words in [[t.replace("dog", name.replace("_", " ")) for t in DOG_TEXTS]]]
+    order = [[text.replace("dog", name.replace("_", " ")) for text in DOG_TEXTS] for name in NAMES]
     for step in (0, 1, STEPS_AT_ONCE - 1, STEPS_AT_ONCE, 179, 180, 2000):
         prompts, _, names = pairs.batch(step)
         positions = range(8 * step, 8 * step + 8)
@@ -162,26 +161,20 @@ def test_forms_are_drawn_at_their_rates():
     assert rates == pytest.approx([0.2, 0.5, 0.9, 0.3], abs=0.025)
 
 
-def test_batches_are_functions_of_seed_and_step():
+@pytest.mark.parametrize(("order", "steps"), [("shuffled", 600), ("in-turn", 40)])  # 600: more than two passes
+def test_batches_are_functions_of_seed_and_step(order, steps):
     tables = template_tables(NAMES)
     features = torch.randn(len(tables.texts), 4)
-    one, two = (TextPairs(tables, features, 6, seed=1) for _ in range(2))
-    forwards = [one.batch(step) for step in range(600)]  # more than two passes
-    for step in reversed(range(0, 600, 7)):
+    one, two, other = (TextPairs(tables, features, 6, seed=seed, order=order) for seed in (1, 1, 2))
+    forwards = [one.batch(step) for step in range(steps)]
+    for step in reversed(range(0, steps, 7)):
         assert all(map(torch.equal, forwards[step], two.batch(step)))
-
-
-def test_batches_in_turn_are_functions_of_seed_and_step():
-    tables = template_tables(NAMES)
-    features = torch.randn(len(tables.texts), 4)
-    one, two, other = (TextPairs(tables, features, 6, seed=seed, order="in-turn") for seed in (1, 1, 2))
-    forwards = [one.batch(step) for step in range(40)]
-    for step in reversed(range(40)):
-        assert all(map(torch.equal, forwards[step], two.batch(step)))
-    assert not torch.equal(forwards[5][1], other.batch(5)[1]) and torch.equal(forwards[5][0], other.batch(5)[0])
-    drawn = {tuple(one.batch(step)[1][:, 0].tolist()) for step in range(0, 720 * 3, 720)}
-    assert len(drawn) == 3  # the same prompts (720 * 6 = 3 * 3 * 480) get other forms each time
-    assert all(torch.equal(one.batch(step)[0], forwards[0][0]) for step in (720, 1440))
+    assert not torch.equal(forwards[5][1], other.batch(5)[1])
+    assert torch.equal(forwards[5][0], other.batch(5)[0]) == (order == "in-turn")
+    if order == "in-turn":  # the same prompts (720 * 6 = 3 * 3 * 480) get other forms each time
+        rounds = [one.batch(step) for step in (0, 720, 1440)]
+        assert all(torch.equal(prompts, forwards[0][0]) for prompts, _, _ in rounds)
+        assert len({tuple(forms[:, 0].tolist()) for _, forms, _ in rounds}) == 3
 
 
 def test_switched_off_augmentation_gives_the_prompts_themselves():
@@ -309,7 +302,8 @@ def test_image_pairs_are_the_plain_and_an_augmented_view_of_one_image():
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
     image, view = torch.arange(6.0)[:, None].expand(6, 3), torch.arange(3.0).expand(6, 3)
     features = torch.stack([image, view], -1)
-    pairs, turn = (ImagePairs(features, labels, 3, 6, seed=1, order=order) for order in ("shuffled", "in-turn"))
+    counts = torch.bincount(labels)
+    pairs, turn = (ImagePairs(features, counts, 6, seed=1, order=order) for order in ("shuffled", "in-turn"))
     views, orders = set(), set()
     for step in range(STEPS_AT_ONCE * 3):
         plain, augmented, again = pairs.batch(step)
@@ -321,22 +315,18 @@ def test_image_pairs_are_the_plain_and_an_augmented_view_of_one_image():
         classes = [p % 3 for p in range(6 * step, 6 * step + 6)]
         assert labels[turn.batch(step)[0][:, 0].long()].tolist() == classes
     assert views == {1, 2} and len(orders) > 40
-    again = ImagePairs(features, labels, 3, 6, seed=1)
+    again = ImagePairs(features, counts, 6, seed=1)
     assert all(map(torch.equal, again.batch(17), pairs.batch(17)))
 
 
 def test_image_pairs_refuse_what_does_not_fit():
-    features, labels = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 1])
+    features = torch.randn(4, 2, 3)
     for wrong in (features[:, :1], features[:, 0]):
         with pytest.raises(ValueError, match=r"features \[N, V, E\] with a plain view and at least 1 augmented"):
-            ImagePairs(wrong, labels, 2, 4, 0)
-    for wrong in (labels[:3], labels + 1, labels - 1):
-        with pytest.raises(ValueError, match="4 labels from 0 to 1"):
-            ImagePairs(features, wrong, 2, 4, 0)
-    with pytest.raises(ValueError, match="class after class, got the labels 0, 1, 1, 0"):
-        ImagePairs(features, torch.tensor([0, 1, 1, 0]), 2, 4, 0)
-    with pytest.raises(ValueError, match="there is none for the labels 2"):
-        ImagePairs(features, labels, 3, 4, 0)
+            ImagePairs(wrong, torch.tensor([2, 2]), 4, 0)
+    for counts in ([4, 0], [2, 3]):
+        with pytest.raises(ValueError, match="each class needs an image, 4 in all"):
+            ImagePairs(features, torch.tensor(counts), 4, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- loss, fit
@@ -351,12 +341,12 @@ def naive_nt_xent(a, b, temperature):
     return total / (2 * n)
 
 
-def naive_loss(head, batch, tau, weight, class_temperature):
+def naive_loss(head, batch, tau, weight):
     def read(x):
         return x + (x * torch.sigmoid(x) @ head.linear.weight.T + head.linear.bias) @ head.projection.weight.T
 
     prompts, augmented, names = (read(part) for part in batch)
-    return naive_nt_xent(prompts, augmented, tau) + weight * naive_nt_xent(augmented, names, class_temperature)
+    return naive_nt_xent(prompts, augmented, tau) + weight * naive_nt_xent(augmented, names, 1.0)
 
 
 def a_head(embed_dim=6, latent=4, dtype=torch.float64, alpha=0.1):
@@ -369,8 +359,8 @@ def a_head(embed_dim=6, latent=4, dtype=torch.float64, alpha=0.1):
 def test_loss_equals_a_rewriting_and_ignores_the_heads_alpha(weight):
     head, batch = a_head(), torch.randn(3, 5, 6, dtype=torch.float64)
     head.projection.weight.data.normal_(generator=torch.Generator().manual_seed(1))
-    loss = content_loss(head, batch, 0.3, weight, 0.8)
-    assert loss.item() == pytest.approx(naive_loss(head, batch, 0.3, weight, 0.8).item(), rel=1e-12)
+    loss = content_loss(head, batch, 0.3, weight)
+    assert loss.item() == pytest.approx(naive_loss(head, batch, 0.3, weight).item(), rel=1e-12)
 
 
 def some_pairs(dtype=torch.float64, batch=6, seed=3):
@@ -387,7 +377,7 @@ def test_fit_equals_a_rewriting_with_adam():
     )  # fmt: skip
     optimizer, losses = torch.optim.Adam(twin.parameters(), lr=1e-2), []
     for step in range(25):
-        loss = naive_loss(twin, pairs.batch(step), 0.5, 0.5, 1.0)
+        loss = naive_loss(twin, pairs.batch(step), 0.5, 0.5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -411,14 +401,10 @@ class Scripted:
 
 
 def cosine_pairs(loss):
-    # Rows a, b = a and -a, -a would give log(1 + 2 exp(-2)); an angle t between partners gives any loss above it.
-    low, high = 0.0, math.pi
-    for _ in range(80):
-        angle = (low + high) / 2
-        one = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-        c, s = math.cos(angle), math.sin(angle)
-        other = one @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
-        low, high = (angle, high) if naive_nt_xent(one, other, 1.0) < loss else (low, angle)
+    """Rows a, -a and, at a cosine c with each, their partners: loss = log(exp(-1 - c) + 1 + exp(-2 c))."""
+    c = -math.log((math.sqrt(math.exp(-2) + 4 * math.expm1(loss)) - math.exp(-1)) / 2)
+    s = math.sqrt(1 - c * c)
+    one, other = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[c, s], [-c, -s]]], dtype=torch.float64)
     return one, other, one
 
 

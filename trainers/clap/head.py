@@ -27,15 +27,10 @@ class ContentHead(nn.Module):
         embed_dim: `E`.
         latent_dim: Width between `A` (`linear`, with bias) and `P` (`projection`, without).
         alpha: The factor of `forward`. Training passes `TRAINING_ALPHA` in its place, whatever this value is.
-
-    Raises:
-        UserError: A width is not positive.
     """
 
     def __init__(self, embed_dim: int, latent_dim: int, alpha: float = 1.0):
         super().__init__()
-        if embed_dim < 1 or latent_dim < 1:
-            raise UserError(f"the content head needs positive widths, got E = {embed_dim} and latent = {latent_dim}")
         self.alpha = float(alpha)
         self.linear = nn.Linear(embed_dim, latent_dim)
         self.projection = nn.Linear(latent_dim, embed_dim, bias=False)
@@ -56,10 +51,6 @@ class ContentHead(nn.Module):
             x = x.to(self.linear.weight.dtype)
             shift: Tensor = self.projection(self.linear(F.silu(x)))
             return x + alpha * shift
-
-    def extra_repr(self) -> str:
-        """The factor, for `print(head)`."""
-        return f"alpha={self.alpha:g}"
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
@@ -85,13 +76,12 @@ def published_network(state: Mapping[str, Tensor]) -> str:
     return next(trained, there[0])
 
 
-def published_state(state: Mapping[str, Tensor], network: str | None = None) -> dict[str, Tensor]:
-    """The head inside a state dict of the authors, under this module's names, float32.
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head (of `published_network`) inside a state dict of the authors, under this module's names, float32.
 
     Args:
         state: Keys `network_beta.linear.{weight,bias}` and `network_beta.projection.weight`, and the same under
             `network_psi`, perhaps behind `module.`.
-        network: Which of the two; None takes `published_network`.
 
     Returns:
         `linear.weight [latent, E]`, `linear.bias [latent]`, `projection.weight [E, latent]`.
@@ -99,7 +89,7 @@ def published_state(state: Mapping[str, Tensor], network: str | None = None) -> 
     Raises:
         UserError: Keys are missing, their shapes do not fit each other, or the head is not trained.
     """
-    head = _head({_plain_key(key): value for key, value in state.items()}, network or published_network(state))
+    head = _head({_plain_key(key): value for key, value in state.items()}, published_network(state))
     check_trained(head)
     return head
 
@@ -147,15 +137,15 @@ def head_widths(state: Mapping[str, Tensor]) -> tuple[int, int]:
     return embed_dim, latent
 
 
-def check_widths(state: Mapping[str, Tensor], embed_dim: int, latent_dim: int | None = None) -> None:
-    """Raise a ValueError unless a head's state dict fits features of `embed_dim` (and a head of `latent_dim`)."""
+def check_widths(state: Mapping[str, Tensor], embed_dim: int, latent_dim: int) -> None:
+    """Raise a ValueError unless a head's state dict fits features of `embed_dim` and a head of `latent_dim`."""
     given = head_widths(state)
     if given[0] != embed_dim:
         raise UserError(
             f"the checkpoint's content head is for features of width {given[0]}, but this backbone's have width "
             f"{embed_dim}; take the backbone that it was trained with, or the checkpoint of this one"
         )
-    if latent_dim is not None and given[1] != latent_dim:
+    if given[1] != latent_dim:
         raise UserError(
             f"the checkpoint's content head has a latent width of {given[1]}, but {latent_dim} is configured; "
             f"set it to {given[1]}"

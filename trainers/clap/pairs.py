@@ -5,7 +5,7 @@ new view in every step; here each image has `IMAGE_VIEWS` augmented ones, and a 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,11 +48,11 @@ PAIR_KEYS = {
 }
 
 
-TEXT_KEYS = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
-TEXT_KEYS += ("NOISE_TOKENS", "NOISE_STD", "TRAINING_NAMES")
+FIT_KEYS = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
+FIT_KEYS += ("NOISE_TOKENS", "NOISE_STD")
 # Keys of the other modality; of texts also those of the template's parts where the texts come from elsewhere.
 OVERRIDDEN_PAIRS = {
-    **{key: ("MODALITY", lambda node: node.MODALITY == "image") for key in TEXT_KEYS},
+    **{key: ("MODALITY", lambda node: node.MODALITY == "image") for key in (*FIT_KEYS, "TRAINING_NAMES")},
     **{key: ("MODALITY", lambda node: node.MODALITY != "image") for key in PAIR_KEYS if key.startswith("IMAGE_")},
 }
 
@@ -95,16 +95,13 @@ def check_pair_keys(node: CfgNode) -> None:
         raise UserError(
             f"TRAINER.CLAP.NOISE_TOKENS and NOISE_STD are at least 0, got {node.NOISE_TOKENS} and {node.NOISE_STD}"
         )
-    _augmentation(node), _dropping(node, 0)
+    _augmentations(node, 0)
 
 
-def _augmentation(node: CfgNode) -> Augmentation:
+def _augmentations(node: CfgNode, seed: int) -> tuple[Augmentation, WordDropping]:
+    """Of the template's texts, and of others."""
     chances = (node.DROP_SIZE, node.DROP_COLOUR, node.DROP_TYPE_STYLE, node.SWAP, node.DROP_TYPE, node.DROP_STYLE)
-    return Augmentation(*chances)
-
-
-def _dropping(node: CfgNode, seed: int) -> WordDropping:
-    return WordDropping(drop=node.DROP_WORD, swap=node.SWAP, seed=seed)
+    return Augmentation(*chances), WordDropping(drop=node.DROP_WORD, swap=node.SWAP, seed=seed)
 
 
 def text_tables(classnames: Sequence[str], node: CfgNode, seed: int) -> TextTables:
@@ -113,14 +110,15 @@ def text_tables(classnames: Sequence[str], node: CfgNode, seed: int) -> TextTabl
     Raises:
         UserError: A class has no text, or the file has a line without one `{}`.
     """
+    augmentation, dropping = _augmentations(node, seed)
     if node.SOURCE == "template":
-        return template_tables(classnames, _augmentation(node))
+        return template_tables(classnames, augmentation)
     if node.SOURCE == "random-words":
         texts = [random_word_texts(name, seed=seed) for name in classnames]
     else:
         lines = Path(node.SOURCE).expanduser().read_text(encoding="utf-8").splitlines()
         texts = [file_texts(name, lines) for name in classnames]
-    return source_tables(classnames, texts, _dropping(node, seed))
+    return source_tables(classnames, texts, dropping)
 
 
 def text_pairs(trainer) -> tuple[TextPairs, dict]:
@@ -132,9 +130,11 @@ def text_pairs(trainer) -> tuple[TextPairs, dict]:
     noise = None
     if node.NOISE_TOKENS:
         noise = PromptNoise(text, tables, node.NOISE_TOKENS, node.NOISE_STD, trainer.precision.autocast)
-    keys = ("SOURCE", "DROP_SIZE", "DROP_COLOUR", "DROP_TYPE_STYLE", "DROP_TYPE", "DROP_STYLE", "SWAP", "DROP_WORD")
-    keys += ("NOISE_TOKENS", "NOISE_STD", "BATCH_ORDER")
-    facts = {key: node[key] for key in keys} | feature_cache.text_facts(tables.texts) | trainer.features.tower_facts
+    facts = (
+        {key: node[key] for key in (*FIT_KEYS, "BATCH_ORDER")}
+        | feature_cache.text_facts(tables.texts)
+        | trainer.features.tower_facts
+    )
     return TextPairs(tables, features, node.BATCH_SIZE, seed, noise, node.BATCH_ORDER), facts
 
 
@@ -153,26 +153,23 @@ def image_pairs(trainer) -> tuple[ImagePairs, dict]:
     """The same for features of a plain and of augmented views of images (Im.Aug: square crop, colour jitter)."""
     node, seed = trainer.node, max(trainer.cfg.SEED, 0)
     items = class_pictures(Path(node.IMAGE_FOLDER).expanduser(), trainer.classnames)
-    logger.info(
-        "Im.Aug: %d images of %d classes, %d augmented views each",
-        len(items),
-        len(trainer.classnames),
-        node.IMAGE_VIEWS,
-    )
+    sizes = (len(items), len(trainer.classnames), node.IMAGE_VIEWS)
+    logger.info("Im.Aug: %d images of %d classes, %d augmented views each", *sizes)
     facts = {"kind": "plain and augmented views", "views": node.IMAGE_VIEWS, "seed": seed, "crop": CROP}
     facts |= {"jitter": list(node.IMAGE_JITTER)} | feature_cache.image_facts([item.impath for item in items])
     facts |= trainer.features.tower_facts | {"bad images": trainer.features.on_bad_image}
     features = feature_cache.cached(facts, lambda: _views(trainer, items, seed))
     usable = features.isfinite().flatten(1).all(dim=1)
-    items, features = [item for item, good in zip(items, usable.tolist()) if good], features[usable].to(trainer.device)
-    if lost := sorted(set(range(len(trainer.classnames))) - {item.label for item in items}):
+    features = features[usable].to(trainer.device)
+    labels = torch.tensor([item.label for item in items])
+    counts = torch.bincount(labels[usable.cpu()], minlength=len(trainer.classnames))
+    if not counts.all():
         raise UserError(
-            f"TRAINER.CLAP.IMAGE_FOLDER {node.IMAGE_FOLDER}: no image of {trainer.classnames[lost[0]]!r} can be "
-            "decoded; each class needs one"
+            f"TRAINER.CLAP.IMAGE_FOLDER {node.IMAGE_FOLDER}: no image of {trainer.classnames[int(counts.argmin())]!r} "
+            "can be decoded; each class needs one"
         )
-    labels, classes = torch.tensor([item.label for item in items]), len(trainer.classnames)
     facts |= feature_cache.text_facts(trainer.classnames) | {"order": node.BATCH_ORDER}
-    return ImagePairs(features, labels, classes, node.BATCH_SIZE, seed, node.BATCH_ORDER), facts
+    return ImagePairs(features, counts, node.BATCH_SIZE, seed, node.BATCH_ORDER), facts
 
 
 def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
@@ -188,15 +185,9 @@ def _views(trainer, items: Sequence[Datum], seed: int) -> Tensor:
         images = SeededImages(trainer.cfg, items, transform=transform, is_train=True)
         images.view_seed.fill_(mix_seed(seed, number))
         loader = DataLoader(images, batch_size=like.batch_size, num_workers=like.num_workers)
-        own = ((rows,) for rows in _encoded(trainer, sharding.shard_batches(loader)))
+        own = ((like.encode_batch(batch, like.encode),) for batch in sharding.shard_batches(loader))
         views.append(torch.cat([rows for (rows,) in sharding.merge_shards(own, loader)]))
     return torch.stack(views, dim=1)
-
-
-def _encoded(trainer, loader: DataLoader) -> Iterator[Tensor]:
-    """Features `[B, E]` of the batches of a loader; NaN where another picture stands in."""
-    for batch in loader:
-        yield trainer.features.encode_batch(batch, trainer.features.encode)
 
 
 def class_pictures(folder: Path, classnames: Sequence[str]) -> list[Datum]:

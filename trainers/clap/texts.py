@@ -15,6 +15,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -30,15 +31,7 @@ COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "black", "white
 
 @dataclass(frozen=True)
 class PromptWords:
-    """The words of one training text.
-
-    Attributes:
-        classname: The class name as it stands in a text.
-        type: Image type, such as "painting".
-        size: Object size.
-        style: Art style.
-        colour: Object colour.
-    """
+    """The words of one training text: the class name as it stands there, and one of each of the lists above."""
 
     classname: str
     type: str
@@ -68,17 +61,14 @@ class PromptWords:
             drop_type: Leave the type out; with `drop_style`, as `drop_type_style`.
             drop_style: Leave the style out.
         """
-        parts = [_article(self.size), "" if drop_size else self.size, "" if drop_colour else self.colour]
-        thing = " ".join(part for part in (*parts, self.classname) if part)
+        before_size, before_style = ("an" if word[0] in "aeiou" else "a" for word in (self.size, self.style))
+        parts = [before_size, "" if drop_size else self.size, "" if drop_colour else self.colour, self.classname]
+        thing = " ".join(filter(None, parts))
         if drop_type_style or (drop_type and drop_style):
             return thing
-        words = [_article(self.style), "" if drop_style else self.style, "" if drop_type else self.type]
-        picture = " ".join(word for word in words if word)
+        words = [before_style, "" if drop_style else self.style, "" if drop_type else self.type]
+        picture = " ".join(filter(None, words))
         return f"{thing} in {picture} style" if swap else f"{picture} of {thing}"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
 
 
 def prompt_words(classname: str) -> list[PromptWords]:
@@ -92,9 +82,8 @@ def training_texts(classname: str) -> list[str]:
     return [words.render() for words in prompt_words(classname)]
 
 
-def _check_probabilities(switches: object, names: Sequence[str] | None = None) -> None:
-    for name in vars(switches) if names is None else names:
-        value = getattr(switches, name)
+def _check_probabilities(**chances: float) -> None:
+    for name, value in chances.items():
         if not 0 <= value <= 1:
             raise UserError(f"the probability {name} of an augmentation must lie between 0 and 1, got {value}")
 
@@ -120,67 +109,32 @@ class Augmentation:
     drop_style: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_probabilities(self)
+        _check_probabilities(**vars(self))
 
     def outcomes(self) -> dict[tuple[bool, ...], float]:
         """Probability of each set of decisions that can happen, in the order of `render`'s arguments."""
         chances = tuple(vars(self).values())  # the fields stand in that order
         every = {}
         for decisions in product((False, True), repeat=len(chances)):
-            probability = 1.0
-            for decision, chance in zip(decisions, chances):
-                probability *= chance if decision else 1 - chance
-            if probability:
-                every[decisions] = probability
-        return every
-
-
-def distinct_texts(classname: str, augmentation: Augmentation = Augmentation()) -> list[str]:
-    """All texts of a class that can occur: the 480 first, then the augmented ones; 1,408 with the default switches."""
-    words = prompt_words(classname)
-    originals = [w.render() for w in words]
-    return list(dict.fromkeys([*originals, *(w.render(*d) for w in words for d in augmentation.outcomes())]))
+            every[decisions] = prod(chance if decision else 1 - chance for decision, chance in zip(decisions, chances))
+        return {decisions: probability for decisions, probability in every.items() if probability}
 
 
 # --------------------------------------------------------------------------------------------- other prompt sources
 
 
-def random_word_texts(
-    classname: str, count: int = 480, seed: int = 0, most_words: int = 4, vocabulary: Sequence[str] | None = None
-) -> list[str]:
-    """Texts with random words around the class name; the words depend on the seed, not on the class.
+def random_word_texts(classname: str, seed: int = 0) -> list[str]:
+    """480 texts of a class with 1 to 4 random words before the name and 0 to 4 after it, of 3 to 8 letters each.
 
-    Args:
-        classname: The class name.
-        count: Number of texts.
-        seed: Seed of the words.
-        most_words: Each text has 1 to `most_words` words before the name and 0 to `most_words` after it.
-        vocabulary: The words to draw from; None makes words of 3 to 8 random letters.
-
-    Returns:
-        `count` texts.
-
-    Raises:
-        UserError: `count` or `most_words` is not positive, or the vocabulary is empty.
+    The words depend on the seed, not on the class.
     """
-    if count < 1 or most_words < 1 or (vocabulary is not None and not vocabulary):
-        raise UserError(
-            f"random words for the class {classname!r} need a positive number of texts ({count}) and of words "
-            f"({most_words}), and a vocabulary with words in it"
-        )
     name, draw = display_name(classname), random.Random(seed)
 
-    def word() -> str:
-        if vocabulary is not None:
-            return draw.choice(vocabulary)
-        return "".join(draw.choices(string.ascii_lowercase, k=draw.randint(3, 8)))
+    def words(fewest: int) -> list[str]:
+        number = draw.randint(fewest, 4)
+        return ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(3, 8))) for _ in range(number)]
 
-    texts = []
-    for _ in range(count):
-        before = [word() for _ in range(draw.randint(1, most_words))]
-        after = [word() for _ in range(draw.randint(0, most_words))]
-        texts.append(" ".join([*before, name, *after]))
-    return texts
+    return [" ".join([*words(1), name, *words(0)]) for _ in range(480)]
 
 
 def file_texts(classname: str, lines: Iterable[str]) -> list[str]:
@@ -241,9 +195,7 @@ class WordDropping:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_probabilities(self, ("drop", "swap"))
-        if self.forms < 1:
-            raise UserError(f"each text needs at least 1 augmented form, got {self.forms}")
+        _check_probabilities(drop=self.drop, swap=self.swap)
 
     def augmented(self, text: str, classname: str) -> list[str]:
         """The `forms` augmented forms of a text; punctuation attached to the class name stays with it."""
@@ -269,8 +221,7 @@ class WordDropping:
 class TextTables:
     """All texts of a training run, each once, and where each training text and its augmented forms stand among them.
 
-    The `R` training texts are laid class after class; class `c` has `counts[c]` of them from `starts[c]` on. All
-    indices are on the CPU.
+    The `R` training texts are laid class after class. All indices are on the CPU.
 
     Attributes:
         classnames: The `C` names as they stand in texts.
@@ -279,8 +230,7 @@ class TextTables:
         prompts: `[R]`, the training texts.
         augmented: `[R, A]`, their augmented forms.
         probabilities: `[A]`, how often each form is taken.
-        starts: `[C]`.
-        counts: `[C]`.
+        counts: `[C]`, training texts of each class.
     """
 
     classnames: tuple[str, ...]
@@ -289,19 +239,14 @@ class TextTables:
     prompts: Tensor
     augmented: Tensor
     probabilities: Tensor
-    starts: Tensor
     counts: Tensor
 
 
 def template_tables(classnames: Sequence[str], augmentation: Augmentation = Augmentation()) -> TextTables:
-    """The tables of the 480 template texts a class.
-
-    Raises:
-        UserError: There are no class names, or one is empty.
-    """
+    """The tables of the 480 template texts a class."""
     outcomes = augmentation.outcomes()
     shared = _places((words.render(), [words.render(*d) for d in outcomes]) for words in prompt_words("{}"))
-    names = _checked_names(classnames)
+    names = [display_name(name) for name in classnames]
     classes = (([text.replace("{}", name) for text in shared[0]], *shared[1:]) for name in names)
     return _tables(names, classes, list(outcomes.values()))
 
@@ -315,24 +260,12 @@ def source_tables(
         classnames: `C` class names.
         texts: For each class its texts, class name included; classes may have different numbers of them.
         dropping: How the texts are augmented.
-
-    Raises:
-        UserError: There is not one list of texts for each class, or a class has no texts.
     """
-    names = _checked_names(classnames)
-    if len(texts) != len(names):
-        raise UserError(f"each of the {len(names)} classes needs a list of texts, got {len(texts)} lists")
-    empty = [name for name, own in zip(names, texts) if isinstance(own, str) or not own]
-    if empty:
-        raise UserError(f"each class needs a list of at least one text; there is none for {', '.join(empty[:10])}")
-    classes = (_places((text, dropping.augmented(text, name)) for text in own) for name, own in zip(names, texts))
+    names = [display_name(name) for name in classnames]
+    classes = (
+        _places((text, dropping.augmented(text, name)) for text in own) for name, own in zip(names, texts, strict=True)
+    )
     return _tables(names, classes, [1 / dropping.forms] * dropping.forms)
-
-
-def _checked_names(classnames: Sequence[str]) -> list[str]:
-    if isinstance(classnames, str) or not len(classnames):
-        raise UserError(f"class names must be a list of one or more texts, got {classnames!r}")
-    return [display_name(name) for name in classnames]
 
 
 def _places(rows: Iterable[tuple[str, list[str]]]) -> tuple[list[str], Tensor, Tensor]:
@@ -353,7 +286,6 @@ def _tables(
         index = torch.tensor([place.setdefault(text, len(place)) for text in texts])
         prompts.append(index[own_prompts])
         augmented.append(index[own_augmented])
-    counts = torch.tensor([len(own) for own in prompts])
     return TextTables(
         classnames=tuple(names),
         texts=tuple(place),
@@ -361,6 +293,5 @@ def _tables(
         prompts=torch.cat(prompts),
         augmented=torch.cat(augmented),
         probabilities=torch.tensor(probabilities, dtype=torch.float64),
-        starts=counts.cumsum(0) - counts,
-        counts=counts,
+        counts=torch.tensor([len(own) for own in prompts]),
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor
 from dassl_clip.clip.losses import nt_xent
 from dassl_clip.clip.prompts import NOISE_STD, noise_context
 from dassl_clip.clip.text_tower import TextTower
-from dassl_clip.clip.tokens import ClassTokens
 from dassl_clip.results.errors import NotFiniteError, UserError
 
 from .head import TRAINING_ALPHA, ContentHead
@@ -30,17 +29,11 @@ from .texts import TextTables
 
 SHUFFLED, IN_TURN = ORDERS = ("shuffled", "in-turn")  # of the texts (or images) that batches are made of
 LAST_DROP, LAST_STEP = KEPT = ("last-drop", "last-step")  # which weights a fit ends with
+CLASS_TEMPERATURE = 1.0  # of the term between augmented prompts and class names
 STEPS_AT_ONCE = 16  # batches that are drawn, and noise prompts that are encoded, together
 NOISE_POSITIONS = ("end", "middle", "front")  # of the text in `encode_prompts`: noise before, around, after the text
 
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-class Pairs(Protocol):
-    """What `fit_content_head` reads: the batch of a step."""
-
-    def batch(self, step: int) -> Batch:
-        """Features of the originals, of their augmented forms, and of their class names, each `[B, E]`."""
 
 
 class PromptNoise:
@@ -81,50 +74,87 @@ class PromptNoise:
 
     @torch.no_grad()
     def encode(self, index: Tensor, noise: Tensor, positions: Tensor) -> Tensor:
-        """Features of texts with noise.
-
-        Args:
-            index: `[S, B]`, texts of `S` batches by their place in the tables.
-            noise: `[S, M, D]`, from `draw`.
-            positions: `[S]`, from `draw`.
-
-        Returns:
-            `[S, B, E]`, not normalised.
-        """
-        text = self.text
+        """Features `[S, B, E]`, not normalised, of the texts `index [S, B]` of `S` batches, with noise from `draw`."""
+        text, tokens = self.text, self._tokens
         features = torch.zeros(*index.shape, text.embed_dim, dtype=text.out_dtype, device=text.device)
         for number, position in enumerate(NOISE_POSITIONS):
-            chosen = (positions == number).nonzero().flatten()
-            if not len(chosen):
+            batches = (positions == number).nonzero().flatten()
+            if not len(batches):
                 continue
-            rows = self._place[index[chosen]].flatten()
-            context = noise[chosen].repeat_interleave(index.shape[1], dim=0).to(text.device)
+            rows = self._place[index[batches]].flatten()
+            lengths = tuple(tokens.lengths[k] for k in rows.tolist())
+            own = replace(
+                tokens,
+                classnames=tuple(tokens.classnames[k] for k in rows.tolist()),
+                ids=tokens.ids[rows.to(tokens.ids.device), : max(lengths)],
+                lengths=lengths,
+                name_lengths=tuple(tokens.name_lengths[k] for k in rows.tolist()),
+            )
+            context = noise[batches].repeat_interleave(index.shape[1], dim=0).to(text.device)
             with self.autocast():
-                read = text.encode_prompts(context, self._of(rows), position, class_specific=True)
-            features[chosen.to(text.device)] = read.unflatten(0, (len(chosen), -1))
+                read = text.encode_prompts(context, own, position, class_specific=True)
+            features[batches.to(text.device)] = read.unflatten(0, (len(batches), -1))
         return features
 
-    def _of(self, rows: Tensor) -> ClassTokens:
-        """The tokens of some of the texts."""
-        chosen, tokens = rows.tolist(), self._tokens
-        lengths = tuple(tokens.lengths[k] for k in chosen)
-        return replace(
-            tokens,
-            classnames=tuple(tokens.classnames[k] for k in chosen),
-            ids=tokens.ids[rows.to(tokens.ids.device), : max(lengths)],
-            lengths=lengths,
-            name_lengths=tuple(tokens.name_lengths[k] for k in chosen),
-        )
+
+class Pairs:
+    """Batches of pairs, drawn from features of what stands class after class.
+
+    The batches take all rows in an order that each pass over them draws again, one pass after the other: position
+    `p = step * B + i` takes the row at place `p mod R` of pass `p div R`. A batch may hold several rows of a class, as
+    in the authors' program; these are then negatives of each other. With the order `in-turn`, position `p` takes class
+    `p mod C` and that class's row `(p div C) mod` its number of rows, so that neighbours differ in class.
+
+    Args:
+        features: Of which the batches are made, not normalised.
+        what: What they are, for a message.
+        counts: Rows of each class, `[C]`.
+        batch_size: `B`.
+        seed: Seed of the order and of what else is drawn.
+        order: `shuffled`, or `in-turn`.
+
+    Raises:
+        UserError: The features are not numbers, or the batch has less than 2 pairs.
+    """
+
+    def __init__(self, features: Tensor, what: str, counts: Tensor, batch_size: int, seed: int, order: str):
+        if batch_size < 2:
+            raise UserError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
+        if not bool(torch.isfinite(features).all()):
+            raise UserError(f"the {what} have entries that are not finite numbers")
+        self.features = features.detach().to(torch.promote_types(features.dtype, torch.float32))  # float64 stays
+        self.counts, self.batch_size, self.seed, self.order = counts, batch_size, seed, order
+        self._kept: tuple[int, Batch] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """Features of the originals, of their augmented forms, and of their class names, each `[B, E]`."""
+        block, row = divmod(step, STEPS_AT_ONCE)
+        if self._kept is None or self._kept[0] != block:
+            self._kept = block, self._read(block, _generator(self.seed, block))
+        first, second, third = self._kept[1]
+        return first[row], second[row], third[row]
+
+    def _read(self, block: int, generator: torch.Generator) -> Batch:
+        """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
+        raise NotImplementedError
+
+    def _rows(self, block: int) -> tuple[Tensor, Tensor]:
+        """Labels and rows of a block, each `[STEPS_AT_ONCE, B]`."""
+        size, total, counts = STEPS_AT_ONCE * self.batch_size, int(self.counts.sum()), self.counts
+        position = torch.arange(block * size, (block + 1) * size)
+        if self.order == IN_TURN:
+            labels = position % len(counts)
+            rows = (counts.cumsum(0) - counts)[labels] + position // len(counts) % counts[labels]
+        else:
+            first, last = int(position[0]) // total, int(position[-1]) // total
+            passes = [torch.randperm(total, generator=_generator(self.seed, p, 1)) for p in range(first, last + 1)]
+            rows = torch.cat(passes)[position - first * total]
+            labels = torch.arange(len(counts)).repeat_interleave(counts)[rows]
+        return labels.view(STEPS_AT_ONCE, -1), rows.view(STEPS_AT_ONCE, -1)
 
 
-class TextPairs:
+class TextPairs(Pairs):
     """Batches of training texts with their augmented forms and class names.
-
-    The batches take the texts of all classes in an order that each pass over them draws again, one pass after the
-    other: position `p = step * B + i` takes the text at place `p mod R` of pass `p div R`. A batch may hold several
-    texts of a class, as in the authors' program; these are then negatives of each other. With the order `in-turn`,
-    position `p` takes class `p mod C` and that class's text `(p div C) mod` its number of texts, so that neighbours
-    differ in class.
 
     Args:
         tables: The texts and their places.
@@ -132,10 +162,10 @@ class TextPairs:
         batch_size: `B`.
         seed: Seed of the order and of the augmentation (and of the noise).
         noise: Adds noise tokens to the augmented prompts; None leaves them as they are.
-        order: `shuffled`, or `in-turn`.
+        order: As in `Pairs`.
 
     Raises:
-        UserError: The features do not belong to the texts, or are not numbers; the batch has less than 2 pairs.
+        UserError: As `Pairs`; or the features do not belong to the texts.
     """
 
     def __init__(
@@ -151,33 +181,20 @@ class TextPairs:
             raise UserError(
                 f"the {len(tables.texts)} texts need features [{len(tables.texts)}, E], got {list(features.shape)}"
             )
-        _check_batch(batch_size)
+        super().__init__(features, "text features", tables.counts, batch_size, seed, order)
         self.tables, self.noise = tables, noise
-        self.features = _checked_features(features, "text features")
-        self.batch_size, self.seed, self.order = batch_size, seed, order
         self._cumulative = tables.probabilities.cumsum(0)
-        self._block = (-1, (self.features[:0],) * 3)
-
-    def batch(self, step: int) -> Batch:
-        """Features of the prompts, of their augmented forms, and of their class names, each `[B, E]`."""
-        block, row = divmod(step, STEPS_AT_ONCE)
-        if self._block[0] != block:
-            self._block = (block, self._read(block))
-        first, second, names = self._block[1]
-        return first[row], second[row], names[row]
 
     def index(self, block: int, generator: torch.Generator) -> Tensor:
         """Places of prompts, augmented forms and class names for the batches of a block, `[3, STEPS_AT_ONCE, B]`."""
         tables = self.tables
-        labels, rows = _rows(block, self.batch_size, tables.counts, self.order, self.seed)
+        labels, rows = self._rows(block)
         chance = torch.rand(rows.shape, generator=generator, dtype=torch.float64)
         form = torch.searchsorted(self._cumulative, chance * self._cumulative[-1], right=True)
         form = form.clamp_max(len(self._cumulative) - 1)
         return torch.stack([tables.prompts[rows], tables.augmented[rows, form], tables.names[labels]])
 
-    def _read(self, block: int) -> Batch:
-        """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
-        generator = _generator(self.seed, block)
+    def _read(self, block: int, generator: torch.Generator) -> Batch:
         index = self.index(block, generator)
         prompts, augmented, names = self.features[index.to(self.features.device, non_blocking=True)]
         if self.noise is not None:
@@ -185,111 +202,46 @@ class TextPairs:
         return prompts, augmented, names
 
 
-class ImagePairs:
+class ImagePairs(Pairs):
     """Batches of a plain and an augmented view of images: Im.Aug, the paper's image-side baseline.
 
-    The images come in an order as in `TextPairs`, and one of the augmented views is drawn for each. Im.Aug's loss has
-    no class names: the third part of a batch is the plain view again, for `content_loss` with the weight 0.
+    One of the augmented views is drawn for each image. Im.Aug's loss has no class names: the third part of a batch is
+    the plain view again, for `content_loss` with the weight 0.
 
     Args:
-        features: Features of `V` views of each image, the plain one first, `[N, V, E]`, not normalised.
-        labels: `[N]`, from 0 to `C - 1`, sorted.
-        num_classes: `C`.
+        features: Features of `V` views of each image, the plain one first, `[N, V, E]`, not normalised; the images
+            stand class after class.
+        counts: Images of each class, `[C]`.
         batch_size: `B`.
         seed: Seed of the order and of the views.
-        order: `shuffled`, or `in-turn`.
+        order: As in `Pairs`.
 
     Raises:
-        UserError: Shapes do not fit, an image has less than 2 views, or a class has no image.
+        UserError: As `Pairs`; or shapes do not fit, an image has less than 2 views, or a class has no image.
     """
 
-    def __init__(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        batch_size: int,
-        seed: int,
-        order: str = SHUFFLED,
-    ):
+    def __init__(self, features: Tensor, counts: Tensor, batch_size: int, seed: int, order: str = SHUFFLED):
         if features.dim() != 3 or features.shape[1] < 2:
             raise UserError(
                 "pairs of views need features [N, V, E] with a plain view and at least 1 augmented one, got "
                 f"{list(features.shape)}"
             )
-        labels = labels.cpu()
-        if labels.shape != features.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
-            raise UserError(
-                f"{len(features)} images need {len(features)} labels from 0 to {num_classes - 1}, got {_shown(labels)}"
-            )
-        if (labels.diff() < 0).any():
-            raise UserError(f"the images must stand class after class, got the labels {_shown(labels)}")
-        counts = torch.bincount(labels, minlength=num_classes)
-        if not counts.all():
-            raise UserError(
-                f"each class needs an image; there is none for the labels {_shown((counts == 0).nonzero()[:, 0])}"
-            )
-        _check_batch(batch_size)
-        self.features = _checked_features(features, "image features")
-        self.batch_size, self.seed, self.order = batch_size, seed, order
-        self._counts = counts
-        self._block = (-1, (self.features[:0, 0],) * 3)
+        if counts.min() < 1 or counts.sum() != len(features):
+            raise UserError(f"each class needs an image, {len(features)} in all; the classes have {counts.tolist()}")
+        super().__init__(features, "image features", counts, batch_size, seed, order)
 
-    def batch(self, step: int) -> Batch:
-        """Features of the plain view, of an augmented view of the same image, and of the plain view, `[B, E]` each."""
-        block, row = divmod(step, STEPS_AT_ONCE)
-        if self._block[0] != block:
-            self._block = (block, self._read(block))
-        plain, augmented, again = self._block[1]
-        return plain[row], augmented[row], again[row]
-
-    def _read(self, block: int) -> Batch:
-        """The features of a block's batches, each `[STEPS_AT_ONCE, B, E]`."""
-        generator = _generator(self.seed, block)
-        _, rows = _rows(block, self.batch_size, self._counts, self.order, self.seed)
+    def _read(self, block: int, generator: torch.Generator) -> Batch:
+        _, rows = self._rows(block)
         view = 1 + torch.randint(self.features.shape[1] - 1, rows.shape, generator=generator)
         image, view = torch.stack([rows, view]).to(self.features.device, non_blocking=True)
         plain = self.features[image, 0]
         return plain, self.features[image, view], plain
 
 
-def _rows(block: int, batch_size: int, counts: Tensor, order: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Labels and rows `[STEPS_AT_ONCE, B]` of a block, of rows that stand class after class, `counts` of each."""
-    size, total = STEPS_AT_ONCE * batch_size, int(counts.sum())
-    position = torch.arange(block * size, (block + 1) * size)
-    if order == IN_TURN:
-        labels = position % len(counts)
-        rows = (counts.cumsum(0) - counts)[labels] + position // len(counts) % counts[labels]
-    else:
-        first, last = int(position[0]) // total, int(position[-1]) // total
-        passes = [torch.randperm(total, generator=_generator(seed, p, stream=1)) for p in range(first, last + 1)]
-        rows = torch.cat(passes)[position - first * total]
-        labels = torch.arange(len(counts)).repeat_interleave(counts)[rows]
-    return labels.view(STEPS_AT_ONCE, batch_size), rows.view(STEPS_AT_ONCE, batch_size)
-
-
 def _generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
     """A CPU generator for one block of a run (stream 0) or one pass (stream 1); those of all seeds differ."""
     mixed = np.random.SeedSequence((seed % 2**64, number + 1, stream)).generate_state(1, np.uint32)
     return torch.Generator().manual_seed(int(mixed[0]))
-
-
-def _check_batch(batch_size: int) -> None:
-    if batch_size < 2:
-        raise UserError(f"a contrastive batch needs at least 2 pairs, got {batch_size}")
-
-
-def _shown(numbers: Tensor) -> str:
-    """The first few of a tensor of numbers, for a message."""
-    values = numbers.flatten().tolist()
-    return ", ".join(map(str, values[:10])) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
-
-
-def _checked_features(features: Tensor, what: str) -> Tensor:
-    """The features, float32 (float64 stays), detached."""
-    if not bool(torch.isfinite(features).all()):
-        raise UserError(f"the {what} have entries that are not finite numbers")
-    return features.detach().to(torch.promote_types(features.dtype, torch.float32))
 
 
 # ------------------------------------------------------------------------------------------------------------ fit
@@ -312,28 +264,18 @@ class FitReport:
     kept_step: int
 
 
-def content_loss(
-    head: ContentHead,
-    batch: Sequence[Tensor],
-    tau: float,
-    weight: float,
-    class_temperature: float = 1.0,
-) -> Tensor:
-    """`NTXent(z_prompt, z_augmented; tau) + lambda NTXent(z_augmented, z_classname; 1)`.
+def content_loss(head: ContentHead, batch: Sequence[Tensor], tau: float, weight: float) -> Tensor:
+    """`NTXent(z_prompt, z_augmented; tau) + lambda NTXent(z_augmented, z_classname; 1)`, the mean over the pairs.
 
     Args:
         head: The content head, read with `TRAINING_ALPHA`.
         batch: Features of prompts, augmented forms and class names, each `[B, E]`.
         tau: Temperature of the first term.
         weight: `lambda`; at 0 the second term is not computed.
-        class_temperature: Temperature of the second term.
-
-    Returns:
-        A scalar, the mean over the pairs.
     """
     prompts, augmented, names = head(torch.stack(list(batch)), TRAINING_ALPHA)  # one pass for all three
     loss = nt_xent(prompts, augmented, tau)
-    return loss + weight * nt_xent(augmented, names, class_temperature) if weight else loss
+    return loss + weight * nt_xent(augmented, names, CLASS_TEMPERATURE) if weight else loss
 
 
 def fit_content_head(
@@ -342,7 +284,6 @@ def fit_content_head(
     *,
     tau: float,
     weight: float,
-    class_temperature: float = 1.0,
     learning_rate: float = 1e-4,
     max_steps: int = 8000,
     check_every: int = 480,
@@ -364,9 +305,8 @@ def fit_content_head(
     Args:
         head: The head; its own `alpha` plays no part.
         pairs: Gives the batch of each step.
-        tau: Temperature of the term between prompts and augmented prompts.
-        weight: `lambda`, of the term between augmented prompts and class names.
-        class_temperature: Temperature of that term.
+        tau: As in `content_loss`.
+        weight: As in `content_loss`.
         learning_rate: Adam's.
         max_steps: Most steps in all.
         check_every: Steps between checks.
@@ -379,9 +319,6 @@ def fit_content_head(
             on: `step`, `checks`, `losses` since the last check, `best`, `waited`, `kept_step`, `kept` (the weights
             that the head would end with, by name; empty for those of the last step), `head`, `optimizer` (plain values
             and tensors, copies of the live ones).
-
-    Returns:
-        The report.
 
     Raises:
         UserError: A setting is out of range.
@@ -399,24 +336,19 @@ def fit_content_head(
     if state is not None:
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
-        step, best, waited = state["step"], state["best"], state["waited"]
-        kept_step = state["kept_step"]
+        step, best, waited, kept_step = (state[key] for key in ("step", "best", "waited", "kept_step"))
         kept = {name: value.to(device) for name, value in state["kept"].items()}
         checks = [tuple(check) for check in state["checks"]]
         losses = list(state["losses"].to(device).unbind())
 
     def make_state() -> dict[str, Any]:
-        live = {"head": head.state_dict(), "optimizer": optimizer.state_dict()}
         numbers = {"step": step, "checks": list(checks), "best": best, "waited": waited, "kept_step": kept_step}
-        return {
-            **numbers,
-            "losses": torch.stack(losses) if losses else torch.zeros(0),
-            **deepcopy({**live, "kept": kept}),
-        }
+        live = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "kept": kept}
+        return numbers | {"losses": torch.stack(losses) if losses else torch.zeros(0)} | deepcopy(live)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         while step < max_steps and waited < patience:
-            loss = content_loss(head, pairs.batch(step), tau, weight, class_temperature)
+            loss = content_loss(head, pairs.batch(step), tau, weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -424,7 +356,14 @@ def fit_content_head(
             step += 1
             whole = step % check_every == 0
             if whole or step == max_steps:
-                mean = _mean_loss(losses, step)
+                values = torch.stack(losses).cpu()  # the one wait for the device
+                wrong = (~torch.isfinite(values)).nonzero().flatten().tolist()
+                if wrong:
+                    raise NotFiniteError(
+                        f"the loss of step {step - len(values) + wrong[0]} is {float(values[wrong[0]])}; lower the "
+                        "learning rate, or look for features that are not numbers"
+                    )
+                mean = values.mean().item()
                 checks.append((step, mean))
                 losses.clear()
                 if whole and mean <= best - min_drop:
@@ -455,16 +394,3 @@ def last_drop(checks: Sequence[Sequence[float]], check_every: int, min_drop: flo
         if int(step) % check_every == 0 and mean <= best - min_drop:
             best, dropped = mean, int(step)
     return dropped
-
-
-def _mean_loss(losses: Sequence[Tensor], step: int) -> float:
-    """The mean of the losses of the steps up to `step`; one wait for the device."""
-    values = torch.stack(list(losses)).cpu()
-    wrong = (~torch.isfinite(values)).nonzero().flatten()
-    if len(wrong):
-        first = step - len(values) + int(wrong[0])
-        raise NotFiniteError(
-            f"the loss of step {first} is {float(values[wrong[0]])}; lower the learning rate, or look for features "
-            "that are not numbers"
-        )
-    return values.mean().item()

@@ -25,31 +25,22 @@ PROJECTOR_KEYS = {f"image_projector.{key}" for key in ("0.weight", "0.bias", "1.
                   "1.running_var", "1.num_batches_tracked")}  # fmt: skip
 
 
-def block_statistics(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of a block's tokens, `mu` and `sigma`.
-
-    Args:
-        block: Output of one vision block, `[B, T, W]`.
-
-    Returns:
-        `mu [B, W]` and `sigma [B, W]` with `sigma = sqrt((sum_T (h - mu)^2 + 2.3e-8) / T)`: the biased deviation, which
-        exists for a map of a single position as well.
-    """
-    mu = block.mean(1)
-    squares = (block - mu[:, None]).square().sum(1)
-    return mu, ((squares + STYLE_EPSILON) / block.shape[1]).sqrt()
-
-
 def image_statistics(blocks: Sequence[Tensor]) -> Tensor:
-    """All that the generator reads of an image.
+    """All that the generator reads of an image: mean and deviation of the tokens of each vision block.
 
     Args:
         blocks: Block outputs, `L x [B, T, W]`.
 
     Returns:
-        `mu_1, sigma_1, mu_2, ...` side by side, `[B, 2 (W_1 + ... + W_L)]`.
+        `mu_1, sigma_1, mu_2, ...` side by side, `[B, 2 (W_1 + ... + W_L)]`, with `sigma = sqrt((sum_T (h - mu)^2 +
+        2.3e-8) / T)`: the biased deviation, which exists for a map of a single position as well.
     """
-    return torch.cat([part for block in blocks for part in block_statistics(block)], dim=1)
+    parts = []
+    for block in blocks:
+        mu = block.mean(1)
+        squares = (block - mu[:, None]).square().sum(1)
+        parts += [mu, ((squares + STYLE_EPSILON) / block.shape[1]).sqrt()]
+    return torch.cat(parts, dim=1)
 
 
 class PromptGenerator(nn.Module):
@@ -70,8 +61,6 @@ class PromptGenerator(nn.Module):
 
     def __init__(self, widths: Sequence[int], context: Tensor, views: int = 1, shift_scale: float = 1.0):
         super().__init__()
-        if views not in (1, len(VIEWS)):
-            raise UserError(f"GOPro has 1 shift layer or one for each of {VIEWS}, not {views}")
         width = context.shape[1]
         self.widths = tuple(widths)
         self.style = nn.ModuleList(nn.Linear(w, width) for w in self.widths)
@@ -80,37 +69,29 @@ class PromptGenerator(nn.Module):
         self.ctx = nn.Parameter(context.clone())
         self.register_buffer("shift_scale", torch.tensor(float(shift_scale)))
 
-    def fused(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """The fused vectors `g`, `[B, L, D]`.
+    def shift(self, statistics: Tensor, view: int = 0) -> Tensor:
+        """The shift `delta`, `[B, D]`, before `shift_scale`.
 
         Args:
-            images: Block outputs `L x [B, T, W]`, or their `image_statistics`.
+            statistics: `image_statistics` of the images.
+            view: Its place in `VIEWS`; one `rho` serves all alike.
 
         Raises:
-            UserError: Of another number of blocks than `L`, or of other widths.
+            UserError: The statistics are those of another tower.
         """
-        if not isinstance(images, Tensor):
-            if len(images) != len(self.style):
-                raise UserError(f"the generator was built for {len(self.style)} vision blocks, got {len(images)}")
-            images = image_statistics([block.to(self.ctx.dtype) for block in images])
         widths = [width for width in self.widths for _ in ("mu", "sigma")]
-        if images.shape[1] != sum(widths):
-            raise UserError(f"the generator reads statistics [B, {sum(widths)}], got {list(images.shape)}")
-        parts = images.to(self.ctx.dtype).split(widths, dim=1)
-        g = []
-        for mu, sigma, style, content in zip(parts[::2], parts[1::2], self.style, self.content):
-            g.append((style((mu + sigma) / 2) + content(mu)) / 2)
-        return torch.stack(g, dim=1)
-
-    def shift(self, images: Sequence[Tensor] | Tensor, view: int = 0) -> Tensor:
-        """The shift `delta`, `[B, D]`, before `shift_scale`; `view` counts `VIEWS`, which one `rho` serves alike."""
+        if statistics.shape[1] != sum(widths):
+            raise UserError(f"the generator reads statistics [B, {sum(widths)}], got {list(statistics.shape)}")
+        parts = statistics.to(self.ctx.dtype).split(widths, dim=1)
+        blocks = zip(parts[::2], parts[1::2], self.style, self.content)
+        fused = [(style((mu + sigma) / 2) + content(mu)) / 2 for mu, sigma, style, content in blocks]
         rho = self.rho[view if len(self.rho) > 1 else 0]
-        delta: Tensor = rho(self.fused(images).transpose(1, 2))  # [B, D, 1]
+        delta: Tensor = rho(torch.stack(fused, dim=1).transpose(1, 2))  # [B, D, L] -> [B, D, 1]
         return delta.squeeze(-1)
 
-    def forward(self, images: Sequence[Tensor] | Tensor, view: int = 0) -> Tensor:
-        """The contexts `v`, `[B, M, D]`, of block outputs `L x [B, T, W]` or their `image_statistics`."""
-        delta = self.shift_scale * self.shift(images, view)
+    def forward(self, statistics: Tensor, view: int = 0) -> Tensor:
+        """The contexts `v`, `[B, M, D]`, of the `image_statistics` of images."""
+        delta = self.shift_scale * self.shift(statistics, view)
         return self.ctx + delta[:, None]
 
     def contexts(self, statistics: Tensor, views: int) -> Tensor:
@@ -118,14 +99,9 @@ class PromptGenerator(nn.Module):
         return torch.cat([self(part, view=view) for view, part in enumerate(statistics.chunk(views))])
 
     @torch.no_grad()
-    def fit_shift_scale(self, images: Sequence[Tensor] | Tensor, target_rms: float) -> None:
-        """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width).
-
-        Args:
-            images: Block outputs `L x [B, T, W]`, or their `image_statistics`.
-            target_rms: What the RMS shall be.
-        """
-        rms = self.shift(images).square().mean().sqrt()
+    def fit_shift_scale(self, statistics: Tensor, target_rms: float) -> None:
+        """Set `shift_scale` so that the shifts of these images have the RMS `target_rms` (over images and width)."""
+        rms = self.shift(statistics).square().mean().sqrt()
         self.shift_scale.copy_(target_rms / rms.clamp_min(torch.finfo(rms.dtype).tiny))
 
 

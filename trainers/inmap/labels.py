@@ -17,7 +17,7 @@ precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
     scores = Cosines(features, text_proxy)
     potentials = sinkhorn_potentials(scores, temperature)
     labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
-    proxy = learn_vision_proxy(features, text_proxy, labels, 4 * temperature)
+    proxy = solve_vision_proxy(features, text_proxy, labels, 4 * temperature).proxy
 """
 
 import math
@@ -30,14 +30,7 @@ from dassl_clip.clip.losses import at_least_float32
 from dassl_clip.clip.rows import Cosines, FeatureRows, Rows
 from dassl_clip.results.errors import UserError
 
-from .solver import (
-    ProxyObjective,
-    Solution,
-    authors_steps,
-    fast_steps,
-    formed_once,
-    row_blocks,
-)
+from .solver import ProxyObjective, Solution, authors_steps, fast_steps, formed_once, row_blocks
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
 
@@ -112,17 +105,12 @@ def sinkhorn_potentials(
     iterations: int = 20,
     block_rows: int | str | None = "auto",
 ) -> Tensor:
-    """The `C` numbers that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
+    """The `C` numbers, float64, that describe Sinkhorn's labels: `softmax(scores / temperature + potentials)`.
 
     Args:
         scores: `[N, C]`, a tensor or `Cosines`; read once for each iteration, formed once (`formed_once`).
-        temperature: As in `sinkhorn`.
-        gamma: As in `sinkhorn`.
-        iterations: As in `sinkhorn`.
+        temperature: As in `sinkhorn`, and so `gamma` and `iterations`.
         block_rows: Rows at once; "auto" fits the device's memory, a number bounds it strictly, None takes all.
-
-    Returns:
-        `[C]`, float64.
 
     Raises:
         UserError: As `sinkhorn`.
@@ -136,7 +124,14 @@ def sinkhorn_potentials(
         raise UserError(f"scores have one row per image and one column per class, [N, C], got {tuple(scores.shape)}")
     blocks = row_blocks(*scores.shape, scores.device, block_rows)
     formed = formed_once(scores, blocks, scores.device, block_rows)
-    _check_scores(formed, blocks, temperature)
+    extremes = at_least_float32(formed[slice(0, 1)]).new_empty(2, len(blocks))  # one tensor, as in `_check_finite`
+    for number, rows in enumerate(blocks):
+        extremes[0, number], extremes[1, number] = at_least_float32(formed[rows]).aminmax()
+    span = extremes[1].max() - extremes[0].min()
+    if not torch.isfinite(span):
+        raise UserError("scores are finite numbers; these hold NaN or infinite ones")
+    if not torch.isfinite(span / temperature * 8):
+        raise UserError(f"scores divided by the temperature must be finite; {temperature} is too small")
     potentials = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device)
     target = torch.full_like(potentials, -math.log(scores.shape[1]))
     for iteration in range(iterations):
@@ -174,22 +169,6 @@ def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
     return torch.where(top > threshold, first, labels)
 
 
-def learn_vision_proxy(
-    features: FeatureRows,
-    text_proxy: Tensor,
-    labels: Rows,
-    temperature: float,
-    solver: str = "fast",
-    steps: int | None = None,
-    tolerance: float = 1e-6,
-    lr: float = 10.0,
-    block_rows: int | str | None = "auto",
-) -> Tensor:
-    """The vision proxy `[E, C]` that `solve_vision_proxy` finds; the arguments are the same."""
-    options = (solver, steps, tolerance, lr, block_rows)
-    return solve_vision_proxy(features, text_proxy, labels, temperature, *options).proxy
-
-
 @torch.no_grad()
 def solve_vision_proxy(
     features: FeatureRows,
@@ -209,7 +188,7 @@ def solve_vision_proxy(
         text_proxy: Where `W` starts, `[E, C]`, columns of length 1.
         labels: `[N, C]`, rows that sum to 1: a tensor or `PseudoLabels`.
         temperature: `tau_i`, positive.
-        solver: "fast" (`proxy_solver.fast_steps`) or "authors" (`proxy_solver.authors_steps`).
+        solver: "fast" (`fast_steps`) or "authors" (`authors_steps`).
         steps: The most steps of a descent (fast, default 500), or their number (authors, default 2000).
         tolerance: Of the fast solver, relative to the objective.
         lr: Of the authors' solver.
@@ -238,15 +217,7 @@ def proxy_objective(
 ) -> Tensor:
     """The mean over images of the cross-entropy between labels and `softmax(features @ proxy / temperature)`.
 
-    Args:
-        features: `[N, E]`.
-        proxy: `[E, C]`, columns of length 1.
-        labels: `[N, C]`, rows that sum to 1.
-        temperature: `tau_i`, positive.
-        block_rows: Rows at once.
-
-    Returns:
-        A float64 scalar.
+    A float64 scalar. The arguments, `proxy [E, C]` in place of the text proxy, are those of `solve_vision_proxy`.
 
     Raises:
         UserError: As `solve_vision_proxy`.
@@ -256,11 +227,7 @@ def proxy_objective(
 
 
 def _problem(
-    features: FeatureRows,
-    proxy: Tensor,
-    labels: Rows,
-    temperature: float,
-    block_rows: int | str | None,
+    features: FeatureRows, proxy: Tensor, labels: Rows, temperature: float, block_rows: int | str | None
 ) -> tuple[ProxyObjective, Tensor]:
     """The checked problem and its start, in one precision."""
     _check_temperature(temperature)
@@ -287,13 +254,7 @@ def _problem(
             f"the columns of a proxy have length 1; column {int(off.argmax())} has length {lengths[off.argmax()]:.4g}. "
             "Normalise it: torch.nn.functional.normalize(proxy, dim=0)"
         )
-    if isinstance(labels, Tensor):
-        _check_labels(labels, objective.blocks)
-    return objective, proxy / lengths
-
-
-def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
-    for rows in blocks:
+    for rows in objective.blocks if isinstance(labels, Tensor) else ():
         block = at_least_float32(labels[rows])
         lowest, sums = block.amin(), block.sum(dim=1)
         if not lowest >= 0:
@@ -301,17 +262,7 @@ def _check_labels(labels: Tensor, blocks: list[slice]) -> None:
         if (off := (sums - 1).abs()).max() > 1e-3 or not off.isfinite().all():
             row = int(off.argmax())
             raise UserError(f"each row of labels sums to 1; row {rows.start + row} sums to {sums[row]:.6g}")
-
-
-def _check_scores(scores: Rows, blocks: list[slice], temperature: float) -> None:
-    extremes = at_least_float32(scores[slice(0, 1)]).new_empty(2, len(blocks))  # one tensor, as in `_check_finite`
-    for number, rows in enumerate(blocks):
-        extremes[0, number], extremes[1, number] = at_least_float32(scores[rows]).aminmax()
-    low, high = extremes[0].min(), extremes[1].max()
-    if not torch.isfinite(high - low):
-        raise UserError("scores are finite numbers; these hold NaN or infinite ones")
-    if not torch.isfinite((high - low) / temperature * 8):
-        raise UserError(f"scores divided by the temperature must be finite; {temperature} is too small")
+    return objective, proxy / lengths
 
 
 def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:

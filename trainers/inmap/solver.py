@@ -57,6 +57,14 @@ class Point(NamedTuple):
     """`[E, C]`, of the mean over images, in the space around the spheres."""
 
 
+class Pair(NamedTuple):
+    """A step, the change of the tangent gradient along it, and their product; all 0 where the pair is of no use."""
+
+    move: Tensor
+    change: Tensor
+    product: Tensor
+
+
 def row_blocks(n: int, columns: int, device: torch.device, block_rows: int | str | None) -> list[slice]:
     """Slices that cover `n` rows; "auto" bounds the numbers in a block, None takes all rows at once."""
     if block_rows == "auto":
@@ -109,13 +117,7 @@ class ProxyObjective:
         blocks: The row blocks.
     """
 
-    def __init__(
-        self,
-        features: FeatureRows,
-        labels: Rows,
-        temperature: float,
-        block_rows: int | str | None = "auto",
-    ):
+    def __init__(self, features: FeatureRows, labels: Rows, temperature: float, block_rows: int | str | None = "auto"):
         self.features, self.temperature, self.images = features, temperature, labels.shape[0]
         self.blocks = row_blocks(*labels.shape, features.device, block_rows)
         self.labels = formed_once(labels, self.blocks, features.device, block_rows)
@@ -257,7 +259,7 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
     length, scale = torch.ones_like(point.value), torch.ones_like(point.value)
     noise = torch.finfo(start.dtype).eps / 4
     history, renew, step = [point.value], CHECK_EVERY, 0
-    converged = bool(_is_best(proxy, point, tolerance))
+    converged = bool(point.value - lower_bound(proxy, point) <= tolerance * point.value)  # nothing better exists
     while step < steps and not converged:
         step += 1
         direction, scale = _direction(proxy, slopes, curvature, pairs, scale)
@@ -267,7 +269,10 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
         new = objective(trial)
         new_slopes = _tangent(trial, new.gradient)
         lower = new.value <= point.value + 1e-4 * length * slope + noise * point.value
-        pairs.append(_pair(_tangent(trial, move), new_slopes - _tangent(trial, slopes), lower))
+        moved, change = _tangent(trial, move), new_slopes - _tangent(trial, slopes)
+        product = _dot(moved, change)
+        use = lower & (product > 1e-10 * (_dot(moved, moved) * _dot(change, change)).sqrt())
+        pairs.append(Pair(*(torch.where(use, x, 0) for x in (moved, change, product))))
         bend = new.value - point.value - length * slope  # of the parabola through both values and the slope
         shorter = length * (-0.5 * length * slope / bend).clamp(0.1, 0.5)
         length = torch.where(lower, 1.0, shorter)
@@ -275,7 +280,7 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
         point = Point(*(torch.where(lower, after, before) for after, before in zip(new, point)))
         history.append(point.value)
         if step % CHECK_EVERY == 0:
-            done = _is_best(proxy, point, tolerance)
+            done = point.value - lower_bound(proxy, point) <= tolerance * point.value
             if step >= STALL:
                 done = done | (history[-1 - STALL] - point.value <= tolerance * point.value)
             converged = bool(done)
@@ -283,20 +288,6 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
             curvature.update(proxy, point)
             renew *= 2
     return Solution(proxy, point.value.item(), lower_bound(proxy, point).item(), step + 1, converged)
-
-
-class Pair(NamedTuple):
-    """A step, the change of the tangent gradient along it, and their product; all 0 where the pair is of no use."""
-
-    move: Tensor
-    change: Tensor
-    product: Tensor
-
-
-def _pair(move: Tensor, change: Tensor, lower: Tensor) -> Pair:
-    product = _dot(move, change)
-    use = lower & (product > 1e-10 * (_dot(move, move) * _dot(change, change)).sqrt())
-    return Pair(*(torch.where(use, x, 0) for x in (move, change, product)))
 
 
 def _direction(
@@ -317,11 +308,6 @@ def _direction(
         q.add_((weight - _over(_dot(pair.change, q), pair.product)).to(q.dtype) * pair.move)
     direction = -_tangent(proxy, q)
     return direction / direction.norm(dim=0).max().clamp_min(1.0), scale
-
-
-def _is_best(proxy: Tensor, point: Point, tolerance: float) -> Tensor:
-    """Whether nothing better than the point exists, to the tolerance."""
-    return point.value - lower_bound(proxy, point) <= tolerance * point.value
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import metrics_of
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_refined
-from dassl_clip.engine.trainer import CLIPTrainer, trainer_node
+from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
 
@@ -52,6 +52,21 @@ class VisionProxies(nn.Module):
 class InMaP(CLIPTrainer):
     """Pseudo labels from text proxies, refined by Sinkhorn's iterations, and a proxy in vision space for each class."""
 
+    settings = {
+        "TEMPLATES": "inmap7",
+        "TASKS": (),  # what a script runs if no task is named
+        "FROM": "",
+        "UNLABELED": "test",
+        "TEXT_TEMPERATURE": AUTO,  # a number; auto: 1 over the logit scale (0.01 for OpenAI's models); auto:K: K
+        "IMAGE_TEMPERATURE": AUTO,  # the same; auto: 4 over it
+        "GAMMA": 0.0,
+        "SINKHORN_ITERATIONS": 20,
+        "THRESHOLD": 0.6,
+        "SOLVER": "fast",  # or authors
+        "STEPS": 0,  # 0: the solver's own number
+        "TOLERANCE": 1e-6,
+        "LR": 10.0,
+    }
     class_specific = True
     trains_on_labels = False
     has_epochs = False
@@ -62,32 +77,6 @@ class InMaP(CLIPTrainer):
     }
     unused_keys = EPOCH_LOOP
     used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
-
-    @staticmethod
-    def add_config(cfg: CfgNode) -> None:
-        """InMaP's settings.
-
-        `TEXT_TEMPERATURE` and `IMAGE_TEMPERATURE`: a number, or `auto` for 1 and 4 over the logit scale (0.01 and 0.04
-        for OpenAI's models), or `auto:K` for K over it. `SOLVER`: `fast` or `authors`; `STEPS` 0: the solver's own
-        number of steps. `TASKS`: what a script runs if no task is named.
-        """
-        trainer_node(
-            cfg,
-            "INMAP",
-            TEMPLATES="inmap7",
-            TASKS=(),
-            FROM="",
-            UNLABELED="test",
-            TEXT_TEMPERATURE=AUTO,
-            IMAGE_TEMPERATURE=AUTO,
-            GAMMA=0.0,
-            SINKHORN_ITERATIONS=20,
-            THRESHOLD=0.6,
-            SOLVER="fast",
-            STEPS=0,
-            TOLERANCE=1e-6,
-            LR=10.0,
-        )
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse an unknown solver or source of images, and temperatures that are not positive."""
@@ -133,6 +122,11 @@ class InMaP(CLIPTrainer):
             parse_temperature(node[key], f"TRAINER.INMAP.{key}", unit, default) for key, default in TEMPERATURES.items()
         )
         items = self._unlabeled()
+        if not items:
+            raise UserError(
+                f"TRAINER.INMAP.UNLABELED is {node.UNLABELED!r}, but {self.cfg.DATASET.NAME} offers no such images "
+                "here; take test, or a data set and task with that part"
+            )
         features, scores, start = self._inputs(items)
         if isinstance(features, NormalizedRows):
             features = features.held()
@@ -160,17 +154,8 @@ class InMaP(CLIPTrainer):
 
     def _unlabeled(self) -> list:
         """The images that the proxies are learned from; their labels are not read."""
-        items = self._images_of(self.node.UNLABELED)
-        if not items:
-            raise UserError(
-                f"TRAINER.INMAP.UNLABELED is {self.node.UNLABELED!r}, but {self.cfg.DATASET.NAME} offers no such "
-                "images here; take test, or a data set and task with that part"
-            )
-        return items
-
-    def _images_of(self, part: str) -> list:
         dataset = self.dm.dataset
-        return {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[part] or []
+        return {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[self.node.UNLABELED] or []
 
     def _inputs(self, items: list) -> tuple[FeatureRows, Tensor | Cosines, Tensor]:
         """Features `[N, E]`, scores `[N, C]` and proxies to start from `[C, E]`, of CLIP or of the refined run."""
@@ -213,7 +198,7 @@ class InMaP(CLIPTrainer):
         """Also whether test images were used, how the proxies were found, and the run that was refined."""
         facts = super().record_facts()
         tested = {item.impath for item in self.dm.dataset.test}
-        shared = any(item.impath in tested for item in self._images_of(self.node.UNLABELED))
+        shared = any(item.impath in tested for item in self._unlabeled())
         facts["transductive"] = shared or (self.base_record or {}).get("transductive", False)
         facts["solutions"] = self.solutions
         seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
