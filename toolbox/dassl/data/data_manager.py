@@ -1,4 +1,5 @@
 """Loaders for training, validation and testing."""
+# ruff: noqa: F401 (the original's module offers what it imports)
 
 from __future__ import annotations
 
@@ -20,27 +21,13 @@ from .seeding import SeededLoader, derive_seed
 from .transforms import build_transform
 from .wrapper import DatasetWrapper, collate_items
 
-__all__ = [
-    "INTERPOLATION_MODES",  # noqa: F822 (looked up on demand)
-    "T",  # noqa: F822
-    "DataManager",
-    "DatasetWrapper",
-    "TorchDataset",
-    "build_data_loader",
-    "build_dataset",
-    "build_sampler",
-    "build_transform",
-    "read_image",
-    "tabulate",  # noqa: F822
-    "torch",
-]
-
 __getattr__ = import_on_demand(
     __name__,
     INTERPOLATION_MODES=".transforms:INTERPOLATION_MODES",
     T="torchvision.transforms",
     tabulate="tabulate:tabulate",
 )
+__all__ = [*(name for name in globals() if name[0] != "_"), "INTERPOLATION_MODES", "T", "tabulate"]  # noqa: F822
 
 
 def build_data_loader(
@@ -81,15 +68,7 @@ def build_data_loader(
         )
     drop_last = is_train and len(data_source) >= batch_size
     generator = torch.Generator() if cfg.SEED >= 0 else None
-    sampler = build_sampler(
-        sampler_type,
-        cfg=cfg,
-        data_source=data_source,
-        batch_size=batch_size,
-        n_domain=n_domain,
-        n_ins=n_ins,
-        generator=generator,
-    )
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
     wrapper = dataset_wrapper or DatasetWrapper
     options = {
         "batch_size": batch_size,
@@ -108,18 +87,15 @@ def build_data_loader(
         raise CheckError(
             f"The loader {stream} gives no batch: {len(data_source)} images, {sampler_type}, batch size {batch_size}"
         )
-    _warn_of_loss(len(data_source), batch_size, sampler_type, drop_last)
-    return loader
-
-
-def _warn_of_loss(num_images: int, batch_size: int, sampler_type: str, drop_last: bool) -> None:
-    lost = num_images % batch_size
-    if drop_last and sampler_type in {"RandomSampler", "SequentialSampler"} and lost > num_images / 4:
+    total = len(data_source)
+    lost = total % batch_size
+    if drop_last and sampler_type in {"RandomSampler", "SequentialSampler"} and lost > total / 4:
         warnings.warn(
-            f"Each training epoch leaves out {lost} of {num_images} images, because the last batch (of {batch_size}) "
-            f"is partial; a batch size that divides {num_images} uses them all",
-            stacklevel=3,
+            f"Each training epoch leaves out {lost} of {total} images, because the last batch (of {batch_size}) is "
+            f"partial; a batch size that divides {total} uses them all",
+            stacklevel=2,
         )
+    return loader
 
 
 class DataManager:
@@ -140,18 +116,21 @@ class DataManager:
         dataset_wrapper: type | None = None,
     ) -> None:
         dataset = build_dataset(cfg)
-        tfm_train = _choose_transform(cfg, custom_tfm_train, is_train=True)
-        tfm_test = _choose_transform(cfg, custom_tfm_test, is_train=False)
+        transforms = {}
+        for is_train, custom in ((True, custom_tfm_train), (False, custom_tfm_test)):
+            if custom is not None:
+                print(f"* Using custom transform for {'training' if is_train else 'testing'}")
+            transforms[is_train] = build_transform(cfg, is_train=is_train) if custom is None else custom
         loaders = cfg.DATALOADER
 
-        def build(stream: str, items: Sequence, node: CfgNode, tfm: Callable | None, is_train: bool) -> DataLoader:
+        def build(stream: str, items: Sequence, node: CfgNode, is_train: bool) -> DataLoader:
             shares = {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {}
             return build_data_loader(
                 cfg,
                 sampler_type=node.SAMPLER,
                 data_source=items,
                 batch_size=node.BATCH_SIZE,
-                tfm=tfm,
+                tfm=transforms[is_train],
                 is_train=is_train,
                 dataset_wrapper=dataset_wrapper,
                 stream=stream,
@@ -162,13 +141,13 @@ class DataManager:
         self.num_classes = dataset.num_classes
         self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self.lab2cname = dataset.lab2cname
-        self.train_loader_x = build("train_x", dataset.train_x, loaders.TRAIN_X, tfm_train, True)
+        self.train_loader_x = build("train_x", dataset.train_x, loaders.TRAIN_X, True)
         self.train_loader_u = None
         if dataset.train_u:
             node = loaders.TRAIN_X if loaders.TRAIN_U.SAME_AS_X else loaders.TRAIN_U
-            self.train_loader_u = build("train_u", dataset.train_u, node, tfm_train, True)
-        self.val_loader = build("val", dataset.val, loaders.TEST, tfm_test, False) if dataset.val else None
-        self.test_loader = build("test", dataset.test, loaders.TEST, tfm_test, False)
+            self.train_loader_u = build("train_u", dataset.train_u, node, True)
+        self.val_loader = build("val", dataset.val, loaders.TEST, False) if dataset.val else None
+        self.test_loader = build("test", dataset.test, loaders.TEST, False)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
@@ -182,17 +161,7 @@ class DataManager:
         if cfg.DATASET.TARGET_DOMAINS:
             rows.append(["Target", list(cfg.DATASET.TARGET_DOMAINS)])
         rows.append(["# classes", f"{self.num_classes:,}"])
-        rows.append(["# train_x", f"{len(self.dataset.train_x):,}"])
-        if self.dataset.train_u:
-            rows.append(["# train_u", f"{len(self.dataset.train_u):,}"])
-        if self.dataset.val:
-            rows.append(["# val", f"{len(self.dataset.val):,}"])
-        rows.append(["# test", f"{len(self.dataset.test):,}"])
+        for part in ("train_x", "train_u", "val", "test"):
+            if items := getattr(self.dataset, part):
+                rows.append([f"# {part}", f"{len(items):,}"])
         print(tabulate(rows))
-
-
-def _choose_transform(cfg: CfgNode, custom: Callable | Sequence[Callable] | None, is_train: bool):
-    if custom is None:
-        return build_transform(cfg, is_train=is_train)
-    print(f"* Using custom transform for {'training' if is_train else 'testing'}")
-    return custom

@@ -11,7 +11,7 @@ import random
 import statistics
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data.sampler import RandomSampler, Sampler, SequentialSampler
@@ -32,7 +32,7 @@ class _GroupSampler(Sampler):
         groups: Indices of each group.
         share: Images that a group gives to a batch.
         per_batch: Groups in a batch.
-        stops: Whether an epoch ends, given the number of groups that can still fill their share and of all groups.
+        needs_all: An epoch ends when some group cannot fill its share; otherwise when too few are left for a batch.
         generator: The torch generator that an epoch's seed is drawn from; None is the global one.
     """
 
@@ -41,15 +41,16 @@ class _GroupSampler(Sampler):
         groups: dict[int, list[int]],
         share: int,
         per_batch: int,
-        stops: Callable[[int, int], bool],
+        needs_all: bool,
         generator: torch.Generator | None,
     ) -> None:
         self.groups = groups
         self.share = share
         self.per_batch = per_batch
-        self.stops = stops
+        self.needs_all = needs_all
         self.generator = generator
-        self.num_batches = self._typical_length()
+        draw = random.Random(0)
+        self.num_batches = statistics.median_low(len(self._draw_natural_epoch(draw)) for _ in range(SIMULATED_EPOCHS))
 
     def __len__(self) -> int:
         return self.num_batches * self.share * self.per_batch
@@ -58,7 +59,10 @@ class _GroupSampler(Sampler):
         seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator).item()
         rng = random.Random(seed)
         shares = {key: self._cut_into_shares(indices, rng) for key, indices in self.groups.items()}
-        for chosen in self._draw_epoch(rng):
+        batches: list[list[int]] = []
+        while len(batches) < self.num_batches:
+            batches = self._draw_natural_epoch(rng)
+        for chosen in batches[: self.num_batches]:
             for key in chosen:
                 yield from shares[key].pop()
 
@@ -69,18 +73,11 @@ class _GroupSampler(Sampler):
         shuffled = rng.sample(indices, len(indices))
         return [shuffled[start : start + self.share] for start in range(0, len(indices) - self.share + 1, self.share)]
 
-    def _draw_epoch(self, rng: random.Random) -> list[list[int]]:
-        """The groups of each of the announced number of batches."""
-        while True:
-            batches = self._draw_natural_epoch(rng)
-            if len(batches) >= self.num_batches:
-                return batches[: self.num_batches]
-
     def _draw_natural_epoch(self, rng: random.Random) -> list[list[int]]:
         """Groups drawn for batch after batch until the epoch ends by itself."""
         left = {key: max(len(indices) // self.share, 1) for key, indices in self.groups.items()}
         open_keys, batches = list(left), []
-        while len(open_keys) >= self.per_batch and not self.stops(len(open_keys), len(left)):
+        while len(open_keys) >= (len(left) if self.needs_all else self.per_batch):
             chosen = self._choose(open_keys, rng)
             batches.append(chosen)
             for key in chosen:
@@ -90,10 +87,6 @@ class _GroupSampler(Sampler):
 
     def _choose(self, open_keys: list[int], rng: random.Random) -> list[int]:
         return rng.sample(open_keys, self.per_batch)
-
-    def _typical_length(self) -> int:
-        rng = random.Random(0)
-        return statistics.median_low(len(self._draw_natural_epoch(rng)) for _ in range(SIMULATED_EPOCHS))
 
 
 class RandomDomainSampler(_GroupSampler):
@@ -114,36 +107,31 @@ class RandomDomainSampler(_GroupSampler):
     ) -> None:
         groups = _group(data_source, "domain")
         per_batch = len(groups) if n_domain is None or n_domain <= 0 else n_domain
-        share = _share_of_domain(groups, batch_size, per_batch)
+        if per_batch > len(groups):
+            raise CheckError(f"A batch cannot have {per_batch} domains: the data has {len(groups)}")
+        if per_batch == 0 or batch_size % per_batch:
+            raise CheckError(f"batch_size={batch_size} cannot be shared equally by {per_batch} domains")
+        share = batch_size // per_batch
+        if small := {key: len(indices) for key, indices in groups.items() if len(indices) < share}:
+            raise CheckError(
+                f"Each domain gives {share} images to a batch, but these domains have fewer images: {small}"
+            )
         self.data_source = data_source
         self.domains = list(groups)
         self.batch_size = batch_size
         self.n_domain = per_batch
         self.n_img_per_domain = share
-        super().__init__(groups, share, per_batch, _some_domain_is_used_up, generator)
+        super().__init__(groups, share, per_batch, True, generator)
 
 
-class SeqDomainSampler(_GroupSampler):
+class SeqDomainSampler(RandomDomainSampler):
     """Batches of all domains with equal shares, the domains in sorted order inside each batch.
 
-    Args:
-        data_source: List of Datum.
-        batch_size: Images in a batch.
-        generator: The torch generator that an epoch's seed is drawn from; None is the global one.
-
-    Raises:
-        AssertionError: `batch_size` cannot be shared equally, or a domain is smaller than its share.
+    The arguments and errors are those of `RandomDomainSampler`, without `n_domain`.
     """
 
     def __init__(self, data_source: Sequence, batch_size: int, generator: torch.Generator | None = None) -> None:
-        groups = _group(data_source, "domain")
-        share = _share_of_domain(groups, batch_size, len(groups))
-        self.data_source = data_source
-        self.domains = list(groups)
-        self.batch_size = batch_size
-        self.n_domain = len(groups)
-        self.n_img_per_domain = share
-        super().__init__(groups, share, len(groups), _some_domain_is_used_up, generator)
+        super().__init__(data_source, batch_size, None, generator)
 
     def _choose(self, open_keys: list[int], rng: random.Random) -> list[int]:
         return sorted(open_keys)
@@ -188,7 +176,7 @@ class RandomClassSampler(_GroupSampler):
         self.batch_size = batch_size
         self.n_ins = n_ins
         self.ncls_per_batch = per_batch
-        super().__init__(groups, n_ins, per_batch, _never, generator)
+        super().__init__(groups, n_ins, per_batch, False, generator)
 
 
 def _group(data_source: Sequence, attribute: str) -> dict[int, list[int]]:
@@ -197,26 +185,6 @@ def _group(data_source: Sequence, attribute: str) -> dict[int, list[int]]:
     for index, item in enumerate(data_source):
         groups[getattr(item, attribute)].append(index)
     return {key: groups[key] for key in sorted(groups)}
-
-
-def _share_of_domain(groups: dict[int, list[int]], batch_size: int, per_batch: int) -> int:
-    if per_batch > len(groups):
-        raise CheckError(f"A batch cannot have {per_batch} domains: the data has {len(groups)}")
-    if per_batch == 0 or batch_size % per_batch:
-        raise CheckError(f"batch_size={batch_size} cannot be shared equally by {per_batch} domains")
-    share = batch_size // per_batch
-    small = {key: len(indices) for key, indices in groups.items() if len(indices) < share}
-    if small:
-        raise CheckError(f"Each domain gives {share} images to a batch, but these domains have fewer images: {small}")
-    return share
-
-
-def _some_domain_is_used_up(num_open: int, num_all: int) -> bool:
-    return num_open < num_all
-
-
-def _never(num_open: int, num_all: int) -> bool:
-    return False
 
 
 def build_sampler(

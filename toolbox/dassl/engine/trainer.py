@@ -2,6 +2,7 @@
 
 Trainers of others take `MetricMeter`, `build_optimizer`, `SummaryWriter`, ... from here.
 """
+# ruff: noqa: F401 (offered from here)
 
 import datetime
 import os.path as osp
@@ -35,36 +36,5 @@ from .simple_net import SimpleNet
 from .simple_trainer import SimpleTrainer
 from .trainer_base import TrainerBase
 
-__all__ = [
-    "AverageMeter",
-    "DataManager",
-    "MetricMeter",
-    "OrderedDict",
-    "SimpleNet",
-    "SimpleTrainer",
-    "SummaryWriter",  # noqa: F822 (looked up on demand)
-    "TrainerBase",
-    "TrainerX",
-    "TrainerXU",
-    "build_backbone",
-    "build_evaluator",
-    "build_head",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "count_num_param",
-    "datetime",
-    "load_checkpoint",
-    "load_pretrained_weights",
-    "mkdir_if_missing",
-    "nn",
-    "np",
-    "osp",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-    "time",
-    "tolist_if_not",
-    "torch",
-    "tqdm",
-]
-
 __getattr__ = import_on_demand(__name__, SummaryWriter="torch.utils.tensorboard:SummaryWriter")
+__all__ = [*(name for name in globals() if not name.startswith("_")), "SummaryWriter"]  # noqa: F822

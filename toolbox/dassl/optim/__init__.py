@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules."""
+# ruff: noqa: F401 (offered from here)
 
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
-
-__all__ = ["build_lr_scheduler", "build_optimizer"]

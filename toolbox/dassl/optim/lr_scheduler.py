@@ -102,13 +102,7 @@ class _BaseWarmupScheduler(LRScheduler):
 class ConstantWarmupScheduler(_BaseWarmupScheduler):
     """A constant rate before the schedule that follows.
 
-    Args:
-        optimizer: The optimizer whose rates are set.
-        successor: The schedule that follows.
-        warmup_epoch: Number of warm-up epochs.
-        cons_lr: The rate of the warm-up.
-        last_epoch: -1 starts anew.
-        verbose: Part of the interface, without effect.
+    The arguments are those of the base and `cons_lr`, the rate of the warm-up.
     """
 
     def __init__(
@@ -131,13 +125,7 @@ class ConstantWarmupScheduler(_BaseWarmupScheduler):
 class LinearWarmupScheduler(_BaseWarmupScheduler):
     """A linear rise to the base rate before the schedule that follows.
 
-    Args:
-        optimizer: The optimizer whose rates are set.
-        successor: The schedule that follows.
-        warmup_epoch: Number of warm-up epochs.
-        min_lr: The rate of the first epoch.
-        last_epoch: -1 starts anew.
-        verbose: Part of the interface, without effect.
+    The arguments are those of the base and `min_lr`, the rate of the first epoch.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
 """Utilities: files and names, the log, meters, registries, checkpoints."""
+# ruff: noqa: F401 (offered from here)
 
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
@@ -27,31 +28,3 @@ from .torchtools import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-
-__all__ = [
-    "AverageMeter",
-    "Logger",
-    "MetricMeter",
-    "Registry",
-    "check_availability",
-    "check_isfile",
-    "collect_env_info",
-    "count_num_param",
-    "download_url",
-    "get_most_similar_str_to_a_from_b",
-    "init_network_weights",
-    "listdir_nohidden",
-    "load_checkpoint",
-    "load_pretrained_weights",
-    "mkdir_if_missing",
-    "open_all_layers",
-    "open_specified_layers",
-    "read_image",
-    "read_json",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-    "set_random_seed",
-    "setup_logger",
-    "tolist_if_not",
-    "write_json",
-]

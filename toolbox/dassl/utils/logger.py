@@ -11,8 +11,6 @@ from .tools import mkdir_if_missing
 
 __getattr__ = import_on_demand(__name__, osp="os.path")
 
-__all__ = ["Logger", "setup_logger"]
-
 
 class Logger:
     """A stand-in for stdout that also writes every line to a file. Other attributes are those of the console.

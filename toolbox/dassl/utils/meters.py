@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["AverageMeter", "MetricMeter"]
-
 
 class AverageMeter:
     """The last value, the sum and the mean of a series.

@@ -7,8 +7,6 @@ from typing import Any
 
 from .tools import get_most_similar_str_to_a_from_b
 
-__all__ = ["Registry"]
-
 
 class Registry:
     """Objects by their `__name__`.

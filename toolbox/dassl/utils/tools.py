@@ -28,20 +28,6 @@ PATIENCE = 60  # seconds without a download getting on
 MAX_BYTES = 512 << 20  # of an image and its copy in RGB
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # greys of more than 8 bits
 MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
-__all__ = [
-    "mkdir_if_missing",
-    "check_isfile",
-    "read_json",
-    "write_json",
-    "set_random_seed",
-    "download_url",
-    "read_image",
-    "collect_env_info",
-    "listdir_nohidden",
-    "get_most_similar_str_to_a_from_b",
-    "check_availability",
-    "tolist_if_not",
-]
 
 
 def mkdir_if_missing(dirname: str) -> None:

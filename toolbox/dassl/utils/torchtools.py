@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn import init
 
-from .checkpoints import load_checkpoint, resume_from_checkpoint, save_checkpoint, strip_module
+from .checkpoints import load_checkpoint, resume_from_checkpoint, save_checkpoint, strip_module  # noqa: F401
 from .errors import CheckError
 from .on_demand import import_on_demand
 
@@ -21,17 +21,6 @@ __getattr__ = import_on_demand(
     torch="torch",
     mkdir_if_missing=".tools:mkdir_if_missing",
 )
-
-__all__ = [
-    "save_checkpoint",
-    "load_checkpoint",
-    "resume_from_checkpoint",
-    "open_all_layers",
-    "open_specified_layers",
-    "count_num_param",
-    "load_pretrained_weights",
-    "init_network_weights",
-]
 
 
 def open_all_layers(model: nn.Module) -> None:

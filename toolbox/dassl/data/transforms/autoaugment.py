@@ -11,34 +11,32 @@ __getattr__ = import_on_demand(
 )
 
 
-class ImageNetPolicy(AutoAugment):
-    """The policy found on ImageNet.
+class _Policy(AutoAugment):
+    """A published policy.
 
     Args:
         fillcolor: Colour of pixels from outside the image.
     """
 
-    def __init__(self, fillcolor: tuple[int, int, int] = (128, 128, 128)) -> None:
-        super().__init__(AutoAugmentPolicy.IMAGENET, fill=list(fillcolor))
-
-
-class CIFAR10Policy(AutoAugment):
-    """The policy found on CIFAR-10.
-
-    Args:
-        fillcolor: Colour of pixels from outside the image.
-    """
+    published: AutoAugmentPolicy
 
     def __init__(self, fillcolor: tuple[int, int, int] = (128, 128, 128)) -> None:
-        super().__init__(AutoAugmentPolicy.CIFAR10, fill=list(fillcolor))
+        super().__init__(self.published, fill=list(fillcolor))
 
 
-class SVHNPolicy(AutoAugment):
-    """The policy found on SVHN.
+class ImageNetPolicy(_Policy):
+    """The policy found on ImageNet."""
 
-    Args:
-        fillcolor: Colour of pixels from outside the image.
-    """
+    published = AutoAugmentPolicy.IMAGENET
 
-    def __init__(self, fillcolor: tuple[int, int, int] = (128, 128, 128)) -> None:
-        super().__init__(AutoAugmentPolicy.SVHN, fill=list(fillcolor))
+
+class CIFAR10Policy(_Policy):
+    """The policy found on CIFAR-10."""
+
+    published = AutoAugmentPolicy.CIFAR10
+
+
+class SVHNPolicy(_Policy):
+    """The policy found on SVHN."""
+
+    published = AutoAugmentPolicy.SVHN

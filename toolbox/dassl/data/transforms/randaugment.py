@@ -131,58 +131,24 @@ def cutout_abs(image: Image.Image, value: float) -> Image.Image:
 
 
 OPERATIONS_A: list[tuple[Operation, float, float]] = [
-    (auto_contrast, 0, 1),
-    (equalize, 0, 1),
-    (invert, 0, 1),
-    (rotate, 0, 30),
-    (posterize, 4, 8),
-    (solarize, 0, 256),
-    (solarize_add, 0, 110),
-    (color, 0.1, 1.9),
-    (contrast, 0.1, 1.9),
-    (brightness, 0.1, 1.9),
-    (sharpness, 0.1, 1.9),
-    (shear_x, 0.0, 0.3),
-    (shear_y, 0.0, 0.3),
-    (cutout_abs, 0, 40),
-    (translate_x_abs, 0.0, 100),
+    (auto_contrast, 0, 1), (equalize, 0, 1), (invert, 0, 1), (rotate, 0, 30), (posterize, 4, 8), (solarize, 0, 256),
+    (solarize_add, 0, 110), (color, 0.1, 1.9), (contrast, 0.1, 1.9), (brightness, 0.1, 1.9), (sharpness, 0.1, 1.9),
+    (shear_x, 0.0, 0.3), (shear_y, 0.0, 0.3), (cutout_abs, 0, 40), (translate_x_abs, 0.0, 100),
     (translate_y_abs, 0.0, 100),
-]
+]  # fmt: skip
 
 OPERATIONS_B: list[tuple[Operation, float, float]] = [
-    (auto_contrast, 0, 1),
-    (brightness, 0.1, 1.9),
-    (color, 0.1, 1.9),
-    (contrast, 0.1, 1.9),
-    (equalize, 0, 1),
-    (identity, 0, 1),
-    (invert, 0, 1),
-    (posterize, 4, 8),
-    (rotate, -30, 30),
-    (sharpness, 0.1, 1.9),
-    (shear_x, -0.3, 0.3),
-    (shear_y, -0.3, 0.3),
-    (solarize, 0, 256),
-    (translate_x, -0.3, 0.3),
+    (auto_contrast, 0, 1), (brightness, 0.1, 1.9), (color, 0.1, 1.9), (contrast, 0.1, 1.9), (equalize, 0, 1),
+    (identity, 0, 1), (invert, 0, 1), (posterize, 4, 8), (rotate, -30, 30), (sharpness, 0.1, 1.9),
+    (shear_x, -0.3, 0.3), (shear_y, -0.3, 0.3), (solarize, 0, 256), (translate_x, -0.3, 0.3),
     (translate_y, -0.3, 0.3),
-]
+]  # fmt: skip
 
 OPERATIONS_C: list[tuple[Operation, float, float]] = [
-    (auto_contrast, 0, 1),
-    (brightness, 0.05, 0.95),
-    (color, 0.05, 0.95),
-    (contrast, 0.05, 0.95),
-    (equalize, 0, 1),
-    (identity, 0, 1),
-    (posterize, 4, 8),
-    (rotate, -30, 30),
-    (sharpness, 0.05, 0.95),
-    (shear_x, -0.3, 0.3),
-    (shear_y, -0.3, 0.3),
-    (solarize, 0, 256),
-    (translate_x, -0.3, 0.3),
-    (translate_y, -0.3, 0.3),
-]
+    (auto_contrast, 0, 1), (brightness, 0.05, 0.95), (color, 0.05, 0.95), (contrast, 0.05, 0.95), (equalize, 0, 1),
+    (identity, 0, 1), (posterize, 4, 8), (rotate, -30, 30), (sharpness, 0.05, 0.95), (shear_x, -0.3, 0.3),
+    (shear_y, -0.3, 0.3), (solarize, 0, 256), (translate_x, -0.3, 0.3), (translate_y, -0.3, 0.3),
+]  # fmt: skip
 
 
 class RandAugment:

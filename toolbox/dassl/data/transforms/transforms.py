@@ -16,19 +16,6 @@ from dassl.utils.on_demand import import_on_demand
 from .classes import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
 from .randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
 
-__all__ = [
-    "AVAI_CHOICES",
-    "INTERPOLATION_MODES",  # noqa: F822 (looked up on demand)
-    "Cutout",
-    "GaussianNoise",
-    "InstanceNormalization",
-    "RandAugment",
-    "RandAugment2",
-    "RandAugmentFixMatch",
-    "Random2DTranslation",
-    "build_transform",
-]
-
 AVAI_CHOICES = [
     "random_flip",
     "random_resized_crop",

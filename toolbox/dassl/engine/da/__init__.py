@@ -1,5 +1,4 @@
 """Trainers of unsupervised domain adaptation."""
+# ruff: noqa: F401 (offered from here)
 
 from .source_only import SourceOnly
-
-__all__ = ["SourceOnly"]

@@ -1,5 +1,4 @@
 """Trainers of semi-supervised learning."""
+# ruff: noqa: F401 (offered from here)
 
 from .fixmatch import FixMatch
-
-__all__ = ["FixMatch"]

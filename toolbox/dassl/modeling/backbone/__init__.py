@@ -1,65 +1,11 @@
 """Backbones: modules from images to features. Every registered name is a function here."""
+# ruff: noqa: F401 (offered from here)
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY, build_backbone
 from .cnn_digitsdg import cnn_digitsdg
 from .cnn_digitsingle import cnn_digitsingle
-from .resnet import (
-    resnet18,
-    resnet18_efdmix_l1,
-    resnet18_efdmix_l12,
-    resnet18_efdmix_l123,
-    resnet18_ms_l1,
-    resnet18_ms_l12,
-    resnet18_ms_l123,
-    resnet34,
-    resnet50,
-    resnet50_efdmix_l1,
-    resnet50_efdmix_l12,
-    resnet50_efdmix_l123,
-    resnet50_ms_l1,
-    resnet50_ms_l12,
-    resnet50_ms_l123,
-    resnet101,
-    resnet101_efdmix_l1,
-    resnet101_efdmix_l12,
-    resnet101_efdmix_l123,
-    resnet101_ms_l1,
-    resnet101_ms_l12,
-    resnet101_ms_l123,
-    resnet152,
-)
+from .resnet import FACTORIES
 from .wide_resnet import wide_resnet_16_4, wide_resnet_28_2
 
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "Backbone",
-    "build_backbone",
-    "cnn_digitsdg",
-    "cnn_digitsingle",
-    "wide_resnet_16_4",
-    "wide_resnet_28_2",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnet18_ms_l1",
-    "resnet18_ms_l12",
-    "resnet18_ms_l123",
-    "resnet50_ms_l1",
-    "resnet50_ms_l12",
-    "resnet50_ms_l123",
-    "resnet101_ms_l1",
-    "resnet101_ms_l12",
-    "resnet101_ms_l123",
-    "resnet18_efdmix_l1",
-    "resnet18_efdmix_l12",
-    "resnet18_efdmix_l123",
-    "resnet50_efdmix_l1",
-    "resnet50_efdmix_l12",
-    "resnet50_efdmix_l123",
-    "resnet101_efdmix_l1",
-    "resnet101_efdmix_l12",
-    "resnet101_efdmix_l123",
-]
+globals().update({build.__name__: build for build in FACTORIES})

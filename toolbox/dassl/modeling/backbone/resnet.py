@@ -1,6 +1,7 @@
 """Residual networks (He et al., CVPR 2016) of torchvision's blocks, without their classifier.
 
-A name like resnet18_ms_l12 has MixStyle after the first two stages, resnet18_efdmix_l12 has EFDMix there.
+A name like resnet18_ms_l12 has MixStyle after the first two stages, resnet18_efdmix_l12 has EFDMix there; all names,
+`resnet18` to `resnet152` and those of three depths with one of the two, are functions of this module.
 """
 
 from __future__ import annotations
@@ -119,26 +120,8 @@ def _register(name: str, ms_class: type[nn.Module] | None = None, stages: int = 
     return build
 
 
-resnet18 = _register("resnet18")
-resnet34 = _register("resnet34")
-resnet50 = _register("resnet50")
-resnet101 = _register("resnet101")
-resnet152 = _register("resnet152")
-resnet18_ms_l1 = _register("resnet18", MixStyle, 1)
-resnet18_ms_l12 = _register("resnet18", MixStyle, 2)
-resnet18_ms_l123 = _register("resnet18", MixStyle, 3)
-resnet50_ms_l1 = _register("resnet50", MixStyle, 1)
-resnet50_ms_l12 = _register("resnet50", MixStyle, 2)
-resnet50_ms_l123 = _register("resnet50", MixStyle, 3)
-resnet101_ms_l1 = _register("resnet101", MixStyle, 1)
-resnet101_ms_l12 = _register("resnet101", MixStyle, 2)
-resnet101_ms_l123 = _register("resnet101", MixStyle, 3)
-resnet18_efdmix_l1 = _register("resnet18", EFDMix, 1)
-resnet18_efdmix_l12 = _register("resnet18", EFDMix, 2)
-resnet18_efdmix_l123 = _register("resnet18", EFDMix, 3)
-resnet50_efdmix_l1 = _register("resnet50", EFDMix, 1)
-resnet50_efdmix_l12 = _register("resnet50", EFDMix, 2)
-resnet50_efdmix_l123 = _register("resnet50", EFDMix, 3)
-resnet101_efdmix_l1 = _register("resnet101", EFDMix, 1)
-resnet101_efdmix_l12 = _register("resnet101", EFDMix, 2)
-resnet101_efdmix_l123 = _register("resnet101", EFDMix, 3)
+MIXED = ("resnet18", "resnet50", "resnet101")
+FACTORIES = [_register(name) for name in BLOCKS] + [
+    _register(name, kind, stages) for kind in (MixStyle, EFDMix) for name in MIXED for stages in (1, 2, 3)
+]
+globals().update({build.__name__: build for build in FACTORIES})

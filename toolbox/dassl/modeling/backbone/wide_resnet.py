@@ -52,17 +52,10 @@ class WideResNet(Backbone):
         blocks = (depth - 4) // 6
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    *(
-                        WideBlock(before if index == 0 else width, width, stride if index == 0 else 1)
-                        for index in range(blocks)
-                    )
-                )
-                for before, width, stride in zip(widths, widths[1:], (1, 2, 2))
-            )
-        )
+        self.stages = nn.Sequential()
+        for before, width, stride in zip(widths, widths[1:], (1, 2, 2)):
+            rest = (WideBlock(width, width, 1) for _ in range(blocks - 1))
+            self.stages.append(nn.Sequential(WideBlock(before, width, stride), *rest))
         self.bn1 = nn.BatchNorm2d(widths[-1])
         self._out_features = widths[-1]
         for module in self.modules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -63,22 +63,35 @@ class Mixing(nn.Module):
         raise NotImplementedError(f'mix must be "random" or "crossdomain", but got "{self.mix}"')
 
 
-@contextmanager
-def activation(model: nn.Module, kind: type[Mixing], status: bool, mix: str | None = None) -> Iterator[None]:
-    """Switches all modules of a kind on or off for the block, and the other way round after it.
+def make_switches(kind: type[Mixing]) -> tuple[Callable, ...]:
+    """What switches all modules of a kind.
 
-    Args:
-        model: The model.
-        kind: Which modules.
-        status: On or off within the block.
-        mix: How partners are chosen; None leaves that as it is.
+    Returns:
+        For `model.apply`: on, off, partners are any other images, partners are images of the other half of the batch.
+        For a `with` statement on a model: on for the block and off after it (`mix` says how partners are chosen; None
+        leaves that as it is), and off for the block and on after it.
     """
-    modules = [module for module in model.modules() if isinstance(module, kind)]
-    for module in modules:
-        module.set_activation_status(status)
-        module.update_mix_method(mix or module.mix)
-    try:
-        yield
-    finally:
+
+    def for_apply(switch: Callable[[Mixing], None]) -> Callable[[nn.Module], None]:
+        return lambda module: switch(module) if isinstance(module, kind) else None
+
+    @contextmanager
+    def within(model: nn.Module, status: bool, mix: str | None = None) -> Iterator[None]:
+        modules = [module for module in model.modules() if isinstance(module, kind)]
         for module in modules:
-            module.set_activation_status(not status)
+            module.set_activation_status(status)
+            module.update_mix_method(mix or module.mix)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_activation_status(not status)
+
+    return (
+        for_apply(lambda module: module.set_activation_status(True)),
+        for_apply(lambda module: module.set_activation_status(False)),
+        for_apply(lambda module: module.update_mix_method("random")),
+        for_apply(lambda module: module.update_mix_method("crossdomain")),
+        lambda model, mix=None: within(model, True, mix),
+        lambda model: within(model, False),
+    )

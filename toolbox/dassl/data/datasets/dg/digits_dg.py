@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from dassl.data.datasets.build import DATASET_REGISTRY
-from dassl.utils.on_demand import import_on_demand
+from dassl.data.datasets.domains import ClassFolders, names_of_the_original
 
-from .folders import TrainValDataset
-
-__getattr__ = import_on_demand(
-    __name__,
-    osp="os.path",
-    glob="glob",
-    listdir_nohidden="dassl.utils:listdir_nohidden",
-    Datum="..base_dataset:Datum",
-    DatasetBase="..base_dataset:DatasetBase",
-)
+__getattr__ = names_of_the_original(__name__)
 
 
 @DATASET_REGISTRY.register()
-class DigitsDG(TrainValDataset):
+class DigitsDG(ClassFolders):
     """Four domains of the digits 0 to 9: `digits_dg/<domain>/{train,val}/<class>/*`."""
 
     dataset_dir = "digits_dg"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dassl.data.datasets.build import DATASET_REGISTRY
+from dassl.data.datasets.domains import ClassFolders, names_of_the_original
 
-from .folders import TrainValDataset
+__getattr__ = names_of_the_original(__name__)
 
 
 @DATASET_REGISTRY.register()
-class OfficeHomeDG(TrainValDataset):
+class OfficeHomeDG(ClassFolders):
     """Four domains of 65 classes: `office_home_dg/<domain>/{train,val}/<class>/*`."""
 
     dataset_dir = "office_home_dg"
