@@ -15,7 +15,7 @@ from dassl_clip.cli.arguments import Parser, seeds, split_command
 from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import RESUMES, guarded
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, plan, state, tables
+from dassl_clip.experiments import launchers, locks, plan, state, tables
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
 from dassl_clip.experiments.tasks import TASKS
 
@@ -107,6 +107,8 @@ def run_methods(request: plan.Request, methods: Sequence[Method], jobs: int | No
             print(f"skipped, complete: {run.name} ({run.folder})" + (f": {now.reason}" if now.reason else ""))
         elif now.name == state.REFUSED:
             print(f"refused: {run.name}: {now.reason}", file=sys.stderr)
+        elif now.name == state.RUNNING:
+            print(f"in progress elsewhere: {run.name}: {locks.busy_sentence(run.folder)}", file=sys.stderr)
         else:
             todo.append(run)
             if now.reason:
@@ -122,7 +124,8 @@ def run_methods(request: plan.Request, methods: Sequence[Method], jobs: int | No
         made = tables.task_tables([run for run in runs if run.task == name])
         print("".join(f"\n{table.render()}\n" for table in made) or f"\n{name}: no finished run\n", end="")
     for outcome in failed:
-        print(f"failed: {outcome.run.name}, log: {state.log_file(outcome.run)}", file=sys.stderr)
+        if outcome.code != locks.BUSY_EXIT:
+            print(f"failed: {outcome.run.name}, log: {state.log_file(outcome.run)}", file=sys.stderr)
     absent = [run for run in runs if not state.is_complete(run)]
     if absent:
         print(f"{len(absent)} of {len(runs)} runs are missing from the table", file=sys.stderr)

@@ -14,7 +14,6 @@ Shapes: `B` images `[B, 3, H, W]` of any dtype, `C` classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +84,13 @@ def attack(
         UserError: An unknown attack, a setting out of range, labels or scores that do not fit, or scores without a
             gradient to the pixels.
     """
-    spec = _spec(spec)
+    if isinstance(spec, str):
+        if spec not in ATTACKS:
+            hint = did_you_mean(spec, ATTACKS, cutoff=0.4)
+            raise UserError(f"unknown attack {spec!r}.{hint} There are {', '.join(ATTACKS)}")
+        spec = ATTACKS[spec]
+    if spec.loss not in LOSSES or spec.steps < 1 or spec.step < 0:
+        raise UserError(f"an attack raises one of {', '.join(LOSSES)} in at least 1 step of at least 0, got {spec}")
     if epsilon < 0 or low >= high:
         raise UserError(f"epsilon must be at least 0 and low under high, got {epsilon}, {low} and {high}")
     if labels.shape != images.shape[:1]:
@@ -101,21 +106,6 @@ def attack(
             direction = _gradient(LOSSES[spec.loss], scores, current, labels).sign()
             current = _between(current + spec.step * epsilon * direction, floor, ceiling)
     return current
-
-
-def fgsm(scores: Scores, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-    """FGSM; see `attack` for the arguments."""
-    return attack("FGSM", scores, images, labels, **settings)
-
-
-def pgd(scores: Scores, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-    """PGD-20; see `attack` for the arguments."""
-    return attack("PGD-20", scores, images, labels, **settings)
-
-
-def cw(scores: Scores, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-    """CW-20; see `attack` for the arguments."""
-    return attack("CW-20", scores, images, labels, **settings)
 
 
 def margin_loss(scores: Tensor, labels: Tensor, confidence: float = CONFIDENCE) -> Tensor:
@@ -138,21 +128,8 @@ def margin_loss(scores: Tensor, labels: Tensor, confidence: float = CONFIDENCE) 
 
 
 def pixel_space(encode: Scores, mean: Sequence[float], std: Sequence[float]) -> Scores:
-    """A function of normalised images as a function of pixels in [0, 1].
-
-    Args:
-        encode: Takes normalised images `[B, 3, H, W]`.
-        mean: Mean of each channel.
-        std: Deviation of each channel.
-
-    Returns:
-        A function that normalises pixels and calls `encode`.
-    """
-
-    def of_pixels(pixels: Tensor) -> Tensor:
-        return encode((pixels - _channels(mean, pixels)) / _channels(std, pixels))
-
-    return of_pixels
+    """A function of normalised images `[B, 3, H, W]` as a function of pixels in [0, 1]; `mean`, `std` per channel."""
+    return lambda pixels: encode((pixels - _channels(mean, pixels)) / _channels(std, pixels))
 
 
 def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -166,18 +143,6 @@ LOSSES = {
 }
 
 
-def _spec(spec: str | AttackSpec) -> AttackSpec:
-    """The settings that a name stands for, once they are in range."""
-    if isinstance(spec, str):
-        if spec not in ATTACKS:
-            hint = did_you_mean(spec, ATTACKS, cutoff=0.4)
-            raise UserError(f"unknown attack {spec!r}.{hint} There are {', '.join(ATTACKS)}")
-        return ATTACKS[spec]
-    if spec.loss not in LOSSES or spec.steps < 1 or spec.step < 0:
-        raise UserError(f"an attack raises one of {', '.join(LOSSES)} in at least 1 step of at least 0, got {spec}")
-    return spec
-
-
 def _gradient(loss: Callable[[Tensor, Tensor], Tensor], scores: Scores, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each image's loss with respect to its own entries, `[B, 3, H, W]`."""
     images = images.detach().requires_grad_()
@@ -188,10 +153,8 @@ def _gradient(loss: Callable[[Tensor, Tensor], Tensor], scores: Scores, images: 
         raise UserError(
             "the scores have no gradient to the images; their function must not use torch.no_grad or detach features"
         )
-    (gradient,) = torch.autograd.grad(
-        loss(values.float() if values.dtype.itemsize < 4 else values, labels).sum(), images
-    )
-    return gradient
+    values = values.float() if values.dtype.itemsize < 4 else values
+    return torch.autograd.grad(loss(values, labels).sum(), images)[0]
 
 
 def _between(x: Tensor, floor: Tensor, ceiling: Tensor) -> Tensor:

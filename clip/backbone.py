@@ -28,7 +28,7 @@ from .layouts import is_transformers, load_into, load_numpy, text_positions
 from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
 from .vision_tower import VisionBlocks, use_fused_attention
-from .weights import ARCHIVE, NUMPY, hash_weights, read_weights
+from .weights import ARCHIVE, NUMPY, hash_state, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -195,12 +195,7 @@ class FrozenCLIP(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts for a run's record."""
-        return {
-            "name": self.name,
-            "architecture": self.architecture,
-            "tag": self.tag,
-            "weights_hash": self.weights_hash,
-            "precision": self.precision,
+        return {key: getattr(self, key) for key in ("name", "architecture", "tag", "weights_hash", "precision")} | {
             "compiled": self._compiled is not None,
             "activation": "quickgelu" if self.quick_gelu else "gelu",
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
@@ -285,7 +280,7 @@ def load_backbone(
             load_numpy(model, path, name)
         else:
             load_into(model, state, str(path), name)
-        weights_hash = hash_weights(model)
+        weights_hash = hash_state(model.state_dict())
         if PRECISIONS[precision] != torch.float32:
             full, model = model, _build(source, PRECISIONS[precision])
             model.load_state_dict(full.state_dict())
@@ -306,14 +301,8 @@ def load_backbone(
 def _as_trained(source: Source, path: Path, state: dict[str, Tensor], form: str, given: bool) -> Source:
     """The source with the activation, preprocessing and text positions that its weights were trained with.
 
-    Args:
-        source: What the backbone's name stands for.
-        path: The file of weights.
-        state: Its content.
-        form: Its form.
-        given: Whether the user named the file, so that the backbone's name alone says little of it.
+    `given`: the user named the file, so that the backbone's name alone says little of it.
     """
-    described = None
     if form == ARCHIVE:
         if not source.quick_gelu:
             logger.warning("%s is an archive of OpenAI's: %s has their quickgelu activation", path, source.name)
@@ -322,8 +311,17 @@ def _as_trained(source: Source, path: Path, state: dict[str, Tensor], form: str,
         described = describe_folder(path.parent, is_transformers(state))
         if described is not None:
             source = adopt(source, described, path)
-        else:
-            _warn_of_guess(source, path)
+        elif source.name in OPENAI_NAMES or (
+            not source.tag and open_clip.get_pretrained_cfg(source.architecture, "openai")
+        ):  # there are two models of this architecture, and the name alone tells which
+            own, other, name = "quickgelu", "gelu", source.architecture
+            if not source.quick_gelu:
+                own, other, name = other, own, f"{source.architecture}:openai"
+            logger.warning(
+                "%s is no archive of OpenAI's, and no configuration lies beside it: it is read with the activation %s "
+                "and the preprocessing that the name %s stands for; if it was trained with %s, name it %s",
+                path, own, source.name, other, name,
+            )  # fmt: skip
     text = source.config["text_cfg"]
     positions, tokens = text_positions(state), int(bool(text.get("embed_cls")))
     if positions is not None and "hf_model_name" not in text and positions - tokens != source.context_length:
@@ -333,20 +331,6 @@ def _as_trained(source: Source, path: Path, state: dict[str, Tensor], form: str,
         )  # fmt: skip
         source = replace(source, config={**source.config, "text_cfg": {**text, "context_length": positions - tokens}})
     return source
-
-
-def _warn_of_guess(source: Source, path: Path) -> None:
-    """Say which activation a file is built with if only the backbone's name tells, and there are two for it."""
-    two = not source.tag and open_clip.get_pretrained_cfg(source.architecture, "openai")
-    if source.name in OPENAI_NAMES or two:
-        own, other, name = "quickgelu", "gelu", source.architecture
-        if not source.quick_gelu:
-            own, other, name = other, own, f"{source.architecture}:openai"
-        logger.warning(
-            "%s is no archive of OpenAI's, and no configuration lies beside it: it is read with the activation %s and "
-            "the preprocessing that the name %s stands for; if it was trained with %s, name it %s",
-            path, own, source.name, other, name,
-        )  # fmt: skip
 
 
 def _build(source: Source, dtype: torch.dtype) -> nn.Module:

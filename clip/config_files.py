@@ -6,8 +6,6 @@ preprocessing are in these files alone. A configuration is checked before anythi
 says, no vast model is made.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -87,7 +85,8 @@ def read_transformers(path: Path) -> Description | None:
     """
     try:
         tree = _read_json(path)
-        if not isinstance(tree, dict) or not _is_clip(tree):
+        keys = ("model_type", "hidden_act", "text_config", "vision_config")  # very short ones name the activation alone
+        if not isinstance(tree, dict) or tree.get("model_type", "clip") != "clip" or not tree.keys() & set(keys):
             return None
         config, stated = _from_transformers(tree)
         preprocess = _read_pixels(path.with_name(PIXELS_FILE))
@@ -112,7 +111,7 @@ def describe_folder(folder: Path, transformers_first: bool = False) -> Descripti
     return found or (read_open_clip(ours) if ours.is_file() else None)
 
 
-def adopt(source: Source, described: Description, file: Path) -> Source:
+def adopt(source: "Source", described: Description, file: Path) -> "Source":
     """The source with the activation, norms and preprocessing that its weights' own configuration states.
 
     Args:
@@ -123,7 +122,13 @@ def adopt(source: Source, described: Description, file: Path) -> Source:
     Raises:
         UserError: The configuration is that of another architecture.
     """
-    differences = _differences(described.stated, _facts(source.config))
+    stated = described.stated
+    differences = [
+        f"{group}.{key} is {stated[group][key]} instead of {value}"
+        for group, facts in _facts(source.config).items()
+        for key, value in facts.items()
+        if key in stated.get(group, {}) and stated[group][key] != value
+    ]
     if differences:
         raise UserError(
             f"{described.path} beside {file.name} describes another model than {source.name}: {listed(differences)}; "
@@ -133,18 +138,15 @@ def adopt(source: Source, described: Description, file: Path) -> Source:
     if quick != source.quick_gelu:
         logger.warning(
             "%s: %s says that its weights need the activation %s, which is built, and not the %s of the name",
-            source.name,
-            described.path,
-            *(ACTIVATIONS if quick else ACTIVATIONS[::-1]),
-        )
+            source.name, described.path, *(ACTIVATIONS if quick else ACTIVATIONS[::-1]),
+        )  # fmt: skip
     config = dict(source.config)
-    for tower in ("vision_cfg", "text_cfg"):
+    for tower in TOWERS:
         own = {key: described.config[tower].get(key) for key in ("act_kwargs", "norm_kwargs")}
         config[tower] = config[tower] | {key: value for key, value in own.items() if value}
     pixels = {**source.preprocess, **described.preprocess}
-    changed = [
-        f"{key} {value}" for key, value in described.preprocess.items() if _other(value, source.preprocess.get(key))
-    ]
+    known = {key: list(value) if isinstance(value, tuple) else value for key, value in source.preprocess.items()}
+    changed = [f"{key} {value}" for key, value in described.preprocess.items() if known.get(key) != value]
     if changed:
         logger.info("%s: preprocessing of %s: %s", source.name, described.path.parent, listed(changed))
     return replace(source, config=config, quick_gelu=quick, preprocess=pixels)
@@ -159,23 +161,11 @@ def model_type(path: Path) -> str:
         return ""
 
 
-def _other(value: object, known: object) -> bool:
-    """Whether a setting differs from another; a list and a tuple of the same numbers do not."""
-    same = tuple(value) == known if isinstance(value, list) and isinstance(known, tuple) else value == known
-    return known is None or not same
-
-
 def _read_json(path: Path) -> Any:
     """The content of a small JSON file."""
     if path.stat().st_size > MOST_CONFIG:
         raise UserError(f"it has more than {MOST_CONFIG:,} bytes")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _is_clip(tree: Mapping[str, Any]) -> bool:
-    """Whether a transformers configuration is that of a CLIPModel; very short ones name the activation alone."""
-    kind = tree.get("model_type", "clip")
-    return kind == "clip" and any(key in tree for key in ("model_type", "hidden_act", "text_config", "vision_config"))
 
 
 def _tower(tree: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,26 +262,8 @@ def _facts(config: Mapping[str, Any]) -> dict[str, dict[str, object]]:
     return facts
 
 
-def _differences(stated: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """What a configuration states otherwise than is known of an architecture."""
-    return [
-        f"{group}.{key} is {stated[group][key]} instead of {value}"
-        for group, facts in known.items()
-        for key, value in facts.items()
-        if key in stated.get(group, {}) and stated[group][key] != value
-    ]
-
-
 def check_model_config(config: dict[str, Any], preprocess: dict[str, Any]) -> None:
-    """Refuse sizes that no CLIP has, and preprocessing that is none.
-
-    Args:
-        config: open_clip's model configuration.
-        preprocess: What its preprocessing has other than the standard.
-
-    Raises:
-        UserError: One sentence on what does not fit.
-    """
+    """Refuse (UserError) sizes in open_clip's configuration that no CLIP has, and preprocessing that is none."""
     for part in TOWERS:
         if not isinstance(config[part], dict):
             raise UserError(f"its {part} is no group of settings")
@@ -300,22 +272,16 @@ def check_model_config(config: dict[str, Any], preprocess: dict[str, Any]) -> No
 
 
 def check_preprocess(preprocess: dict[str, Any]) -> None:
-    """Refuse means and standard deviations that are none.
-
-    Raises:
-        UserError: One sentence on what does not fit.
-    """
+    """Refuse (UserError) means and standard deviations that are none."""
     for key in ("mean", "std"):
         values = preprocess.get(key, [1.0, 1.0, 1.0])
-        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(_is_plain, values)):
+        numbers = isinstance(values, (list, tuple)) and all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 for value in values
+        )
+        if not numbers or len(values) != 3:
             raise UserError(f"{key} should be three numbers, not {values!r:.80}")
         if key == "std" and min(values) <= 0:
             raise UserError(f"std should be above 0, not {values!r:.80}")
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is a number of a usual size."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
 
 
 def _check_tower(tower: dict[str, Any], name: str, embed: object) -> None:
@@ -331,10 +297,8 @@ def _check_tower(tower: dict[str, Any], name: str, embed: object) -> None:
         raise UserError(f"its {name} has {layers} layers and images of {side} pixels, more than any CLIP has")
     ratio = tower.get("mlp_ratio", 4.0)
     growth = 4 + 2 * (ratio if isinstance(ratio, (int, float)) else 4.0)
-    positions = math.ceil(side / max(_size(tower.get("patch_size", 16)), 1)) ** 2 + _size(
-        tower.get("context_length", 0)
-    )
-    rows = positions + _size(tower.get("vocab_size", 0)) + _size(embed)
+    patches = math.ceil(side / max(_size(tower.get("patch_size", 16)), 1)) ** 2
+    rows = patches + sum(map(_size, (tower.get("context_length", 0), tower.get("vocab_size", 0), embed)))
     resnet = 8 if isinstance(depth, list) else 1  # the last stage is eight times as wide
     total = layers * growth * (resnet * width) ** 2 + rows * width
     if total > MOST_PARAMETERS:

@@ -78,20 +78,16 @@ def unwrap(state: object, path: Path) -> dict[str, Tensor]:
         if len(inner) > 1:
             logger.warning("%s: its entry %r is taken, and not %s", path, inner[0], listed(inner[1:]))
         state = state[inner[0]]
-    named = isinstance(state, dict) and any(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not isinstance(state, dict) or not named:
-        found = (
-            f"the entries {listed(sorted(map(str, state)))}" if isinstance(state, dict) else f"a {type(state).__name__}"
-        )
+    content = state.items() if isinstance(state, dict) else ()
+    named = {name: value for name, value in content if isinstance(name, str) and isinstance(value, Tensor)}
+    if not named:
+        keys = f"the entries {listed(sorted(map(str, state)))}" if isinstance(state, dict) else ""
         raise UserError(
-            f"{path} holds no state dict: found {found}; expected names with tensors, or one of {listed(WRAPPERS)}"
+            f"{path} holds no state dict: found {keys or f'a {type(state).__name__}'}; expected names with tensors, "
+            f"or one of {listed(WRAPPERS)}"
         )
-    state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return {
-        name: value
-        for name, value in _unprefixed(state, path).items()
-        if name not in NO_WEIGHTS and not name.endswith(NO_WEIGHTS_ENDS)
-    }
+    plain = _unprefixed(named, path).items()
+    return {key: value for key, value in plain if key not in NO_WEIGHTS and not key.endswith(NO_WEIGHTS_ENDS)}
 
 
 def _unprefixed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -132,14 +128,18 @@ def arrange(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[str,
     """
     state = dict(state)
     if any(name.startswith(APPLE) for name in state):
-        state = _from_apple(model, state, label)
+        try:
+            state = convert_state_dict(model, state)
+        except (KeyError, AttributeError, ImportError, IndexError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{label} holds Apple's MobileCLIP, which open_clip cannot convert for this model ({error!r:.120}); "
+                "name MobileCLIP-S1, MobileCLIP-S2 or MobileCLIP-B, whichever it is"
+            ) from error
     if is_transformers(state):
         state = _from_transformers(state)
-    rest = state.pop(LONG_CLIP, None)
-    if rest is not None:
-        state["positional_embedding"] = torch.cat(
-            [state["positional_embedding"][:LONG_CLIP_KEPT], rest[LONG_CLIP_KEPT:].to(state["positional_embedding"])]
-        )
+    if (rest := state.pop(LONG_CLIP, None)) is not None:
+        kept = state["positional_embedding"][:LONG_CLIP_KEPT]
+        state["positional_embedding"] = torch.cat([kept, rest[LONG_CLIP_KEPT:].to(kept)])
     inside = hasattr(model, "text")
     if inside and "positional_embedding" in state:
         state = {f"text.{name}" if name.startswith(TEXT_PARTS) else name: value for name, value in state.items()}
@@ -169,18 +169,6 @@ def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _from_apple(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
-    """open_clip's entries of Apple's MobileCLIP."""
-    try:
-        converted: dict[str, Tensor] = convert_state_dict(model, state)
-    except (KeyError, AttributeError, ImportError, IndexError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{label} holds Apple's MobileCLIP, which open_clip cannot convert for this model ({error!r:.120}); name "
-            "MobileCLIP-S1, MobileCLIP-S2 or MobileCLIP-B, whichever it is"
-        ) from error
-    return converted
-
-
 def _fit_grid(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     """Resample the image positions of another image size, as open_clip does; all else must fit."""
     given, own = state.get(GRID), model.state_dict().get(GRID)
@@ -199,15 +187,6 @@ def _fit_grid(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     )  # fmt: skip
 
 
-def known_kind(state: Mapping[str, Tensor]) -> str:
-    """What a state dict that is no CLIP of open_clip's is, where its names tell; else ""."""
-
-    def has(pattern: str) -> bool:
-        return any(re.search(pattern, name) for name in state)
-
-    return next((kind for pattern, absent, kind in KINDS if has(pattern) and not has(absent)), "")
-
-
 def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
     """Load a state dict into a model, entry by entry the same, or refuse it.
 
@@ -220,8 +199,9 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
     Raises:
         UserError: Entries are missing, unknown or of other shapes; the message says what the file looks like.
     """
-    target = model.state_dict()
-    kind, arranged = known_kind(state), arrange(model, state, label)
+    target, text = model.state_dict(), "\n".join(state)
+    known = (kind for has, lacks, kind in KINDS if re.search(has, text, re.M) and not re.search(lacks, text, re.M))
+    kind, arranged = next(known, ""), arrange(model, state, label)
     state = dict(arranged)
     for name, value in target.items():
         if name.endswith("num_batches_tracked"):
@@ -236,13 +216,10 @@ def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: st
         if state[name].shape != target[name].shape
     ]
     if missing or unknown or others:
-        parts = [
-            _some("entries of another shape", others),
-            _some("missing entries", missing),
-            _some("unknown entries", unknown),
-        ]
+        kinds = {"entries of another shape": others, "missing entries": missing, "unknown entries": unknown}
+        parts = [f"{what} ({len(names)}): {listed(names, 3)}" for what, names in kinds.items() if names]
         raise UserError(
-            f"{label} does not fit {wanted}: {'; '.join(part for part in parts if part)}. "
+            f"{label} does not fit {wanted}: {'; '.join(parts)}. "
             + (f"The file is {kind}." if kind else f"{describe_weights(arranged)} Name its architecture.")
         )
     model.load_state_dict(state)
@@ -336,9 +313,3 @@ def _sizes_of_config(config: dict[str, Any]) -> dict[str, object]:
 def _count(state: dict[str, Tensor], pattern: str) -> int:
     """Number of different first groups of `pattern` among the names."""
     return len({match.group(1) for name in state if (match := re.match(pattern, name))})
-
-
-def _some(what: str, entries: list[str], shown: int = 3) -> str:
-    """ "what (n): first, second, third, ..." or an empty text."""
-    more = ", ..." if len(entries) > shown else ""
-    return f"{what} ({len(entries)}): {', '.join(entries[:shown])}{more}" if entries else ""

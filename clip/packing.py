@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .tokens import common_length
+
 BIN_ROWS = 64
 TREE_ROWS = 128
 
@@ -61,20 +63,17 @@ def pack_sequences(lengths: tuple[int, ...], stride: int, device: torch.device, 
     Returns:
         The packing, with as few padding rows as longest-first packing into equally filled bins leaves.
     """
-    bins: list[list[list[tuple[int, int]]]] = [[] for _ in range(_bin_count(sum(lengths), max(lengths), bin_rows))]
-    loads = [(0, index) for index in range(len(bins))]
+    loads = [(0, index) for index in range(max(1, round(sum(lengths) / max(bin_rows, *lengths))))]  # rows used, bin
+    placed = []  # sequence, bin, first row
     for sequence in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
         load, index = heapq.heappop(loads)
-        bins[index].append([(sequence, position) for position in range(lengths[sequence])])
+        placed.append((sequence, index, load))
         heapq.heappush(loads, (load + lengths[sequence], index))
-    rows = max(load for load, _ in loads)
-    builder = _Builder(len(bins), rows, len(lengths))
-    for index, sequences in enumerate(bins):
-        used = 0
-        for tokens in sequences:
-            path = range(used, used + len(tokens))
-            builder.add(index, tokens[0][0], path, 0, [sequence * stride + position for sequence, position in tokens])
-            used += len(tokens)
+    builder = _Builder(len(loads), max(load for load, _ in loads), len(lengths))
+    for sequence, index, first in placed:
+        count = lengths[sequence]
+        start = sequence * stride
+        builder.add(index, sequence, range(first, first + count), 0, range(start, start + count))
     return builder.packing(device)
 
 
@@ -97,7 +96,7 @@ def pack_tree(sequences: Sequence[tuple[int, ...]], stride: int, device: torch.d
     path: list[int] = []
     for k in sequence_order:
         tokens = sequences[k]
-        shared = _common(before, tokens)
+        shared = common_length(before, tokens)
         if used + len(tokens) - shared > capacity:
             index, used, shared = index + 1, 0, 0
         path = [*path[:shared], *range(used, used + len(tokens) - shared)]
@@ -109,21 +108,6 @@ def pack_tree(sequences: Sequence[tuple[int, ...]], stride: int, device: torch.d
         source = [k * stride + position for position in range(shared, len(path))]
         builder.add(index, k, path, shared, source)
     return builder.packing(device)
-
-
-def _bin_count(total: int, longest: int, bin_rows: int) -> int:
-    """Number of bins of about `bin_rows` rows for `total` rows."""
-    return max(1, round(total / max(bin_rows, longest)))
-
-
-def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """Number of leading tokens that two sequences share."""
-    count = 0
-    for one, other in zip(first, second):
-        if one != other:
-            break
-        count += 1
-    return count
 
 
 class _Builder:

@@ -101,7 +101,7 @@ def fit_linear_probe(
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise a ValueError unless features and labels make a training set."""
+    """Raise a UserError unless features and labels make a training set."""
     if features.dim() != 2 or labels.shape != features.shape[:1] or not len(features):
         raise UserError(
             f"a probe needs features [N, E] and labels [N] of at least one image, got {list(features.shape)} and "

@@ -76,10 +76,9 @@ class Source:
 
     def text_model(self) -> str:
         """The folder (or the hub's name) with the configuration of a text tower of transformers'."""
-        folders = [Path(self.tokenizer_folder).expanduser()] if self.tokenizer_folder else []
-        for folder in [*folders, *([self.folder] if self.folder is not None else [])]:
-            path = folder / TRANSFORMERS_FILE
-            if path.is_file() and model_type(path) in arch_dict:
+        for folder in (self.tokenizer_folder, self.folder):
+            path = Path(folder or "").expanduser() / TRANSFORMERS_FILE
+            if folder and path.is_file() and model_type(path) in arch_dict:
                 return str(path.parent)
         return str(self.config["text_cfg"]["hf_model_name"])
 
@@ -110,7 +109,14 @@ class Source:
         hub_name = text.get("hf_tokenizer_name")
         tokenizer: Tokenizer
         if not folder and merges is not None and merges.is_file():
-            return _merges_tokenizer(merges, length, options)
+            try:
+                with gzip.open(merges) as file:
+                    if len(file.read(MOST_MERGES + 1)) > MOST_MERGES:
+                        raise UserError(f"it unpacks to more than {MOST_MERGES:,} bytes")
+                tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=length, **options)
+            except (OSError, EOFError, zlib.error, ValueError, TypeError, IndexError, KeyError) as error:
+                raise UserError(f"{merges} is no list of a tokenizer's merges: {first_line(error)}") from error
+            return tokenizer
         by_name = self.folder is None and "siglip" in self.architecture.lower()  # open_clip tells these by their name
         if not folder and not hub_name and not by_name:
             tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
@@ -149,12 +155,18 @@ def resolve(name: str, has_file: bool = False) -> Source:
         UserError: An unknown name or tag, with the nearest known ones.
         MissingFileError: A folder or repository without a configuration.
     """
-    if name == ICONS:
-        return _folder_source(name, embedded_folder(), "this installation lacks the embedded model; install it anew")
-    if name.startswith(FOLDER):
-        return _folder_source(name, Path(name.removeprefix(FOLDER)).expanduser())
+    if name == ICONS or name.startswith(FOLDER):
+        folder = embedded_folder() if name == ICONS else Path(name.removeprefix(FOLDER)).expanduser()
+        if not folder.is_dir():
+            hint = f"check the path after {FOLDER}"
+            hint = "this installation lacks the embedded model; install it anew" if name == ICONS else hint
+            raise MissingFileError(f"backbone {name!r}: there is no folder {folder}; {hint}")
+        return _described_source(name, folder)
     if name.startswith(HUB):
-        return _hub_source(name)
+        repository = name.removeprefix(HUB)
+        if repository.count("/") != 1:
+            raise UserError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
+        return _described_source(name, _hub_config(repository).fetch(repr(name)).parent, repository)
     if name in OPENAI_NAMES:
         return _pair_source(name, _architecture(name), "openai")
     given, _, tag = name.partition(":")
@@ -163,9 +175,8 @@ def resolve(name: str, has_file: bool = False) -> Source:
         raise UserError(_unknown_name(name, architecture))
     known = open_clip.list_pretrained_tags_by_model(architecture)
     if not tag and not has_file:
-        choices = (
-            listed(f"{architecture}:{tag}" for tag in known) or "a file of weights, since open_clip has no tag for it"
-        )
+        tags = listed(f"{architecture}:{tag}" for tag in known)
+        choices = tags or "a file of weights, since open_clip has no tag for it"
         raise UserError(f"backbone {name!r} does not say which weights to take; choose {choices}")
     if tag == RANDOM:
         return _pair_source(name, architecture, tag, quick_gelu=given in OPENAI_NAMES)
@@ -202,13 +213,6 @@ def _pair_source(name: str, architecture: str, tag: str, quick_gelu: bool = Fals
     return Source(name, architecture, config, tag, preprocess, quick_gelu, published=published)
 
 
-def _folder_source(name: str, folder: Path, hint: str = "check the path after local-dir:") -> Source:
-    """The source in a local folder."""
-    if not folder.is_dir():
-        raise MissingFileError(f"backbone {name!r}: there is no folder {folder}; {hint}")
-    return _described_source(name, folder)
-
-
 def _described_source(name: str, folder: Path, repository: str = "") -> Source:
     """The source that the configuration in a folder describes."""
     found = describe_folder(folder)
@@ -222,27 +226,6 @@ def _described_source(name: str, folder: Path, repository: str = "") -> Source:
     if repository and text.get("hf_tokenizer_name") == TRANSFORMERS_FILE:  # the repository's own
         text["hf_tokenizer_name"] = repository
     return Source(name, name, found.config, "", found.preprocess, quick_gelu, folder=folder, repository=repository)
-
-
-def _merges_tokenizer(path: Path, length: int, options: dict[str, Any]) -> Tokenizer:
-    """CLIP's tokenizer with the merges of a file."""
-    try:
-        with gzip.open(path) as file:
-            if len(file.read(MOST_MERGES + 1)) > MOST_MERGES:
-                raise UserError(f"it unpacks to more than {MOST_MERGES:,} bytes")
-        tokenizer: Tokenizer = open_clip.SimpleTokenizer(bpe_path=str(path), context_length=length, **options)
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, IndexError, KeyError) as error:
-        raise UserError(f"{path} is no list of a tokenizer's merges: {first_line(error)}") from error
-    return tokenizer
-
-
-def _hub_source(name: str) -> Source:
-    """The source in a repository of the Hugging Face hub."""
-    repository = name.removeprefix(HUB)
-    if repository.count("/") != 1:
-        raise UserError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
-    path = _hub_config(repository).fetch(repr(name))
-    return _described_source(name, path.parent, repository)
 
 
 def _hub_config(repository: str) -> Locations:

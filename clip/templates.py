@@ -27,11 +27,6 @@ def template_names() -> list[str]:
     return [*_data()["sets"], *_data()["by_dataset"], WORDS]
 
 
-def template_version() -> int:
-    """The version of the named sets."""
-    return int(_data()["version"])
-
-
 def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: str = "a photo of a") -> list[str]:
     """The templates that a name or a list stands for.
 
@@ -63,26 +58,22 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
     if name in sets and not other:
         return list(sets[name])
     if name in by_dataset:
-        return _of_dataset(name, by_dataset[name], dataset, required=bool(other) or name != "coop")
+        table = by_dataset[name]
+        if dataset in table:
+            return list(table[dataset])
+        if name == "clip" and dataset.startswith("ImageNet"):
+            return list(sets["imagenet80"])
+        if name == "coop" and not other:
+            return list(sets[DEFAULT])
+        raise UserError(
+            f"there are no {name!r} templates for the data set {dataset!r}."
+            + did_you_mean(dataset, table, most=2)
+            + f" There are for {', '.join(table)}; for others take single or imagenet80"
+        )
     raise UserError(
         f"unknown templates {templates!r}."
         + did_you_mean(templates, template_names(), cutoff=0.5, most=2)
         + f" Known names: {', '.join(template_names())}; or give templates with {{}} for the class name"
-    )
-
-
-def _of_dataset(name: str, table: dict[str, list[str]], dataset: str, required: bool) -> list[str]:
-    """The templates of a kind for a data set, or the plain one where the kind has a plain default."""
-    if dataset in table:
-        return list(table[dataset])
-    if name == "clip" and dataset.startswith("ImageNet"):
-        return list(_data()["sets"]["imagenet80"])
-    if not required:
-        return list(_data()["sets"][DEFAULT])
-    raise UserError(
-        f"there are no {name!r} templates for the data set {dataset!r}."
-        + did_you_mean(dataset, table, most=2)
-        + f" There are for {', '.join(table)}; for others take single or imagenet80"
     )
 
 

@@ -8,9 +8,9 @@ Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefi
 of a head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,41 +23,6 @@ from .tokens import DEFAULT_LENGTH
 
 READ_AT_END = ("argmax", "eos")  # pool types that read the row of the end-of-text token
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta")  # their first position is the one after the padding's id
-
-
-class Attention(Protocol):
-    """What `nn.MultiheadAttention` and open_clip's own `Attention` have in common."""
-
-    num_heads: int
-    in_proj_weight: Tensor
-    in_proj_bias: Tensor | None
-    out_proj: nn.Linear
-
-
-class Mlp(Protocol):
-    """The MLP of a block."""
-
-    c_fc: nn.Linear
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[..., D]` to `[..., D]`."""
-
-
-class TextBlock(Protocol):
-    """A residual block of open_clip's text transformer."""
-
-    attn: Attention
-    mlp: Mlp
-    ln_1: nn.Module
-    ls_1: nn.Module
-    ln_2: nn.Module
-    ls_2: nn.Module
-
-
-class TextTransformer(Protocol):
-    """open_clip's text transformer."""
-
-    resblocks: Sequence[TextBlock]
 
 
 @dataclass(frozen=True)
@@ -139,9 +104,7 @@ def _is_known(block: nn.Module) -> bool:
     return own and getattr(attn, "logit_scale", None) is None
 
 
-def run_block(
-    block: TextBlock, x: Tensor, mask: Tensor, prefix: PrefixRows | None, ends: Tensor | None = None
-) -> Tensor:
+def run_block(block: Any, x: Tensor, mask: Tensor, prefix: PrefixRows | None, ends: Tensor | None = None) -> Tensor:
     """One residual block on packed rows.
 
     Args:
@@ -171,13 +134,13 @@ def run_block(
     return _finish(block, x, _attend(query, keys, values, mask))
 
 
-def prefix_rows(block: TextBlock, x: Tensor) -> PrefixRows:
+def prefix_rows(block: Any, x: Tensor) -> PrefixRows:
     """Keys and values of prefix rows `[P, S0, D]` in a block."""
     keys, values = _project(block.attn, block.ln_1(x[:, None]), 1, 3).chunk(2, dim=-1)
     return PrefixRows(_heads(block.attn, keys, "ln_k"), _heads(block.attn, values))
 
 
-def run_prefix_block(block: TextBlock, x: Tensor, mask: Tensor) -> tuple[Tensor, PrefixRows]:
+def run_prefix_block(block: Any, x: Tensor, mask: Tensor) -> tuple[Tensor, PrefixRows]:
     """One residual block on prefix rows `[P, S0, D]`; gives its output and its keys and values."""
     x = x[:, None]
     query, keys, values = _project(block.attn, block.ln_1(x), 0, 3).chunk(3, dim=-1)
@@ -192,17 +155,12 @@ def causal_mask(rows: int, device: torch.device) -> Tensor:
 
 
 def packed_mask(visible: Tensor, prefix_rows: int) -> Tensor:
-    """`[G, T, prefix_rows + T]`, added to scores: 0 for what is visible (all prefix rows are), else -infinity.
-
-    Args:
-        visible: Which rows each row of a bin sees, `[G, T, T]`.
-        prefix_rows: Rows before them.
-    """
+    """`[G, T, prefix_rows + T]`, added to scores: 0 for the prefix and what is `visible` `[G, T, T]`, else -inf."""
     visible = F.pad(visible, (prefix_rows, 0), value=True)
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))
 
 
-def _project(attn: Attention, hidden: Tensor, first: int, last: int) -> Tensor:
+def _project(attn: Any, hidden: Tensor, first: int, last: int) -> Tensor:
     """Rows `first * D` to `last * D` of the joint projection to queries, keys and values."""
     width = attn.in_proj_weight.shape[1]
     bias = attn.in_proj_bias
@@ -210,7 +168,7 @@ def _project(attn: Attention, hidden: Tensor, first: int, last: int) -> Tensor:
     return F.linear(hidden, attn.in_proj_weight[rows], None if bias is None else bias[rows])
 
 
-def _heads(attn: Attention, x: Tensor, norm: str = "") -> Tensor:
+def _heads(attn: Any, x: Tensor, norm: str = "") -> Tensor:
     """`[P, G, T, D]` as `[P, G, H, T, d]`, through the head's norm where the block has one."""
     heads: Tensor = x.unflatten(-1, (attn.num_heads, -1)).transpose(2, 3)
     return getattr(attn, norm, nn.Identity())(heads) if norm else heads
@@ -228,7 +186,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor
     return attended
 
 
-def _finish(block: TextBlock, x: Tensor, attended: Tensor) -> Tensor:
+def _finish(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a block after the heads: output projection, residual, MLP."""
     attn = block.attn
     scale: Tensor | None = getattr(attn, "head_scale", None)

@@ -34,7 +34,6 @@ from .packing import Packing, pack_sequences, pack_tree
 from .text_blocks import (
     READ_AT_END,
     PrefixRows,
-    TextTransformer,
     causal_mask,
     context_length,
     embed_dim,
@@ -75,7 +74,7 @@ class TextTower(nn.Module):
     """
 
     memory_budget: int | None = None
-    transformer: TextTransformer
+    transformer: Any
     positional_embedding: Tensor
     ln_final: nn.Module
     text_projection: nn.Linear | Tensor | None
@@ -373,15 +372,12 @@ class TextTower(nn.Module):
     def _own_forward(self, embeddings: Tensor | None, ids: Tensor) -> Tensor:
         """The model's own text features `[N, E]` of `ids` `[N, S]`, from other embeddings if given."""
         owner = self._owner[0]
-        handles = []
-        if embeddings is not None:
-            handles.append(self.token_embedding.register_forward_hook(lambda *_: embeddings))
+        read: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = getattr(owner, "encode_text", owner)
+        handle = self.token_embedding.register_forward_hook(lambda *_: embeddings)  # a hook's None changes nothing
         try:
-            read: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = getattr(owner, "encode_text", owner)
             features = read(ids)
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
         return features[0] if isinstance(features, tuple) else features
 
     def _row_length(self, ids: Tensor) -> int:

@@ -69,7 +69,7 @@ class TokenReader:
         self._classes: dict[tuple[tuple[str, ...], str], ClassTokens] = {}
         self.pad = int(tokenizer([""], context_length=context_length)[0, -1])
         empty, single = self._contents(["", PLACEHOLDER])
-        self.head = empty[: _common(empty, single)]
+        self.head = empty[: common_length(empty, single)]
         self.tail = empty[len(self.head) :]
         self._placeholder_length = len(single) - len(empty)
         self.placeholder = single[len(self.head)]
@@ -82,7 +82,14 @@ class TokenReader:
             missing = list(dict.fromkeys(texts))
         if missing:
             rows = self.tokenizer(missing, context_length=self.context_length)
-            self._warn_of_cut(missing, rows)
+            full = [text for text, row in zip(missing, rows) if int(row[-1]) != self.pad]
+            contents = self._contents(full) if full else []
+            cut = [text for text, own in zip(full, contents) if len(own) > self.context_length]
+            if cut:
+                logger.warning(
+                    "%d of %d texts are longer than the text tower's %d tokens and lose their end, such as %r",
+                    len(cut), len(missing), self.context_length, cut[0],
+                )  # fmt: skip
             self._texts.update(zip(missing, rows))
         if not texts:
             return torch.zeros(0, self.context_length, dtype=torch.long)
@@ -144,9 +151,7 @@ class TokenReader:
         ids = torch.full((len(names), max(map(len, tokens))), self.pad, dtype=torch.long)
         for row, own in zip(ids, tokens):
             row[: len(own)] = torch.tensor(own)
-        name_lengths = [
-            min(len(content) - lead - len(self.tail), len(own) - len(self.tail)) for content, own in zip(bare, tokens)
-        ]
+        name_lengths = [min(len(one) - lead, len(own)) - len(self.tail) for one, own in zip(bare, tokens)]
         return ClassTokens(names, ids, tuple(map(len, tokens)), tuple(name_lengths), suffix)
 
     def _contents(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -161,18 +166,10 @@ class TokenReader:
         lengths = torch.where(filled.any(1), length - filled.flip(1).int().argmax(1), 0)
         return [tuple(row[:count]) for row, count in zip(rows.tolist(), lengths.tolist())]
 
-    def _warn_of_cut(self, texts: Sequence[str], rows: Tensor) -> None:
-        """Warn of texts that lost tokens at the context length."""
-        full = [text for text, row in zip(texts, rows) if int(row[-1]) != self.pad]
-        cut = [text for text, own in zip(full, self._contents(full) if full else []) if len(own) > self.context_length]
-        if cut:
-            logger.warning(
-                "%d of %d texts are longer than the text tower's %d tokens and lose their end, such as %r",
-                len(cut),
-                len(texts),
-                self.context_length,
-                cut[0],
-            )
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    return next((i for i, (one, other) in enumerate(zip(first, second)) if one != other), min(len(first), len(second)))
 
 
 @lru_cache(maxsize=64)
@@ -202,8 +199,3 @@ def prompt_order(
         is_context[row] = torch.tensor([context for context, _ in entries])
         number[row] = torch.tensor([n for _, n in entries])
     return is_context, number
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of leading entries that two sequences share."""
-    return next((i for i, (one, other) in enumerate(zip(first, second)) if one != other), min(len(first), len(second)))

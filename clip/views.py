@@ -45,16 +45,9 @@ def moco_view(
     normalize: Callable[[Tensor], Tensor],
     blur_radius: tuple[float, float] = (0.1, 2.0),
 ) -> transforms.Compose:
-    """The transform PIL image -> `x_moco [3, H, W]`, normalised.
+    """The transform PIL image -> `x_moco [3, H, W]`, with the model's size `(H, W)` and pixel normalisation.
 
-    Random resized crop (scale 0.08 to 1), colour jitter (0.4, 0.4, 0.2, 0.1) with p 0.8, grayscale with p 0.2,
-    Gaussian blur, horizontal flip with p 0.5.
-
-    Args:
-        size: `(H, W)` of the frozen model.
-        interpolation: Of the crop.
-        normalize: The model's pixel normalisation.
-        blur_radius: Range of the blur's radius in pixels of the cropped image.
+    `blur_radius`: range of the blur's radius in pixels of the cropped image.
     """
     return transforms.Compose(
         [
@@ -82,53 +75,17 @@ def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
 
 
-def _autocontrast(image: Image.Image) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _posterize(image: Image.Image) -> Image.Image:
-    return ImageOps.posterize(image, 4 - int(_level(4)))
-
-
-def _rotate(image: Image.Image) -> Image.Image:
-    return image.rotate(_signed(int(_level(30))), resample=Image.Resampling.BILINEAR)
-
-
-def _solarize(image: Image.Image) -> Image.Image:
-    return ImageOps.solarize(image, 256 - int(_level(256)))
-
-
-def _shear_x(image: Image.Image) -> Image.Image:
-    return _affine(image, (1, _signed(_level(0.3)), 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image) -> Image.Image:
-    return _affine(image, (1, 0, 0, _signed(_level(0.3)), 1, 0))
-
-
-def _translate_x(image: Image.Image) -> Image.Image:
-    return _affine(image, (1, 0, _signed(int(_level(image.width / 3))), 0, 1, 0))
-
-
-def _translate_y(image: Image.Image) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, _signed(int(_level(image.height / 3)))))
-
-
-AUGMIX_OPERATIONS = (
-    _autocontrast,
-    _equalize,
-    _posterize,
-    _rotate,
-    _solarize,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-)
+AUGMIX_OPERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "autocontrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "posterize": lambda image: ImageOps.posterize(image, 4 - int(_level(4))),
+    "rotate": lambda image: image.rotate(_signed(int(_level(30))), resample=Image.Resampling.BILINEAR),
+    "solarize": lambda image: ImageOps.solarize(image, 256 - int(_level(256))),
+    "shear_x": lambda image: _affine(image, (1, _signed(_level(0.3)), 0, 0, 1, 0)),
+    "shear_y": lambda image: _affine(image, (1, 0, 0, _signed(_level(0.3)), 1, 0)),
+    "translate_x": lambda image: _affine(image, (1, 0, _signed(int(_level(image.width / 3))), 0, 1, 0)),
+    "translate_y": lambda image: _affine(image, (1, 0, 0, 0, 1, _signed(int(_level(image.height / 3))))),
+}
 
 
 def augmix(image: Image.Image) -> Image.Image:
@@ -144,10 +101,11 @@ def augmix(image: Image.Image) -> Image.Image:
     weights = (draws / draws.sum()).tolist()
     keep = float(torch.rand(()))
     mixture = np.zeros((image.height, image.width, 3), dtype=np.float32)
+    operations = list(AUGMIX_OPERATIONS.values())
     for weight in weights:
         chain = image
         for _ in range(int(torch.randint(1, AUGMIX_DEPTH + 1, ()))):
-            chain = AUGMIX_OPERATIONS[int(torch.randint(len(AUGMIX_OPERATIONS), ()))](chain)
+            chain = operations[int(torch.randint(len(operations), ()))](chain)
         mixture += weight * np.asarray(chain, dtype=np.float32)
     mixed = keep * np.asarray(image, dtype=np.float32) + (1 - keep) * mixture
     return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
@@ -156,15 +114,7 @@ def augmix(image: Image.Image) -> Image.Image:
 def augmix_view(
     size: tuple[int, int], interpolation: InterpolationMode, normalize: Callable[[Tensor], Tensor]
 ) -> transforms.Compose:
-    """The transform PIL image -> `x_augmix [3, H, W]`, normalised.
-
-    Random resized crop (scale 0.08 to 1), horizontal flip with p 0.5, AugMix.
-
-    Args:
-        size: `(H, W)` of the frozen model.
-        interpolation: Of the crop.
-        normalize: The model's pixel normalisation.
-    """
+    """The transform PIL image -> `x_augmix [3, H, W]`, with the model's size `(H, W)` and pixel normalisation."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=interpolation),

@@ -11,7 +11,7 @@ Shapes: `B` images, `L` blocks, `T` tokens of a block (positions of a ResNet sta
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,20 +60,17 @@ class VisionBlocks:
         Raises:
             UserError: The tower is of a kind whose blocks are not known.
         """
-        self._require_known()
-        return self._widths
-
-    def _require_known(self) -> None:
         if not self._widths:
             raise UserError(
                 f"the image tower ({self._kind}) has no block outputs that are known here; methods that read them, "
                 f"such as GOPro, need open_clip's ViT or ResNet (any of OpenAI's models) or a timm tower with blocks"
             )
+        return self._widths
 
     @contextmanager
     def recording(self) -> Iterator[Callable[[], list[Tensor]]]:
         """Listen to the blocks during a pass; calling what is given afterwards returns `L` outputs `[B, T, W]`."""
-        self._require_known()
+        _ = self.widths  # known, or refused
         with self._listening() as outputs:
             yield lambda: [self._tokens(output.detach()) for output in outputs]
 
@@ -127,17 +124,14 @@ class SelfAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Attended tokens.
+        """Attended tokens `[B, T, W]` of `query` `[B, T, W]`, and None in place of the weights.
 
         Args:
-            query: `[B, T, W]`.
+            query: The tokens.
             key: The same tensor.
             value: The same tensor.
             need_weights: Must be False.
             attn_mask: `[T, T]`, added to the scores, or None.
-
-        Returns:
-            `[B, T, W]`, and None in place of the weights.
 
         Raises:
             UserError: Other keys or values, or weights that are asked for.
@@ -152,27 +146,17 @@ class SelfAttention(nn.Module):
 
 
 def use_fused_attention(visual: nn.Module) -> int:
-    """Let the blocks of open_clip's image transformer attend by `SelfAttention`; other towers stay as they are.
+    """Let the blocks of open_clip's image transformer attend by `SelfAttention`; returns how many do.
 
-    Returns:
-        How many blocks do.
+    Other towers stay as they are, and so does attention with several projections or with added keys and values.
     """
     blocks: Any = getattr(getattr(visual, "transformer", None), "resblocks", ())
     changed = 0
     for block in blocks:
-        attention = getattr(block, "attn", None)
-        if _is_plain(attention) and not hasattr(block, "ln_1_kv"):
-            block.attn = SelfAttention(attention)
+        attn: Any = getattr(block, "attn", None)
+        if type(attn) is not nn.MultiheadAttention or hasattr(block, "ln_1_kv"):
+            continue
+        if attn.batch_first and attn.in_proj_weight is not None and attn.bias_k is None and not attn.add_zero_attn:
+            block.attn = SelfAttention(attn)
             changed += 1
     return changed
-
-
-def _is_plain(attention: Any) -> TypeGuard[nn.MultiheadAttention]:
-    """Whether a module is torch's own attention, with one joint projection and nothing added to keys and values."""
-    return (
-        type(attention) is nn.MultiheadAttention
-        and attention.batch_first
-        and attention.in_proj_weight is not None
-        and attention.bias_k is None
-        and not attention.add_zero_attn
-    )

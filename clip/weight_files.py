@@ -11,22 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from open_clip import pretrained as tags
 
 from dassl_clip.results.errors import MissingFileError, listed
 
 WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.pth",
-    "model.pth",
-)
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
 HUB_FILES = (*WEIGHT_FILES[:3], "model.safetensors", "pytorch_model.bin")
 PATIENCE = 6.0  # seconds that the first sign of a network may take
 
@@ -56,9 +50,9 @@ class Locations:
     def cached(self) -> Path | None:
         """The file in a cache, if it is there; asks no network."""
         for repository, name in self.hub:
-            path = _hub_cached(repository, name)
-            if path is not None:
-                return path
+            path = try_to_load_from_cache(repository, name, cache_dir=constants.HF_HUB_CACHE)
+            if isinstance(path, str):
+                return Path(path)
         return next((path for path in map(_url_cached, self.urls) if path.is_file()), None)
 
     def fetch(self, backbone: str) -> Path:
@@ -76,14 +70,16 @@ class Locations:
             return path
         reasons = []
         try:
+            if self.hub and constants.HF_HUB_OFFLINE:
+                raise ConnectionError("HF_HUB_OFFLINE is set")
             if self.hub:
-                _require_hub()
+                _require_network(constants.ENDPOINT)
             for repository, name in self.hub:
                 try:
-                    return _hub_download(repository, name)
+                    return Path(hf_hub_download(repository, name))
                 except Exception as error:
                     reasons.append(f"{repository}/{name}: {first_line(error)}")
-        except (ConnectionError, ImportError) as error:
+        except ConnectionError as error:
             reasons.append(f"Hugging Face hub: {first_line(error)}")
         for url in self.urls:
             try:
@@ -91,7 +87,7 @@ class Locations:
                 return Path(tags.download_pretrained_from_url(url))
             except Exception as error:
                 reasons.append(f"{url}: {first_line(error)}")
-        looked = [f"{_hub_cache()} (repository {repository}, {name})" for repository, name in self.hub]
+        looked = [f"{constants.HF_HUB_CACHE} (repository {repository}, {name})" for repository, name in self.hub]
         looked += [str(_url_cached(url)) for url in self.urls]
         raise MissingFileError(
             f"no weights at hand for backbone {backbone}, and they cannot be downloaded "
@@ -111,41 +107,6 @@ def weight_locations(repository: str, published: dict[str, Any]) -> Locations:
     names = [name.rsplit(".", 1)[0] + ".safetensors", name] if name else [WEIGHT_FILES[0], WEIGHT_FILES[2]]
     urls = [published["url"]] if published.get("url") else []
     return Locations([(organisation, n) for n in dict.fromkeys(names)] if hub else [], urls)
-
-
-def _hub_cache() -> Path:
-    """The folder of Hugging Face's cache."""
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        return Path("~/.cache/huggingface/hub").expanduser()
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _hub_cached(repository: str, name: str) -> Path | None:
-    """A repository's file in the Hugging Face cache."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    path = try_to_load_from_cache(repository, name, cache_dir=_hub_cache())
-    return Path(path) if isinstance(path, str) else None
-
-
-def _hub_download(repository: str, name: str) -> Path:
-    """A repository's file from the Hugging Face hub."""
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repository, name))
-
-
-def _require_hub() -> None:
-    """Raise a ConnectionError unless the Hugging Face hub may be asked and answers."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise ConnectionError("HF_HUB_OFFLINE is set")
-    _require_network(constants.ENDPOINT)
 
 
 def _url_cached(url: str) -> Path:

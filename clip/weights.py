@@ -9,6 +9,7 @@ here only the archive's tensors are read: its pickle may name tensors, plain con
 holders of their entries.
 """
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl_clip.results.errors import MissingFileError, UserError, listed
 from dassl_clip.results.files import kind_of, no_file
@@ -40,18 +41,9 @@ OTHER_FORMATS = (
     (b"GGUF", "a GGUF file of llama.cpp; take the same model in PyTorch's form"),
     (b"\x1f\x8b", "packed by gzip; unpack it first"),
 )
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+STORAGES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
+            "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+            "Bool": torch.bool}  # fmt: skip
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 PICKLES = 4  # with which a file of torch's older format begins: two numbers, the machine, the content
 MOST_GROWTH = 64 << 20  # bytes
@@ -99,11 +91,6 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return state, form
 
 
-def hash_weights(model: nn.Module) -> str:
-    """`hash_state` of a model's state dict."""
-    return hash_state(model.state_dict())
-
-
 def hash_state(state: Mapping[str, Tensor]) -> str:
     """sha256, in hex, over the name, shape, dtype and bytes of every entry of a state dict, sorted by name."""
     digest = hashlib.sha256()
@@ -119,7 +106,11 @@ def _form(path: Path) -> str:
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        names = _members(path) if start.startswith(b"PK") and zipfile.is_zipfile(path) else []
+        names = []
+        if start.startswith(b"PK") and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_members(archive, path)
+                names = archive.namelist()
     except Refused:
         raise
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
@@ -151,13 +142,6 @@ def is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-
-
-def _members(path: Path) -> list[str]:
-    """Names in a zip archive."""
-    with zipfile.ZipFile(path) as archive:
-        check_members(archive, path)
-        return archive.namelist()
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -275,31 +259,27 @@ def pickled_names(path: Path) -> list[str]:
     """
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    names: set[str] = set()
-    try:
+    def pickles() -> Iterator[Iterable[tuple[Any, Any, Any]]]:
         with path.open("rb") as file:
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    check_members(archive, path)
-                    found = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-                    _add_globals(names, pickletools.genops(archive.read(found)))
-            for _ in range(0 if zipfile.is_zipfile(path) else PICKLES):
-                _add_globals(names, pickletools.genops(file))
-    except Exception:  # a torn file, or one of another kind: what was read until there counts
-        pass
+            if not zipfile.is_zipfile(path):
+                yield from (pickletools.genops(file) for _ in range(PICKLES))
+                return
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, path)
+            yield pickletools.genops(archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
+
+    names: set[str] = set()
+    with contextlib.suppress(Exception):  # a torn file, or one of another kind: what was read until there counts
+        for codes in pickles():
+            texts: list[str] = []
+            for code, argument, _ in codes:
+                if code.name == "GLOBAL":
+                    names.add(argument.replace(" ", "."))
+                elif code.name == "STACK_GLOBAL":
+                    names.add(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
     return sorted(names - _get_allowed_globals().keys())
-
-
-def _add_globals(names: set[str], codes: Iterable[tuple[Any, Any, Any]]) -> None:
-    """Add the full names of the globals that a pickle asks for."""
-    texts: list[str] = []
-    for code, argument, _ in codes:
-        if code.name == "GLOBAL":
-            names.add(argument.replace(" ", "."))
-        elif code.name == "STACK_GLOBAL":
-            names.add(".".join(texts[-2:]))
-        elif isinstance(argument, str):
-            texts.append(argument)
 
 
 class _Module:
@@ -326,17 +306,9 @@ class _Reader(pickle.Unpickler):
         """What stands for a global of the pickle."""
         if module.partition(".")[0] == "__torch__":
             return _Module
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild
-        if module == "torch.jit._pickle" and name in LISTS:
-            return list
-        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
-            return _untagged
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of weights")
+        if f"{module}.{name}" not in KNOWN_GLOBALS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of weights")
+        return KNOWN_GLOBALS[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> Tensor:
         """The storage that `("storage", dtype, key, device, number)` names, as a tensor `[number]`."""
@@ -355,9 +327,13 @@ def _rebuild(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
-def _untagged(value: object, tag: str) -> object:
-    """A container, without the name of its type."""
-    return value
+KNOWN_GLOBALS: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch.jit._pickle.restore_type_tag": lambda value, tag: value,  # a container, without the name of its type
+    **{f"torch.jit._pickle.{name}": list for name in LISTS},
+    **{f"torch.{name}Storage": dtype for name, dtype in STORAGES.items()},
+}
 
 
 def _tensors(root: object) -> Iterator[tuple[str, Tensor]]:

@@ -47,12 +47,8 @@ def zeroshot_weights(
     names = [display_name(name) for name in classnames]
     distinct = list(dict.fromkeys(names))
     step = max(1, TEXTS_AT_ONCE // len(templates))
-    columns = torch.cat(
-        [
-            _class_features(text, distinct[start : start + step], templates, chunk)
-            for start in range(0, len(distinct), step)
-        ]
-    )
+    starts = range(0, len(distinct), step)
+    columns = torch.cat([_class_features(text, distinct[n : n + step], templates, chunk) for n in starts])
     check_rows(columns, "text features", [f"the class {name!r}" for name in distinct])
     place = {name: index for index, name in enumerate(distinct)}
     return columns[[place[name] for name in names]].T

@@ -4,13 +4,11 @@ A finished run counts, and a checkpoint is resumed, only for the configuration, 
 (weights, prompts, class names), and the images (`results/run_data.py`) that it was made of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +27,19 @@ logger = logging.getLogger(__name__)
 
 
 def data_now(cfg: Any) -> RunData:
-    """The data of a configuration, as its images lie on the disk now.
+    """The data of a configuration, as its images lie on the disk now; raises what the loader raises.
 
-    Raises:
-        Exception: What the loader raises, such as a data set that is not there.
+    Nothing is printed: the run itself makes the loader's remarks.
     """
     from dassl.data.datasets import build_dataset
 
-    with _silent():
-        return data_of(build_dataset(cfg))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """A context without console lines: a loader's remarks are made by the run itself."""
-    loggers = [logging.getLogger(name) for name in ("dassl_clip", "dassl")]
-    levels = [log.level for log in loggers]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for log in loggers:
-            log.setLevel(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()):
-            yield
+            return data_of(build_dataset(cfg))
     finally:
-        for log, level in zip(loggers, levels):
-            log.setLevel(level)
+        logging.disable(disabled)
 
 
 _FINGERPRINTS: dict[str, tuple[str, str]] = {}
@@ -72,11 +59,6 @@ def _fingerprint_now(cfg: Any) -> tuple[str, str]:
 
 def changed_since(record: Mapping[str, Any], folder: Path, cfg: Any) -> tuple[str, str]:
     """What has changed since a finished run of this configuration.
-
-    Args:
-        record: its record.
-        folder: its folder.
-        cfg: the configuration.
 
     Returns:
         What differs, as one phrase, "" if the record is of these files and images; and what could not be compared.
@@ -99,7 +81,10 @@ def changed_since(record: Mapping[str, Any], folder: Path, cfg: Any) -> tuple[st
         return "", f"its images could not be compared: {why}"
     if now == record["data"]["fingerprint"]:
         return "", ""
-    return f"finished on other images: {_difference(folder, record['data']['fingerprint'], data_now(cfg))}", ""
+    there, what = read_data(folder), "which ones is not known, since the run's list of images is gone"
+    if there is not None and there.fingerprint == record["data"]["fingerprint"]:
+        what = differences(there, data_now(cfg))
+    return f"finished on other images: {what}", ""
 
 
 def is_finished(folder: Path, cfg: Any) -> bool:
@@ -123,13 +108,6 @@ def left_by_others(folder: Path, cfg: Any) -> str:
     return "" if why or now == data.fingerprint else f"other images ({differences(data, data_now(cfg))})"
 
 
-def _difference(folder: Path, fingerprint: str, now: RunData) -> str:
-    there = read_data(folder)
-    if there is None or there.fingerprint != fingerprint:
-        return "which ones is not known, since the run's list of images is gone"
-    return differences(there, now)
-
-
 def shortened(lines: Sequence[str]) -> str:
     """Differences for a message: the first eight and a count."""
     return "; ".join([*lines[:8], *([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])])
@@ -150,31 +128,27 @@ def check_previous(cfg: Any, trains: bool) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     previous = read_config(folder)
-    resumes = trains and _has_epochs(cfg) and records.has_checkpoints(folder)
+    resumes = trains and _has_checkpoints(cfg)
+    advice = f"give another --output-dir, and --resume {folder} with it to start from these checkpoints"
     if previous is None:
-        if resumes and not _is_ours(cfg):  # checkpoints of our own trainers say it themselves
+        if resumes and not is_ours(trainer_class(cfg.TRAINER.NAME)):  # those of our own trainers say it themselves
             raise UserError(
-                f"{folder} holds checkpoints, but no {CONFIG_NAME} that says of which configuration they are: give "
-                f"another --output-dir, and --resume {folder} with it to start from these checkpoints"
+                f"{folder} holds checkpoints, but no {CONFIG_NAME} that says of which configuration they are: {advice}"
             )
         return
     changed = config_differences(previous, cfg)
     if not changed:
         return
-    other_end = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] != cfg.OPTIM.MAX_EPOCH  # Dassl's way to train on
-    if resumes and not (other_end and _epochs_done(folder) < cfg.OPTIM.MAX_EPOCH):
+    # With another end alone, Dassl trains on; what is beyond the end already is refused.
+    other_end = len(changed) == 1 and previous["OPTIM"]["MAX_EPOCH"] != cfg.OPTIM.MAX_EPOCH
+    names = [path.name.partition("-")[2].split("-")[0] for path in folder.glob("*/*.pth.tar-*")]
+    epochs_done = max((int(name) for name in names if name.isdigit()), default=0)
+    if resumes and not (other_end and epochs_done < cfg.OPTIM.MAX_EPOCH):
         raise UserError(
             f"{folder} holds checkpoints of another configuration ({shortened(changed)}), which are not mixed with "
-            f"this one: give another --output-dir, and --resume {folder} with it to start from these checkpoints"
+            f"this one: {advice}"
         )
-    logger.warning("%s was used with another configuration: %s", folder, shortened(changed))
-    _set_record_aside(folder)
-
-
-def _epochs_done(folder: Path) -> int:
-    """Finished epochs of the newest checkpoint in a run's folder."""
-    names = [path.name.partition("-")[2].split("-")[0] for path in folder.glob("*/*.pth.tar-*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    _set_record_aside(folder, f"with another configuration: {shortened(changed)}")
 
 
 def check_images(cfg: Any, data: RunData, trains: bool) -> None:
@@ -188,17 +162,23 @@ def check_images(cfg: Any, data: RunData, trains: bool) -> None:
     changed = differences(there, data) if there is not None else ""
     if not changed:
         return
-    if trains and _has_epochs(cfg) and records.has_checkpoints(folder):
+    if trains and _has_checkpoints(cfg):
         raise UserError(
             f"{folder} holds checkpoints of a run on other images ({changed}), which are not resumed: give another "
             f"--output-dir, and --resume {folder} with it to start from these checkpoints"
         )
-    logger.warning("%s was used on other images: %s", folder, changed)
-    _set_record_aside(folder)
+    _set_record_aside(folder, f"on other images: {changed}")
 
 
-def _set_record_aside(folder: Path) -> None:
+def _has_checkpoints(cfg: Any) -> bool:
+    """Whether the folder holds epochs that a trainer would resume; some solve their problem anew."""
+    has_epochs = getattr(trainer_class(cfg.TRAINER.NAME), "has_epochs", True)
+    return has_epochs and records.has_checkpoints(Path(cfg.OUTPUT_DIR))
+
+
+def _set_record_aside(folder: Path, how: str) -> None:
     """A record beside the configuration or images of another run would speak for these."""
+    logger.warning("%s was used %s", folder, how)
     record = folder / records.RECORD_NAME
     if record.exists():
         record.rename(free_name(record, "stale"))
@@ -212,26 +192,18 @@ def free_name(path: Path, word: str) -> Path:
     return path.with_name(f"{path.name}.{word}-{number}")
 
 
-def _is_ours(cfg: Any) -> bool:
+def is_ours(kind: type) -> bool:
+    """Whether a trainer is of this project's kind; `object`, which stands for one that is not there, counts as such."""
     from dassl_clip.engine.trainer import CLIPTrainer
 
-    return issubclass(trainer_class(cfg.TRAINER.NAME), CLIPTrainer)
-
-
-def _has_epochs(cfg: Any) -> bool:
-    """Whether a trainer resumes epochs; the others solve their problem anew."""
-    return getattr(trainer_class(cfg.TRAINER.NAME), "has_epochs", True)
+    return kind is object or issubclass(kind, CLIPTrainer)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluations
 
 
 def check_evaluation(cfg: Any, model_dir: str | None) -> None:
-    """Refuse an evaluation that would write into a run: into the one that it evaluates, or into another one.
-
-    Raises:
-        UserError: naming the folder.
-    """
+    """Refuse (UserError) an evaluation that would write into a run: the one that it evaluates, or another one."""
     out, place = Path(cfg.OUTPUT_DIR), Path(model_dir) if model_dir else None
     advice = "an evaluation has a folder of its own: give another --output-dir"
     if place is not None and out.resolve() in (place.resolve(), *place.resolve().parents):
@@ -240,21 +212,14 @@ def check_evaluation(cfg: Any, model_dir: str | None) -> None:
         raise UserError(f"--output-dir {out} lies inside the run that is evaluated; {advice}")
     record = records.read_record(out)
     if records.has_checkpoints(out) or (record is not None and not record.get("evaluated_from") and place is not None):
-        raise UserError(f"--output-dir {out} holds another run ({_named(record)}); {advice}")
-
-
-def _named(record: Mapping[str, Any] | None) -> str:
-    return "unfinished" if record is None else f"{record['method']} on {record['dataset']}, seed {record['seed']}"
+        found = record and f"{record['method']} on {record['dataset']}, seed {record['seed']}"
+        raise UserError(f"--output-dir {out} holds another run ({found or 'unfinished'}); {advice}")
 
 
 def trained_facts(folder: Path) -> dict[str, Any]:
-    """What a checkpoint that is evaluated was trained on, from the record or the configuration of its run.
+    """What a checkpoint was trained on, from the record or the configuration of its run (its folder, or an export).
 
-    Args:
-        folder: the run's folder, or an export of it.
-
-    Returns:
-        `folder` alone where its run says nothing, such as that of another program.
+    It is `folder` alone where its run says nothing, such as that of another program.
     """
     if folder.is_file():
         from dassl_clip.engine.export import is_export, load_export

@@ -4,11 +4,10 @@ A run's output goes to its log.txt, and through a pipe to this process, which re
 last lines for the case of a failure. Runs end with this process: they may save first, and when it is killed they are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -59,60 +58,43 @@ def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> 
     Returns:
         All failures.
     """
+    failed: list[Outcome] = []
+
+    def make(some: Sequence[Run]) -> None:
+        ready = []
+        for run in some:
+            if run.needs is None or records.is_complete(run.needs):
+                ready.append(run)
+            else:
+                print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
+        failed.extend(launch(ready) if ready else [])
+
     first, twins = state.part_twins(state.take_over([run for run in todo if run.needs is None]))
-    failed = launch(first) if first else []
-    left = state.take_over(twins)
-    failed += launch(left) if left else []
-    ready = _with_base(todo)
-    failed += launch(ready) if ready else []
-    outdated = _with_base(_outdated(runs, todo))
-    return failed + (launch(outdated) if outdated else [])
-
-
-def _with_base(todo: Sequence[Run]) -> list[Run]:
-    """The runs that need another one which is finished; those whose other one is not are listed."""
-    ready = []
-    for run in todo:
-        if run.needs is not None and records.is_complete(run.needs):
-            ready.append(run)
-        elif run.needs is not None:
-            print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
-    return ready
-
-
-def _outdated(runs: Sequence[Run], done: Sequence[Run]) -> list[Run]:
-    """The finished runs that were made of a run that was just made again, and has learned something else."""
-    folders, outdated = {run.folder for run in done}, []
+    make(first)
+    make(state.take_over(twins))
+    make([run for run in todo if run.needs is not None])
+    folders, outdated = {run.folder for run in todo}, []
     for run in runs:
         if run.needs in folders and run.folder not in folders and (now := state.state_of(run)).name == state.REDO:
             print(f"{now.name}: {run.name}: {now.reason}")
             outdated.append(run)
-    return outdated
+    make(outdated)
+    return failed
 
 
 # ------------------------------------------------------------------------------------------------------- this machine
 
 
 def default_jobs(runs: int, gpus: int, cores: int, memory: int) -> int:
-    """How many runs go side by side: one on a machine with GPUs, otherwise one a core as far as runs and memory go.
-
-    Args:
-        runs: number of runs.
-        gpus: number of GPUs.
-        cores: usable cores.
-        memory: free bytes.
-    """
+    """How many runs go side by side: one with GPUs, otherwise one a core as far as runs and free bytes go."""
     return 1 if gpus else max(1, min(cores, runs, memory // _MEMORY_PER_RUN))
 
 
 def free_memory() -> int:
     """Bytes of memory that can be had, or a large number where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     return 2**62
 
 
@@ -149,7 +131,13 @@ def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) 
             while waiting or children:
                 while waiting and slots:
                     reporter.say(f"$ {waiting[0].command}")
-                    children.append(_start(context, waiting.popleft(), slots.pop(0), jobs, gpus))
+                    run, slot = waiting.popleft(), slots.pop(0)
+                    reading, writing = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(run, writing, slot, jobs, gpus), name=run.name)
+                    process.start()
+                    writing.close()
+                    os.set_blocking(reading.fileno(), False)
+                    children.append(_Child(run, process, reading, slot, time.monotonic()))
                 ready = wait([end for child in children for end in (child.process.sentinel, child.pipe)])
                 for child in children:
                     if child.pipe in ready:
@@ -159,10 +147,17 @@ def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) 
                     slots = sorted([*slots, child.slot])
                     outcome = child.outcome(reporter)
                     reporter.finish(child.run.name, describe(outcome))
-                    if outcome.code:
-                        failed.append(outcome)
-    finally:
-        _stop(children)
+                    failed += [outcome] if outcome.code else []
+    finally:  # runs that are left may save first; one that does not end in time is killed, with all that it started
+        for child in children:
+            child.process.terminate()
+        deadline = time.monotonic() + _SECONDS_TO_SAVE
+        for child in children:
+            child.process.join(max(0.0, deadline - time.monotonic()))
+            if child.process.is_alive() and child.process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
+                child.process.join(2.0)
         reporter.close()
     for outcome in failed:
         if outcome.code != locks.BUSY_EXIT:
@@ -223,23 +218,12 @@ class _Child:
         if code == USAGE_EXIT:
             tail = [line for line in tail if line.startswith("error: ")] or tail
         if code < 0:
-            try:
-                name = signal.Signals(-code).name
-            except ValueError:
-                name = f"signal {-code}"
+            known = -code in set(signal.Signals)
+            name = signal.Signals(-code).name if known else f"signal {-code}"
             tail.append(f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""))
             with contextlib.suppress(OSError), open(self.run.folder / state.LOG_NAME, "a", encoding="utf-8") as log:
                 log.write(tail[-1] + "\n")
         return Outcome(self.run, code, time.monotonic() - self.started, tail if code else [])
-
-
-def _start(context: multiprocessing.context.ForkServerContext, run: Run, slot: int, jobs: int, gpus: int) -> _Child:
-    reading, writing = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(run, writing, slot, jobs, gpus), name=run.name)
-    process.start()
-    writing.close()
-    os.set_blocking(reading.fileno(), False)
-    return _Child(run, process, reading, slot, time.monotonic())
 
 
 def _work(run: Run, output: Connection, slot: int, jobs: int, gpus: int) -> None:
@@ -249,12 +233,17 @@ def _work(run: Run, output: Connection, slot: int, jobs: int, gpus: int) -> None
     from .run import run_planned
 
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which lets the runs save
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    for number in (1, 2):
+
+    def die_with_parent() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            wait([parent.sentinel])
+            os.killpg(0, signal.SIGKILL)  # with all that this run has started
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(output.fileno(), number)
+        setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
     output.close()
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     threads, asked = max(1, environment.usable_cores() // jobs), os.environ.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(min(threads, int(asked)) if asked.isdigit() and int(asked) else threads)
     if gpus > 1 and jobs > 1:
@@ -267,30 +256,11 @@ def _work(run: Run, output: Connection, slot: int, jobs: int, gpus: int) -> None
     sys.exit(code)
 
 
-def _die_with_parent() -> None:
-    """Kill this process and all that it started when the one that launched it has ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL)
-
-
-def _stop(children: Sequence[_Child]) -> None:
-    """End runs: they may save first; one that does not end in time is killed, with everything that it started."""
-    for child in children:
-        child.process.terminate()
-    deadline = time.monotonic() + _SECONDS_TO_SAVE
-    for child in children:
-        child.process.join(max(0.0, deadline - time.monotonic()))
-        if child.process.is_alive() and child.process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.join(2.0)
-
-
 def describe(outcome: Outcome) -> str:
     """The line, or lines, that tell how a run ended."""
     run = outcome.run
+    if outcome.code == locks.BUSY_EXIT:
+        return f"in progress elsewhere: {run.name}: {' '.join(outcome.tail)}"
     record = records.read_record(run.folder)
     if outcome.code == 0 and record is not None:
         split = "test" if "test" in record["metrics"] else next(iter(record["metrics"]))

@@ -6,8 +6,6 @@ somebody removes `.lock`. A process of another machine gets in if `.lock` is rem
 says who holds the folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -25,7 +23,7 @@ LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock.json"
 NAMES = (LOCK_NAME, HOLDER_NAME, locking.soft_path(Path(LOCK_NAME)).name)
 BUSY_EXIT = 75
-_SECONDS, _PAUSE = 1.0, locking.PAUSE  # who only looks holds a lock for far less, but may look often
+_SECONDS = 1.0  # who only looks holds a lock for far less, but may look often
 _HELD: set[tuple[int, Path]] = set()
 _HANDLES: set[int] = set()  # of folders that this process holds
 
@@ -54,10 +52,16 @@ def lock(folder: Path) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY)
     free = False
     try:
-        if free := _lock_folder(handle):
+        end = time.monotonic() + _SECONDS
+        while (locked := _try_lock(handle, fcntl.LOCK_EX)) is False and time.monotonic() < end:
+            time.sleep(locking.PAUSE)
+        if free := locked is not False:  # None: not supported here
             _HELD.add(key)
             _HANDLES.add(handle)
-            _write_holder(folder)
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": environment.command_line()}
+            holder["since"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            with contextlib.suppress(OSError):  # a full disk does not hinder the lock itself
+                write_text_atomically(folder / HOLDER_NAME, json.dumps(holder))
         yield free
     finally:
         _HELD.discard(key)
@@ -68,14 +72,6 @@ def lock(folder: Path) -> Iterator[bool]:
             os.close(handle)
         _HANDLES.discard(handle)
         held.release()
-
-
-def _lock_folder(handle: int) -> bool:
-    """Lock an open folder, where that is supported; False where another process of this machine holds it."""
-    end = time.monotonic() + _SECONDS
-    while (free := _try_lock(handle, fcntl.LOCK_EX)) is False and time.monotonic() < end:
-        time.sleep(_PAUSE)
-    return free is not False
 
 
 def _let_go() -> None:
@@ -124,13 +120,6 @@ def busy_sentence(folder: Path) -> str:
     soft = locking.soft_path(folder / LOCK_NAME)
     gone = f", or remove {soft} if that process is gone" if soft.exists() else ""
     return f"{who} works in {folder}: wait for it or end it, or give another --output-dir{gone}"
-
-
-def _write_holder(folder: Path) -> None:
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": environment.command_line()}
-    holder["since"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with contextlib.suppress(OSError):  # a full disk does not hinder the lock itself
-        write_text_atomically(folder / HOLDER_NAME, json.dumps(holder))
 
 
 def _try_lock(handle: int, kind: int) -> bool | None:

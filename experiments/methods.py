@@ -1,7 +1,5 @@
 """Which methods are meant: by a word of the command line, by a data set, or as the reference of another."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,16 +28,10 @@ class Method:
     trainer: str
     config: str = ""
     pairs: Pairs = ()
-    base: Method | None = None
+    base: "Method | None" = None
 
     def overrides(self, dataset: str, data: str = "", imports: tuple[str, ...] = ()) -> Overrides:
-        """What every run of the method on a data set asks for.
-
-        Args:
-            dataset: name or yaml file of the data set.
-            data: folder above the data sets, "" for the config's.
-            imports: modules or files with trainers or data sets of the user's own.
-        """
+        """What every run of the method on a data set asks for; see `plan.Request` for the arguments."""
         file = catalogue.dataset_file(dataset)
         flags = [("TRAINER.NAME", self.trainer), *([("DATASET.ROOT", data)] if data else [])]
         trainer_file = catalogue.trainer_file(self.trainer, self.config, file.stem)
@@ -59,22 +51,21 @@ def method_of(word: str, pairs: Pairs = (), config: str = "", imports: tuple[str
         UserError: no such trainer.
     """
     base, plus, last = word.rpartition("+")
-    if plus and _refines(last.partition(":")[0], imports):
+    if plus and any(
+        catalogue.same_name(last.partition(":")[0], name) and getattr(registry.trainer_class(name), "refines", False)
+        for name in _registered(imports)
+    ):
         return replace(method_of(last, pairs, config, imports), base=method_of(base, pairs, "", imports))
     trainer, _, named = word.partition(":")
     named = named or config
     return Method(known_trainer(trainer, named, imports), named, pairs)
 
 
-def _refines(name: str, imports: tuple[str, ...]) -> bool:
-    """Whether a word names a trainer that refines the runs of others."""
+def _registered(imports: tuple[str, ...]) -> list[str]:
     registry.register()
     for module in imports:
         registry.import_user_code(module)
-    return any(
-        catalogue.same_name(name, other) and getattr(registry.trainer_class(other), "refines", False)
-        for other in registry.trainer_names()
-    )
+    return registry.trainer_names()
 
 
 def known_trainer(name: str, config: str = "", imports: tuple[str, ...] = ()) -> str:
@@ -87,10 +78,7 @@ def known_trainer(name: str, config: str = "", imports: tuple[str, ...] = ()) ->
     """
     names = catalogue.trainer_names()
     if name not in names and (imports or config.endswith((".yaml", ".yml"))):
-        registry.register()
-        for module in imports:
-            registry.import_user_code(module)
-        names = registry.trainer_names()
+        names = _registered(imports)
     return catalogue.match_trainer(name, names)
 
 
@@ -120,15 +108,11 @@ def all_methods(dataset: str, tasks: Sequence[str], pairs: Pairs = ()) -> list[M
         methods.append(Method(trainer, default, pairs))
         if trainer not in (*refiners, reference):
             methods += [Method(name, catalogue.trainer_configs(name, stem)[0], pairs, methods[-1]) for name in refiners]
-        same = [name for name in variants if _backbone(trainer, name) == _backbone(trainer, default)]
+        files = (catalogue.trainer_file(trainer, name, "") for name in (default, *variants))
+        own_backbone, *others = (read_yaml(file)["MODEL"]["BACKBONE"]["NAME"] for file in files)
+        same = [variant for variant, backbone in zip(variants, others) if backbone == own_backbone]
         methods += [Method(trainer, variant, pairs) for variant in same]
     return methods
-
-
-def _backbone(trainer: str, config: str) -> str:
-    """The backbone that a shipped config names."""
-    tree = read_yaml(catalogue.trainer_file(trainer, config, ""))
-    return str(tree["MODEL"]["BACKBONE"]["NAME"])
 
 
 def reference_method(asked: Overrides, trainer: str, name: str = "") -> Method:
@@ -155,14 +139,13 @@ def reference_method(asked: Overrides, trainer: str, name: str = "") -> Method:
                               imports=asked.imports)  # fmt: skip
     plain = flatten_config(resolve_config(plain_overrides))
     changed = {key: value for key, value in wanted.items() if key in plain and plain[key] != value}
-    if _sentences(plain, templates, words, cfg) == _sentences(plain | changed, templates, words, cfg):
+
+    def sentences(keys: dict[str, Any]) -> list[str] | None:
+        """What the prompts say, or None of a trainer that has no such keys."""
+        known = templates in keys and words in keys
+        return resolve_templates(keys[templates], cfg.DATASET.NAME, words=keys[words]) if known else None
+
+    if sentences(plain) == sentences(plain | changed):
         changed = {key: value for key, value in changed.items() if key not in (templates, words)}
     pairs = tuple((key, value if isinstance(value, str) else repr(value)) for key, value in changed.items())
     return replace(reference, pairs=pairs)
-
-
-def _sentences(flat: dict[str, Any], templates: str, words: str, cfg: Any) -> list[str] | None:
-    """The sentences of a trainer's prompt, or None if it has no such keys."""
-    if templates not in flat or words not in flat:
-        return None
-    return resolve_templates(flat[templates], cfg.DATASET.NAME, words=flat[words])

@@ -5,8 +5,6 @@ stem of the config file, with `+KEY=VALUE` for each key that was changed on the 
 runs of another has `<config>-from-<its trainer>-<its config>` there.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -138,11 +136,9 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
             runs += [run for seed in request.seeds for run in _transfer_runs(request, method, config, name, seed)]
             continue
         for target in tasks.targets_of(request.targets, domains, config.DATASET.NAME):
-            column = target_column(config, target)
-            runs += [
-                _run_on(request, common, config, name, target, domains, seed, bases.get((name, column, seed)))
-                for seed in request.seeds
-            ]
+            for seed in request.seeds:
+                base = bases.get((name, target_column(config, target), seed))
+                runs.append(_run_on(request, common, config, name, target, domains, seed, base))
     return runs
 
 
@@ -191,15 +187,7 @@ def _run_on(
 
 
 def _transfer_runs(request: Request, method: Method, config: Any, name: str, seed: int) -> list[Run]:
-    """The run that is trained, then those that evaluate it on new classes or other data sets.
-
-    Args:
-        request: what is asked for.
-        method: the method.
-        config: its resolved configuration on the data set that it is trained on.
-        name: the task.
-        seed: the seed.
-    """
+    """The run that is trained by `config`, then those that evaluate it on new classes or other data sets."""
     task, stem = TASKS[name], catalogue.dataset_file(request.dataset).stem
     shots, row = _shots(request.shots, config), Row(method.trainer, config.RUN.CONFIG)
     below = (stem, method.trainer, config.RUN.CONFIG, f"shots{shots}")

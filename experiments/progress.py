@@ -1,7 +1,5 @@
 """What a person sees while many runs are under way: one bar in a terminal, plain lines anywhere else."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time
@@ -19,11 +17,6 @@ def fraction_done(line: str) -> float | None:
         return None
     epoch, epochs, batch, batches = map(int, match.groups())
     return (epoch - 1 + batch / max(batches, 1)) / max(epochs, 1)
-
-
-def clock(seconds: float) -> str:
-    """`0:01:23`."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 class Reporter:
@@ -56,7 +49,8 @@ class Reporter:
         self.finished += 1
         spent = time.monotonic() - self.started
         left = self.total - self.finished
-        eta = f"; about {clock(spent / self.finished * left)} left" if left else f"; {clock(spent)} in all"
+        time_left = timedelta(seconds=round(spent / self.finished * left))
+        eta = f"; about {time_left} left" if left else f"; {timedelta(seconds=round(spent))} in all"
         width = len(str(self.total))
         self.say(f"[{self.finished:>{width}}/{self.total}] {text}{eta}")
         self._draw()

@@ -3,8 +3,7 @@
 Trainers of this project write a richer record of their own, and then nothing is done here.
 """
 
-from __future__ import annotations
-
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -45,11 +44,7 @@ class EvaluationRecorder:
         self._wrap()
 
     def evaluates(self, folder: Path) -> None:
-        """Note that the models are those of an earlier run: the record says what they were trained on.
-
-        Args:
-            folder: the run's folder.
-        """
+        """Note that the models are those of an earlier run: the record says what they were trained on."""
         trained = identity.trained_facts(folder)
         self.extra = {"evaluated_from": str(folder.resolve()), "trained": trained, "num_train": 0}
         keys = ("num_train", "shots", "seed", "source_domains", "selection_rule")
@@ -69,11 +64,10 @@ class EvaluationRecorder:
         """Write the record, unless the trainer has written one."""
         if self._stamp() != self._present:
             return
-        if not self.metrics:
+        if self.metrics:
+            logger.info("Record written to %s", records.write_record(self.folder, self._record()))
+        else:
             logger.info("No %s: this run tested nothing.", records.RECORD_NAME)
-            return
-        path = records.write_record(self.folder, self._record())
-        logger.info("Record written to %s", path)
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
@@ -109,7 +103,12 @@ class EvaluationRecorder:
             value = test(split, *rest, **named) if split is not None or rest or named else test()
             self._test_seconds = time.monotonic() - begun
             if self._total or self._results:
-                self.metrics[self._split(split)] = self._numbers()
+                accuracy = 100.0 * self._correct / max(self._total, 1)
+                numbers: dict[str, Any] = {"accuracy": accuracy, "error_rate": 100.0 - accuracy}
+                for key, number in self._results.items():
+                    with contextlib.suppress(TypeError, ValueError):  # what is no number is left out
+                        numbers[key] = float(number)
+                self.metrics[self._split(split)] = numbers | {"total": self._total, "correct": self._correct}
             return value
 
         evaluator.process, evaluator.evaluate, self.trainer.test = counted_process, kept_evaluate, timed_test
@@ -123,12 +122,6 @@ class EvaluationRecorder:
     def _split(self, asked: str | None) -> str:
         split = asked or self.cfg.TEST.SPLIT
         return "val" if split == "val" and getattr(self.trainer, "val_loader", None) is not None else "test"
-
-    def _numbers(self) -> dict[str, Any]:
-        accuracy = 100.0 * self._correct / max(self._total, 1)
-        numbers: dict[str, Any] = {"accuracy": accuracy, "error_rate": 100.0 - accuracy}
-        numbers |= {key: float(value) for key, value in self._results.items() if _is_number(value)}
-        return numbers | {"total": self._total, "correct": self._correct}
 
     def _record(self) -> dict[str, Any]:
         own: Callable[[], dict[str, Any]] | None = getattr(self.trainer, "record_facts", None)
@@ -156,11 +149,3 @@ class EvaluationRecorder:
             "files": named_files(self.cfg),
             **self.extra,
         }
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True

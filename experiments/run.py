@@ -4,8 +4,6 @@ With several processes of torchrun the main one speaks and writes, the others ha
 is reported once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -28,6 +26,7 @@ from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import printable
 from dassl_clip.results.files import write_text_atomically
+from dassl_clip.results.labels import check_labels
 
 from . import identity, locks, state
 from .plan import Run, train_program
@@ -78,40 +77,24 @@ def supervised(work: Callable[[], None], debug: bool = False) -> int:
     0; 1 for a bug; 2 with one sentence for a user's error; 75 if another process works in the folder; 130 after Ctrl-C;
     143 after SIGTERM, with what was trained saved.
     """
-    from dassl_clip.engine import signals
+    from dassl_clip.engine import distributed, signals
 
     try:
         with signals.handled():
             work()
-    except signals.Terminated as end:
-        _say(f"{end}: {RESUMES}")
-        return signals.EXIT_CODE
-    except KeyboardInterrupt:
-        _say(f"interrupted: {RESUMES}")
-        return INTERRUPTED_EXIT
+        return 0
+    except (signals.Terminated, KeyboardInterrupt) as end:
+        terminated = isinstance(end, signals.Terminated)
+        if distributed.is_main():
+            print(f"{end if terminated else 'interrupted'}: {RESUMES}", file=sys.stderr)
+        return signals.EXIT_CODE if terminated else INTERRUPTED_EXIT
     except Exception as error:
-        code = _report_once(error, debug)
+        if lost := distributed.lost_contact(error):
+            error = UserError(lost)
+        code = 2 if is_user_error(error) else 1
+        if distributed.first_to("report an error"):
+            code = report(error, debug)
         return locks.BUSY_EXIT if isinstance(error, locks.BusyError) else code
-    return 0
-
-
-def _say(text: str) -> None:
-    """One line on stderr, from the main process."""
-    from dassl_clip.engine import distributed
-
-    if distributed.is_main():
-        print(text, file=sys.stderr)
-
-
-def _report_once(error: Exception, debug: bool) -> int:
-    """`report`, by the first of the processes that has an error; the exit code is the same in all."""
-    from dassl_clip.engine import distributed
-
-    if lost := distributed.lost_contact(error):
-        error = UserError(lost)
-    if distributed.first_to("report an error"):
-        return report(error, debug)
-    return 2 if is_user_error(error) else 1
 
 
 def start(config: Any, job: Job) -> None:
@@ -187,7 +170,10 @@ def execute(config: Any, job: Job) -> None:
 
     from .recording import EvaluationRecorder
 
-    print(describe_toolbox())
+    toolbox, place = environment.toolbox_facts(), Path(records.__file__).resolve().parents[1]
+    version = environment.package_versions()[environment.DISTRIBUTION]
+    served_by = f"the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
+    print(f"dassl-clip {version} ({place}) on {served_by}")
     _seed(config)
     trains, config_file = not job.eval_only and not job.no_train, Path(config.OUTPUT_DIR) / CONFIG_NAME
     looks = job.no_train and distributed.from_main(config_file.exists)  # only looks into the folder of another run
@@ -199,14 +185,27 @@ def execute(config: Any, job: Job) -> None:
     print(f"** Config **\n{config}")
     print(f"** Environment **\n{environment_report()}\n")
 
-    if distributed.world_size() > 1 and not _is_ours(registry.trainer_class(config.TRAINER.NAME)):
+    if distributed.world_size() > 1 and not identity.is_ours(registry.trainer_class(config.TRAINER.NAME)):
         raise UserError(
             f"{config.TRAINER.NAME} is not a CLIPTrainer of this project and knows nothing of several processes; start "
             "it without torchrun"
         )
     trainer = build_trainer(config)
-    _check_data(trainer, config)
-    data = run_images(trainer)
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    if dataset is not None and not identity.is_ours(type(trainer)):
+        try:
+            check_labels(dataset, config.DATASET.NAME)
+        except ValueError as error:  # a head of its own may do with labels that have gaps
+            logger.warning("%s; class names and labels do not go together in what reads both", error)
+    if config.TEST.SPLIT == "val" and getattr(trainer, "val_loader", None) is None:
+        raise UserError(
+            f"TEST.SPLIT is val, but {config.DATASET.NAME} has no validation images here, and the test images do not "
+            "stand in for them: use TEST.SPLIT test, or give the data set validation images"
+        )
+    data = None  # of a trainer without lists of images
+    if dataset is not None and hasattr(dataset, "classnames"):
+        data = getattr(trainer, "data", None)
+        data = data if isinstance(data, run_data.RunData) else run_data.data_of(dataset)
     if data is not None and not looks:
         distributed.from_main(lambda: identity.check_images(config, data, trains))
         if distributed.is_main():
@@ -243,37 +242,6 @@ def _seed(config: Any) -> None:
     torch.use_deterministic_algorithms(config.RUN.DETERMINISTIC)
     loose = config.SEED < 0 and not config.RUN.DETERMINISTIC
     torch.backends.cudnn.benchmark = config.USE_CUDA and loose and torch.cuda.is_available()
-
-
-def _is_ours(kind: type) -> bool:
-    from dassl_clip.engine.trainer import CLIPTrainer
-
-    return kind is object or issubclass(kind, CLIPTrainer)
-
-
-def _check_data(trainer: Any, config: Any) -> None:
-    """See that labels are usable, and that there is what `TEST.SPLIT` names."""
-    from dassl_clip.results.labels import check_labels
-
-    if not _is_ours(type(trainer)) and hasattr(trainer, "dm"):
-        try:
-            check_labels(trainer.dm.dataset, config.DATASET.NAME)
-        except ValueError as error:  # a head of its own may do with labels that have gaps
-            logger.warning("%s; class names and labels do not go together in what reads both", error)
-    if config.TEST.SPLIT == "val" and getattr(trainer, "val_loader", None) is None:
-        raise UserError(
-            f"TEST.SPLIT is val, but {config.DATASET.NAME} has no validation images here, and the test images do not "
-            "stand in for them: use TEST.SPLIT test, or give the data set validation images"
-        )
-
-
-def run_images(trainer: Any) -> run_data.RunData | None:
-    """The data of a built trainer, of this project's kind or not; None where it has no lists of images."""
-    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
-    if dataset is None or not hasattr(dataset, "classnames"):
-        return None
-    data = getattr(trainer, "data", None)
-    return data if isinstance(data, run_data.RunData) else run_data.data_of(dataset)
 
 
 def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:
@@ -332,12 +300,3 @@ def environment_report() -> str:
     from dassl.utils import collect_env_info
 
     return str(collect_env_info())
-
-
-def describe_toolbox() -> str:
-    """One line: which dassl-clip and which toolbox serve this run."""
-    toolbox = environment.toolbox_facts()
-    version = environment.package_versions()[environment.DISTRIBUTION]
-    place = Path(records.__file__).resolve().parents[1]
-    served_by = f"the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
-    return f"dassl-clip {version} ({place}) on {served_by}"

@@ -4,8 +4,6 @@ The command waits for its jobs. Ctrl-C or SIGTERM cancels those that have not en
 leaves them to the cluster. Either way the same command resumes them.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,28 +55,26 @@ def launcher(given: dict[str, Any], out: Path, jobs: int | None) -> Launcher:
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--slurm: {error}") from error
 
+    def job_array(runs: Sequence[Run]) -> list[Outcome]:
+        with executor.batch():
+            submitted = [executor.submit(run_job, run) for run in runs]
+        print(f"{len(submitted)} jobs submitted: {submitted[0].job_id} ...", flush=True)
+        try:
+            return [outcome_of(run, job) for run, job in zip(runs, submitted)]
+        except BaseException:  # SIGTERM and Ctrl-C too
+            unfinished = [job for job in submitted if not job.done()]
+            for job in unfinished:
+                job.cancel()
+            print(f"{len(unfinished)} jobs cancelled", flush=True)
+            raise
+
     def launch(runs: Sequence[Run]) -> list[Outcome]:
         most = (jobs or environment.usable_cores()) if executor.cluster == "local" else len(runs)
         parts = [runs[start : start + most] for start in range(0, len(runs), most)]
         with ends_on_sigterm():
-            return [outcome for part in parts for outcome in submit_and_wait(executor, part) if outcome.code]
+            return [outcome for part in parts for outcome in job_array(part) if outcome.code]
 
     return launch
-
-
-def submit_and_wait(executor: Any, runs: Sequence[Run]) -> list[Outcome]:
-    """One job array; SIGTERM and Ctrl-C cancel it."""
-    with executor.batch():
-        jobs = [executor.submit(run_job, run) for run in runs]
-    print(f"{len(jobs)} jobs submitted: {jobs[0].job_id} ...", flush=True)
-    try:
-        return [outcome_of(run, job) for run, job in zip(runs, jobs)]
-    except BaseException:
-        unfinished = [job for job in jobs if not job.done()]
-        for job in unfinished:
-            job.cancel()
-        print(f"{len(unfinished)} jobs cancelled", flush=True)
-        raise
 
 
 def outcome_of(run: Run, job: Any) -> Outcome:
@@ -88,13 +84,10 @@ def outcome_of(run: Run, job: Any) -> Outcome:
     except Exception as error:  # a job that was killed, timed out or could not start
         code, tail = 1, str(error).splitlines()[-TAIL_LINES:]
         state.note_failure(run.folder, code, tail)
-    if code == 0:
-        ended = "done"
-    elif code == locks.BUSY_EXIT:
-        ended = "another process works on it"
-    elif code in INTERRUPTED:
-        ended = "stopped; the same command resumes it"
-    else:
+    known = {0: "done", locks.BUSY_EXIT: "another process works on it"}
+    known |= dict.fromkeys(INTERRUPTED, "stopped; the same command resumes it")
+    ended = known.get(code, "")
+    if not ended:
         failure = run.folder / state.FAILURE_NAME
         tail = failure.read_text(encoding="utf-8").splitlines() if failure.is_file() else tail
         ended = f"FAILED: {run.folder}"

@@ -5,8 +5,6 @@ try left `failed.txt`. A run that another task has made already is taken over: c
 generalisation train the same run and evaluate it on other data sets, so whichever comes first makes it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections import Counter
@@ -145,11 +143,10 @@ def take_over(runs: Sequence[Run]) -> list[Run]:
     """Copy what was made under another task, and tell of it; returns the runs that are left to do."""
     left = []
     for run in runs:
-        source = same_run(run)
-        if source is None or not copy_run(source, run):
-            left.append(run)
-        else:
+        if (source := _same_run(run)) and _copy_run(source, run):
             print(f"taken over: {run.name} from {source}, which is the same run", flush=True)
+        else:
+            left.append(run)
     return left
 
 
@@ -165,7 +162,7 @@ def part_twins(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     return list(first.values()), later
 
 
-def same_run(run: Run) -> Path | None:
+def _same_run(run: Run) -> Path | None:
     """The folder of a finished run of the same configuration, files and images under another task, if any."""
     for folder in run.twins:
         record = records.read_record(folder)
@@ -176,7 +173,7 @@ def same_run(run: Run) -> Path | None:
     return None
 
 
-def copy_run(source: Path, run: Run) -> bool:
+def _copy_run(source: Path, run: Run) -> bool:
     """Make `run` of a finished one; its record, written last, names the source. False where others work on it."""
     record = records.read_record(source)
     with locks.lock(run.folder) as free:

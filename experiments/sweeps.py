@@ -8,8 +8,6 @@ Keys: `title`; `published` (name of a published table); `task` or `tasks`; `data
 A row with a single seed of its own is run once, whichever seeds are asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +26,12 @@ from .tasks import TASKS
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
 ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
 KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[3:])
-_NAMES, _NUMBERS = "a list of names", "a list of whole numbers"
-_KINDS = {"title": "a text", "published": "a text", "method": "a text", "label": "a text", "task": "a text",
-          "readings": _NAMES, "datasets": _NAMES, "tasks": _NAMES, "seeds": _NUMBERS, "shots": "a whole number",
-          "rows": "a list", "set": "a mapping of config keys to values",
-          "method_for": "a mapping of data sets to methods"}  # fmt: skip
+# What a value should be, and its type; of a list that of its items.
+_KINDS: dict[str, tuple[str, type]] = dict.fromkeys(("title", "published", "method", "label", "task"), ("a text", str))
+_KINDS |= dict.fromkeys(("readings", "datasets", "tasks"), ("a list of names", str))
+_KINDS |= {"seeds": ("a list of whole numbers", int), "shots": ("a whole number", int), "rows": ("a list", list),
+           "set": ("a mapping of config keys to values", dict),
+           "method_for": ("a mapping of data sets to methods", dict)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,21 +115,11 @@ def _check_keys(tree: Mapping[str, Any], known: Sequence[str], place: str) -> No
         if key not in known:
             hint = did_you_mean(str(key), known)
             raise UserError(f"{place}: unknown key '{key}'.{hint} Known: {', '.join(known)}.")
-        if not _fits(tree[key], _KINDS[key]):
-            raise UserError(f"{place}: `{key}` should be {_KINDS[key]}, not {tree[key]!r}")
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value of a sweep file is of a kind of `_KINDS`."""
-    if kind in (_NAMES, _NUMBERS):
-        each = str if kind == _NAMES else int
-        return (
-            isinstance(value, list)
-            and bool(value)
-            and all(isinstance(item, each) and not isinstance(item, bool) for item in value)
-        )
-    types = {"a text": str, "a whole number": int, "a list": list}
-    return isinstance(value, types.get(kind, dict)) and not isinstance(value, bool)
+        value, (what, kind) = tree[key], _KINDS[key]
+        several = what.startswith("a list of")
+        items = value if several and isinstance(value, list) else [] if several else [value]
+        if not items or not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
+            raise UserError(f"{place}: `{key}` should be {what}, not {value!r}")
 
 
 def expand(sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequence[str] = ()) -> list[Entry]:
@@ -156,13 +145,9 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequenc
         settings = row.get("set", {}).items()
         settings = tuple((key, value if isinstance(value, str) else repr(value)) for key, value in settings)
         for dataset in row["datasets"]:
-            of_row = replace(
-                request,
-                dataset=dataset,
-                seeds=_seeds(row, request.seeds),
-                tasks=tuple(tasks),
-                shots=row.get("shots") if request.shots is None else request.shots,
-            )
+            seeds = tuple(request.seeds)[: 1 if row["once"] else None] or tuple(row.get("seeds", (1,)))
+            shots = row.get("shots") if request.shots is None else request.shots
+            of_row = replace(request, dataset=dataset, seeds=seeds, tasks=tuple(tasks), shots=shots)
             word = row.get("method_for", {}).get(dataset, row["method"])
             word = word.replace("{dataset}", catalogue.dataset_file(dataset).stem)
             method = method_of(word, (*settings, *pairs), "", request.imports)
@@ -179,9 +164,3 @@ def expand(sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequenc
 def runs_of(entries: Iterable[Entry]) -> list[plan.Run]:
     """The runs of a sweep, each once."""
     return list({entry.run.folder: entry.run for entry in entries}.values())
-
-
-def _seeds(row: dict[str, Any], given: Sequence[int]) -> tuple[int, ...]:
-    """The seeds of a row: those given, else its own; of a row with a single one, the first."""
-    own = tuple(row.get("seeds", (1,)))
-    return tuple(given)[:1] if given and row["once"] else tuple(given) or own

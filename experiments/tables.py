@@ -1,7 +1,5 @@
 """The tables of planned runs, from their records: of a task, and of a sweep beside what was published."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -114,9 +112,12 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
         if len(seeds_of_row) < len({run.seed for run in runs})
     ]
     seeds += f" ({'; '.join(fewer)})" if fewer else ""
+    domains = ((cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) for cfg in configs)
+    kinds = (cfg.DATASET.get("PROTOCOL", "") for cfg in configs)
+    protocols = _several(protocol_of(*own, run.task, kind) for own, run, kind in zip(domains, runs, kinds))
     lines = [
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
-        f"ours: protocol: {_several(_protocol(run) for run in runs)}",
+        f"ours: protocol: {protocols}",
         f"ours: backbone: {_several(config.MODEL.BACKBONE.NAME for config in configs)}; "
         f"training images per class: {shots}",
         f"ours: selection rule: {rules}; templates: {prompts}",
@@ -124,11 +125,6 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
     ]
     transductive = _several(record["method"] for record in finished if record["transductive"])
     return lines + ([f"transductive (uses unlabelled test images): {transductive}"] if transductive else [])
-
-
-def _protocol(run: Run) -> str:
-    options = run.config.DATASET
-    return protocol_of(options.SOURCE_DOMAINS, options.TARGET_DOMAINS, run.task, options.get("PROTOCOL", ""))
 
 
 def _several(values: Iterable[Any]) -> str:

@@ -8,8 +8,6 @@ with attacked images. `b2n` trains on the base classes of a data set and evaluat
 train on a data set (the papers': ImageNet) and evaluate on ten others, or on its variants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,9 +121,8 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
     if task.across and len(domains) < 2:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
-    fixed = not _fits_other_classes(trainer) or config.TRAINER.get(trainer.upper(), {}).get(
-        "CSC"
-    )  # a context per class
+    context_per_class = config.TRAINER.get(trainer.upper(), {}).get("CSC")
+    fixed = not _fits_other_classes(trainer) or context_per_class
     if task.transfers and (domains or fixed):
         why = "is a data set of domains" if domains else "learns parts for its own classes alone"
         raise UserError(

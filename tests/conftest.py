@@ -2,7 +2,8 @@
 world for whole commands, with two plain Dassl trainers in a file of their own.
 
 Whole commands run in processes of their own. Importing torch takes seconds, so one helper process imports it once and
-forks a fresh child for each command; the child does what `python -m dassl_clip.cli` does.
+forks a fresh child for each command; the child does what `python -m dassl_clip.cli` does. The runs that such a command
+starts are forked from it; those of commands in processes of their own come from the server of forks, as everywhere.
 """
 
 import json
@@ -313,10 +314,12 @@ TRAIN:
 
 
 HELPER = """
-import json, os, sys
-import open_clip
+import json, multiprocessing, os, sys
 import dassl_clip.datasets, dassl_clip.trainers
+from dassl_clip.experiments import preload  # what the server of forks imports
 from dassl_clip.cli.__main__ import main
+context = multiprocessing.get_context
+multiprocessing.get_context = lambda method=None: context("fork" if method == "forkserver" else method)
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()

@@ -36,10 +36,12 @@ for command, parser in completion.subparsers(completion.whole_parser()):
     PARSERS |= {command: parser} | {f"{command} {name}": inner for name, inner in completion.subparsers(parser)}
 OF_THE_CHECKOUT = ("train.py", "configs/", "embedded/")
 DRIVER = """
-import json, os, sys
-import open_clip
+import json, multiprocessing, os, sys
 import dassl_clip.datasets, dassl_clip.trainers
+from dassl_clip.experiments import preload  # what the server of forks imports
 from dassl_clip.cli.__main__ import main
+context = multiprocessing.get_context
+multiprocessing.get_context = lambda method=None: context("fork" if method == "forkserver" else method)
 for words in json.loads(sys.argv[1]):
     print("$", *words, flush=True)
     pid = os.fork()

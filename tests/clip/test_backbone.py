@@ -181,35 +181,25 @@ def test_a_file_of_an_architecture_of_open_clip_is_called_by_its_names(tmp_path)
 
 def test_a_file_of_another_size_is_refused_with_what_it_looks_like(tmp_path):
     path = save(build("tiny-wide"), "safetensors", tmp_path)
-    with pytest.raises(ValueError) as error:
+    told = r"entries of another shape.*looks like tiny-wide: ViT of width 64, layers 3, patch 8, 32 pixels"
+    with pytest.raises(ValueError, match=told):
         load_backbone("tiny-vit", weights=str(path))
-    text = str(error.value)
-    assert "entries of another shape" in text
-    assert "looks like tiny-wide: ViT of width 64, layers 3, patch 8, 32 pixels" in text
 
 
 def test_missing_and_unknown_entries_are_named(tmp_path):
     state = build("tiny-vit").state_dict()
     state["visual.extra"] = state.pop("visual.ln_post.bias")
     save_file(state, tmp_path / "w")
-    with pytest.raises(
-        ValueError, match=r"missing entries \(1\): visual.ln_post.bias; unknown entries \(1\): visual.ex"
-    ):
+    told = r"missing entries \(1\): visual.ln_post.bias; unknown entries \(1\): visual.ex"
+    with pytest.raises(ValueError, match=told):
         load_backbone("tiny-vit", weights=str(tmp_path / "w"))
-
-
-class Anything:
-    """An object that a pickle could carry."""
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"<!DOCTYPE html><html>quota exceeded</html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git-lfs pointer"),
         (b"\x00" * 40, "neither safetensors nor a file saved by torch"),
         (struct.pack("<Q", 10**6) + b'{"a":', "cut short"),
-        ({"state_dict": Anything()}, "refused"),
         ({"epoch": 3, "lr": 0.1}, "holds no state dict"),
         ([1, 2], "holds no state dict: found a list"),
         ({"fc.weight": torch.zeros(2, 2)}, r"no CLIP known here \(first entries: fc.weight\)"),
@@ -301,11 +291,8 @@ def test_without_weights_and_network_the_ways_out_are_told_at_once(name, tag, tm
 def test_openai_names(name):
     source = sources.resolve(name)
     assert source.tag == "openai" and source.quick_gelu
-    assert (
-        open_clip.get_pretrained_cfg(source.architecture, "openai")["url"]
-        .split("/")[-1]
-        .startswith(name.replace("/", "-").replace("@", "-"))
-    )
+    file = open_clip.get_pretrained_cfg(source.architecture, "openai")["url"].rpartition("/")[2]
+    assert file.startswith(name.replace("/", "-").replace("@", "-"))
     assert sources.resolve(f"{source.architecture}:openai").quick_gelu
     assert not sources.resolve(f"{source.architecture}:random").quick_gelu or name.startswith("RN")
 
@@ -470,12 +457,17 @@ def test_resnet_blocks_are_the_stages_positions():
         torch.testing.assert_close(features, F.normalize(visual.attnpool(x), dim=-1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("trunk, known", [("test_vit", True), ("test_convnext", True), ("test_efficientnet", True)])
-def test_timm_blocks(trunk, known, tmp_path):
+def timm_clip(trunk: str, folder: Path) -> tuple[nn.Module, FrozenCLIP]:
+    """A model with an image tower of timm's, and the same loaded from a folder."""
     vision = {"timm_model_name": trunk, "image_size": 160, "timm_pool": "avg", "timm_proj": "linear"}
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}
     model = open_clip.CLIP(**deepcopy(config)).eval()
-    frozen = load_backbone(f"local-dir:{write_folder(tmp_path / 'm', config, model.state_dict())}")
+    return model, load_backbone(f"local-dir:{write_folder(folder, config, model.state_dict())}")
+
+
+@pytest.mark.parametrize("trunk", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_timm_blocks(trunk, tmp_path):
+    model, frozen = timm_clip(trunk, tmp_path / "m")
     images, trunk = images_for(160, 2), model.visual.trunk
     features, blocks = frozen.encode_image_with_blocks(images)
     assert [block.shape[2] for block in blocks] == list(frozen.vision_widths)
@@ -489,10 +481,7 @@ def test_timm_blocks(trunk, known, tmp_path):
 
 
 def test_a_tower_without_known_blocks_still_encodes(tmp_path):
-    vision = {"timm_model_name": "test_resnet", "image_size": 160, "timm_pool": "avg", "timm_proj": "linear"}
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}
-    model = open_clip.CLIP(**deepcopy(config)).eval()
-    frozen = load_backbone(f"local-dir:{write_folder(tmp_path / 'm', config, model.state_dict())}")
+    _, frozen = timm_clip("test_resnet", tmp_path / "m")
     images = images_for(160, 1)
     assert frozen.encode_image(images).shape == (1, 24)
     for ask in (lambda: frozen.vision_widths, lambda: frozen.encode_image_with_blocks(images)):
@@ -538,9 +527,8 @@ def test_the_hash_is_over_names_shapes_types_and_bytes(tmp_path):
     assert load_backbone("tiny-vit", weights=str(path)).weights_hash == digest.hexdigest()
     assert load_backbone("tiny-vit", weights=str(path), precision="bf16").weights_hash == digest.hexdigest()
     model.visual.ln_post.bias.data[3] += 1e-6
-    assert (
-        load_backbone("tiny-vit", weights=str(save(model, "state dict", tmp_path))).weights_hash != digest.hexdigest()
-    )
+    path = save(model, "state dict", tmp_path)
+    assert load_backbone("tiny-vit", weights=str(path)).weights_hash != digest.hexdigest()
 
 
 def test_random_weights_repeat_warn_and_leave_the_random_state_alone(caplog):

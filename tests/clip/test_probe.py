@@ -28,10 +28,7 @@ def naive_probe(features, labels, classes, max_epochs, patience, min_drop, seed,
     layer = nn.Linear(features.shape[1], classes).to(features.dtype)
     bound = features.shape[1] ** -0.5
     start = torch.empty(classes, features.shape[1] + 1).uniform_(-bound, bound, generator=generator)
-    layer.weight.data, layer.bias.data = (
-        start[:, :-1].to(features.dtype).clone(),
-        start[:, -1].to(features.dtype).clone(),
-    )
+    layer.weight.data, layer.bias.data = (part.to(features.dtype).clone() for part in (start[:, :-1], start[:, -1]))
     optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
     history, weights = [], []
     for _ in range(max_epochs):
@@ -62,12 +59,9 @@ def test_weights_equal_a_rewriting(settings, stopping):
     """(row 7.7) The authors' counter is never set back, and their weights are those of the last counted drop."""
     features, labels = some_data(dtype=torch.float64)
     max_epochs, patience, min_drop = settings
-    weight, bias = fit_linear_probe(
-        features, labels, 4, max_epochs=max_epochs, patience=patience, min_drop=min_drop, seed=3, stopping=stopping
-    )
-    expected, history = naive_probe(
-        features, labels, 4, max_epochs, patience, min_drop, seed=3, in_a_row=stopping == "in-a-row"
-    )
+    given = {"max_epochs": max_epochs, "patience": patience, "min_drop": min_drop, "seed": 3}
+    weight, bias = fit_linear_probe(features, labels, 4, **given, stopping=stopping)
+    expected, history = naive_probe(features, labels, 4, **given, in_a_row=stopping == "in-a-row")
     assert len(history) == 7 if max_epochs == 7 else 1 < len(history) < 300  # the rule has stopped the longer ones
     torch.testing.assert_close(weight, expected[0], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(bias, expected[1], rtol=1e-9, atol=1e-10)

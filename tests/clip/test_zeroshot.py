@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dassl_clip.clip.templates import resolve_templates, template_names, template_version
+from dassl_clip.clip.templates import resolve_templates, template_names
 from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.clip.zeroshot import zeroshot_weights
 
@@ -69,62 +69,29 @@ def test_empty_lists_and_bare_texts_are_refused(model, names, templates):
 # ---------------------------------------------------------------------------------------------------- templates
 
 COOP = {
-    "OxfordPets": "a photo of a {}, a type of pet.",
-    "OxfordFlowers": "a photo of a {}, a type of flower.",
-    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
-    "DescribableTextures": "{} texture.",
-    "EuroSAT": "a centered satellite photo of {}.",
-    "StanfordCars": "a photo of a {}.",
-    "Food101": "a photo of {}, a type of food.",
-    "SUN397": "a photo of a {}.",
-    "Caltech101": "a photo of a {}.",
+    "OxfordPets": "a photo of a {}, a type of pet.", "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.", "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.", "Food101": "a photo of {}, a type of food.",
     "UCF101": "a photo of a person doing {}.",
-    "ImageNet": "a photo of a {}.",
-    "ImageNetSketch": "a photo of a {}.",
-    "ImageNetV2": "a photo of a {}.",
-    "ImageNetA": "a photo of a {}.",
-    "ImageNetR": "a photo of a {}.",
-    "PACS": "a photo of a {}.",
-    "Icons": "a photo of a {}.",
-}
-CLIP_COUNTS = {
-    "Caltech101": 34,
-    "DescribableTextures": 8,
-    "EuroSAT": 3,
-    "FGVCAircraft": 2,
-    "OxfordFlowers": 1,
-    "Food101": 1,
-    "OxfordPets": 1,
-    "SUN397": 2,
-    "StanfordCars": 8,
-    "UCF101": 48,
-    "ImageNet": 80,
-    "ImageNetR": 80,
-}
+    **dict.fromkeys(("StanfordCars", "SUN397", "Caltech101", "ImageNet", "ImageNetSketch", "ImageNetV2", "ImageNetA",
+                     "ImageNetR", "PACS", "Icons"), "a photo of a {}."),
+}  # fmt: skip
+CLIP_COUNTS = {"Caltech101": 34, "DescribableTextures": 8, "EuroSAT": 3, "FGVCAircraft": 2, "OxfordFlowers": 1,
+               "Food101": 1, "OxfordPets": 1, "SUN397": 2, "StanfordCars": 8, "UCF101": 48, "ImageNet": 80,
+               "ImageNetR": 80}  # fmt: skip
 
 
-@pytest.mark.parametrize("dataset", COOP)
-def test_coops_template_of_each_data_set(dataset):
-    assert resolve_templates("coop", dataset) == [COOP[dataset]]
-
-
-@pytest.mark.parametrize("dataset", CLIP_COUNTS)
-def test_clips_templates_of_each_data_set(dataset):
-    templates = resolve_templates("clip", dataset)
-    assert len(templates) == len(set(templates)) == CLIP_COUNTS[dataset]
-    assert resolve_templates(f"clip:{dataset}", "PACS") == templates
+def test_templates_of_each_data_set():
+    assert {dataset: resolve_templates("coop", dataset) for dataset in COOP} == {k: [v] for k, v in COOP.items()}
+    for dataset, count in CLIP_COUNTS.items():
+        templates = resolve_templates("clip", dataset)
+        assert len(templates) == len(set(templates)) == count, dataset
+        assert resolve_templates(f"clip:{dataset}", "PACS") == templates
 
 
 def test_fixed_sets():
-    seven = [
-        "itap of a {}.",
-        "a origami {}.",
-        "a bad photo of the {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-    ]
+    seven = ["itap of a {}.", "a origami {}.", "a bad photo of the {}.", "a photo of the large {}.",
+             "a {} in a video game.", "art of the {}.", "a photo of the small {}."]  # fmt: skip
     assert resolve_templates("inmap7") == seven
     assert sorted(resolve_templates("imagenet_select")) == sorted(seven)
     eighty = resolve_templates("imagenet80")
@@ -133,7 +100,6 @@ def test_fixed_sets():
     assert resolve_templates("single") == ["a photo of a {}."]
     forms = [resolve_templates(f"clap_{form}")[0] for form in ("c", "cp", "pc")]
     assert forms == ["{}", "a {} in a photo", "a photo of a {}"]
-    assert template_version() >= 1
 
 
 @pytest.mark.parametrize(

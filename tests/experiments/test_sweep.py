@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import cache
 
 import pytest
 import yaml
@@ -28,7 +29,6 @@ from dassl_clip.experiments import sweeps as sheet
 from dassl_clip.experiments.tasks import TASKS
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records
-from dassl_clip.results.errors import UserError
 from dassl_clip.results.protocols import flatten_config
 
 FAST = {"OPTIM.LR": 0.5}
@@ -133,10 +133,7 @@ def test_ids_are_stable_and_tell_configurations_apart(world):
         ({"seed": [1]}, r"unknown key 'seed'\. Did you mean 'seeds'\? Known: title, published, readings, rows"),
         ({"rows": []}, r"should be a mapping with a list `rows`; its keys may be title,"),
         ({"rows": [{"label": "a"}]}, r"row 1 needs a `method`: TRAINER or TRAINER:CONFIG"),
-        (
-            {"rows": [{"method": "GOPro", "dataset": "icons"}]},
-            r"row 1: unknown key 'dataset'\. Did you mean 'datasets'",
-        ),
+        ({"rows": [{"method": "GOPro", "dataset": "icons"}]}, r"unknown key 'dataset'\. Did you mean 'datasets'"),
         ({"rows": [{"method": "GOPro", "set": ["OPTIM.LR"]}]}, r"row 1: `set` should be a mapping of config keys"),
         ({"rows": ["CoOp", "CoOp"]}, r"2 rows are called 'CoOp'; give each a `label` of its own"),
         ({"datasets": "icons"}, r"`datasets` should be a list of names, not 'icons'"),
@@ -151,12 +148,9 @@ def test_ids_are_stable_and_tell_configurations_apart(world):
         ({"task": "lodoo"}, r"there is no task 'lodoo'\. Did you mean 'lodo'\?"),
         ({"datasets": ["icon"]}, r"there is no data set 'icon'\. Did you mean 'icons'\?"),
         ({"rows": ["TinyNett:x.yaml"]}, r"there is no method 'TinyNett'\. Did you mean 'TinyNet'\?"),
-        (
-            {"rows": [{"method": "GOPro", "set": {"OPTIM.LRR": 1}}]},
-            r"there is no config key 'OPTIM\.LRR'\. Did you mean",
-        ),
+        ({"rows": [{"method": "GOPro", "set": {"OPTIM.LRR": 1}}]}, r"no config key 'OPTIM\.LRR'\. Did you mean"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_in_a_file_are_sentences(world, capsys, changes, sentence):
     assert door.main(words(world, write(world, **changes), "--dry-run")) == 2
     told = capsys.readouterr()
@@ -181,12 +175,10 @@ def test_a_file_without_data_sets_or_that_is_no_yaml(world, capsys):
 @pytest.mark.parametrize(
     ("name", "more", "sentence"),
     [
-        ("gopro-b2", [], "there is no sweep 'gopro-b2'. Did you mean 'gopro-b2n'? Known: clap-attacks, "),
         ("absent.yaml", [], "there is no sweep 'absent.yaml'."),
         ("gopro-xd", ["--rows", "GOPr"], "gopro-xd has no row 'GOPr'. Did you mean 'GOPro'? Its rows: CLIP, CoOp, GOP"),
         ("gopro-xd", ["--targets", "eurosta"], "xd has no target 'eurosta'. Did you mean 'eurosat'? Its targets: calt"),
         ("gopro-b2n", ["--targets", "eurosat"], "b2n tests base and new classes of one data set, so no target can be"),
-        ("icons", ["--targets", "lin"], "Icons has no domain 'lin'. Did you mean 'line'? Its domains: "),
         ("icons", ["--launcher", "clouds"], "argument --launcher: invalid choice: 'clouds'"),
         ("icons", ["--rtry"], "unrecognized arguments: --rtry. Did you mean '--retry'?"),
         ("icons", ["SEED", "3"], "SEED 3: a task sets SEED itself"),
@@ -337,13 +329,6 @@ def test_a_finished_run_of_another_configuration_is_refused_with_its_reason(worl
     assert records.read_record(run.folder)["config_hash"] == "0" * 64  # left alone
 
 
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="children that die with their parent")
 def test_a_sweep_killed_twice_and_started_again_gives_the_undisturbed_table(world):
     path = write(world, rows=[f"TinyNet:{world.config}", f"TinyGuess:{world.config}"], seeds=[1, 2])
@@ -360,7 +345,10 @@ def test_a_sweep_killed_twice_and_started_again_gives_the_undisturbed_table(worl
     for moment in moments:
         with subprocess.Popen(command, cwd=world.root, env=world.environment, **quiet) as process:
             try:
-                wait_for(moment, process)
+                end = time.monotonic() + 120
+                while not moment():
+                    assert process.poll() is None and time.monotonic() < end, "waited in vain"
+                    time.sleep(0.02)
             finally:
                 process.kill()
     done_before = len(records.find_records(killed))
@@ -400,6 +388,13 @@ def wanted_runs():
     return wanted
 
 
+@cache
+def shipped(name):
+    """The entries of a shipped sweep."""
+    registry.register()
+    return sheet.expand(sheet.read_sweep(name), plan.Request("", (), out="out"), ())
+
+
 def test_a_row_with_a_single_seed_is_run_once(world):
     rows = [
         {"method": f"TinyGuess:{world.config}", "seeds": [1]},
@@ -418,9 +413,7 @@ def test_the_sweeps_that_ship():
 
 @pytest.mark.parametrize("name", sorted(wanted_runs()))
 def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
-    registry.register()
-    asked = sheet.read_sweep(name)
-    entries = sheet.expand(asked, plan.Request("", (), out="out"), ())
+    entries = shipped(name)
     counted = Counter((entry.label, entry.run.folder.parts[2], entry.run.seed) for entry in entries)
     assert counted == wanted_runs()[name]
     assert len({entry.run.folder for entry in entries}) == len(entries)
@@ -441,9 +434,7 @@ def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
 @pytest.mark.parametrize("name", sheets.published_names())
 def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name):
     """Rows of our methods: each published cell is one that runs fill or that is summed up from them."""
-    registry.register()
-    asked, published = sheet.read_sweep(name), sheets.read_published(name)
-    entries = sheet.expand(asked, plan.Request("", (), out="out"), ())
+    asked, published, entries = sheet.read_sweep(name), sheets.read_published(name), shipped(name)
     labels = {entry.label for entry in entries}
     assert labels <= set(published["cells"])
     summaries = {"mean", "HM", "mean of targets"}
@@ -473,33 +464,9 @@ def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name
     ],
 )
 def test_a_shipped_row_has_the_papers_settings(name, label, facts):
-    registry.register()
-    for entry in sheet.expand(sheet.read_sweep(name), plan.Request("", (1,), out="out"), (), [label]):
+    for entry in (entry for entry in shipped(name) if entry.label == label):
         flat = flatten_config(entry.run.config)
         assert {key: flat[key] for key in facts} == facts
-
-
-CLAP_TABLE = {  # latent size, alpha: methods.md's table of the paper's settings
-    ("CLAP", "PACS"): (256, 0.208),
-    ("CLAP", "VLCS"): (512, 0.056),
-    ("CLAP", "OfficeHome"): (448, 0.14),
-    ("CLAP", "DomainNet"): (512, 0.2),
-    ("CLAP ViT-L/14", "PACS"): (448, 0.1),
-    ("CLAP ViT-L/14", "VLCS"): (640, 0.03),
-    ("CLAP ViT-L/14", "OfficeHome"): (768, 0.14),
-    ("CLAP ViT-L/14", "DomainNet"): (768, 0.2),
-}
-
-
-def test_claps_rows_have_the_settings_of_their_data_set_and_backbone():
-    registry.register()
-    entries = sheet.expand(sheet.read_sweep("clap-zeroshot"), plan.Request("", (), out="out"), ())
-    seen = {}
-    for entry in entries:
-        if entry.run.config.TRAINER.NAME == "CLAP":
-            node = entry.run.config.TRAINER.CLAP
-            seen.setdefault((entry.label, entry.group), set()).add((int(node.LATENT_DIM), float(node.ALPHA)))
-    assert seen == {key: {value} for key, value in CLAP_TABLE.items()}
 
 
 def test_a_row_of_refined_runs_alone_brings_the_runs_that_it_refines():
@@ -512,8 +479,3 @@ def test_a_row_of_refined_runs_alone_brings_the_runs_that_it_refines():
     assert {entry.run.needs for entry in entries if entry.label} == folders
     with_both = sheet.expand(sheet.read_sweep("icons"), asked, (), ["CoOp", "CoOp+InMaP"])
     assert Counter(entry.label for entry in with_both) == {"CoOp": 8, "CoOp+InMaP": 8}
-
-
-def test_unknown_rows_are_told_in_process_too():
-    with pytest.raises(UserError, match=r"icons has no row 'GOPR'\. Did you mean 'GOPro'\?"):
-        sheet.expand(sheet.read_sweep("icons"), plan.Request("", ()), (), ["GOPR"])

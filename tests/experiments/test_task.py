@@ -18,7 +18,7 @@ import pytest
 
 from dassl_clip.cli import __main__ as door
 from dassl_clip.engine import catalogue, registry
-from dassl_clip.experiments import launchers, locks, plan, state
+from dassl_clip.experiments import launchers, locks, plan
 from dassl_clip.experiments.methods import Method, reference_method, reference_name
 from dassl_clip.experiments.progress import fraction_done
 from dassl_clip.results import records
@@ -34,9 +34,8 @@ def request(world, **changes):
 
 def planned(world, pairs=(), **changes):
     registry.register()
-    return plan.plan_runs(
-        request(world, **changes), Method("TinyNet", str(world.config), tuple(zip(pairs[::2], pairs[1::2])))
-    )
+    method = Method("TinyNet", str(world.config), tuple(zip(pairs[::2], pairs[1::2])))
+    return plan.plan_runs(request(world, **changes), method)
 
 
 def accuracy(folder):
@@ -84,10 +83,8 @@ def test_run_folders_tell_configurations_apart(world, pairs, changes, part):
 
 
 def test_very_long_changes_stay_distinct_and_short(world):
-    names = {
-        planned(world, ("TRAINER.TINYNET.CTX_INIT", "x" * 200 + end), tasks=("lodo",))[0].config.RUN.CONFIG
-        for end in "ab"
-    }
+    long = ("x" * 200 + end for end in "ab")
+    names = {planned(world, ("TRAINER.TINYNET.CTX_INIT", text), tasks=("lodo",))[0].config.RUN.CONFIG for text in long}
     assert len(names) == 2 and max(map(len, names)) < 140
 
 
@@ -95,13 +92,8 @@ def test_the_reference_follows_the_method_in_images_model_precision_and_words(wo
     registry.register()
     other = world.root / "other.yaml"
     other.write_text(world.config.read_text() + "MODEL: {BACKBONE: {NAME: RN101}}\n")
-    pairs = {
-        "TRAINER.TINYNET.WIDTH": "5",
-        "OPTIM.LR": "1.0",
-        "DATASET.SUBSAMPLE_CLASSES": "base",
-        "INPUT.SIZE": "(4, 4)",
-        "MODEL.INIT_WEIGHTS": "x",
-    }
+    pairs = {"TRAINER.TINYNET.WIDTH": "5", "OPTIM.LR": "1.0", "DATASET.SUBSAMPLE_CLASSES": "base",
+             "INPUT.SIZE": "(4, 4)", "MODEL.INIT_WEIGHTS": "x"}  # fmt: skip
     method = Method("TinyNet", str(other), tuple(pairs.items()))
     reference = reference_method(request(world).overrides(method), "TinyGuess", str(world.config))
     assert dict(reference.pairs) == {
@@ -120,21 +112,6 @@ def test_the_reference_of_the_shipped_configs_needs_no_changes():
         for trainer in trainers:
             reference = reference_method(Method(trainer).overrides(dataset), reference_name())
             assert reference == Method("ZeroshotCLIP", "", ()), trainer
-
-
-@pytest.mark.parametrize(
-    ("changes", "pairs", "sentence"),
-    [
-        ({"dataset": "icon"}, (), r"there is no data set 'icon'\. Did you mean 'icons'\? Known: .*pacs"),
-        ({"tasks": ("lodoo",)}, (), r"there is no task 'lodoo'\. Did you mean 'lodo'\? Known: fewshot, lodo"),
-        ({"targets": ("nigth",)}, (), r"has no domain 'nigth'\. Did you mean 'night'\? Its domains: day, night"),
-        ({}, ("SEED", "3"), r"SEED 3: a task sets SEED itself"),
-        ({}, ("OPTIM.LRR", "3"), r"Did you mean 'OPTIM\.LR'"),
-    ],
-)
-def test_mistakes_are_told_before_anything_runs(world, changes, pairs, sentence):
-    with pytest.raises(UserError, match=sentence):
-        planned(world, pairs, **changes)
 
 
 def test_configs_are_found_by_data_set_then_general_then_path(world):
@@ -164,7 +141,7 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
     assert "[8/8]" in done.stdout
 
     # the table at the end, against the records
-    shown = {row[0]: row[1:] for row in (re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines())}
+    shown = table_rows(done.stdout)
     values = [accuracy(lodo / target / "seed1") for target in ("day", "night")]
     assert [float(cell) for cell in shown[f"TinyNet ({name})"]] == pytest.approx([*values, sum(values) / 2], abs=0.0501)
     gains = next(cells for label, cells in reversed(shown.items()) if label.startswith("gain of TinyNet"))
@@ -272,7 +249,8 @@ def test_a_killed_or_interrupted_parent_takes_its_runs_along(world, sign, code):
             assert run in started
             if sign == signal.SIGKILL:  # a second one at the same time keeps its hands off; once is enough
                 busy = world.run(words)
-                assert busy.returncode == 1 and re.search(rf"process {run} on .* works in ", busy.stdout)
+                told = rf"^in progress elsewhere: TinyNet .* lodo day seed 1: process {run} on .* works in "
+                assert busy.returncode == 1 and re.search(told, busy.stderr) and "failed" not in busy.stderr
                 assert is_alive(run)
             parent.send_signal(sign)
             _, err = parent.communicate(timeout=60)
@@ -313,9 +291,7 @@ def test_compare_and_table_agree(world, capsys):
     assert "Did you mean 'TinyNet'?" in capsys.readouterr().err
 
 
-def test_table_of_nothing_and_of_broken_records(world, capsys):
-    assert door.main(["table", str(world.root / "absent")]) == 2
-    assert "no folder" in capsys.readouterr().err
+def test_table_of_broken_records(world, capsys):
     world.out.mkdir()
     (world.out / "record.json").write_text("{")
     assert door.main(["table", str(world.out)]) == 2
@@ -415,8 +391,3 @@ def test_mistakes_in_a_scripts_arguments_need_no_torch(world):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
-
-
-def test_run_state_of_a_new_folder(world):
-    run = planned(world, tasks=("lodo",))[0]
-    assert state.state_of(run) == state.State("missing")

@@ -52,11 +52,9 @@ from dassl_clip.results.predictions import read_predictions
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
     """What readers warn of is not the matter here."""
-    log = logging.getLogger("dassl_clip")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     yield
-    log.setLevel(level)
+    logging.disable(logging.NOTSET)
 
 
 def fuzz(examples):
@@ -229,13 +227,6 @@ def test_configuration_bytes(content, defaults):
         refuse_or_read(sheet.read_sweep, str(path))
 
 
-@fuzz(80)
-@given(trees(SWEEP))
-def test_sweeps(tree):
-    with file_of(yaml.safe_dump(tree), "a.yaml") as path:
-        refuse_or_read(sheet.read_sweep, str(path))
-
-
 MODEL = {
     "model_cfg": {
         "embed_dim": 16,
@@ -275,24 +266,6 @@ def test_manifests(content):
             refuse_or_read(manifest.locate, rows, path, "", {row.name: 0 for row in rows})
 
 
-@fuzz(100)
-@given(st.one_of(trees(SPLIT).map(json.dumps), damaged(json.dumps(SPLIT).encode()), st.just("[" * 100_000)))
-def test_split_files(content):
-    with file_of(content) as path:
-        refuse_or_read(splits.read_split_file, path, TEXTILES)
-
-
-@fuzz(80)
-@given(st.one_of(
-    trees(SELECTION).map(json.dumps),
-    st.just("[" * 100_000), st.binary(max_size=30),
-))  # fmt: skip
-def test_selections(content):
-    pool = [ImageFile("/x/a/1.png", 0, "a/1.png")]
-    with file_of(content) as path:
-        refuse_or_read(fewshot.read_selection, str(path), "Icons", 1, pool, pool)
-
-
 @fuzz(80)
 @given(damaged(b"sketch/dog/1.jpg 0\nsketch/elephant/2.jpg 1\n"))
 def test_split_lists(content):
@@ -328,13 +301,6 @@ PREDICTIONS = npz(paths=np.array(["a"]), labels=np.zeros(1, int), top=np.zeros((
                   classnames=np.array(["a", "b"]))  # fmt: skip
 
 
-@fuzz(100)
-@given(damaged(PREDICTIONS))
-def test_predictions(content):
-    with file_of(content, "predictions.npz") as path:
-        refuse_or_read(read_predictions, path.parent)
-
-
 # -------------------------------------------------------------------------------------------- checkpoints and weights
 
 
@@ -354,13 +320,6 @@ def load_and_use(path):
     checkpoint.load_state(nn.Linear(3, 2), content["state_dict"], str(path))
     if content.get("sha256"):
         hash_state(content["state_dict"])
-
-
-@fuzz(150)
-@given(st.one_of(damaged(torch_bytes(CHECKPOINT)), damaged(torch_bytes(CHECKPOINT, old=True)), st.binary(max_size=50)))
-def test_checkpoint_bytes(content):
-    with file_of(content, "model.pth.tar-1") as path:
-        refuse_or_read(load_and_use, path)
 
 
 @fuzz(100)
@@ -427,11 +386,42 @@ def test_the_export_that_is_damaged_is_whole():
         assert released.load_export(path).classnames == ["a", "b"]
 
 
-@fuzz(120)
-@given(st.one_of(trees(METADATA).map(export_of), damaged(export_of(METADATA))))
-def test_exports(content):
-    with file_of(content, "run.safetensors") as path:
-        refuse_or_read(released.load_export, path)
+# ---------------------------------------------------------------------------------------------- readers of one file
+
+POOL = [ImageFile("/x/a/1.png", 0, "a/1.png")]
+READERS = {  # number of examples, contents, name of the file, reader
+    "sweep": (80, trees(SWEEP).map(yaml.safe_dump), "a.yaml", lambda path: sheet.read_sweep(str(path))),
+    "split file": (
+        100, st.one_of(trees(SPLIT).map(json.dumps), damaged(json.dumps(SPLIT).encode()), st.just("[" * 100_000)),
+        "file", lambda path: splits.read_split_file(path, TEXTILES),
+    ),
+    "selection": (
+        80, st.one_of(trees(SELECTION).map(json.dumps), st.just("[" * 100_000), st.binary(max_size=30)), "file",
+        lambda path: fewshot.read_selection(str(path), "Icons", 1, POOL, POOL),
+    ),
+    "predictions": (100, damaged(PREDICTIONS), "predictions.npz", lambda path: read_predictions(path.parent)),
+    "checkpoint": (
+        150, st.one_of(*(damaged(torch_bytes(CHECKPOINT, old)) for old in (False, True)), st.binary(max_size=50)),
+        "model.pth.tar-1", load_and_use,
+    ),
+    "export": (
+        120, st.one_of(trees(METADATA).map(export_of), damaged(export_of(METADATA))), "run.safetensors",
+        released.load_export,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_readers(kind):
+    examples, contents, name, reader = READERS[kind]
+
+    @fuzz(examples)
+    @given(contents)
+    def check(content):
+        with file_of(content, name) as path:
+            refuse_or_read(reader, path)
+
+    check()
 
 
 # ------------------------------------------------------------------------------------------------- images, archives

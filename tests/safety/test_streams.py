@@ -132,25 +132,13 @@ SYSTEM = [
     (OSError(errno.EROFS, "Read-only file system", b"/d/\xff"), "/d/\\udcff: Read-only file system; name a folder"),
     (OSError(errno.EIO, "Input/output error"), "error: Input/output error; the device does not answer"),
     (OSError(errno.ENOSPC, "No space left on device", 7), f"error: No space left on device; {SPACE}"),
-    (
-        FileNotFoundError(errno.ENOENT, "No such file", "/d/f"),
-        "/d/f: No such file; it does not exist, cannot be",
-    ),
+    (FileNotFoundError(errno.ENOENT, "No such file", "/d/f"), "/d/f: No such file; it does not exist, cannot be"),
     (FileNotFoundError(OF_WORKER), "error: [Errno 2] No such file or directory: '/d/f'"),
     (MemoryError(), "error: not enough memory"),
-    (
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        "set a smaller DATALOADER",
-    ),
-    (
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
-        "9; set a smaller DATAL",
-    ),
-    (
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"),
-        "error; set fewer DATALOADER",
-    ),
-]
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "set a smaller DATALOADER"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), "9; set a smaller DATAL"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"), "error; set fewer DATALOADER"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("error", "line"), SYSTEM, ids=range(len(SYSTEM)))
