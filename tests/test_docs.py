@@ -7,15 +7,13 @@ code; each method and task has its section or row; quoted messages are in the so
 """
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from build_icons.__main__ import parser as build_parser
+from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from dassl_clip.cli import compare, completion, sweep, task
@@ -35,29 +33,6 @@ PARSERS = {}
 for command, parser in completion.subparsers(completion.whole_parser()):
     PARSERS |= {command: parser} | {f"{command} {name}": inner for name, inner in completion.subparsers(parser)}
 OF_THE_CHECKOUT = ("train.py", "configs/", "embedded/")
-DRIVER = """
-import json, multiprocessing, os, sys
-import dassl_clip.datasets, dassl_clip.trainers
-from dassl_clip.experiments import preload  # what the server of forks imports
-from dassl_clip.cli.__main__ import main
-context = multiprocessing.get_context
-multiprocessing.get_context = lambda method=None: context("fork" if method == "forkserver" else method)
-for words in json.loads(sys.argv[1]):
-    print("$", *words, flush=True)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = main(words)
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code:
-        sys.exit(f"exit code {code}: {words}")
-"""
 
 
 def blocks(page):
@@ -178,24 +153,27 @@ def files_of(page):
     return code | dict(re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)^```$", text, re.M | re.S))
 
 
-def run_marked(page, folder, mark="run"):
-    """Run the marked blocks of a page in a folder; gives what they printed."""
-    marked = [text for language, marks, text in blocks(page) if language == "bash" and marks == mark]
-    lines = [as_cli(words) for text in marked for words in split_lines(text)]
-    lines = [[str(ROOT / w) if w.startswith(OF_THE_CHECKOUT) else w for w in words] for words in lines]
-    assert lines
-    outside = {key: value for key, value in os.environ.items() if key not in ("TASK", "OUT", "DATA", "CFG", "SHOTS")}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(lines)],
-        cwd=folder, env={**outside, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run_marked(helper, tmp_path):
+    """`run_marked(page, mark)` runs the marked blocks of a page in the test's folder; gives what they printed."""
+
+    def go(page, mark="run"):
+        marked = [text for language, marks, text in blocks(page) if language == "bash" and marks == mark]
+        lines = [as_cli(words) for text in marked for words in split_lines(text)]
+        assert lines
+        out, err, printed = tmp_path / "stdout", tmp_path / "stderr", ""
+        for words in lines:
+            words = [str(ROOT / w) if w.startswith(OF_THE_CHECKOUT) else w for w in words]
+            code = helper.run({"words": words, "cwd": str(tmp_path), "out": str(out), "err": str(err)})
+            assert code == 0, (words, out.read_text()[-3000:], err.read_text()[-3000:])
+            printed += out.read_text()
+        return printed
+
+    return go
 
 
-def test_the_quickstart_runs(tmp_path):
-    out = run_marked(ROOT / "docs" / "quickstart.md", tmp_path)
+def test_the_quickstart_runs(tmp_path, run_marked):
+    out = run_marked(ROOT / "docs" / "quickstart.md")
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     files = {path.name + "/" * path.is_dir() for path in (tmp_path / "output" / "by-hand").iterdir()}
     assert files - {locks.LOCK_NAME} == set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*`) \|", page, re.M))))
@@ -206,13 +184,13 @@ def test_the_quickstart_runs(tmp_path):
     assert (tmp_path / "preds.csv").read_text().count("\n") == 1 + 3 * len(images)
 
 
-def test_the_trainer_of_the_page_runs(tmp_path):
+def test_the_trainer_of_the_page_runs(tmp_path, run_marked):
     page = ROOT / "docs" / "adding-a-trainer.md"
     files = files_of(page)
     assert set(files) == {"task_res.py", "task_res.yaml"}
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    out = run_marked(page, tmp_path)
+    out = run_marked(page)
     folder = tmp_path / "output/fewshot/icons/TaskRes/task_res/shots16/line/seed1"
     record = json.loads((folder / "record.json").read_text())
     first, second = (entry["ce"] for entry in record["history"])
@@ -220,9 +198,7 @@ def test_the_trainer_of_the_page_runs(tmp_path):
     assert "gain of TaskRes (task_res)" in out and "plain classifier: scores = " in out
 
 
-def test_the_data_set_of_the_page_runs(tmp_path):
-    from PIL import Image
-
+def test_the_data_set_of_the_page_runs(tmp_path, run_marked):
     page = ROOT / "docs" / "adding-a-data-set.md"
     for name, text in files_of(page).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -233,7 +209,7 @@ def test_the_data_set_of_the_page_runs(tmp_path):
             for number in range(10):
                 Image.new("RGB", (40, 40), colour).save(pictures / f"{domain}_{name}_{number:03}.png")
     (pictures / "notes.txt").write_text("not a picture")
-    out = run_marked(page, tmp_path, "run weather")
+    out = run_marked(page, "run weather")
     records = [json.loads(path.read_text()) for path in (tmp_path / "output").rglob("record.json")]
     lodo = {record["target_domains"][0]: record for record in records if record["task"] == "lodo"}
     assert {name: record["metrics"]["test"]["total"] for name, record in lodo.items()} == {"day": 20, "night": 20}

@@ -23,11 +23,7 @@ import yaml
 
 FEW = {"TRAIN.CHECKPOINT_STEPS": 1, "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.TRAIN_X.BATCH_SIZE": 8}
 SWEEP = {
-    "title": "Torture",
-    "task": "fewshot",
-    "datasets": ["icons"],
-    "seeds": [1],
-    "shots": 2,
+    "title": "Torture", "task": "fewshot", "datasets": ["icons"], "seeds": [1], "shots": 2,
     "rows": [
         {"method": "ZeroshotCLIP"},
         {"method": "CLAP", "set": {"TRAINER.CLAP.MAX_STEPS": 200, "TRAIN.CHECKPOINT_STEPS": 10}},
@@ -37,7 +33,7 @@ SWEEP = {
         {"method": "InMaP", "set": {"TRAIN.CHECKPOINT_STEPS": 2}},
         {"method": "CoOp+InMaP", "set": FEW | {"OPTIM.MAX_EPOCH": 3}},  # refines the run of CoOp above
     ],
-}
+}  # fmt: skip
 
 
 def main() -> int:
@@ -78,10 +74,8 @@ def torture(place: Path, kills: int, draw: random.Random) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             done += 1
-            print(
-                f"kill {done} after {moment:.1f} s: {records(place / 'killed')} of {len(SWEEP['rows'])} runs",
-                flush=True,
-            )
+            finished = f"{records(place / 'killed')} of {len(SWEEP['rows'])} runs"
+            print(f"kill {done} after {moment:.1f} s: {finished}", flush=True)
             continue
         if code:
             print(f"a start failed with exit code {code}", file=sys.stderr)
@@ -96,18 +90,7 @@ def torture(place: Path, kills: int, draw: random.Random) -> int:
 
 def start(file: Path, out: Path) -> subprocess.Popen:
     """The sweep in a process group of its own; what it prints goes to a file."""
-    command = [
-        sys.executable,
-        "-m",
-        "dassl_clip.cli",
-        "sweep",
-        str(file),
-        "--targets",
-        "line",
-        "--out",
-        str(out),
-        "--retry",
-    ]
+    command = [sys.executable, "-m", "dassl_clip.cli", "sweep", file, "--targets", "line", "--out", out, "--retry"]
     environment = os.environ | {"DASSL_CLIP_CACHE": f"{out}-cache"}
     with open(f"{out}.txt", "a", encoding="utf-8") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

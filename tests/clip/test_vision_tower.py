@@ -1,6 +1,6 @@
 """The image tower's own ways to run: fused attention, channels-last ResNets, compiled towers. None changes a result.
 
-Covers `clip/vision_attention.py` against torch's attention and a loop over heads (float64, half precision, masks,
+Covers `clip/vision_tower.py` against torch's attention and a loop over heads (float64, half precision, masks,
 gradients), and against open_clip's whole towers; the layout of ResNets; `compile_images` for any number of images, and
 what happens where nothing can be compiled.
 """
@@ -90,15 +90,9 @@ def tower(**options):
     return open_clip.CLIP(12, {**vision, **options}, text).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize(
-    "options, blocks",
-    [
-        ({}, 3),
-        ({"ls_init_value": 0.1}, 3),
-        ({"pool_type": "avg"}, 3),
-        ({"layers": [1, 1, 1, 1], "width": 8}, 0),
-    ],
-)
+@pytest.mark.parametrize("options, blocks", [
+    ({}, 3), ({"ls_init_value": 0.1}, 3), ({"pool_type": "avg"}, 3), ({"layers": [1, 1, 1, 1], "width": 8}, 0),
+])  # fmt: skip
 def test_whole_towers_give_the_same_features(options, blocks):
     """A ViT, also with layer scale and another pooling; a ResNet has no blocks of this kind and stays as it is."""
     model = tower(**options)

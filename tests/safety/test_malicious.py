@@ -139,21 +139,18 @@ def test_pickles_are_refused_by_every_reader(tmp_path, canary, kind):
         released.load_export(path)
 
 
-@pytest.mark.parametrize("kind", ["INIT_WEIGHTS", "WEIGHTS", "--model-dir", "--resume", "predict"])
+@pytest.mark.parametrize(
+    "kind", ["MODEL.INIT_WEIGHTS", "MODEL.BACKBONE.WEIGHTS", "--eval-only --model-dir", "--resume", "predict"]
+)
 def test_pickles_on_the_command_line(kind, tmp_path, canary, words, call, trained, domain_tree):
     torch.save({"state_dict": {"ctx": torch.ones(4, 8)}, "x": Attack(canary)}, tmp_path / "bad.pth")
-    if kind in ("INIT_WEIGHTS", "WEIGHTS"):
-        key = "MODEL.INIT_WEIGHTS" if kind == "INIT_WEIGHTS" else "MODEL.BACKBONE.WEIGHTS"
-        code, _, err = call(*words("CoOp", tmp_path / "run", key, tmp_path / "bad.pth"))
-    else:
-        shutil.copytree(trained, tmp_path / "copy")
-        for path in (tmp_path / "copy").glob("*/model*.pth.tar*"):
-            shutil.copy(tmp_path / "bad.pth", path)
-        flags = {"--model-dir": ["--eval-only", "--model-dir"], "--resume": ["--resume"]}.get(kind)
-        if flags is not None:
-            code, _, err = call(*words("CoOp", tmp_path / "run", *flags, tmp_path / "copy"))
-        else:
-            code, _, err = call("predict", next(domain_tree.rglob("*.png")), "--run", tmp_path / "copy")
+    shutil.copytree(trained, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("*/model*.pth.tar*"):
+        shutil.copy(tmp_path / "bad.pth", path)
+    given = words("CoOp", tmp_path / "run", *kind.split(), tmp_path / ("bad.pth" if "WEIGHTS" in kind else "copy"))
+    if kind == "predict":
+        given = ["predict", next(domain_tree.rglob("*.png")), "--run", tmp_path / "copy"]
+    code, _, err = call(*given)
     assert code == 2 and "Traceback" not in err
     assert "refused" in err and ("posix.system" in err or "could run code" in err)
 
@@ -225,6 +222,7 @@ def test_model_configurations_run_no_code(tiny_clip, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------------- archives
 
+UNPACKERS = (unpack, lambda path, folder: unpack_archive(str(path), str(folder)))
 BAD_MEMBERS = {
     "absolute": ("/{out}", None, r"would leave"),
     "above": ("../{name}", None, r"would leave"),
@@ -251,7 +249,7 @@ def tar_with(path, name, kind):
 def test_members_of_tar_archives(name, kind, expected, tmp_path, canary):
     tar_with(tmp_path / "a.tar", name.format(out=canary, name=canary.name), kind)
     (tmp_path / "in").mkdir()
-    for refuse in (unpack, lambda path, folder: unpack_archive(str(path), str(folder))):
+    for refuse in UNPACKERS:
         with pytest.raises(ValueError, match=expected):
             refuse(tmp_path / "a.tar", tmp_path / "in")
         assert not list((tmp_path / "in").iterdir())
@@ -266,7 +264,7 @@ def test_members_of_zip_archives(case, tmp_path, canary):
         entry.external_attr = (0o120777 if kind else 0o100644) << 16
         archive.writestr(entry, "/etc/passwd")
     (tmp_path / "in").mkdir()
-    for refuse in (unpack, lambda path, folder: unpack_archive(str(path), str(folder))):
+    for refuse in UNPACKERS:
         with pytest.raises(ValueError, match=expected):
             refuse(tmp_path / "a.zip", tmp_path / "in")
         assert not list((tmp_path / "in").iterdir())
@@ -277,13 +275,13 @@ def test_archives_that_declare_more_than_the_disk_holds(tmp_path):
     entry.size = 1 << 60
     (tmp_path / "a.tar").write_bytes(entry.tobuf() + bytes(1024))
     (tmp_path / "in").mkdir()
-    for refuse in (unpack, lambda path, folder: unpack_archive(str(path), str(folder))):
+    for refuse in UNPACKERS:
         with pytest.raises(ValueError, match=r"unpacks to 1,152,921,504,606,846,976 bytes|cannot be unpacked"):
             refuse(tmp_path / "a.tar", tmp_path / "in")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("huge", b"abc")
         archive.infolist()[0].file_size = 1 << 60  # as the directory at the end will say
-    for refuse in (unpack, lambda path, folder: unpack_archive(str(path), str(folder))):
+    for refuse in UNPACKERS:
         with pytest.raises(ValueError, match=r"unpacks to 1,152,921,504,606,846,976 bytes"):
             refuse(tmp_path / "a.zip", tmp_path / "in")
 
@@ -423,7 +421,7 @@ NAMES = [
     "-rf.png", "`touch canary`.png", "a;touch canary.png", "\u202egnp.png", "=1+1.png", "%n%s{}.png",
     "n" * 240 + ".png",
 ]  # fmt: skip
-BYTES = b"\xff\xfe.png"  # no text at all
+BYTES, BAD = b"\xff\xfe.png", b"bad\x1b[2J\xff.png"  # no text at all
 
 
 @pytest.fixture
@@ -431,11 +429,9 @@ def named(tmp_path):
     """A folder of pictures with hostile names."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for name in [*map(os.fsencode, NAMES), BYTES]:
+    for name in [*map(os.fsencode, NAMES), BYTES, BAD]:
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
-            file.write(jpeg())
-    with open(os.path.join(os.fsencode(folder), b"bad\x1b[2J\xff.png"), "wb") as file:
-        file.write(b"no picture")
+            file.write(b"no picture" if name == BAD else jpeg())
     return folder
 
 

@@ -101,11 +101,8 @@ def test_5_4_kinds(tmp_path):
         "file": "a file", "link": "a file", "dangling": "a link to a file that does not exist", "pipe": "a named pipe",
         "socket": "a socket",
     }  # fmt: skip
-    assert [files.kind_of(path) for path in ("/dev/null", tmp_path, tmp_path / "no")] == [
-        "a device",
-        "a folder",
-        "nothing",
-    ]
+    others = [files.kind_of(path) for path in ("/dev/null", tmp_path, tmp_path / "no")]
+    assert others == ["a device", "a folder", "nothing"]
 
 
 @pytest.mark.parametrize("write", ["results", "toolbox"])
