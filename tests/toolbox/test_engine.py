@@ -12,15 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dassl.engine import (
-    TRAINER_REGISTRY,
-    SimpleNet,
-    SimpleTrainer,
-    TrainerBase,
-    TrainerX,
-    TrainerXU,
-    build_trainer,
-)
+from dassl.engine import TRAINER_REGISTRY, SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
 from dassl.modeling import BACKBONE_REGISTRY, Backbone
 from dassl.utils import load_checkpoint
 
@@ -89,17 +81,6 @@ class TestBase:
         with pytest.raises(KeyError):
             trainer.set_model_mode("valid")
 
-    def test_unwritten_methods(self):
-        trainer = TrainerBase()
-        for hook in (trainer.before_train, trainer.after_train, trainer.before_epoch, trainer.after_epoch):
-            assert hook() is None
-        for name in ("parse_batch_train", "parse_batch_test", "forward_backward", "model_inference"):
-            with pytest.raises(NotImplementedError):
-                getattr(trainer, name)(None)
-        for name in ("run_epoch", "test"):
-            with pytest.raises(NotImplementedError):
-                getattr(trainer, name)()
-
     def test_anomalies(self):
         for bad in (math.nan, math.inf, -math.inf):
             with pytest.raises(FloatingPointError, match=r"^Loss is infinite or NaN!$"):
@@ -139,15 +120,8 @@ class TestOrderOfEvents:
                 events.append(("batch", self.epoch, self.batch_idx, self.num_batches, self.model.training))
                 return super().forward_backward(batch)
 
-        for name in (
-            "build_data_loader",
-            "build_model",
-            "before_train",
-            "before_epoch",
-            "after_epoch",
-            "after_train",
-            "test",
-        ):
+        hooks = ("before_train", "before_epoch", "after_epoch", "after_train")
+        for name in ("build_data_loader", "build_model", *hooks, "test"):
 
             def watch(self, *args, name=name, **kwargs):
                 events.append((name, *args, *kwargs.values()))
@@ -198,12 +172,8 @@ class TestMinimalPlugin:
         assert same(weights_of(trainer), checkpoint["state_dict"].values())
         out = capsys.readouterr().out.splitlines()
         end = out.index("Finish training")
-        assert out[end : end + 4] == [
-            "Finish training",
-            "Deploy the last-epoch model",
-            "Evaluate on the *test* set",
-            "=> result",
-        ]
+        lines = ["Finish training", "Deploy the last-epoch model", "Evaluate on the *test* set", "=> result"]
+        assert out[end : end + 4] == lines
         assert re.fullmatch(r"Elapsed: \d+:\d\d:\d\d", out[-1])
         accuracy = float(re.fullmatch(r"\* accuracy: ([\d.]+)%", out[end + 6])[1])
         assert accuracy == pytest.approx(trainer.test(), abs=0.005) and accuracy > 60
@@ -593,16 +563,8 @@ class TestSimpleParts:
         trainer.train()
         assert trainer.get_current_lr() == pytest.approx(cfg.OPTIM.LR)
         torch.save(trainer.model.state_dict(), tmp_path / "init.pth")
-        again = build_trainer(
-            make_cfg(
-                "TRAINER.NAME",
-                "Vanilla",
-                "MODEL.BACKBONE.NAME",
-                "flat",
-                "MODEL.INIT_WEIGHTS",
-                str(tmp_path / "init.pth"),
-            )
-        )
+        pairs = ("TRAINER.NAME", "Vanilla", "MODEL.BACKBONE.NAME", "flat")
+        again = build_trainer(make_cfg(*pairs, "MODEL.INIT_WEIGHTS", str(tmp_path / "init.pth")))
         assert same(weights_of(trainer), weights_of(again))
 
     def test_default_batch_has_the_domain(self, make_cfg):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dassl.evaluation import Classification, EvaluatorBase, build_evaluator
+from dassl.evaluation import Classification, build_evaluator
 from dassl.metrics import compute_accuracy, compute_distance_matrix
 
 NAMES = {0: "cat", 1: "dog", 2: "emu", 3: "fox"}
@@ -100,13 +100,6 @@ def test_confusion_matrix_is_a_tensor_on_disk(make_cfg, scores):
 def test_empty_test_set_is_named(make_cfg):
     with pytest.raises(ValueError, match="no sample"):
         Classification(make_cfg()).evaluate()
-
-
-def test_base_class_is_abstract(make_cfg):
-    evaluator = EvaluatorBase(make_cfg())
-    for call in (evaluator.reset, evaluator.evaluate, lambda: evaluator.process(None, None)):
-        with pytest.raises(NotImplementedError):
-            call()
 
 
 def test_accuracy_counts_the_k_largest(scores):

@@ -3,8 +3,7 @@
 - prompt learning: a frozen model with one registered learner, class-dependent buffers that its own `load_model` drops,
   the schedule stepped in the last batch, batches of two, a loss scaler, and a main program with flags;
 - a trainer with its own `train`, `run_epoch`, `after_epoch`, `save_model` and `test`;
-- an adapter on features, a `SimpleTrainer` with its own loaders and reassigned transforms;
-- semi-supervised learning with weak and strong views.
+- an adapter on features, a `SimpleTrainer` with its own loaders and reassigned transforms.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import io
 import os
 import random
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -26,8 +24,8 @@ from yacs.config import CfgNode as CN
 
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
-from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerX, TrainerXU, build_trainer
+from dassl.data.transforms import INTERPOLATION_MODES
+from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerX, build_trainer
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
@@ -268,16 +266,8 @@ def extend_cfg(cfg):
 def plugin_main(argv: list[str]):
     """The main program of a prompt-learning plugin."""
     parser = argparse.ArgumentParser()
-    for flag in (
-        "--root",
-        "--output-dir",
-        "--resume",
-        "--config-file",
-        "--dataset-config-file",
-        "--trainer",
-        "--model-dir",
-    ):
-        parser.add_argument(flag, type=str, default="")
+    for flag in ("root", "output-dir", "resume", "config-file", "dataset-config-file", "trainer", "model-dir"):
+        parser.add_argument(f"--{flag}", type=str, default="")
     parser.add_argument("--seed", type=int, default=-1)
     parser.add_argument("--source-domains", type=str, nargs="+")
     parser.add_argument("--eval-only", action="store_true")
@@ -322,12 +312,8 @@ class TestMainProgram:
 
         def run(output: str, *more: str):
             monkeypatch.setattr(sys, "stdout", io.StringIO())
-            files = [
-                "--dataset-config-file",
-                str(tmp_path / "data.yaml"),
-                "--config-file",
-                str(tmp_path / "method.yaml"),
-            ]
+            data, method = str(tmp_path / "data.yaml"), str(tmp_path / "method.yaml")
+            files = ["--dataset-config-file", data, "--config-file", method]
             flags = ["--root", str(image_root), "--trainer", "Prompts", "--output-dir", str(tmp_path / output)]
             trainer = plugin_main([*files, *flags, *more])
             sys.stdout.close()
@@ -473,13 +459,8 @@ def test_trainer_with_its_own_loop(make_cfg):
 
 def preprocess(size: int) -> Compose:
     """A plugin's own transform for the extraction of features."""
-    return Compose(
-        [
-            Resize((size, size), interpolation=INTERPOLATION_MODES["bicubic"]),
-            ToTensor(),
-            Normalize((0.5,) * 3, (0.5,) * 3),
-        ]
-    )
+    resize = Resize((size, size), interpolation=INTERPOLATION_MODES["bicubic"])
+    return Compose([resize, ToTensor(), Normalize((0.5,) * 3, (0.5,) * 3)])
 
 
 @TRAINER_REGISTRY.register(force=True)
@@ -551,61 +532,6 @@ def test_feature_adapter(make_cfg):
     again = build_trainer(make_cfg(*settings, "OUTPUT_DIR", trainer.output_dir + "2"))
     again.train()
     assert torch.equal(again.features_train, trainer.features_train)
-
-
-@TRAINER_REGISTRY.register(force=True)
-class WeakStrong(TrainerXU):
-    """Shaped like FixMatch: weak and strong views, pseudo labels, its own loaders without all attributes."""
-
-    def check_cfg(self, cfg):
-        assert len(cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS) > 0
-
-    def build_data_loader(self):
-        cfg = self.cfg
-        strong = build_transform(cfg, is_train=True, choices=cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS)
-        self.dm = DataManager(cfg, custom_tfm_train=[build_transform(cfg, is_train=True), strong])
-        self.train_loader_x = self.dm.train_loader_x
-        self.train_loader_u = self.dm.train_loader_u
-        self.val_loader = self.dm.val_loader
-        self.test_loader = self.dm.test_loader
-        self.num_classes = self.dm.num_classes
-
-    def build_model(self):
-        self.model = nn.Sequential(OrderedDict(flat=nn.Flatten(), linear=nn.Linear(192, self.num_classes)))
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model("model", self.model, self.optim, self.sched)
-
-    def forward_backward(self, batch_x, batch_u):
-        x, x2, label_x, u, u2, label_u = self.parse_batch_train(batch_x, batch_u)
-        with torch.no_grad():
-            confidence, pseudo = F.softmax(self.model(torch.cat([x, u])), 1).max(1)
-        mask = (confidence >= self.cfg.TRAINER.FIXMATCH.CONF_THRE).float()
-        loss_x = F.cross_entropy(self.model(x), label_x)
-        loss_u = (F.cross_entropy(self.model(torch.cat([x2, u2])), pseudo, reduction="none") * mask).mean()
-        self.model_backward_and_update(loss_x + loss_u * self.cfg.TRAINER.FIXMATCH.WEIGHT_U)
-        if (self.batch_idx + 1) == self.num_batches:
-            self.update_lr()
-        hits = (pseudo[len(x) :] == label_u).float().mean().item()
-        return {"loss_x": loss_x.item(), "loss_u": loss_u.item(), "acc_u": 100 * hits}
-
-    def parse_batch_train(self, batch_x, batch_u):
-        parts = (batch_x["img"], batch_x["img2"], batch_x["label"], batch_u["img"], batch_u["img2"], batch_u["label"])
-        return tuple(part.to(self.device) for part in parts)
-
-
-def test_weak_and_strong_views(make_cfg, capsys):
-    cfg = make_cfg("TRAINER.NAME", "WeakStrong", "DATASET.NAME", "ToyUnlabelled", "TRAINER.FIXMATCH.CONF_THRE", 0.4)
-    with pytest.raises(AssertionError):
-        build_trainer(cfg)
-    cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS = ("random_flip", "randaugment_fixmatch", "cutout", "normalize")
-    trainer = build_trainer(cfg)
-    batch = next(iter(trainer.train_loader_x))
-    assert batch["img"].shape == batch["img2"].shape and not torch.equal(batch["img"], batch["img2"])
-    trainer.train()
-    out = capsys.readouterr().out
-    assert "* Using custom transform for training" in out
-    assert "loss_x" in out and "loss_u" in out and "acc_u" in out and "=> result" in out
 
 
 def test_features_in_loops_over_a_bare_wrapper(make_cfg, tmp_path):

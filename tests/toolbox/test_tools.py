@@ -44,16 +44,8 @@ def test_training_and_evaluation(train, tmp_path):
     log = (tmp_path / "a" / "log.txt").read_text().splitlines()
     assert log == lines[1:]
     assert log[0] == "** Arguments **" and "+ random flip" in log and "Finish training" in log
-    evaluated = train(
-        tmp_path / "b",
-        "--transforms",
-        "normalize",
-        "--eval-only",
-        "--model-dir",
-        str(tmp_path / "a"),
-        "--load-epoch",
-        "1",
-    )
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "a"), "--load-epoch", "1")
+    evaluated = train(tmp_path / "b", "--transforms", "normalize", *flags)
     assert not any(line.startswith("Setting fixed seed") for line in evaluated)
     block = lines[lines.index("=> result") :][:6]
     assert evaluated[evaluated.index("=> result") :][:6] == block
