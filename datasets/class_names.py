@@ -61,17 +61,10 @@ def without_counters(names: Sequence[str]) -> dict[str, str]:
 
 
 def classes_of_folders(found: Mapping[str, Sequence[str]], dataset: str) -> Spec:
-    """The classes of a user's class folders, in label order, without domains.
+    """The classes of a user's class folders by parent folder, in label order, without domains.
 
     Folders of several parents whose names are spellings of one name, with or without a counter, are one class, called
-    by the first spelling; an info line names them.
-
-    Args:
-        found: parent folder -> names of its class folders.
-        dataset: registry name.
-
-    Raises:
-        UserError: if two folders of one parent are one class.
+    by the first spelling; an info line names them. Two folders of one parent that are one class are refused.
     """
     spellings: dict[str, dict[str, str]] = {}
     for parent, folders in found.items():
@@ -93,11 +86,7 @@ def classes_of_folders(found: Mapping[str, Sequence[str]], dataset: str) -> Spec
 
 
 def class_file(cfg, folders: Iterable[Path] = ()) -> Path | None:
-    """The file that DATASET.CLASSNAMES names, or `classnames.txt` in one of some folders.
-
-    Args:
-        cfg: the config.
-        folders: where a file may lie that is not asked for.
+    """The file that DATASET.CLASSNAMES names, or the `classnames.txt` in one of some folders.
 
     Raises:
         MissingFileError: if the file that is asked for is not there.
@@ -119,11 +108,7 @@ def class_file(cfg, folders: Iterable[Path] = ()) -> Path | None:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file of class names, without empty ones.
-
-    Raises:
-        UserError: if there are none.
-    """
+    """The lines of a file of class names, without empty ones; a UserError if there are none."""
     lines = [line.strip(" \r\n") for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty; it holds the class names, one a line")
@@ -141,15 +126,7 @@ def with_file(spec: Spec, path: Path | None) -> Spec:
 
 
 def read_names(path: Path, spec: Spec) -> list[str]:
-    """Class names by label, of a file.
-
-    Args:
-        path: the file.
-        spec: the classes.
-
-    Raises:
-        UserError: if a class has no name or two, or a line is of no class; says which.
-    """
+    """Class names by label, of a file; refuses one in which a class has no name or two, or a line is of no class."""
     lines, labels = lines_of(path), spec.class_keys()
     folders = list(spec.folder_names)
     numbers = {folder for folder in folders if folder.isdecimal()}
@@ -163,8 +140,7 @@ def read_names(path: Path, spec: Spec) -> list[str]:
     codes = [len(pair) == 2 and bool(WNID.fullmatch(pair[0]) or pair[0] in numbers) for pair in pairs]
     if not tabs and not all(codes):
         return plain_names(path, [line.strip() for line in lines], spec)
-    names: dict[int, str] = {}
-    shipped = imagenet_names()
+    names, shipped = {}, imagenet_names()
     for folder, name in ((folder.strip(), name.strip()) for folder, name in pairs):
         label = labels.get(name_key(folder))
         if label is None:
@@ -174,18 +150,18 @@ def read_names(path: Path, spec: Spec) -> list[str]:
         if label in names:
             raise UserError(f'{path} names the class folder "{folder}" twice: "{names[label]}" and "{name}"')
         names[label] = name
-    missing = [folder for label, folder in enumerate(folders) if label not in names]
-    if missing:
-        raise UserError(f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away")
+    refuse_missing(path, [folder for label, folder in enumerate(folders) if label not in names])
     return [names[label] for label in range(len(folders))]
 
 
-def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
-    """Plain names as the file has them, if they stand in label order.
+def refuse_missing(path: Path, folders: Sequence[str]) -> None:
+    """Refuse a file that does not name some class folders, if there are any."""
+    if folders:
+        raise UserError(f"{path} does not name the class folders {listed(folders)}; add them, or move the folders away")
 
-    Raises:
-        UserError: if they are too few or too many, or name a class of another place.
-    """
+
+def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
+    """Plain names as the file has them, if they stand in label order."""
     folders = list(spec.folder_names)
     places: dict[str, set[int]] = {}
     for label, (name, folder) in enumerate(zip(spec.classes, spec.folder_names)):
@@ -210,14 +186,8 @@ def plain_names(path: Path, names: list[str], spec: Spec) -> list[str]:
             "Names that are not the folders' are written as folder<TAB>name"
         )
     named = {label for name in seen for label in places.get(name, ())}
-    missing = [
-        spelling
-        for label, (name, folder) in enumerate(zip(spec.classes, spec.folder_names))
-        for spelling in (folder, *spec.class_folders.get(name, ()))
-        if label not in named
-    ]
-    if missing:
-        raise UserError(f"{path} does not name the class folders {listed(missing)}; add them, or move the folders away")
+    pairs = [pair for label, pair in enumerate(zip(spec.classes, folders)) if label not in named]
+    refuse_missing(path, [spelling for name, own in pairs for spelling in (own, *spec.class_folders.get(name, ()))])
     raise UserError(
         f'{path}: name {wrong[0] + 1} is "{names[wrong[0]]}", expected "{spec.classes[wrong[0]]}": the labels of '
         f"{spec.name} have a fixed order; write the names in it, or folder<TAB>name"
@@ -233,22 +203,34 @@ def imagenet_names() -> dict[str, str]:
 def prompt_names(spec: Spec, path: Path | None, root: str) -> tuple[list[str], str]:
     """The name of each class as prompts say it, and a note on where names come from that are not the data set's own.
 
-    Args:
-        spec: the classes.
-        path: a file of names, or None.
-        root: DATASET.ROOT, for errors.
-
-    Raises:
-        UserError: if the file does not fit, or two classes have one prompt.
+    A file of names that does not fit is refused, and so are two classes with one prompt; `root` is for the errors.
     """
-    names, notes = list(spec.classes), []
+    names, notes, unsaid = list(spec.classes), [], "so that prompts such as"
     if path is not None:
         names, notes = read_names(path, spec), [f"class names of {path}"]
-    elif spec.said:
-        names, notes = names_of_folders(spec)
+    elif spec.said:  # wnids by the published list, and counters left out
+        shipped, wnids = imagenet_names(), [name for name in spec.classes if WNID.fullmatch(name)]
+        if unknown := [name for name in wnids if name not in shipped]:
+            logger.warning(
+                "%s: %d class folders are wnids that ImageNet's list of 1000 classes does not name (%s), %s "
+                '"a photo of a %s." say nothing: give names by %s beside the class folders (folder<TAB>name) or by '
+                "%s FILE",
+                *(spec.name, len(unknown), listed(unknown, 4), unsaid, unknown[0], CLASS_FILE, OPTION),
+            )
+        if len(wnids) > len(unknown):
+            notes.append(f"class names of ImageNet's published list for {len(wnids) - len(unknown)} wnids")
+        if any(name != said for name, said in spec.said.items()):
+            notes.append("class names without the counter before them")
+        names = [shipped.get(name) or spec.said[name] for name in spec.classes]
     check_prompts(names, spec, f"{spec.name}{f' in {root}' if root else ''}")
-    if path is not None or spec.said:
-        warn_of_numbers(names, spec)
+    numbers = [name for name in names if NUMBER.fullmatch(name.casefold())]
+    if numbers and (path is not None or spec.said):
+        logger.warning(
+            '%s: %d of %d class names are bare numbers (%s), %s "a photo of a %s." say nothing: give names by %s '
+            "beside the class folders (a name for each class, in the order of the numbers, or folder<TAB>name) or by "
+            "%s FILE",
+            *(spec.name, len(numbers), len(names), listed(numbers, 4), unsaid, numbers[0], CLASS_FILE, OPTION),
+        )
     note = ", ".join(notes)
     if note:
         changed = [f"{old} = {new}" for old, new in zip(spec.folder_names, names) if old != new]
@@ -256,56 +238,19 @@ def prompt_names(spec: Spec, path: Path | None, root: str) -> tuple[list[str], s
     return names, note
 
 
-def names_of_folders(spec: Spec) -> tuple[list[str], list[str]]:
-    """Class names of a user's folders, wnids by the published list and counters left out; and notes on both."""
-    shipped, notes = imagenet_names(), []
-    wnids = [name for name in spec.classes if WNID.fullmatch(name)]
-    if unknown := [name for name in wnids if name not in shipped]:
-        logger.warning(
-            "%s: %d class folders are wnids that ImageNet's list of 1000 classes does not name (%s), so that prompts "
-            'such as "a photo of a %s." say nothing: give names by %s beside the class folders (folder<TAB>name) or by '
-            "%s FILE",
-            *(spec.name, len(unknown), listed(unknown, 4), unknown[0], CLASS_FILE, OPTION),
-        )
-    if len(wnids) > len(unknown):
-        notes.append(f"class names of ImageNet's published list for {len(wnids) - len(unknown)} wnids")
-    if any(name != said for name, said in spec.said.items()):
-        notes.append("class names without the counter before them")
-    return [shipped.get(name) or spec.said[name] for name in spec.classes], notes
-
-
 def check_prompts(names: Sequence[str], spec: Spec, where: str) -> None:
-    """Refuse two classes with one prompt; two of ImageNet's own names occur twice in its published list.
-
-    Raises:
-        UserError: naming both.
-    """
-    shipped, seen = None, {}
+    """Refuse two classes with one prompt; two of ImageNet's own names occur twice in its published list."""
+    folders, shipped, seen = spec.folder_names, None, {}
     for label, name in enumerate(names):
         other = seen.setdefault(prompt_key(name), label)
         if other == label:
             continue
         shipped = imagenet_names() if shipped is None else shipped
-        published = [prompt_key(shipped.get(spec.folder_names[place], str(place))) for place in (other, label)]
-        if published[0] == published[1]:
-            continue
-        folders = " and ".join(f'"{spec.folder_names[place]}"' for place in (other, label))
-        raise UserError(
-            f'{where}: the classes {folders} have one prompt, by the names "{names[other]}" and "{name}": give '
-            "them different names, or make them one class"
-        )
-    empty = [spec.folder_names[label] for label, name in enumerate(names) if not prompt_key(name)]
+        if prompt_key(shipped.get(folders[other], str(other))) != prompt_key(shipped.get(folders[label], str(label))):
+            raise UserError(
+                f'{where}: the classes "{folders[other]}" and "{folders[label]}" have one prompt, by the names '
+                f'"{names[other]}" and "{name}": give them different names, or make them one class'
+            )
+    empty = [folders[label] for label, name in enumerate(names) if not prompt_key(name)]
     if empty:
         raise UserError(f"{where}: the classes {listed(empty)} have no name that a prompt could say")
-
-
-def warn_of_numbers(names: Sequence[str], spec: Spec) -> None:
-    """Warn of class names that are numbers, of which CLIP knows nothing."""
-    numbers = [name for name in names if NUMBER.fullmatch(name.casefold())]
-    if numbers:
-        logger.warning(
-            '%s: %d of %d class names are bare numbers (%s), so that prompts such as "a photo of a %s." say nothing: '
-            "give names by %s beside the class folders (a name for each class, in the order of the numbers, or "
-            "folder<TAB>name) or by %s FILE",
-            *(spec.name, len(numbers), len(names), listed(numbers, 4), numbers[0], CLASS_FILE, OPTION),
-        )

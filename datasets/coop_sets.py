@@ -18,92 +18,63 @@ AIRCRAFT_LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}
 
 @register
 class Caltech101(SplitFileDataset):
-    """100 kinds of things, 8,242 images: Fei-Fei, Fergus, Perona, CVPR Workshops 2004.
-
-    `BACKGROUND_Google` and `Faces_easy` are left out; labels follow the case-sensitive order of the folders, so that
-    face is 0 and airplane 4.
-    """
+    """100 kinds of things, 8,242 images, face 0 and airplane 4: Fei-Fei, Fergus, Perona, CVPR Workshops 2004."""
 
     file = "caltech101"
 
 
 @register
 class OxfordPets(SplitFileDataset):
-    """37 breeds of cats and dogs, 7,349 images: Parkhi, Vedaldi, Zisserman, Jawahar, CVPR 2012.
-
-    A few files called .jpg are GIFs; PIL reads them.
-    """
+    """37 breeds of cats and dogs, 7,349 images: Parkhi, Vedaldi, Zisserman, Jawahar, CVPR 2012."""
 
     file = "oxford_pets"
 
 
 @register
 class StanfordCars(SplitFileDataset):
-    """196 models of cars, 16,185 images: Krause, Stark, Deng, Fei-Fei, ICCV Workshops 2013.
-
-    Paths begin at the data set's folder (`cars_train/00001.jpg`); names begin with the year ("2012 Audi TTS Coupe").
-    """
+    """196 models of cars, 16,185 images: Krause, Stark, Deng, Fei-Fei, ICCV Workshops 2013."""
 
     file = "stanford_cars"
 
 
 @register
 class OxfordFlowers(SplitFileDataset):
-    """102 kinds of flowers, 8,189 images: Nilsback, Zisserman, ICVGIP 2008.
-
-    The split is CoOp's own, not that of `setid.mat`.
-    """
+    """102 kinds of flowers, 8,189 images, with CoOp's own split: Nilsback, Zisserman, ICVGIP 2008."""
 
     file = "oxford_flowers"
 
 
 @register
 class Food101(SplitFileDataset):
-    """101 dishes, 101,000 images: Bossard, Guillaumin, Van Gool, ECCV 2014.
-
-    The split is CoOp's own; cheese_plate is 16 and cheesecake 17, which other lists have the other way round.
-    """
+    """101 dishes, 101,000 images, with CoOp's own split: Bossard, Guillaumin, Van Gool, ECCV 2014."""
 
     file = "food101"
 
 
 @register
 class SUN397(SplitFileDataset):
-    """397 indoor and outdoor scenes, 39,700 listed images: Xiao, Hays, Ehinger, Oliva, Torralba, CVPR 2010.
-
-    Names are the folders from the inside out: `a/apartment_building/outdoor` is "outdoor apartment_building".
-    """
+    """397 scenes, 39,700 listed images, named from the inside out: Xiao, Hays, Ehinger, Oliva, Torralba, CVPR 2010."""
 
     file = "sun397"
 
 
 @register
 class DescribableTextures(SplitFileDataset):
-    """DTD, 47 textures, 5,640 images: Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi, CVPR 2014.
-
-    The split is CoOp's own, not one of the ten official ones.
-    """
+    """DTD, 47 textures, 5,640 images, with CoOp's own split: Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi, CVPR 2014."""
 
     file = "dtd"
 
 
 @register
 class EuroSAT(SplitFileDataset):
-    """10 kinds of land, 27,000 satellite images of 64x64 pixels: Helber, Bischke, Dengel, Borth, arXiv 1709.00029.
-
-    Names are CoOp's ("Annual Crop Land" for `AnnualCrop`).
-    """
+    """10 kinds of land, 27,000 satellite images: Helber, Bischke, Dengel, Borth, arXiv 1709.00029."""
 
     file = "eurosat"
 
 
 @register
 class UCF101(SplitFileDataset):
-    """101 actions of people, the middle frames of 13,320 videos: Soomro, Zamir, Shah, arXiv 1212.0402.
-
-    Labels are those of classInd.txt, which differ from sorted folders in two pairs; the folder of a class and the name
-    in its files may differ in letter case.
-    """
+    """101 actions of people, the middle frames of 13,320 videos: Soomro, Zamir, Shah, arXiv 1212.0402."""
 
     file = "ucf101"
 

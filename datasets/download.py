@@ -1,5 +1,6 @@
 """Fetching and unpacking published archives: resumes what was begun, checks sums, unpacks nothing unsafe."""
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -14,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
@@ -25,10 +26,10 @@ BLOCK = 1 << 20
 TIMEOUT = 60  # seconds without any answer
 PATIENCE, SLOWEST = 60, 60 * 1024  # seconds, and the bytes that must have come in them
 CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
-FILE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz", ".mat", ".json")
 SPECIAL = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz")
+FILE_ENDINGS = (*ARCHIVE_ENDINGS, ".mat", ".json")
 Report = Callable[[int, int], None]  # bytes there, bytes in all (0: not known)
 
 
@@ -38,19 +39,10 @@ def is_file(url: str) -> bool:
 
 
 def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, total: None) -> Path:
-    """Download a file; one that was begun is resumed, one that is there and whole is kept.
+    """Download a file into a folder; one that was begun is resumed, one that is there and whole is kept.
 
     The bytes go into `<name>.part`, with the server's mark of their version in `<name>.part.json`; the file gets its
     name when it is whole: by its checksum, or by the length that the server gives, or by its own format.
-
-    Args:
-        url: its address.
-        folder: where it is to lie.
-        md5: its published checksum; empty: none is known.
-        report: called with the progress.
-
-    Returns:
-        The file.
 
     Raises:
         UserError: if the server does not give the file, or gives another one.
@@ -83,26 +75,18 @@ def fetch(url: str, folder: Path, md5: str = "", report: Report = lambda there, 
 
 
 def download(url: str, part: Path, mark: Path, checked: bool, report: Report) -> int:
-    """Write to `part` what is missing of a file, or all of it if the server has another version by now.
+    """Write to `part` what is missing of a file, or all of it if the server has another one by now; its length, or 0.
 
-    Args:
-        url: its address.
-        part: what is there of it.
-        mark: the server's mark of the version that `part` is of.
-        checked: whether a checksum will tell if the pieces are of two versions.
-        report: called with the progress.
-
-    Returns:
-        Its length, 0 if the server does not say.
-
-    Raises:
-        OSError: the file did not come whole, or too slowly.
+    `mark` holds the server's mark of the version that `part` is of; `checked` says whether a checksum will tell if the
+    pieces are of two versions. An OSError says that the file did not come whole, or too slowly.
     """
-    there, known = part.stat().st_size if part.is_file() else 0, read_mark(mark)
+    there, known = part.stat().st_size if part.is_file() else 0, {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        known = {"version": str(found["version"]), "total": int(found["total"])}
     answer = None
     if there and (known.get("version") or checked):  # otherwise nothing says that the rest is of the same file
-        headers = {"Range": f"bytes={there}-", "If-Range": known.get("version", "")}
-        headers = {key: value for key, value in headers.items() if value}
+        headers = {"Range": f"bytes={there}-"} | ({"If-Range": known["version"]} if known.get("version") else {})
         try:
             answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
@@ -130,10 +114,16 @@ def download(url: str, part: Path, mark: Path, checked: bool, report: Report) ->
             version = answer.headers.get("Last-Modified") or ""
         mark.write_text(json.dumps({"version": version, "total": total}), encoding="utf-8")
         with open(part, "ab" if there else "wb") as file:
-            for block in blocks(answer):
+            begin, size = time.monotonic(), 0
+            while block := answer.read1(BLOCK):
                 file.write(block)
                 there += len(block)
+                size += len(block)
                 report(there, total)
+                if time.monotonic() - begin > PATIENCE:
+                    if size < SLOWEST:
+                        raise OSError(f"the server sent {size:,} bytes in {PATIENCE} seconds")
+                    begin, size = time.monotonic(), 0
     if total and there != total:
         raise OSError(f"the connection ended after {there:,} of {total:,} bytes")
     return total
@@ -142,41 +132,13 @@ def download(url: str, part: Path, mark: Path, checked: bool, report: Report) ->
 def ranges(headers: Message) -> tuple[int, int]:
     """First byte of a part of a file, and the file's length, by Content-Range; -1 and 0 where it does not say."""
     found = CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "")
-    start, total = (found["start"], found["total"]) if found else (None, "*")
-    return -1 if start is None else int(start), 0 if total == "*" else int(total)
-
-
-def blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What a server sends, as it comes.
-
-    Raises:
-        OSError: it sends less than `SLOWEST` bytes in `PATIENCE` seconds.
-    """
-    begin, size = time.monotonic(), 0
-    while block := answer.read1(BLOCK):
-        yield block
-        size += len(block)
-        if time.monotonic() - begin > PATIENCE:
-            if size < SLOWEST:
-                raise OSError(f"the server sent {size:,} bytes in {PATIENCE} seconds")
-            begin, size = time.monotonic(), 0
-
-
-def read_mark(mark: Path) -> dict:
-    """The version and the length of what was begun; empty if they are not known."""
-    try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        return {"version": str(found["version"]), "total": int(found["total"])}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
+    if found is None:
+        return -1, 0
+    return -1 if found["start"] is None else int(found["start"]), 0 if found["total"] == "*" else int(found["total"])
 
 
 def check_format(path: Path, name: str) -> None:
-    """Refuse a file that may have been cut, where neither a checksum nor a length tells: one without its end.
-
-    Raises:
-        UserError: it is cut, or its format does not tell.
-    """
+    """Refuse a file that may have been cut, where neither a checksum nor a length tells: one without its end."""
     try:
         if name.endswith(".zip"):
             zipfile.ZipFile(path).close()  # its list of members is the end of the file
@@ -197,11 +159,7 @@ def check_format(path: Path, name: str) -> None:
 
 
 def check_sum(path: Path, md5: str) -> None:
-    """Compare a file with its published checksum.
-
-    Raises:
-        UserError: if it has another one.
-    """
+    """Refuse a file that has another checksum than the published one, if one is known."""
     if not md5:
         return
     found = hashlib.md5(usedforsecurity=False)
@@ -220,13 +178,22 @@ def unpack(archive: Path, folder: Path) -> None:
             if there is no space for all, or if the archive cannot be read; of the first four nothing is written.
     """
     try:
-        for path, write in members(archive, folder):
-            if write is None:
-                (folder / path).mkdir(parents=True, exist_ok=True)
-            else:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                with open(folder / path, "wb") as file:
-                    write(file)
+        if archive.name.endswith(".zip"):
+            with zipfile.ZipFile(archive) as file:
+                entries = file.infolist()
+                plain = [stat.S_IFMT(entry.external_attr >> 16) not in SPECIAL for entry in entries]
+                check_members(
+                    archive, folder, [entry.filename for entry in entries], plain, [e.file_size for e in entries]
+                )
+                file.extractall(folder)
+        else:
+            with tarfile.open(archive) as file:
+                entries = file.getmembers()
+                plain = [entry.isfile() or entry.isdir() for entry in entries]
+                check_members(
+                    archive, folder, [entry.name for entry in entries], plain, [entry.size for entry in entries]
+                )
+                file.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     except RefusedArchive:
         raise
     except Exception as error:  # damaged archives make their readers raise almost anything
@@ -237,54 +204,17 @@ class RefusedArchive(UserError):
     """An archive that is not unpacked; the sentence names the member that is the reason."""
 
 
-def members(archive: Path, folder: Path) -> Iterator[tuple[PurePosixPath, Callable | None]]:
-    """Paths of an archive's members, and what writes each of them; None for a folder."""
-    if archive.name.endswith(".zip"):
-        with zipfile.ZipFile(archive) as file:
-            entries = file.infolist()
-            for entry in entries:
-                check_member(archive, entry.filename, stat.S_IFMT(entry.external_attr >> 16) not in SPECIAL)
-            check_together(archive, folder, {entry.filename: entry.file_size for entry in entries})
-            for entry in entries:
-                yield PurePosixPath(entry.filename), None if entry.is_dir() else zip_writer(file, entry)
-    else:
-        with tarfile.open(archive) as file:
-            entries = file.getmembers()
-            for entry in entries:
-                check_member(archive, entry.name, entry.isfile() or entry.isdir())
-            check_together(archive, folder, {entry.name: entry.size for entry in entries})
-            for entry in entries:
-                yield PurePosixPath(entry.name), None if entry.isdir() else tar_writer(file, entry)
-
-
-def check_member(archive: Path, name: str, plain: bool) -> None:
-    """Refuse a member that is no plain file or folder below the place where the archive is unpacked.
-
-    Raises:
-        UserError: naming it.
-    """
-    parts = name.replace("\\", "/").split("/")
-    if not plain:
-        raise RefusedArchive(f"{archive} is refused: its member {name!r} is no plain file or folder")
-    if not name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-        raise RefusedArchive(f"{archive} is refused: its member {name!r} would leave the folder")
-    if CONTROL.search(name):
-        raise RefusedArchive(f"{archive} is refused: the name of its member {name!r} holds control characters")
-
-
-def check_together(archive: Path, folder: Path, sizes: Mapping[str, int]) -> None:
-    """Refuse members that do not go together, or for which there is no space.
-
-    Args:
-        archive: the archive.
-        folder: where it is to be unpacked.
-        sizes: bytes of each member, by name.
-
-    Raises:
-        UserError: if names differ in letter case alone, or the members have more bytes than the disk has left.
-    """
+def check_members(archive: Path, folder: Path, names: list[str], plain: list[bool], sizes: list[int]) -> None:
+    """Refuse members that are no plain files below the folder, that do not go together, or that are too large."""
     seen: dict[str, str] = {}
-    for name in sizes:
+    for name, is_plain in zip(names, plain):
+        parts = name.replace("\\", "/").split("/")
+        if not is_plain:
+            raise RefusedArchive(f"{archive} is refused: its member {name!r} is no plain file or folder")
+        if not name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+            raise RefusedArchive(f"{archive} is refused: its member {name!r} would leave the folder")
+        if CONTROL.search(name):
+            raise RefusedArchive(f"{archive} is refused: the name of its member {name!r} holds control characters")
         other = seen.setdefault(name.rstrip("/").casefold(), name)
         if other.rstrip("/") != name.rstrip("/"):
             raise RefusedArchive(
@@ -292,29 +222,9 @@ def check_together(archive: Path, folder: Path, sizes: Mapping[str, int]) -> Non
                 "would replace the other on some disks"
             )
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    size, free = sum(sizes.values()), shutil.disk_usage(place).free
+    size, free = sum(sizes), shutil.disk_usage(place).free
     if size > free:
         raise RefusedArchive(
             f"{archive} is refused: it unpacks to {size:,} bytes, and {place} has {free:,} left; free disk space, or "
             "name another folder"
         )
-
-
-def zip_writer(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable:
-    """What copies a member of a zip file to an open file."""
-
-    def write(target) -> None:
-        with file.open(entry) as source:
-            shutil.copyfileobj(source, target, BLOCK)
-
-    return write
-
-
-def tar_writer(file: tarfile.TarFile, entry: tarfile.TarInfo) -> Callable:
-    """What copies a member of a tar file to an open file."""
-
-    def write(target) -> None:
-        with file.extractfile(entry) as source:
-            shutil.copyfileobj(source, target, BLOCK)
-
-    return write

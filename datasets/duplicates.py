@@ -40,40 +40,24 @@ def real_paths(images: Iterable[ImageFile]) -> Iterator[str]:
         yield path
 
 
-def once(images: Sequence[ImageFile]) -> list[ImageFile]:
-    """Images of one pool, each file once: before a hold-out would draw one file into both of its parts.
-
-    Raises:
-        UserError: if one file has two classes.
-    """
-    return count_once({"": {"": list(images)}}, [""])[""][""]
-
-
 def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) -> Parts:
     """Images by pool and part, each file once; a warning counts those that are left out.
 
-    Args:
-        parts: pool -> part -> images.
-        sources: pools that train; the others are only tested, with all the parts that they are tested with.
-        names: class names in label order, for the error.
-
-    Raises:
-        UserError: if a file has two classes, or if what is trained on would be validated on or tested.
+    A file with two classes is refused, and one that is trained on and would be validated on or tested. `sources` are
+    the pools that train; the others are only tested, with all their parts. `names` are the class names, for the error.
     """
-    paths = [image.path for lists in parts.values() for images in lists.values() for image in images]
+    every = [(pool, part, image) for pool, lists in parts.items() for part, images in lists.items() for image in images]
+    paths = [image.path for *_, image in every]
     folders = {path[: path.rfind(os.sep)] for path in paths}
     apart = len({os.path.realpath(folder) for folder in folders}) == len(folders)
     if len(set(paths)) == len(paths) and apart and not any(map(holds_links, folders)):
         return parts
-    real = list(real_paths(image for lists in parts.values() for images in lists.values() for image in images))
+    real = list(real_paths(image for *_, image in every))
     if len(set(real)) == len(real):
         return parts
-    every = [(pool, part, image) for pool, lists in parts.items() for part, images in lists.items() for image in images]
     first: dict[str, tuple[str, str, ImageFile]] = {}
     kept: Parts = {pool: {part: [] for part in lists} for pool, lists in parts.items()}
-    classes: list[str] = []
-    leaks: list[str] = []
-    twice: list[str] = []
+    classes, leaks, twice = [], [], []
     for path, entry in zip(real, every):
         (pool, part, image), (other_pool, other_part, other) = entry, first.setdefault(path, entry)
         if other is image:

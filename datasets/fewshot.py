@@ -15,11 +15,12 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import cache_dir, no_file, write_bytes_atomically
 
-from .duplicates import once
+from .duplicates import count_once
 from .folders import ImageFile
 from .options import choice
 from .spec import listed
@@ -51,11 +52,7 @@ def draw_shots(images: Sequence[ImageFile], shots: int, generator: random.Random
 
 
 def check_shots(images: Sequence[ImageFile], shots: int, classes: Sequence[str], name: str) -> None:
-    """Warn of classes that have fewer images than shots are asked for.
-
-    Raises:
-        UserError: if no class has that many.
-    """
+    """Warn of classes that have fewer images than shots are asked for; a UserError if all classes have."""
     sizes = {label: len(group) for label, group in by_label(images).items()}
     most = max(sizes.values(), default=0)
     if shots > most:
@@ -72,18 +69,14 @@ def check_shots(images: Sequence[ImageFile], shots: int, classes: Sequence[str],
 
 
 def hold_out(images: Sequence[ImageFile], seed: int, part: str) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Split images into 80 % and 20 % of each class, both in the order given.
+    """Split images of one domain into 80 % and 20 % of each class, both in the order given.
 
-    The draw of a class depends on the seed, the part's name, the label and the class's images, and on nothing else. A
-    fifth is rounded down, but two images or more give at least one; a single image stays in the first list.
-
-    Args:
-        images: the images of one domain.
-        seed: negative means `HOLDOUT_SEED`, since a hold-out that differs at each start would let tested images train.
-        part: name of what is split, such as the domain.
+    The draw of a class depends on the seed, the name of the `part`, the label and the class's images, and on nothing
+    else. A fifth is rounded down, but two images or more give at least one; a single image stays in the first list. A
+    negative seed means `HOLDOUT_SEED`, since a hold-out that differs at each start would let tested images train.
     """
-    seed, images = seed if seed >= 0 else HOLDOUT_SEED, once(images)
-    held = set()
+    seed, held = seed if seed >= 0 else HOLDOUT_SEED, set()
+    images = count_once({"": {"": list(images)}}, [""])[""][""]  # before one file would be drawn into both parts
     for label, group in by_label(images).items():
         count = max(1, len(group) // 5) if len(group) > 1 else 0
         held |= {image.key for image in random.Random(f"{seed}/{part}/{label}").sample(group, count)}
@@ -91,11 +84,7 @@ def hold_out(images: Sequence[ImageFile], seed: int, part: str) -> tuple[list[Im
 
 
 def subset_labels(number: int, subset: str) -> range:
-    """Labels of a class subset: all of them, the first half (rounded up) = base, or the rest = new.
-
-    Raises:
-        UserError: for another word, or if the half asked for is empty.
-    """
+    """Labels of a class subset: all of them, the first half (rounded up) = base, or the rest = new."""
     half = math.ceil(number / 2)
     ranges = {"all": range(number), "base": range(half), "new": range(half, number)}
     labels = ranges[choice("SUBSAMPLE_CLASSES", subset, SUBSETS)]
@@ -105,66 +94,45 @@ def subset_labels(number: int, subset: str) -> range:
 
 
 def write_selection(
-    dataset: str, facts: Mapping[str, object], train: Sequence[ImageFile], val: Sequence[ImageFile]
+    dataset: str, facts: Mapping[str, Any], train: Sequence[ImageFile], val: Sequence[ImageFile]
 ) -> Path | None:
     """Store a draw; the file's name tells shots and seed, and a hash tells draws from other images apart.
 
-    Args:
-        dataset: registry name.
-        facts: shots, seed, sources, targets and protocol of the draw.
-        train: images drawn for training.
-        val: images drawn for validation.
-
-    Returns:
-        The file, or None if there is no cache folder or it cannot be written to.
+    Returns the file, or None if there is no cache folder or it cannot be written to. `facts` are shots, seed, sources,
+    targets and protocol of the draw.
     """
-    lists = {"train": train, "val": val}
-    data = {"version": VERSION, "dataset": dataset, **facts}
-    data |= {part: [[image.key, image.label] for image in images] for part, images in lists.items()}
-    content = json.dumps(data, ensure_ascii=False, indent=0).encode("utf-8", "surrogateescape")
-    mark = _mark(content)
-    seed = facts["seed"]
-    name = f"{facts['shots']}shots-{f'seed{seed}' if isinstance(seed, int) and seed >= 0 else 'unseeded'}-{mark}.json"
-    folder = cache_dir()
+    folder, seed = cache_dir(), facts["seed"]
     if folder is None:
         return None
-    path = folder / "selections" / dataset / name
-    if path.is_file() and path.read_bytes() == content:
-        return path
+    data = {"version": VERSION, "dataset": dataset, **facts}
+    for part, images in (("train", train), ("val", val)):
+        data[part] = [[image.key, image.label] for image in images]
+    content = json.dumps(data, ensure_ascii=False, indent=0).encode("utf-8", "surrogateescape")
+    mark = hashlib.sha256(content).hexdigest()[:MARK]
+    path = folder / "selections" / dataset
+    path /= f"{facts['shots']}shots-{f'seed{seed}' if seed >= 0 else 'unseeded'}-{mark}.json"
     try:
-        write_bytes_atomically(path, content)
+        if not path.is_file() or path.read_bytes() != content:
+            write_bytes_atomically(path, content)
     except OSError as error:
         logger.info("%s: the selection is not stored, since %s cannot be written: %s", dataset, path, error)
         return None
     return path
 
 
-def _mark(content: bytes) -> str:
-    """The hash in the name of a file with this content."""
-    return hashlib.sha256(content).hexdigest()[:MARK]
-
-
 def read_selection(
     path: str, dataset: str, shots: int, train: Sequence[ImageFile], val: Sequence[ImageFile]
 ) -> tuple[list[ImageFile], list[ImageFile]]:
-    """The images of a stored selection.
-
-    Args:
-        path: DATASET.SELECTION.
-        dataset: registry name.
-        shots: DATASET.NUM_SHOTS.
-        train: images that training may draw from.
-        val: images that validation may draw from.
+    """The images of a stored selection, of those that training and validation may draw from.
 
     Raises:
-        MissingFileError: if there is no such file.
         UserError: if it is no selection of this data set and number of shots, or names images that may not be used.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise MissingFileError(f"DATASET.SELECTION: {no_file(file)}")
     named = NAME.fullmatch(file.name)
-    if named is not None and _mark(file.read_bytes()) != named[1]:
+    if named is not None and hashlib.sha256(file.read_bytes()).hexdigest()[:MARK] != named[1]:
         raise UserError(
             f"DATASET.SELECTION: the content of {file} is not the one that this program wrote under this name, which "
             "ends with its hash: draw again, or give a file that you have changed another name"

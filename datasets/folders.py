@@ -45,14 +45,7 @@ class ImageFile(NamedTuple):
     key: str
 
 
-class Listing(NamedTuple):
-    """Sorted names in a folder, and whether links are among them."""
-
-    folders: list[str]
-    files: list[str]
-    links: bool
-
-
+Listing = tuple[list[str], list[str], bool]  # sorted names of folders and of files, and whether links are among them
 _listings: ContextVar[dict[str, Listing] | None] = ContextVar("listings", default=None)
 
 
@@ -67,18 +60,14 @@ def listed_once() -> Iterator[None]:
 
 
 def list_folder(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
-    """Sorted names of the sub-folders and of the files of a folder, hidden ones left out.
-
-    Raises:
-        MissingFileError: if an image in it is no regular file, such as a pipe or a link to nothing.
-    """
-    listing = _listing(folder)
-    return list(listing.folders), list(listing.files)
+    """Sorted names of the sub-folders and files of a folder but for hidden ones; refuses images that are no files."""
+    folders, files, _ = _listing(folder)
+    return list(folders), list(files)
 
 
 def holds_links(folder: str | os.PathLike) -> bool:
     """Whether links are among the entries of a folder."""
-    return _listing(folder).links
+    return _listing(folder)[2]
 
 
 def _listing(folder: str | os.PathLike) -> Listing:
@@ -97,7 +86,7 @@ def _listing(folder: str | os.PathLike) -> Listing:
                 files.append(entry.name)
             elif is_image(entry.name):
                 raise MissingFileError(f"{no_file(entry.path)}; remove it, or put the image in its place")
-    listing = Listing(sorted(folders), sorted(files), links)
+    listing = sorted(folders), sorted(files), links
     if listings is not None:
         listings[path] = listing
     return listing
@@ -112,11 +101,7 @@ def listing_hash(images: Iterable[ImageFile]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a list file.
-
-    Raises:
-        UserError: if it is not UTF-8, or no regular file.
-    """
+    """The text of a list file; a UserError if it is not UTF-8, or no regular file."""
     check_regular(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -126,11 +111,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def readable_csv(path: Path) -> Iterator[None]:
-    """A context in which what Python's reader of csv refuses is said of the file.
-
-    Raises:
-        UserError: a cell is too long, or the file holds zero bytes (before Python 3.11).
-    """
+    """A context in which what Python's reader of csv refuses (cells too long, zero bytes) is said of the file."""
     try:
         yield
     except csv.Error as error:
@@ -140,23 +121,16 @@ def readable_csv(path: Path) -> Iterator[None]:
 def unpack_command(path: Path) -> str:
     """The command that unpacks an archive into its own folder."""
     name, file, folder = path.name.lower(), shlex.quote(str(path)), shlex.quote(str(path.parent))
-    if name.endswith(".zip"):
-        return f"unzip {file} -d {folder}"
     if ".tar" in name or name.endswith(".tgz"):
         return f"tar -xf {file} -C {folder}"
-    programs = {".7z": f"7z x {file} -o{folder}", ".rar": f"unrar x {file} {folder}/", ".gz": f"gunzip -k {file}"}
-    programs |= {".bz2": f"bunzip2 -k {file}", ".xz": f"unxz -k {file}"}
-    return programs[path.suffix.lower()]
+    programs = {".zip": f"unzip {file} -d {folder}", ".7z": f"7z x {file} -o{folder}"}
+    programs |= {".rar": f"unrar x {file} {folder}/", ".gz": f"gunzip -k {file}"}
+    return (programs | {".bz2": f"bunzip2 -k {file}", ".xz": f"unxz -k {file}"})[path.suffix.lower()]
 
 
 def is_image(name: str) -> bool:
     """Whether a file name has the ending of an image, in any letter case."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def is_unread(name: str) -> bool:
-    """Whether a file name has the ending of an image that is not read, in any letter case."""
-    return name.lower().endswith(UNREAD_IMAGES)
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
@@ -187,18 +161,13 @@ def check_read(folders: Mapping[Path, bool], option: str, dataset: str) -> None:
         folders: folder -> whether it matters if it is empty.
         option: DATASET.ON_UNREAD_CLASS, `error` or `skip`.
         dataset: registry name.
-
-    Raises:
-        UserError: for another option.
-        MissingFileError: naming the folders, and why none of their files is read.
     """
     if option not in ("error", "skip"):
         raise UserError(f'DATASET.ON_UNREAD_CLASS is "{option}"; it must be error or skip')
-    reasons = {folder: why_unread(folder) for folder in folders}
     texts = [
         f"{folder} ({reason})"
-        for folder, reason in reasons.items()
-        if reason and (folders[folder] or list_folder(folder) != ([], []))
+        for folder, matters in folders.items()
+        if (reason := why_unread(folder)) and (matters or list_folder(folder) != ([], []))
     ]
     if not texts:
         return
@@ -211,31 +180,16 @@ def check_read(folders: Mapping[Path, bool], option: str, dataset: str) -> None:
     logger.warning("%s, which is no class then (DATASET.ON_UNREAD_CLASS skip)", message)
 
 
-def match_domains(folder: Path, spec: Spec) -> dict[str, list[Path]]:
-    """Sub-folders that are named like a domain: canonical domain -> its folders (more than one if spellings clash)."""
-    keys, found = spec.domain_keys(letters=False), {}
-    for name in list_folder(folder)[0]:
-        domain = keys.get(name_key(name))
-        if domain is not None:
-            found.setdefault(domain, []).append(folder / name)
-    return found
-
-
 def open_root(root: str, name: str) -> Path:
-    """The folder DATASET.ROOT as a path.
-
-    Raises:
-        UserError: if it is empty.
-        MissingFileError: if there is no such folder.
-    """
+    """The folder DATASET.ROOT as a path; a UserError if it is empty or no folder."""
     if not root:
         raise UserError(f"DATASET.ROOT is empty: give the folder that holds {name} (--root)")
     path = Path(root).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        packed = path.is_file() and path.name.lower().endswith(ARCHIVES)
-        kind = f"an archive: unpack it ({unpack_command(path)}), and" if packed else f"{kind_of(path)}:"
-        raise MissingFileError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
     if not path.is_dir():
+        if path.exists():
+            packed = path.is_file() and path.name.lower().endswith(ARCHIVES)
+            kind = f"an archive: unpack it ({unpack_command(path)}), and" if packed else f"{kind_of(path)}:"
+            raise MissingFileError(f"DATASET.ROOT {path} is {kind} give the folder that holds {name}")
         parent = next(folder for folder in path.parents if folder.is_dir())
         raise MissingFileError(
             f"DATASET.ROOT {path} is not a folder; the part of it that exists is {parent}, "
@@ -262,13 +216,7 @@ def walk_folders(root: Path, depth: int) -> Iterator[Path]:
 def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[int, Path]:
     """Class folders inside a folder: label -> folder. Folders that are no class of the list get a warning.
 
-    Args:
-        folder: a domain's folder, or one part of it.
-        spec: the class list.
-        label_prefix: whether names may start with a number such as in `000_Alarm_Clock`, which is dropped.
-
-    Raises:
-        UserError: if two folders are the same class.
+    With `label_prefix` names may start with a number, such as in `000_Alarm_Clock`, which is dropped.
     """
     keys, found, extra = spec.class_keys(), {}, []
     folders, files = list_folder(folder)
@@ -291,11 +239,7 @@ def match_classes(folder: Path, spec: Spec, label_prefix: bool = False) -> dict[
 
 
 def check_classes(folder: Path, spec: Spec, found: Collection[int], empty: Sequence[Path] = ()) -> None:
-    """Raise if a class of the list has no folder, or a folder without images.
-
-    Raises:
-        MissingFileError: naming the folder, what was found and what is missing.
-    """
+    """Refuse a folder in which a class of the list has no folder, or one without images."""
     names = spec.folder_names
     missing = [names[label] for label in range(len(names)) if label not in found]
     if missing:
@@ -341,9 +285,6 @@ def read_classes(
         spec: class list and skip list.
         label_prefix: see `match_classes`.
         complete: whether every class must be there with at least one image.
-
-    Raises:
-        MissingFileError: if `complete` and a class is missing or empty.
     """
     found = match_classes(folder, spec, label_prefix)
     images, empty, unread = [], [], []
@@ -353,7 +294,7 @@ def read_classes(
             empty.append(found[label])
         files = list_folder(found[label])[1]
         if len(names) < len(files):
-            unread += [f"{found[label].name}/{file}" for file in files if is_unread(file)]
+            unread += [f"{found[label].name}/{file}" for file in files if file.lower().endswith(UNREAD_IMAGES)]
         home, key_home = f"{found[label]}{os.sep}", f"{prefix}/{spec.key_names[label]}/"
         images += [ImageFile(home + name, label, key_home + name) for name in names if key_home + name not in spec.skip]
     if complete:

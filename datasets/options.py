@@ -43,11 +43,7 @@ def wants_unlabelled(cfg) -> bool:
 
 
 def choice(option: str, value: str, known: Sequence[str]) -> str:
-    """The value of an option of the node DATASET, if it is one of those that are known.
-
-    Raises:
-        UserError: if it is not.
-    """
+    """The value of an option of the node DATASET; a UserError if it is none of those that are known."""
     if value not in known:
         hint = did_you_mean(value, known, cutoff=0.5)
         raise UserError(f'DATASET.{option} is "{value}"; it must be one of {", ".join(known)}.{hint}')
@@ -55,11 +51,7 @@ def choice(option: str, value: str, known: Sequence[str]) -> str:
 
 
 def check_protocol(name: str, dataset: str, known: Sequence[str]) -> str:
-    """The name of a protocol, if there is one of that name and the data set has it.
-
-    Raises:
-        UserError: if not.
-    """
+    """The name of a protocol; a UserError if there is none of that name, or the data set does not have it."""
     if choice("PROTOCOL", name, PROTOCOLS) not in known:
         raise UserError(
             f"DATASET.PROTOCOL {name} does not go with {dataset}, whose parts are fixed; it has {', '.join(known)}"

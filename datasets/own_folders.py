@@ -21,10 +21,10 @@ from .class_names import class_file, classes_of_folders, with_file
 from .folders import (
     PART_KEYS,
     PART_NAMES,
+    UNREAD_IMAGES,
     WRAPPERS,
     check_read,
     is_image,
-    is_unread,
     list_folder,
     open_root,
     read_classes,
@@ -69,7 +69,8 @@ class FolderDomains(ListedDataset):
         lost = unread_classes(folders)
         for name in list_folder(root)[0]:  # a domain of which no file is read is none
             inner = [root / name / other for other in list_folder(root / name)[0]] if name not in tree else []
-            lost |= {folder: False for folder in inner if any(map(is_unread, list_folder(folder)[1]))}
+            names = {folder: list_folder(folder)[1] for folder in inner}
+            lost |= {folder: False for folder in inner if any(f.lower().endswith(UNREAD_IMAGES) for f in names[folder])}
         check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderDomains")
         spec = classes_of_folders(classes, "FolderDomains")
         return replace(with_file(spec, class_file(cfg, [root, *folders])), domains=dict.fromkeys(tree, ()))

@@ -101,11 +101,7 @@ class Spec:
         }
 
     def resolve_domains(self, given: Sequence[str], option: str) -> list[str]:
-        """Canonical names of the domains that the config asks for, in the order given.
-
-        Raises:
-            UserError: if none is given, one is unknown, or one is named twice.
-        """
+        """Canonical names of the domains that the config asks for, in the order given, each known and named once."""
         if not given:
             raise UserError(f"{option} is empty: name at least one domain of {self.name} ({', '.join(self.domains)})")
         keys, resolved = self.domain_keys(), []
