@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 WHOLE = ""  # the one pool of a data set without domains
 Parts = dict[str, list[ImageFile]]  # part -> its images
-HELD_OUT_PARTS = {"train": "train (80 %)", "val": "hold-out (20 %)"}
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,15 @@ def every_image(parts: Mapping[str, Sequence[ImageFile]]) -> list[ImageFile]:
     return sorted((image for images in parts.values() for image in images), key=lambda image: (image.label, image.key))
 
 
-def split_again(layout: Layout, seed: int) -> Layout:
+def split_again(layout: Layout, seed: int, how: str = "; all parts together") -> Layout:
     """A layout whose images are split into 80 % and 20 % of each class, whatever parts it has."""
 
     def read(pool: str) -> Parts:
         train, val = hold_out(every_image(layout.read(pool)), seed, pool)
         return {"train": train, "val": val}
 
-    used = seed if seed >= 0 else HOLDOUT_SEED
-    text = f"{layout.text}; all parts together, a fifth of each class held out by seed {used}"
-    return Layout(text, read, HELD_OUT_PARTS, heldout=("train", "val"))
+    text = f"{layout.text}{how}, a fifth of each class held out by seed {seed if seed >= 0 else HOLDOUT_SEED}"
+    return Layout(text, read, {"train": "train (80 %)", "val": "hold-out (20 %)"}, heldout=("train", "val"))
 
 
 def register(cls: type) -> type:
@@ -127,8 +125,9 @@ class ListedDataset(DatasetBase):
     def __init__(self, cfg) -> None:
         with listed_once():
             pools = self.open(cfg)
-        train, val = self._training_lists(pools)
-        lists = {"train": train, "val": val, "test": self._test_list(pools)}
+        test = [image for name in self._targets for part in self._tested_parts(name) for image in pools[name][part]]
+        train, val = (test, []) if self.train_is_test else self._training_lists(pools)
+        lists = {"train": train, "val": val, "test": test}
         lists = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
         self._check_images(lists)
         self.listing = listing_hash(image for parts in pools.values() for images in parts.values() for image in images)
@@ -144,7 +143,14 @@ class ListedDataset(DatasetBase):
             )
         if self.replaces:
             logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
-        unlabelled = self._datums(self._unlabelled_list(pools), self._targets) if wants_unlabelled(cfg) else None
+        unlabelled = None
+        if wants_unlabelled(cfg):  # the training part of the targets, or else all that is tested
+            unlabelled = []
+            for name in self._targets:
+                tested = self._tested_parts(name)
+                parts = tested if "train" in tested or "train" not in self.layout.parts else ["train"]
+                unlabelled += [image for part in parts for image in pools[name][part] if image.label in self._labels]
+            unlabelled = self._datums(unlabelled, self._targets)
         with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
             warnings.simplefilter("ignore", UserWarning)
             super().__init__(
@@ -165,7 +171,15 @@ class ListedDataset(DatasetBase):
         self.seed = split_seed(cfg)
         self.selection = options.get("SELECTION", "")
         self.selection_file = None
-        self._check_options(options)
+        if options.get("SPLIT_FILE", "") and not self.reads_split_file:
+            raise UserError(
+                f"DATASET.SPLIT_FILE is {options.SPLIT_FILE}, but {self.spec.name} reads no split file: leave it empty"
+            )
+        if self.selection and not self.shots:
+            raise UserError(
+                f"DATASET.SELECTION is {self.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
+                f"{options.NUM_SHOTS}: give the number of its shots"
+            )
         self.subset = options.get("SUBSAMPLE_CLASSES", "all")
         self._labels = subset_labels(len(self.spec.classes), self.subset)
         self.names, self.names_note = prompt_names(self.spec, self.spec.names_file or class_file(cfg), options.ROOT)
@@ -194,12 +208,7 @@ class ListedDataset(DatasetBase):
         raise NotImplementedError
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
-        """Find the data set's folder and its layout; to be defined by a loader.
-
-        Args:
-            cfg: the config.
-            domains: canonical names of the domains that are needed; `[""]` for a data set without.
-        """
+        """Find the data set's folder and its layout; to be defined by a loader. `domains`: those needed, or `[""]`."""
         raise NotImplementedError
 
     def check_counts(self, pools: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
@@ -265,22 +274,8 @@ class ListedDataset(DatasetBase):
                 )
         self._sources, self._targets, self.source_domains, self.target_domains = [WHOLE], [WHOLE], [], []
 
-    def _check_options(self, options) -> None:
-        """Refuse options that would be without effect."""
-        if options.get("SPLIT_FILE", "") and not self.reads_split_file:
-            raise UserError(
-                f"DATASET.SPLIT_FILE is {options.SPLIT_FILE}, but {self.spec.name} reads no split file: leave it empty"
-            )
-        if self.selection and not self.shots:
-            raise UserError(
-                f"DATASET.SELECTION is {self.selection}, a few-shot selection, but DATASET.NUM_SHOTS is "
-                f"{options.NUM_SHOTS}: give the number of its shots"
-            )
-
     def _training_lists(self, pools: Mapping[str, Parts]) -> tuple[list[ImageFile], list[ImageFile]]:
         """Training and validation images of the sources, shots drawn."""
-        if self.train_is_test:
-            return self._test_list(pools), []
         cut, whole, train, val = self._cut_pools(), self._whole_pools(), [], []
         for name in self._sources:
             if name in whole:
@@ -330,33 +325,21 @@ class ListedDataset(DatasetBase):
             return self.layout.heldout
         return ("test",) if "test" in self.layout.parts else ("val",)
 
-    def _test_list(self, pools: Mapping[str, Parts]) -> list[ImageFile]:
-        """Test images of the targets."""
-        return [image for name in self._targets for part in self._tested_parts(name) for image in pools[name][part]]
-
-    def _unlabelled_list(self, pools: Mapping[str, Parts]) -> list[ImageFile]:
-        """Images of the targets that adaptation sees without labels: the training part, or else all that is tested."""
-        images = []
-        for name in self._targets:
-            tested = self._tested_parts(name)
-            for part in tested if "train" in tested or "train" not in self.layout.parts else ["train"]:
-                images += pools[name][part]
-        return [image for image in images if image.label in self._labels]
-
     def _check_images(self, lists: Mapping[str, Sequence[ImageFile]]) -> None:
         """Refuse to train or test on nothing, and name the classes without training image, which keep their labels."""
         for part, pools in (("train", self._sources), ("test", self._targets)):
             if not lists[part]:
-                alone = part == "test" and not self.train_is_test
+                where = f" for {', '.join(pools)}" if self.domains else ""
                 subset = "" if self.subset == "all" else f' with DATASET.SUBSAMPLE_CLASSES "{self.subset}"'
+                alone = part == "test" and not self.train_is_test
                 raise UserError(
-                    f"{self.spec.name} has no {part} images{self._named(pools, ' for')}{subset} in the layout found: "
+                    f"{self.spec.name} has no {part} images{where}{subset} in the layout found: "
                     f"{self.layout.text}{'. A class of one image has none to hold out' if alone else ''}"
                 )
         present = {image.label for image in lists["train"]}
         absent = [self.spec.classes[label] for label in self._labels if label not in present]
         if absent:
-            where = self._named(self._sources, " in")
+            where = f" in {', '.join(self._sources)}" if self.domains else ""
             logger.warning("%s: no training images of %s%s", self.spec.name, listed(absent), where)
 
     def _datums(self, images: Iterable[ImageFile], pools: Sequence[str]) -> list[Datum]:
@@ -368,45 +351,39 @@ class ListedDataset(DatasetBase):
             for image in images
         ]
 
-    def _named(self, pools: Sequence[str], before: str) -> str:
-        """`before` and the domains, or nothing for a data set without domains."""
-        return f"{before} {', '.join(pools)}" if self.domains else ""
-
     def _describe(self) -> str:
         """The text of `protocol`."""
-        texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}", *self._describe_parts()]
-        if not self.train_is_test:
-            texts.append(
-                f"{self.shots} shots per class (val: {min(self.shots, VAL_SHOTS)})" if self.shots else "all images"
-            )
+        texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}"]
+        parts, cut, whole = self.layout.parts, self._cut_pools(), self._whole_pools()
+
+        def of(pools: Sequence[str], before: str = " of") -> str:
+            return f"{before} {', '.join(pools)}" if self.domains else ""
+
+        tests = [
+            f"{' + '.join(parts[part] for part in self._tested_parts(name))}{of([name])}" for name in self._targets
+        ]
+        test = f"test: {', '.join(tests)}"
+        if self.train_is_test:
+            texts += [test, "no training images: train_x is the test list, for methods that use no labels"]
+        else:
+            plain = [name for name in self._sources if name not in whole]
+            apart = [name for name in plain if name not in cut]
+            rest = [*cut, *(apart if "val" not in parts and self.shots else [])]
+            train = [f"{parts['train']}{of(plain)}"] if plain else []
+            train += [f"every image{of(whole)}"] if whole else []
+            val = [f"{parts['val']}{of(apart)}"] if apart and "val" in parts else []
+            val += [f"{parts['train']}{of(rest)} without the images trained on"] if rest else []
+            val += [f"every image{of(whole)} without those trained on"] if whole and self.shots else []
+            texts += [f"train: {', '.join(train)}", f"val: {', '.join(val) or 'none'}", test]
+            if whole:
+                texts.append(
+                    "images of train_x and val are tested too, so nothing may be trained on their labels but a probe"
+                    f"{of(whole)} whose record says so"
+                )
+            shots = f"{self.shots} shots per class (val: {min(self.shots, VAL_SHOTS)})"
+            texts.append(shots if self.shots else "all images")
             texts += [f"selection {self.selection}"] if self.selection else []
             texts.append(f"split seed {self.seed}" if self.seed >= 0 else "unseeded")
         texts.append(f"classes: {self.subset} ({self.num_classes})")
         texts += [self.names_note] if self.names_note else []
         return f"{self.spec.name}: {'; '.join(texts)}"
-
-    def _describe_parts(self) -> list[str]:
-        """What trains, validates and is tested, for `protocol`."""
-        parts, cut, whole = self.layout.parts, self._cut_pools(), self._whole_pools()
-        tested = [
-            f"{' + '.join(parts[part] for part in self._tested_parts(name))}{self._named([name], ' of')}"
-            for name in self._targets
-        ]
-        test = f"test: {', '.join(tested)}"
-        if self.train_is_test:
-            return [test, "no training images: train_x is the test list, for methods that use no labels"]
-        plain = [name for name in self._sources if name not in whole]
-        train = [f"{parts['train']}{self._named(plain, ' of')}"] if plain else []
-        train += [f"every image{self._named(whole, ' of')}"] if whole else []
-        apart = [name for name in plain if name not in cut]
-        val = [f"{parts['val']}{self._named(apart, ' of')}"] if apart and "val" in parts else []
-        rest = [*cut, *(apart if "val" not in parts and self.shots else [])]
-        val += [f"{parts['train']}{self._named(rest, ' of')} without the images trained on"] if rest else []
-        val += [f"every image{self._named(whole, ' of')} without those trained on"] if whole and self.shots else []
-        texts = [f"train: {', '.join(train)}", f"val: {', '.join(val) or 'none'}", test]
-        if whole:
-            texts.append(
-                "images of train_x and val are tested too, so nothing may be trained on their labels but a probe"
-                f"{self._named(whole, ' of')} whose record says so"
-            )
-        return texts

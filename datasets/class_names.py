@@ -60,7 +60,7 @@ def without_counters(names: Sequence[str]) -> dict[str, str]:
     return {name: rest for name, (_, rest) in zip(found, parts)}
 
 
-def classes_of_folders(found: Mapping[str, Sequence[str]], dataset: str) -> Spec:
+def classes_of_folders(found: Mapping[Path, Sequence[str]], dataset: str) -> Spec:
     """The classes of a user's class folders by parent folder, in label order, without domains.
 
     Folders of several parents whose names are spellings of one name, with or without a counter, are one class, called

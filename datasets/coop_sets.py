@@ -11,7 +11,7 @@ from dassl_clip.results.errors import MissingFileError, UserError
 from .base import register
 from .folders import read_text
 from .spec import PARTS, listed, name_key
-from .splits import Entries, Split, SplitFileDataset, contents_hint
+from .splits import Entries, SplitFileDataset, contents_hint
 
 AIRCRAFT_LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}
 
@@ -88,7 +88,7 @@ class FGVCAircraft(SplitFileDataset):
 
     file = "fgvc_aircraft"
 
-    def read_split(self, cfg, root: Path, folders: Sequence[Path], entry: Mapping) -> Split:
+    def read_split(self, cfg, root: Path, folders: Sequence[Path], entry: Mapping) -> tuple[str, Entries]:
         if cfg.DATASET.get("SPLIT_FILE", ""):
             entry = {**entry, "split_file": "", "first_train_entry": ["", 0, ""]}
             return super().read_split(cfg, root, folders, entry)
@@ -111,4 +111,4 @@ class FGVCAircraft(SplitFileDataset):
                 if name_key(variant) not in labels:
                     raise UserError(f'{home / name}, line {number}: "{variant}" is no variant of FGVCAircraft')
                 entries[part].append((f"{image}.jpg", labels[name_key(variant)]))
-        return Split(f"split lists {listed(lists)} in {home}", entries)
+        return f"split lists {listed(lists)} in {home}", entries

@@ -128,12 +128,7 @@ class _OfficeHome(ListedDataset):
     def make_spec(cls, cfg) -> Spec:
         return load_spec(cls.file)
 
-    def find_domains(self, cfg, domains: Sequence[str]) -> tuple[Path, dict[str, Path]]:
-        """The folder of the domains, and each domain's own.
-
-        Raises:
-            UserError: if only the other layout is there.
-        """
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         found = candidates(cfg, self.spec)
         fitting = [
             entry
@@ -145,7 +140,10 @@ class _OfficeHome(ListedDataset):
         for path in folders.values():
             if has_part_folders(path) != self.has_parts:
                 raise UserError(self.other_layout.format(path))
-        return folder, folders
+        if not self.has_parts:
+            return holdout_layout(folder, folders, self.spec, split_seed(cfg))
+        parts = {"train": "train", "val": "val"}
+        return part_folders_layout(folder, folders, self.spec, parts, heldout=("train", "val"), label_prefix=True)
 
 
 @register
@@ -158,10 +156,6 @@ class OfficeHome(_OfficeHome):
         "use DATASET.NAME OfficeHomeDG"
     )
 
-    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
-        folder, folders = self.find_domains(cfg, domains)
-        return holdout_layout(folder, folders, self.spec, split_seed(cfg))
-
 
 @register
 class OfficeHomeDG(_OfficeHome):
@@ -173,11 +167,6 @@ class OfficeHomeDG(_OfficeHome):
     file = "office_home_dg"
     has_parts = True
     other_layout = "OfficeHomeDG: no train/ in {} - this is the plain OfficeHome layout; use DATASET.NAME OfficeHome"
-
-    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
-        folder, folders = self.find_domains(cfg, domains)
-        parts = {"train": "train", "val": "val"}
-        return part_folders_layout(folder, folders, self.spec, parts, heldout=("train", "val"), label_prefix=True)
 
 
 @register
@@ -255,12 +244,7 @@ class miniDomainNet(ListedDataset):
 
 
 def listed_classes(paths: Sequence[Path], folder: Path) -> list[str]:
-    """Class names by label, from the lines of all lists.
-
-    Raises:
-        MissingFileError: if there are no lists.
-        UserError: if lines contradict each other or labels have gaps.
-    """
+    """Class names by label, from the lines of all lists, which must not contradict each other or leave a label out."""
     if not paths:
         raise MissingFileError(
             f"miniDomainNet: {folder} holds no list called {{domain}}_train.txt or {{domain}}_test.txt"

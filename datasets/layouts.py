@@ -16,8 +16,7 @@ from pathlib import Path
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from . import packed
-from .base import HELD_OUT_PARTS, Layout, Parts
-from .fewshot import HOLDOUT_SEED, hold_out
+from .base import Layout, Parts, split_again
 from .folders import (
     SPLIT_FOLDERS,
     WRAPPERS,
@@ -53,11 +52,7 @@ def find_candidates(root: Path, spec: Spec) -> list[tuple[Path, dict[str, list[P
 
 
 def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
-    """`find_candidates` in DATASET.ROOT; only those with the most domains.
-
-    Raises:
-        MissingFileError: if there is none.
-    """
+    """`find_candidates` in DATASET.ROOT; only those with the most domains, of which there must be one."""
     root = open_root(cfg.DATASET.ROOT, spec.name)
     if found := find_candidates(root, spec):
         return [entry for entry in found if len(entry[1]) == len(found[0][1])]
@@ -79,12 +74,7 @@ def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
 
 
 def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence[str], spec: Spec) -> dict[str, Path]:
-    """One folder for each needed domain; domains that are absent but not needed give a warning.
-
-    Raises:
-        MissingFileError: if a needed domain has no folder.
-        UserError: if one has several.
-    """
+    """One folder for each needed domain; domains that are absent but not needed give a warning."""
     missing = [domain for domain in needed if domain not in found]
     if missing:
         raise MissingFileError(
@@ -104,10 +94,7 @@ def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence
 def named_folders(root: Path, names: Iterable[str], depth: int = 4) -> Iterator[Path]:
     """The root, then the folders in it that are called like one of the names, and so on inside those.
 
-    Args:
-        root: where to begin.
-        names: names that a data set's folder, or a folder inside it, may have; `WRAPPERS` may be inside any.
-        depth: how many levels to go down.
+    The names are those that a data set's folder, or a folder inside it, may have; `WRAPPERS` may be inside any.
     """
     keys, level = {name_key(name) for name in (*names, *WRAPPERS)}, [root]
     for _ in range(depth + 1):
@@ -127,9 +114,6 @@ def find_place(
         looked_for: what makes a folder look like it, for the error.
         names: further folder names to go through.
         hint: said at the end of the error.
-
-    Raises:
-        MissingFileError: if there is none; says where was looked, and for what.
     """
     root = open_root(cfg.DATASET.ROOT, spec.name)
     seen = []
@@ -157,22 +141,14 @@ def holdout_layout(
 ) -> Layout:
     """domain/class/image without splits: 80 % of each class train, 20 % val; a held-out target is tested as a whole.
 
-    Args:
-        where: the folder that holds the domains, for the text.
-        folders: domain -> its folder.
-        spec: class list.
-        seed: of the hold-out.
-        complete: whether each domain must have every class.
-        note: said after the layout's name.
+    `where` holds the `folders` of the domains; `complete`: whether each domain must have every class.
     """
 
     def read(domain: str) -> Parts:
-        train, val = hold_out(read_classes(folders[domain], domain, spec, complete=complete), seed, domain)
-        return {"train": train, "val": val}
+        return {"train": read_classes(folders[domain], domain, spec, complete=complete)}
 
-    used = seed if seed >= 0 else HOLDOUT_SEED
-    text = f"domain/class folders in {where}{note}, no split lists, a fifth of each class held out by seed {used}"
-    return Layout(text, read, HELD_OUT_PARTS, heldout=("train", "val"))
+    whole = Layout(f"domain/class folders in {where}{note}, no split lists", read, {"train": "all"})
+    return split_again(whole, seed, how="")
 
 
 def has_part_folders(folder: Path) -> bool:
@@ -225,8 +201,7 @@ def part_folders_layout(
             for part, name in parts.items()
         }
         labels = {image.label for files in images.values() for image in files}
-        if len(labels) < len(spec.classes):
-            check_classes(home, spec, labels)
+        check_classes(home, spec, labels)
         for part, files in images.items():
             absent = sorted(labels - {image.label for image in files})
             if absent:
@@ -261,16 +236,12 @@ class FileFinder:
         self._folders: dict[str, Path | None] = {"": base}
         self._names: dict[Path, tuple[dict[str, str], dict[str, str]]] = {}
 
-    def key(self, path: str) -> str:
-        """A clean path from the folder on."""
-        return below(path, [self.base]).lstrip("/")
-
     def find(self, path: str) -> str | None:
         """Where the file lies that a list calls by a clean `path`, or None."""
         if path.startswith("../"):
             place = os.path.normpath(self.base / path)
             return place if os.path.isfile(place) else None
-        path = self.key(path)
+        path = below(path, [self.base]).lstrip("/")
         parent, _, name = path.rpartition("/")
         folder = self._folder(parent)
         while folder is not None:
@@ -308,12 +279,9 @@ class FileFinder:
 
 
 def best_base(bases: Sequence[Path], paths: Sequence[str], most: int = 40) -> tuple[Path | None, list[str]]:
-    """The folder below which most of a sample of listed files lie, and the sample's paths; None if none lies in any.
+    """The first folder below which most of a sample of listed files lie, or None, and the sample's paths.
 
-    Args:
-        bases: folders to try; the first of equally good ones is taken.
-        paths: the listed paths.
-        most: size of the sample, spread evenly over the list.
+    The sample has `most` paths or a few more, spread evenly over the list.
     """
     sample = list(paths[:: max(1, len(paths) // most)])
     counts = [sum(finder.find(path) is not None for path in sample) for finder in map(FileFinder, bases)]

@@ -13,8 +13,9 @@ import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
@@ -22,7 +23,7 @@ from dassl_clip.results.labels import prompt_key
 
 from . import packed
 from .base import WHOLE, Layout, ListedDataset, Parts, register, split_again
-from .class_names import class_file, with_file, without_counters
+from .class_names import class_file, class_key, with_file, without_counters
 from .folders import ImageFile, read_text, readable_csv
 from .layouts import FileFinder, below, clean_path
 from .options import split_seed
@@ -37,8 +38,7 @@ HUB_PATH = "file_name"  # the column of paths in metadata.csv of the Hugging Fac
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the file, numbered as an editor does."""
 
     number: int
@@ -93,11 +93,7 @@ class Manifest(ListedDataset):
 
 
 def manifest_file(cfg) -> Path:
-    """The csv file.
-
-    Raises:
-        MissingFileError: if there is none.
-    """
+    """The csv file, which must be there."""
     asked, root = cfg.DATASET.get("MANIFEST", ""), Path(cfg.DATASET.ROOT or ".").expanduser().absolute()
     there = next((root / name for name in FILES if (root / name).is_file()), root / FILES[0])
     path = Path(asked).expanduser() if asked else root if root.is_file() else there
@@ -114,20 +110,16 @@ def manifest_file(cfg) -> Path:
 def read_rows(path: Path, root: str = "") -> list[Row]:
     """The lines of the file, paths below DATASET.ROOT or the file's folder written from there on.
 
-    Args:
-        path: the file.
-        root: DATASET.ROOT.
+    Classes with one prompt have one name, the first in sorted order; a warning names the others.
 
     Raises:
-        UserError: if a column is missing or unknown, or a line cannot be used; names file and line.
+        UserError: if a column is missing or unknown, or lines cannot be used; names file and line.
     """
     with readable_csv(path):
-        return _read_rows(path, root)
-
-
-def _read_rows(path: Path, root: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
-    names = {name: name.strip().casefold() for name in reader.fieldnames or () if name}
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+        given = [name for name in reader.fieldnames or () if name]
+        lines = [(reader.line_num, cells) for cells in reader]
+    names = {name: name.strip().casefold() for name in given}
     from_hub = HUB_PATH in names.values() and "path" not in names.values()
     names = {name: "path" if from_hub and key == HUB_PATH else key for name, key in names.items()}
     if "class" not in names.values():  # a label without a class is its name
@@ -144,81 +136,28 @@ def _read_rows(path: Path, root: str) -> list[Row]:
         what = f"has no column {', '.join(missing)}" if missing else f"has the unknown column {', '.join(unknown)}"
         raise UserError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
     keys = [key for key in names.values() if key in COLUMNS]
-    if len(set(keys)) < len(keys) or len(names) < len([name for name in reader.fieldnames or () if name]):
+    if len(set(keys)) < len(keys) or len(names) < len(given):
         raise UserError(f"{path} names a column twice: {', '.join(reader.fieldnames or ())}")
-    tops = tops_of(path, root)
-    rows = []
-    for cells in reader:
+    tops, rows, seen = tops_of(path, root), [], {}
+    for number, cells in lines:
+        where = f"{path}, line {number}"
         if None in cells:
-            raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote cells that hold commas")
-        cell = {key: (cells.get(name) or "").strip() for name, key in names.items()}
+            raise UserError(f"{where}: more cells than columns; quote cells that hold commas")
+        cell = dict.fromkeys(COLUMNS, "") | {key: (cells.get(name) or "").strip() for name, key in names.items()}
         if not any(cell.values()):
             continue
-        row = Row(
-            number=reader.line_num,
-            path=below(clean_path(cell["path"]), tops) if cell["path"] else "",
-            name=cell["class"],
-            label=cell.get("label", ""),
-            domain=cell.get("domain", ""),
-            split={"training": "train", "valid": "val", "validation": "val"}.get(
-                cell.get("split", "").casefold(), cell.get("split", "").casefold()
-            ),
-        )
-        check_row(row, path)
-        rows.append(row)
-    check_rows(rows, path)
-    return one_spelling(rows, path)
-
-
-def tops_of(path: Path, root: str) -> list[Path]:
-    """The folders at which the paths of a manifest may begin: DATASET.ROOT and its own."""
-    top = Path(root).expanduser().absolute() if root else path.parent
-    return [folder for folder in dict.fromkeys([top, path.parent]) if folder.is_dir()]
-
-
-def one_spelling(rows: Sequence[Row], path: Path) -> list[Row]:
-    """Lines in which classes with one prompt have one name, the first in sorted order; a warning names the others.
-
-    Raises:
-        UserError: if names differ in blanks and `-` only, so that their prompts differ.
-    """
-    spellings: dict[str, list[str]] = {}
-    for name in sorted({row.name for row in rows}):
-        spellings.setdefault(name_key(prompt_key(name)), []).append(name)
-    names = {name: found[0] for found in spellings.values() for name in found}
-    for name, kept in names.items():
-        if prompt_key(name) != prompt_key(kept):
-            raise UserError(f'{path}: the classes "{kept}" and "{name}" are spellings of one name; choose one')
-    other = [f'"{name}" is "{kept}"' for name, kept in names.items() if name != kept]
-    if not other:
-        return list(rows)
-    logger.warning("%s: classes with one prompt are one class: %s", path, listed(other))
-    return [replace(row, name=names[row.name]) for row in rows]
-
-
-def check_row(row: Row, path: Path) -> None:
-    """Raise if a line cannot be used by itself.
-
-    Raises:
-        UserError: naming the line.
-    """
-    where = f"{path}, line {row.number}"
-    if not row.path or not row.name:
-        raise UserError(f"{where}: path and class must not be empty")
-    if row.split not in ("", *PARTS):
-        raise UserError(f'{where}: split is "{row.split}"; it must be train, val, test or empty')
-    if row.label and not row.label.isdecimal():
-        raise UserError(f'{where}: label is "{row.label}"; it must be a whole number from 0 on, or empty')
-    if "/" in row.domain:
-        raise UserError(f'{where}: the domain "{row.domain}" must not hold a slash')
-
-
-def check_rows(rows: Sequence[Row], path: Path) -> None:
-    """Raise if lines do not go together.
-
-    Raises:
-        UserError: if there are none, a path is twice, or a column is filled in some lines only.
-    """
+        split = cell["split"].casefold()
+        split = {"training": "train", "valid": "val", "validation": "val"}.get(split, split)
+        if not cell["path"] or not cell["class"]:
+            raise UserError(f"{where}: path and class must not be empty")
+        if split not in ("", *PARTS):
+            raise UserError(f'{where}: split is "{split}"; it must be train, val, test or empty')
+        if cell["label"] and not cell["label"].isdecimal():
+            raise UserError(f'{where}: label is "{cell["label"]}"; it must be a whole number from 0 on, or empty')
+        if "/" in cell["domain"]:
+            raise UserError(f'{where}: the domain "{cell["domain"]}" must not hold a slash')
+        file = below(clean_path(cell["path"]), tops)
+        rows.append(Row(number, file, cell["class"], cell["label"], cell["domain"], split))
     if not rows:
         raise UserError(f"{path} names no image")
     for column in ("domain", "split", "label"):
@@ -227,19 +166,28 @@ def check_rows(rows: Sequence[Row], path: Path) -> None:
             raise UserError(
                 f"{path}: {column} is empty in the lines {listed(empty)} and filled in others; fill all or none"
             )
-    seen: dict[str, int] = {}
     for row in rows:
         other = seen.setdefault(row.path, row.number)
         if other != row.number:
             raise UserError(f"{path}: lines {other} and {row.number} name the same image {row.path}")
+    kept: dict[str, str] = {}
+    spellings = {name: kept.setdefault(class_key(name), name) for name in sorted({row.name for row in rows})}
+    for name, first in spellings.items():
+        if prompt_key(name) != prompt_key(first):
+            raise UserError(f'{path}: the classes "{first}" and "{name}" are spellings of one name; choose one')
+    if twins := [f'"{name}" is "{first}"' for name, first in spellings.items() if name != first]:
+        logger.warning("%s: classes with one prompt are one class: %s", path, listed(twins))
+    return [row._replace(name=spellings[row.name]) for row in rows]
+
+
+def tops_of(path: Path, root: str) -> list[Path]:
+    """The folders at which the paths of a manifest may begin: DATASET.ROOT and its own."""
+    folders = [Path(root).expanduser().absolute() if root else path.parent, path.parent]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def class_list(rows: Sequence[Row], path: Path) -> list[str]:
-    """Class names in label order.
-
-    Raises:
-        UserError: if two classes share a label, a class has two, or labels have gaps.
-    """
+    """Class names in label order; a label for each class, and a class for each label from 0 on."""
     if not rows[0].label:
         return in_order({row.name for row in rows})
     labels: dict[str, int] = {}
@@ -257,11 +205,7 @@ def class_list(rows: Sequence[Row], path: Path) -> list[str]:
 
 
 def locate(rows: Sequence[Row], path: Path, root: str, labels: Mapping[str, int]) -> list[ImageFile]:
-    """The images of some lines.
-
-    Raises:
-        MissingFileError: naming the missing ones.
-    """
+    """The images of some lines, all of which must be there."""
     folders = tops_of(path, root)
     finders, images, missing = [FileFinder(folder) for folder in folders], [], []
     for row in rows:

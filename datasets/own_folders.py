@@ -9,7 +9,7 @@ amazon/images/mouse).
 import contextlib
 import logging
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,8 +64,8 @@ class FolderDomains(ListedDataset):
             hint += packed.hint(root)
             raise MissingFileError(f"FolderDomains: no domain found in {root}.{hint}")
         folders = [folder for parts in tree.values() for folder in parts.values()]
-        classes = {str(folder.relative_to(root)): class_folders(folder) for folder in folders}
-        check_spellings(root, {**{domain: [] for domain in tree}, **classes}, "FolderDomains")
+        classes = {folder: class_folders(folder) for folder in folders}
+        check_names("FolderDomains", {root: tree, **classes})
         lost = unread_classes(folders)
         for name in list_folder(root)[0]:  # a domain of which no file is read is none
             inner = [root / name / other for other in list_folder(root / name)[0]] if name not in tree else []
@@ -78,7 +78,12 @@ class FolderDomains(ListedDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, DOMAINS_SHAPE)
         tree = find_tree(root)
-        warn_of_unread(root, tree, domains)
+        read = {folder for parts in tree.values() for folder in parts.values()}
+        above = {parent for folder in read for parent in folder.parents if parent.is_relative_to(root)} - read
+        used = {parent for domain in domains for folder in tree[domain].values() for parent in folder.parents}
+        for folder in sorted(above & used):
+            names = {path.name for path in above | read if path.parent == folder}
+            warn_of_unread("FolderDomains", folder, names, "domains")
         keys = self.spec.class_keys()
         for domain in domains:
             present = {keys[name_key(name)] for folder in tree[domain].values() for name in class_folders(folder)}
@@ -91,14 +96,14 @@ class FolderDomains(ListedDataset):
             folders = {domain: tree[domain][parts[0]] for domain in domains}
             return holdout_layout(root, folders, self.spec, split_seed(cfg), complete=False, note=note)
 
-        def read(domain: str) -> Parts:
+        def read_domain(domain: str) -> Parts:
+            places = tree[domain].items()
             return {
-                part: read_classes(folder, f"{domain}/{part}", self.spec, complete=False)
-                for part, folder in tree[domain].items()
+                part: read_classes(folder, f"{domain}/{part}", self.spec, complete=False) for part, folder in places
             }
 
         text = f"domain/class folders in the parts {', '.join(parts)} of {root}{note}"
-        return Layout(text, read, {part: part for part in parts}, ("test",) if "test" in parts else tuple(parts))
+        return Layout(text, read_domain, {part: part for part in parts}, ("test",) if "test" in parts else tuple(parts))
 
 
 @register
@@ -116,7 +121,7 @@ class FolderClasses(ListedDataset):
         root = open_root(cfg.DATASET.ROOT, CLASSES_SHAPE)
         top = look_through(root)
         parts = find_parts(top)
-        found = {str(folder.relative_to(root)): class_folders(folder) for folder in parts.values() or [top]}
+        found = {folder: class_folders(folder) for folder in parts.values() or [top]}
         if not any(found.values()):
             hint = shape_hint(top, CLASSES_SHAPE)
             with contextlib.suppress(ValueError):
@@ -124,7 +129,7 @@ class FolderClasses(ListedDataset):
                     hint = f" The tree of domains ({listed(tree)}) is read by DATASET.NAME FolderDomains."
             hint += packed.hint(root)
             raise MissingFileError(f"FolderClasses: no class folder with images found in {root}.{hint}")
-        check_spellings(root, found, "FolderClasses")
+        check_names("FolderClasses", found)
         lost = unread_classes([*parts.values()] or [top])
         check_read(lost, cfg.DATASET.get("ON_UNREAD_CLASS", "error"), "FolderClasses")
         return with_file(classes_of_folders(found, "FolderClasses"), class_file(cfg, [root, top, *parts.values()]))
@@ -135,13 +140,7 @@ class FolderClasses(ListedDataset):
         parts = find_parts(top)
         note = f"(class list: {getattr(self.spec.names_file, 'name', 'the class folders, sorted')})"
         names = {part: folder.relative_to(top).parts[0] for part, folder in parts.items()}
-        used = set(names.values()) or set(class_folders(top))
-        other = [name for name in list_folder(top)[0] if name not in used]
-        if other:
-            logger.warning("FolderClasses: %s has folders that are not read: %s", top, listed(other))
-        loose = [name for name in list_folder(top)[1] if is_image(name)]
-        if parts and loose:
-            logger.warning("FolderClasses: %s holds images outside the parts, not read: %s", top, listed(loose))
+        warn_of_unread("FolderClasses", top, [*names.values()] or class_folders(top), "parts" if parts else "")
 
         def read(pool: str) -> Parts:
             folders = parts or {"train": top}
@@ -165,8 +164,7 @@ def find_parts(top: Path) -> dict[str, Path]:
 def find_tree(root: Path) -> Tree:
     """The domains below a folder, sorted, and where the class folders of each lie; empty if there are none.
 
-    Raises:
-        UserError: if domains have different parts, or are called like a part.
+    Refuses domains that have different parts, or that are called like a part.
     """
     top = look_through(root)
     parts = part_folders(top, lambda folder: bool(domain_folders(folder)))
@@ -184,7 +182,18 @@ def find_tree(root: Path) -> Tree:
                     f"({', '.join(found)}): use parts above the domains or below them"
                 )
             tree.setdefault(domain, {})[part] = found[""]
-    check_domain_names(top, list(tree))
+    wrong = [domain for domain in tree if name_key(domain) in NO_DOMAINS]
+    if wrong and len(wrong) == len(tree) and all(name_key(domain) in PART_KEYS for domain in wrong):
+        raise UserError(
+            f"FolderDomains: {listed(wrong)} in {top} are parts of a split, not domains. A tree part/class/image is "
+            f"read by DATASET.NAME FolderClasses; if {top.name} is one of several domains, set DATASET.ROOT "
+            f"{top.parent}"
+        )
+    if wrong:
+        raise UserError(
+            f"FolderDomains: {listed(wrong)} in {top} would be read as domains, as are all its folders with class "
+            f"folders ({listed(tree)}): move what is no domain away, and rename what is one"
+        )
     shapes: dict[tuple[str, ...], list[str]] = {}
     for domain in tree:
         shapes.setdefault(tuple(tree[domain]), []).append(domain)
@@ -200,8 +209,7 @@ def find_tree(root: Path) -> Tree:
 def domain_folders(top: Path) -> Tree:
     """The sub-folders that hold class folders, or parts with class folders.
 
-    Raises:
-        UserError: if class folders lie both in a sub-folder and one level deeper, or parts lack the one to train on.
+    Refuses class folders both in a sub-folder and one level deeper, and parts without the one to train on.
     """
     tree: Tree = {}
     for name in list_folder(look_through(top))[0]:
@@ -224,26 +232,6 @@ def domain_folders(top: Path) -> Tree:
     return tree
 
 
-def check_domain_names(top: Path, domains: Sequence[str]) -> None:
-    """Refuse domains that are called like a part of a split, or like a folder that holds all images.
-
-    Raises:
-        UserError: naming them, and what to do.
-    """
-    wrong = [domain for domain in domains if name_key(domain) in NO_DOMAINS]
-    if not wrong:
-        return
-    if len(wrong) < len(domains) or not all(name_key(domain) in PART_KEYS for domain in wrong):
-        raise UserError(
-            f"FolderDomains: {listed(wrong)} in {top} would be read as domains, as are all its folders with class "
-            f"folders ({listed(domains)}): move what is no domain away, and rename what is one"
-        )
-    raise UserError(
-        f"FolderDomains: {listed(wrong)} in {top} are parts of a split, not domains. A tree part/class/image is read "
-        f"by DATASET.NAME FolderClasses; if {top.name} is one of several domains, set DATASET.ROOT {top.parent}"
-    )
-
-
 def look_through(folder: Path) -> Path:
     """The folder `images` in a folder if all its class folders lie in there, otherwise the folder itself."""
     names = list_folder(folder)[0]
@@ -262,12 +250,7 @@ def holds_images(folder: Path, depth: int = 4) -> bool:
 def part_folders(root: Path, fits: Callable[[Path], bool]) -> dict[str, Path]:
     """Part -> the folder of its images, in the order train, val, test, where sub-folders are called like parts.
 
-    Args:
-        root: a folder.
-        fits: whether a folder holds what a part should.
-
-    Raises:
-        UserError: if two are the same part.
+    `fits` says whether a folder holds what a part should. Two folders for one part are refused.
     """
     found: dict[str, Path] = {}
     for name in list_folder(root)[0]:
@@ -281,18 +264,13 @@ def part_folders(root: Path, fits: Callable[[Path], bool]) -> dict[str, Path]:
     return {part: found[part] for part in PART_NAMES if part in found}
 
 
-def warn_of_unread(root: Path, tree: Tree, domains: Sequence[str]) -> None:
-    """Name the folders and images that lie beside the domains, parts and class folders."""
-    read = {folder for parts in tree.values() for folder in parts.values()}
-    above = {parent for folder in read for parent in folder.parents if parent.is_relative_to(root)} - read
-    used = {parent for domain in domains for folder in tree[domain].values() for parent in folder.parents}
-    for folder in sorted(above & used):
-        other = [name for name in list_folder(folder)[0] if folder / name not in above | read]
-        if other:
-            logger.warning("FolderDomains: %s has folders that are not read: %s", folder, listed(other))
-        loose = [name for name in list_folder(folder)[1] if is_image(name)]
-        if loose:
-            logger.warning("FolderDomains: %s holds images outside the domains, not read: %s", folder, listed(loose))
+def warn_of_unread(dataset: str, folder: Path, used: Collection[str], outside: str) -> None:
+    """Name the folders that are not among those used, and the images that lie beside them."""
+    folders, files = list_folder(folder)
+    if other := [name for name in folders if name not in used]:
+        logger.warning("%s: %s has folders that are not read: %s", dataset, folder, listed(other))
+    if outside and (loose := [name for name in files if is_image(name)]):
+        logger.warning("%s: %s holds images outside the %s, not read: %s", dataset, folder, outside, listed(loose))
 
 
 def unread_classes(parents: Sequence[Path]) -> dict[Path, bool]:
@@ -311,22 +289,17 @@ def class_folders(domain: Path) -> list[str]:
     return [name for name in list_folder(domain)[0] if any(map(is_image, list_folder(domain / name)[1]))]
 
 
-def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> None:
-    """Raise if two domains, or two classes of one domain, have names that differ in case, blanks, `_` and `-` only.
-
-    Raises:
-        UserError: naming both folders, or one whose name is no text.
-    """
-    for parent, names in [(root, list(domains)), *((root / domain, names) for domain, names in domains.items())]:
+def check_names(dataset: str, names: Mapping[Path, Iterable[str]]) -> None:
+    """Refuse folders whose name is no text, and two in one parent that differ in case, blanks, `_` and `-` only."""
+    for parent, folders in names.items():
         seen: dict[str, str] = {}
-        for name in names:
+        for name in folders:
             if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
                 raise UserError(
                     f"{dataset}: the name of the folder {name!r} in {parent} is not in UTF-8 or holds control "
                     "characters, so it can stand in no prompt; rename it"
                 )
-            other = seen.setdefault(name_key(name), name)
-            if other != name:
+            if (other := seen.setdefault(name_key(name), name)) != name:
                 raise UserError(
                     f'{dataset}: "{other}" and "{name}" in {parent} are one name when letter case, blanks, _ and - '
                     "are left aside; rename one"
@@ -334,12 +307,7 @@ def check_spellings(root: Path, domains: dict[str, list[str]], dataset: str) -> 
 
 
 def shape_hint(root: Path, shape: str = "root/domain/class/image") -> str:
-    """What a root without the expected folders holds instead; starts with a blank.
-
-    Args:
-        root: the root.
-        shape: what was expected.
-    """
+    """What a root without the expected folders holds instead; starts with a blank."""
     folders, files = list_folder(root)
     if any(map(is_image, files)):
         return f" It holds images itself; expected are {shape}."

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
@@ -19,7 +18,7 @@ from dassl_clip.results.files import no_file
 from . import packed
 from .base import Layout, ListedDataset, Parts
 from .folders import WRAPPERS, ImageFile, is_image, list_folder, list_images, open_root, read_text
-from .layouts import FileFinder, best_base, candidates, clean_path, holdout_layout, named_folders, pick_domains
+from .layouts import FileFinder, below, best_base, candidates, clean_path, holdout_layout, named_folders, pick_domains
 from .options import split_seed
 from .spec import PARTS, Spec, listed, load_spec, name_key, read_entry
 
@@ -70,30 +69,8 @@ def find_lists(
     return {}
 
 
-def check_lists(
-    lists: Mapping[str, Mapping[str, Path]], domains: Sequence[str], parts: Sequence[str], spec: Spec
-) -> None:
-    """Raise if a needed domain lacks a list while others have theirs.
-
-    Raises:
-        MissingFileError: naming them.
-    """
-    missing = [f"{domain} ({part})" for domain in domains for part in parts if part not in lists.get(domain, {})]
-    if missing:
-        have = sorted(path.name for found in lists.values() for path in found.values())
-        place = next(path.parent for found in lists.values() for path in found.values())
-        raise MissingFileError(
-            f"{spec.name}: {place} has no split list for {listed(missing)}; it has {listed(have)}. "
-            "Complete them, or move them all away to use a seeded hold-out"
-        )
-
-
 def split_line(line: str, path: Path, number: int) -> tuple[str, int]:
-    """Path and label of a line of a split list, which blanks or tabs part.
-
-    Raises:
-        UserError: if it is no such line; names file and line.
-    """
+    """Path and label of a line of a split list, which blanks or tabs part; a UserError if it is no such line."""
     file, _, label = line.strip().replace("\t", " ").rpartition(" ")
     if not label.removeprefix("-").isdecimal() or not file.strip():
         marks = [mark for mark in ",;|" if mark in line]
@@ -103,21 +80,10 @@ def split_line(line: str, path: Path, number: int) -> tuple[str, int]:
 
 
 def read_list(path: Path, folder: Path, domain: str, spec: Spec, hint: str = "") -> list[ImageFile]:
-    """Images that a split list names, in its order.
+    """Images of a domain that a split list names, in its order; `hint` ends the error on missing files.
 
     A line is a path and a number, split once from the right. The path may be absolute or start anywhere: its last three
     components are domain, class and file. The label comes from the class's name, so the number may count from 0 or 1.
-
-    Args:
-        path: the list.
-        folder: the domain's folder.
-        domain: canonical name of the domain.
-        spec: class list and skip list.
-        hint: said after the error on missing files.
-
-    Raises:
-        UserError: if a line cannot be read, is of another domain, or names an unknown class.
-        MissingFileError: if listed files are missing.
     """
     domains, labels = spec.domain_keys(letters=False), spec.class_keys()
     class_folders = {labels.get(name_key(name)): name for name in list_folder(folder)[0]}
@@ -182,11 +148,22 @@ def lists_or_holdout(
     folders, lists = pick_domains(folder, matches, domains, spec), every[folder]
     if not lists:
         return holdout_layout(folder, folders, spec, split_seed(cfg))
-    check_lists(lists, domains, list(parts), spec)
+    missing = [f"{domain} ({part})" for domain in domains for part in parts if part not in lists.get(domain, {})]
+    if missing:
+        paths = sorted((path for own in lists.values() for path in own.values()), key=lambda path: path.name)
+        raise MissingFileError(
+            f"{spec.name}: {paths[0].parent} has no split list for {listed(missing)}; it has "
+            f"{listed(path.name for path in paths)}. Complete them, or move them all away to use a seeded hold-out"
+        )
 
     def read(domain: str) -> Parts:
-        images = {part: read_list(lists[domain][part], folders[domain], domain, spec, hint) for part in parts}
-        check_disjoint(images, lists[domain])
+        own, seen = lists[domain], {}
+        images = {part: read_list(own[part], folders[domain], domain, spec, hint) for part in parts}
+        for part, files in images.items():
+            twice = [image.key for image in files if seen.setdefault(image.key, part) != part]
+            if twice:
+                both = f"{own[seen[twice[0]]]} and {own[part]}"
+                raise UserError(f"{len(twice)} images are in both {both}, first: {twice[0]}")
         tell_unlisted(images, folders[domain], domain, spec, logging.INFO if selective else logging.WARNING)
         return images
 
@@ -212,34 +189,8 @@ def tell_unlisted(images: Mapping[str, Sequence[ImageFile]], folder: Path, domai
         logger.log(level, message, spec.name, len(rest), folder, listed(rest, 5))
 
 
-def check_disjoint(images: Mapping[str, Sequence[ImageFile]], sources: Mapping[str, Path]) -> None:
-    """Raise if an image lies in two parts of a domain.
-
-    Raises:
-        UserError: naming the lists and the first image.
-    """
-    seen: dict[str, str] = {}
-    for part, files in images.items():
-        twice = [image.key for image in files if seen.setdefault(image.key, part) != part]
-        if twice:
-            other = seen[twice[0]]
-            raise UserError(f"{len(twice)} images are in both {sources[other]} and {sources[part]}, first: {twice[0]}")
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split as its file has it: where it was found, a word on it, and its entries."""
-
-    text: str
-    entries: Entries
-
-
 class SplitFileDataset(ListedDataset):
-    """Base class of the data sets with a split file; a loader names its entry in `lists/`.
-
-    Attributes:
-        file: stem of the entry.
-    """
+    """Base class of the data sets with a split file; `file` is the stem of its entry in `lists/`."""
 
     file = ""
     reads_split_file = True
@@ -252,48 +203,39 @@ class SplitFileDataset(ListedDataset):
         root = open_root(cfg.DATASET.ROOT, self.spec.name)
         entry = read_entry(self.file)
         folders = list(named_folders(root, (*self.spec.folders, *entry["image_folders"])))
-        split = self.read_split(cfg, root, folders, entry)
+        text, split = self.read_split(cfg, root, folders, entry)
         bases = image_bases(folders, entry["image_folders"])
-        paths = [path for entries in split.entries.values() for path, _ in entries]
+        paths = [path for entries in split.values() for path, _ in entries]
         base, sample = best_base(bases, paths)
         if base is None:
             raise MissingFileError(
-                f"{self.spec.name}: none of {len(sample)} files of {split.text} was found below {listed(bases, 4)}, "
+                f"{self.spec.name}: none of {len(sample)} files of {text} was found below {listed(bases, 4)}, "
                 f"first: {sample[0]}.{contents_hint(bases)} See docs/datasets.md"
             )
         finder = FileFinder(base)
         missing = [path for path in paths if finder.find(path) is None]
         if missing:
             raise MissingFileError(
-                f"{self.spec.name}: {len(missing)} of {len(paths)} files of {split.text} are missing in {base}, first: "
+                f"{self.spec.name}: {len(missing)} of {len(paths)} files of {text} are missing in {base}, first: "
                 f"{missing[0]}"
             )
 
         def read(pool: str) -> Parts:
             return {
-                part: [ImageFile(finder.find(path), label, finder.key(path)) for path, label in entries]
-                for part, entries in split.entries.items()
+                part: [ImageFile(finder.find(path), label, below(path, [base]).lstrip("/")) for path, label in entries]
+                for part, entries in split.items()
             }
 
-        parts = {part: part for part in PARTS if split.entries.get(part)}
-        return Layout(f"images in {base}, {split.text}", read, parts)
+        parts = {part: part for part in PARTS if split.get(part)}
+        return Layout(f"images in {base}, {text}", read, parts)
 
-    def read_split(self, cfg, root: Path, folders: Sequence[Path], entry: Mapping) -> Split:
-        """The split file's entries.
-
-        Args:
-            cfg: for DATASET.SPLIT_FILE.
-            root: DATASET.ROOT.
-            folders: those that may be the data set's.
-            entry: the entry in `lists/`.
-
-        Raises:
-            MissingFileError: if there is no split file; says where it is published.
-            UserError: if it is that of another data set.
-        """
+    def read_split(self, cfg, root: Path, folders: Sequence[Path], entry: Mapping) -> tuple[str, Entries]:
+        """What to say of the split file, and its entries, of the one that is published or asked for."""
         name = entry["split_file"]
         if cfg.DATASET.get("SPLIT_FILE", ""):
-            path = named_file(cfg.DATASET.SPLIT_FILE)
+            path = Path(cfg.DATASET.SPLIT_FILE).expanduser()
+            if not path.is_file():
+                raise MissingFileError(f"DATASET.SPLIT_FILE: {no_file(path)}")
         else:
             homes = dict.fromkeys(folder / inner for folder in [root, *folders] for inner in SPLIT_FOLDERS)
             path = next((home / name for home in homes if (home / name).is_file()), None)
@@ -311,19 +253,7 @@ class SplitFileDataset(ListedDataset):
         first, label, _ = entry["first_train_entry"]
         published = counts == entry["images"] and entries["train"][0] == (first, label)
         note = "as published" if published else "NOT the published split: its numbers or its first entry differ"
-        return Split(f"split file {path} ({note})", entries)
-
-
-def named_file(name: str) -> Path:
-    """The file that DATASET.SPLIT_FILE names.
-
-    Raises:
-        MissingFileError: if there is none.
-    """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise MissingFileError(f"DATASET.SPLIT_FILE: {no_file(path)}")
-    return path
+        return f"split file {path} ({note})", entries
 
 
 def image_bases(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
@@ -347,8 +277,7 @@ def contents_hint(folders: Sequence[Path], names: Sequence[str] = ()) -> str:
 def read_split_file(path: Path, spec: Spec) -> Entries:
     """Entries of a split file, in its order. The class name decides; labels may count from 0 or from 1.
 
-    Raises:
-        UserError: if it is no split file, if a name and its label do not fit the class list, or if a path is twice.
+    Refuses what is no split file, names and labels that do not fit the class list, and paths that are named twice.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
