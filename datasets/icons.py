@@ -21,6 +21,7 @@ from .spec import PARTS, Spec, listed
 
 SPLIT_FILE = "split.csv"
 MANIFEST_FILE = "manifest.json"
+INSTALL = "install dassl-clip again, or run `python -m tools.build_icons --data-only`"
 
 
 @register
@@ -31,7 +32,7 @@ class Icons(ListedDataset):
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
-        facts = read_manifest(icons_folder(cfg.DATASET.ROOT))
+        facts = json.loads((icons_folder(cfg.DATASET.ROOT) / MANIFEST_FILE).read_text(encoding="utf-8"))
         return Spec(name="Icons", classes=tuple(facts["classes"]), domains=dict.fromkeys(facts["domains"], ()))
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
@@ -44,39 +45,19 @@ class Icons(ListedDataset):
 
 def icons_folder(root: str) -> Path:
     """The data set's folder: a copy in DATASET.ROOT where there is one, else the one that ships with the package."""
-    if root:
-        for folder in (Path(root).expanduser().absolute(), Path(root).expanduser().absolute() / "icons"):
-            if (folder / SPLIT_FILE).is_file() and (folder / MANIFEST_FILE).is_file():
-                return folder
+    top = Path(root).expanduser().absolute()
+    for folder in (top, top / "icons") if root else ():
+        if (folder / SPLIT_FILE).is_file() and (folder / MANIFEST_FILE).is_file():
+            return folder
+    if not (ICONS_FOLDER / MANIFEST_FILE).is_file():
+        raise MissingFileError(
+            f"Icons: {ICONS_FOLDER / MANIFEST_FILE} is missing, so the installed package has no pictures; {INSTALL}"
+        )
     return ICONS_FOLDER
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest of the data set.
-
-    Raises:
-        MissingFileError: if it is missing.
-    """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise MissingFileError(
-            f"Icons: {path} is missing, so the installed package has no pictures; install dassl-clip again, or run "
-            "`python -m tools.build_icons --data-only`"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def read_split(folder: Path, spec: Spec) -> dict[str, Parts]:
-    """Images by domain and part, in the order of the split file.
-
-    Args:
-        folder: the data set's folder.
-        spec: classes and domains.
-
-    Raises:
-        MissingFileError: if pictures of the split file are missing.
-        UserError: if a line names an unknown domain, class or part.
-    """
+    """Images by domain and part, in the order of the split file, all of which must be there."""
     labels = {name: label for label, name in enumerate(spec.classes)}
     images: dict[str, Parts] = {domain: {part: [] for part in PARTS} for domain in spec.domains}
     missing = []
@@ -94,7 +75,6 @@ def read_split(folder: Path, spec: Spec) -> dict[str, Parts]:
             images[domain][part].append(ImageFile(str(path), label, row["path"]))
     if missing:
         raise MissingFileError(
-            f"Icons: {len(missing)} pictures of {folder / SPLIT_FILE} are missing: {listed(missing)}; install "
-            "dassl-clip again, or run `python -m tools.build_icons --data-only`"
+            f"Icons: {len(missing)} pictures of {folder / SPLIT_FILE} are missing: {listed(missing)}; {INSTALL}"
         )
     return images

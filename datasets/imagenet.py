@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +54,10 @@ class ImageNet(ListedDataset):
 
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         looked_for = "the folders train/ and val/, with a folder for each wnid (n01440764, ...) inside"
-        place = find_place(cfg, self.spec, has_parts, looked_for, INNER_FOLDERS, wnids_hint(cfg.DATASET.ROOT))
+        root, hint = Path(cfg.DATASET.ROOT).expanduser().absolute(), ""
+        if root.is_dir() and any(map(WNID.fullmatch, list_folder(root)[0])):
+            hint = f" {root} holds the wnid folders of one part: set DATASET.ROOT to the folder above, {root.parent}."
+        place = find_place(cfg, self.spec, has_parts, looked_for, INNER_FOLDERS, hint)
         train, val = subfolder(place, TRAIN_FOLDERS), subfolder(place, VAL_FOLDERS)
         if val is None:
             raise MissingFileError(
@@ -93,20 +96,10 @@ def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / there[name_key(name)] for name in names if name_key(name) in there), None)
 
 
-def wnids_hint(root: str) -> str:
-    """A sentence for a root that holds the wnid folders itself; starts with a blank, or is empty."""
-    path = Path(root).expanduser().absolute()
-    if path.is_dir() and any(map(WNID.fullmatch, list_folder(path)[0])):
-        return f" {path} holds the wnid folders of one part: set DATASET.ROOT to the folder above, {path.parent}."
-    return ""
-
-
 def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
     """Labels of validation images that lie flat, by file stem; empty where they lie in class folders.
 
-    Raises:
-        MissingFileError: if they lie flat and nothing says which is which.
-        UserError: if the file that says it names an unknown wnid.
+    Refused are images of which nothing says which is which, and wnids that are unknown.
     """
     folders, files = list_folder(val)
     images = [name for name in files if is_image(name)]
@@ -132,11 +125,7 @@ def flat_labels(val: Path, spec: Spec) -> dict[str, int]:
 
 
 def read_flat(val: Path, labels: dict[str, int], spec: Spec) -> list[ImageFile]:
-    """Validation images that lie flat, in label order and sorted by name inside a class.
-
-    Raises:
-        MissingFileError: if images of a class, or the class of an image, are missing.
-    """
+    """Validation images that lie flat, in label order and sorted by name inside a class; none may lack."""
     names = [name for name in list_folder(val)[1] if is_image(name)]
     unknown = [name for name in names if Path(name).stem not in labels]
     if unknown:
@@ -145,8 +134,7 @@ def read_flat(val: Path, labels: dict[str, int], spec: Spec) -> list[ImageFile]:
         )
     images = [
         ImageFile(os.path.join(val, name), label, f"val/{spec.key_names[label]}/{name}")
-        for name in names
-        for label in (labels[Path(name).stem],)
+        for name, label in ((name, labels[Path(name).stem]) for name in names)
     ]
     absent = sorted(set(range(len(spec.classes))) - {image.label for image in images})
     if absent:
@@ -156,30 +144,24 @@ def read_flat(val: Path, labels: dict[str, int], spec: Spec) -> list[ImageFile]:
 
 def check_class_file(place: Path, spec: Spec) -> None:
     """Warn if a `classnames.txt` beside the images has other names than CLIP's; it is never used."""
-    for folder in (place, place.parent):
-        path = folder / CLASS_FILE
-        if not path.is_file():
-            continue
-        lines = [
-            line.split() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()
-        ]
-        for number, (words, wnid, name) in enumerate(zip(lines, spec.folder_names, spec.classes), start=1):
-            if words[0] != wnid or " ".join(words[1:]) != name:
-                logger.warning(
-                    '%s, line %d is "%s", expected "%s %s": this is not CLIP\'s list; the built-in names are used, '
-                    "and those of a file by DATASET.CLASSNAMES FILE",
-                    *(path, number, " ".join(words), wnid, name),
-                )
-                break
-        return
+    path = next((home / CLASS_FILE for home in (place, place.parent) if (home / CLASS_FILE).is_file()), None)
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path else []
+    lines = [line.split() for line in lines if line.strip()]
+    for number, (words, wnid, name) in enumerate(zip(lines, spec.folder_names, spec.classes), start=1):
+        if words[0] != wnid or " ".join(words[1:]) != name:
+            logger.warning(
+                '%s, line %d is "%s", expected "%s %s": this is not CLIP\'s list; the built-in names are used, '
+                "and those of a file by DATASET.CLASSNAMES FILE",
+                *(path, number, " ".join(words), wnid, name),
+            )
+            return
 
 
 class ImageNetVariant(ListedDataset):
     """Base class of the test sets: one folder with a folder for each class.
 
-    Attributes:
-        file: stem of the entry in `lists/`.
-        inner: names of folders that may hold the class folders, inside the data set's own.
+    `file` is the stem of the entry in `lists/`, `inner` the names of folders that may hold the class folders, inside
+    the data set's own.
     """
 
     file = ""
@@ -203,12 +185,7 @@ class ImageNetVariant(ListedDataset):
         return Layout(f"class folders in {place}", read, {"test": "all images"})
 
     def find(self, cfg) -> Path:
-        """The folder of the class folders."""
-        names = (*self.inner, *PART_KEYS)
-        return find_place(cfg, self.spec, self.fits(), "folders called like wnids (n01440764, ...)", names)
-
-    def fits(self) -> Callable[[Path], bool]:
-        """Whether a folder holds class folders of this data set, and of no other that has more classes.
+        """The folder of the class folders: one that holds those of this data set, and of no other that has more.
 
         A folder called like a part is read unless it is one of several, or in a folder called like ImageNet's: then it
         is more likely ImageNet's own.
@@ -216,16 +193,17 @@ class ImageNetVariant(ListedDataset):
         keys, most = self.spec.class_keys(), len(self.spec.classes)
         imagenet = {name_key(name) for name in (*load_spec("imagenet").folders, *INNER_FOLDERS)}
 
-        def check(folder: Path) -> bool:
+        def fits(folder: Path) -> bool:
             folders = list_folder(folder)[0]
             wnids = sum(WNID.fullmatch(name) is not None for name in folders)
-            known = sum(name_key(name) in keys for name in folders)
+            known = any(name_key(name) in keys for name in folders)
             if not known or wnids > most or name_key(folder.name) not in PART_KEYS:
-                return known > 0 and wnids <= most
+                return known and wnids <= most
             parts = sum(name_key(name) in PART_KEYS for name in list_folder(folder.parent)[0])
             return parts == 1 and name_key(folder.parent.name) not in imagenet
 
-        return check
+        names = (*self.inner, *PART_KEYS)
+        return find_place(cfg, self.spec, fits, "folders called like wnids (n01440764, ...)", names)
 
 
 @register
@@ -270,11 +248,7 @@ class ImageNetV2(ImageNetVariant):
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
-        """The classes, whose folders may be called by number or wnid.
-
-        Raises:
-            UserError: if DATASET.IMAGENETV2 names no set.
-        """
+        """The classes, whose folders may be called by number or wnid."""
         choice("IMAGENETV2", cfg.DATASET.get("IMAGENETV2", V2_DEFAULT), list(V2_SETS))
         spec = super().make_spec(cfg)
         numbers = {wnid: (f"{label}", f"{label:03d}", f"{label:04d}") for label, wnid in enumerate(spec.folder_names)}

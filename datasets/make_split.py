@@ -26,23 +26,19 @@ Labelled = list[tuple[str, int]]  # (path below the image folder, label)
 
 
 def make_split(loader: type[SplitFileDataset], cfg, seed: int, target: str = "") -> Path:
-    """Write a split of the images at hand.
+    """Write a split of the images at hand, with a draw by the seed; into the cache folder if no `target` is named.
 
-    Args:
-        loader: the data set.
-        cfg: the config; DATASET.ROOT says where the images are.
-        seed: of the draw.
-        target: the file to write; empty: a file in the cache folder.
-
-    Raises:
-        UserError: if the data set needs none, or the target bears the published name.
-        MissingFileError: if the images, or what labels them, are not found.
+    Refused are data sets that need none, a target that bears the published name, and images that nothing labels.
     """
     name = loader.__name__
     if not issubclass(loader, SplitFileDataset) or loader.file not in READERS:
         raise UserError(f"{name} has no split file, so none can be made; its parts are in its folders or lists")
     spec, entry = loader.make_spec(cfg), read_entry(loader.file)
-    path = Path(target).expanduser() if target else default_target(name, seed)
+    path, folder = Path(target).expanduser(), cache_dir()
+    if not target:
+        if folder is None:
+            raise UserError("DASSL_CLIP_CACHE is off: name the file to write, --make-split FILE")
+        path = folder / "splits" / f"split_own_{name}_seed{seed}.json"
     if path.name == entry["split_file"] or path.name.startswith("split_zhou_"):
         raise UserError(f"{path} bears the name of the published split; choose another name")
     root = open_root(cfg.DATASET.ROOT, name)
@@ -58,18 +54,6 @@ def make_split(loader: type[SplitFileDataset], cfg, seed: int, target: str = "")
     return path
 
 
-def default_target(name: str, seed: int) -> Path:
-    """The file in the cache folder.
-
-    Raises:
-        UserError: if nothing is to be kept there.
-    """
-    folder = cache_dir()
-    if folder is None:
-        raise UserError("DASSL_CLIP_CACHE is off: name the file to write, --make-split FILE")
-    return folder / "splits" / f"split_own_{name}_seed{seed}.json"
-
-
 def divided(images: Labelled, spec: Spec, seed: int) -> dict[str, list]:
     """The rows of a split file, by part."""
     rows: dict[str, list] = {part: [] for part in SHARES}
@@ -80,8 +64,7 @@ def divided(images: Labelled, spec: Spec, seed: int) -> dict[str, list]:
             groups.setdefault(match[0] if match else path, []).append(path)
         order = list(groups.values())
         random.Random(f"{seed}/{spec.name}/{label}").shuffle(order)
-        total = sum(map(len, order))
-        done = 0
+        total, done = sum(map(len, order)), 0
         for paths in order:
             part = "train" if done < SHARES["train"] * total else "val" if done < 0.7 * total else "test"
             rows[part] += [[path, label, name] for path in paths]

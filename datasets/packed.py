@@ -7,6 +7,7 @@ Hub copies come as parquet files (`data/train-00000-of-00001.parquet`), as the a
 import contextlib
 import csv
 import io
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,22 +25,31 @@ EXPORT = 'docs/datasets.md, "Copies from the Hugging Face hub", has the lines th
 def packed(root: Path, names: Iterable[str] = ()) -> list[str]:
     """A sentence for each kind of packed data at or below a folder; empty if there is none.
 
-    Args:
-        root: where to look.
-        names: names that the data set's archive may have; one that is called so is named first.
+    Of archives, those that are called like the data set, by its `names`, are named first.
     """
     archives: list[Path] = []
     texts: dict[str, str] = {}
-    for number, folder in enumerate(walk_folders(root, DEPTH)):
-        if number == MOST:
-            break
+    for folder in itertools.islice(walk_folders(root, DEPTH), MOST):
         with contextlib.suppress(OSError):
             for kind, text in hub_copies(folder).items():
                 texts.setdefault(kind, text)
             archives += [folder / name for name in list_folder(folder)[1] if name.lower().endswith(ARCHIVES)]
     keys = tuple(map(name_key, names))
     archives.sort(key=lambda path: not name_key(path.name).startswith(keys or ("",)))
-    said = [archive_text(path) for path in archives[:3]]
+    said = []
+    for path in archives[:3]:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(512)
+        except OSError as error:
+            said.append(f"{path} cannot be read: {error.strerror}")
+            continue
+        if not start:
+            said.append(f"{path} is empty (0 bytes): get it again")
+        elif is_web_page(start):
+            said.append(f"{path} is a web page, not an archive: the download failed; get it again")
+        else:
+            said.append(f"{path} is an archive: unpack it first ({unpack_command(path)})")
     if len(archives) > 3:
         said[-1] += f", and {len(archives) - 3} more"
     return [*said, *texts.values()]
@@ -48,20 +58,6 @@ def packed(root: Path, names: Iterable[str] = ()) -> list[str]:
 def hint(root: Path, names: Iterable[str] = ()) -> str:
     """`packed` as the end of an error; starts with a blank, or is empty."""
     return "".join(f" {text}." for text in packed(root, names))
-
-
-def archive_text(path: Path) -> str:
-    """What a file is that is called like an archive, and what to do with it."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    if not start:
-        return f"{path} is empty (0 bytes): get it again"
-    if is_web_page(start):
-        return f"{path} is a web page, not an archive: the download failed; get it again"
-    return f"{path} is an archive: unpack it first ({unpack_command(path)})"
 
 
 def hub_copies(folder: Path) -> dict[str, str]:
@@ -79,23 +75,19 @@ def hub_copies(folder: Path) -> dict[str, str]:
         found["arrow"] = (
             f"{folder} is an arrow folder of `save_to_disk` ({listed(marks, 3)}), which no loader reads: {EXPORT}"
         )
-    for name in METADATA:
-        if name in files:
-            found["metadata"] = metadata_text(folder / name)
-            break
-    return found
-
-
-def metadata_text(path: Path) -> str:
-    """What the list of an `imagefolder` is good for."""
-    what = f"{path} lists images, as `imagefolder` of the Hugging Face hub has it"
+    path = next((folder / name for name in METADATA if name in files), None)
+    if path is None:
+        return found
+    what, advice = f"{path} lists images, as `imagefolder` of the Hugging Face hub has it", ""
     if path.suffix != ".csv":
-        return f"{what}, which no loader reads: write it as metadata.csv with the columns file_name and label"
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        columns = next(csv.reader(io.StringIO(file.readline(10_000))), [])
-    if "file_name" not in columns or not {"label", "class"} & set(columns):
-        return (
-            f"{what}, but with the columns {listed(columns)}: with file_name and label (the name of the class) it is "
-            "read by DATASET.NAME Manifest"
-        )
-    return f"{what}: it is read by DATASET.NAME Manifest with DATASET.MANIFEST {path}"
+        advice = ", which no loader reads: write it as metadata.csv with the columns file_name and label"
+    else:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            columns = next(csv.reader(io.StringIO(file.readline(10_000))), [])
+        advice = f": it is read by DATASET.NAME Manifest with DATASET.MANIFEST {path}"
+        if "file_name" not in columns or not {"label", "class"} & set(columns):
+            advice = (
+                f", but with the columns {listed(columns)}: with file_name and label (the name of the class) it is "
+                "read by DATASET.NAME Manifest"
+            )
+    return found | {"metadata": what + advice}

@@ -85,11 +85,11 @@ class Spec:
 
     def class_keys(self) -> dict[str, int]:
         """`name_key` of every folder name a class may have -> label."""
-        keys = {}
-        for label, (name, folder) in enumerate(zip(self.key_names, self.folder_names)):
-            for spelling in (name, folder, *self.class_folders.get(name, ())):
-                keys[name_key(spelling)] = label
-        return keys
+        return {
+            name_key(spelling): label
+            for label, (name, folder) in enumerate(zip(self.key_names, self.folder_names))
+            for spelling in (name, folder, *self.class_folders.get(name, ()))
+        }
 
     def domain_keys(self, letters: bool = True) -> dict[str, str]:
         """`name_key` of every spelling -> canonical domain; `letters=False` leaves out one-letter spellings."""

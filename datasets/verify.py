@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from .folders import ImageFile, list_folder, listed_once, match_classes
 from .layouts import find_candidates
 from .options import ALL_IMAGES, DASSL, check_protocol
 from .packed import packed
-from .spec import Spec, entries, listed, load_spec, name_key, read_entry
+from .spec import entries, listed, load_spec, name_key, read_entry
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done
@@ -43,11 +43,7 @@ class Finding:
 class Count:
     """A line of the table: a domain, or a part of a data set without domains.
 
-    Args:
-        name: of the domain or part.
-        images: label -> number of images.
-        published: published number of images, None if none is known.
-        parts: part -> number of images.
+    `images` are numbers by label, `parts` numbers by part; `published` is the published number, None if none is known.
     """
 
     name: str
@@ -60,15 +56,8 @@ class Count:
 class Report:
     """All that was found.
 
-    Args:
-        dataset: registry name.
-        root: DATASET.ROOT.
-        classes: class names in label order; empty if not even those are known.
-        layouts: what was found where.
-        counts: lines of the table.
-        unread: domains that could not be read.
-        findings: troubles, in the order in which they were met.
-        images: every image read.
+    `classes` are the names in label order, empty if not even those are known; `unread` are domains that could not be
+    read; `findings` are troubles, in the order in which they were met; `images` are all that were read.
     """
 
     dataset: str
@@ -93,18 +82,13 @@ class Report:
         return UNUSABLE if ERROR in levels else WARNS if WARNING in levels else FITS
 
 
-def no_progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
-    """The items themselves."""
-    return items
-
-
 def verify(
     loader: type[ListedDataset],
     cfg,
     inspect: Inspect | None = None,
     duplicates: bool = False,
     jobs: int = 1,
-    progress: Progress = no_progress,
+    progress: Progress = lambda items, total, what: items,
 ) -> Report:
     """Look at a data set as it lies on the disk.
 
@@ -132,11 +116,13 @@ def verify(
                 look_at(loader, cfg, domain, report)
         read = [count.name for count in report.counts]
         report.unread += [domain for domain in domains if domain not in read]
-    if not report.images:
-        for text in explanations(Path(report.root or ".").expanduser().absolute(), report.dataset):
+    root = Path(report.root or ".").expanduser().absolute()
+    if not report.images and root.is_dir():  # archives, copies of the hub, other data sets
+        texts, others = packed(root), [name for name in recognise(root) if name != report.dataset]
+        texts += [f"{root} looks like {' or '.join(others)}: ask for that data set"] if others else []
+        for text in texts:
             if not any(text in finding.text for finding in report.findings):
                 report.add(ERROR, text)
-    check_domains(report)
     check_images(report, inspect, duplicates, jobs, progress)
     return report
 
@@ -183,50 +169,35 @@ def look_at(loader: type[ListedDataset], cfg, domain: str, report: Report) -> No
         report.layouts.append(text)
     if "NOT the published split" in text:
         report.add(WARNING, f"{spec.name}: {text}")
-    sizes = {part: len(images) for part, images in parts.items()}
     everything = [image for images in parts.values() for image in images]
     report.images += everything
     if domain:
-        images = Counter(image.label for image in everything)
-        report.counts.append(Count(domain, images, spec.published(domain), sizes))
-        compare_classes(spec, domain, images, report)
+        found = Counter(image.label for image in everything)
+        sizes = {part: len(images) for part, images in parts.items()}
+        report.counts.append(Count(domain, found, spec.published(domain), sizes))
+        published = spec.details.get(domain, {}).get("per_class", {})
+        skipped = Counter(key.split("/")[1] for key in spec.skip if key.startswith(f"{domain}/"))
+        other = [
+            f"{name} {found.get(label, 0)} ({published[name] - skipped[name]})"
+            for label, name in enumerate(spec.classes)
+            if name in published and found.get(label, 0) != published[name] - skipped[name]
+        ]
+        if other:
+            report.add(WARNING, f"{spec.name}: images (published number) of classes of {domain}: {listed(other)}")
     else:
         for part, images in parts.items():
             labels = Counter(image.label for image in images)
             report.counts.append(Count(part, labels, spec.images.get(part)))
-    check_names(spec, everything, report)
-
-
-def compare_classes(spec: Spec, domain: str, images: Mapping[int, int], report: Report) -> None:
-    """Name the classes of a domain whose number of images is not the published one."""
-    published = spec.details.get(domain, {}).get("per_class", {})
-    skipped = Counter(key.split("/")[1] for key in spec.skip if key.startswith(f"{domain}/"))
-    other = [
-        f"{name} {images.get(label, 0)} ({published[name] - skipped[name]})"
-        for label, name in enumerate(spec.classes)
-        if name in published and images.get(label, 0) != published[name] - skipped[name]
-    ]
-    if other:
-        report.add(WARNING, f"{spec.name}: images (published number) of classes of {domain}: {listed(other)}")
-
-
-def check_names(spec: Spec, images: Sequence[ImageFile], report: Report) -> None:
-    """Warn of images whose folder is called like another class than theirs."""
     if entry_of(spec.name).get("nested_folders"):
         return
     keys = spec.class_keys()
-    wrong = []
-    for image in images:
-        folder = Path(image.path).parent.name
-        label = keys.get(name_key(folder))
-        if label is not None and label != image.label:
-            wrong.append((image, folder))
+    folders = [keys.get(name_key(Path(image.path).parent.name), image.label) for image in everything]
+    wrong = [image for image, label in zip(everything, folders) if label != image.label]
     if wrong:
-        image, folder = wrong[0]
         report.add(
             WARNING,
             f"{spec.name}: {len(wrong)} images lie in a folder that is called like another class than theirs, first: "
-            f'{image.path} is "{spec.classes[image.label]}"',
+            f'{wrong[0].path} is "{spec.classes[wrong[0].label]}"',
         )
 
 
@@ -235,9 +206,9 @@ def entry_of(name: str) -> dict:
     return next((entry for entry in map(read_entry, entries()) if entry["name"] == name), {})
 
 
-def check_domains(report: Report) -> None:
-    """Warn of files that lie in several domains; inside a domain its loader has looked."""
-    seen: dict[str, str] = {}
+def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs: int, progress: Progress) -> None:
+    """Note files that lie in several domains, are empty, damaged, copies of each other, or known to be odd."""
+    seen: dict[str, str] = {}  # inside a domain its loader has looked
     shared = [
         f"{other} = {image.path}"
         for path, image in zip(real_paths(report.images), report.images)
@@ -245,10 +216,6 @@ def check_domains(report: Report) -> None:
     ]
     if shared:
         report.add(WARNING, f"{counted(shared)} in two domains, first: {shared[0]}")
-
-
-def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs: int, progress: Progress) -> None:
-    """Note files that are empty, damaged, copies of each other, or known to be odd."""
     sizes, bad = {}, []
     for image in report.images:
         try:
@@ -279,47 +246,27 @@ def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs
     odd = [image.key for image in report.images if image.key in set(entry.get("suspect", ()))]
     if odd:
         report.add(NOTE, f"known to be oddly encoded: {listed(odd)}; PIL may read them, other programs do not")
-    if duplicates:
-        note_copies(copies(sizes, progress), report)
-
-
-def copies(sizes: Mapping[ImageFile, int], progress: Progress) -> list[list[ImageFile]]:
-    """Groups of images whose files are equal byte by byte; only files that share their size with another are read."""
-    by_size: dict[int, list[ImageFile]] = {}
+    if not duplicates:
+        return
+    by_size: dict[int, list[ImageFile]] = {}  # only files that share their size with another are read
     for image, size in sizes.items():
         by_size.setdefault(size, []).append(image)
     read = [image for size, images in by_size.items() if size and len(images) > 1 for image in images]
-    groups: dict[str, list[ImageFile]] = {}
+    by_content: dict[str, list[ImageFile]] = {}
     for image in progress(read, len(read), "comparing"):
         with open(image.path, "rb") as file:
-            groups.setdefault(hashlib.sha256(file.read()).hexdigest(), []).append(image)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def note_copies(groups: Sequence[Sequence[ImageFile]], report: Report) -> None:
-    """Say how many files are copies of others, and how many of those have another class."""
-    if not groups:
-        report.add(NOTE, "no file is a copy of another")
-        return
-    surplus = sum(len(group) - 1 for group in groups)
+            by_content.setdefault(hashlib.sha256(file.read()).hexdigest(), []).append(image)
+    groups = [group for group in by_content.values() if len(group) > 1]
     mixed = [group for group in groups if len({image.label for image in group}) > 1]
-    first = (mixed or list(groups))[0]
-    report.add(
-        WARNING,
-        f"{surplus} files are copies of others, in {len(groups)} groups, {len(mixed)} of which have more than one "
-        f"class; first: {first[0].path} = {first[1].path}",
-    )
-
-
-def explanations(root: Path, asked: str) -> list[str]:
-    """Why nothing was found, as far as the folder tells: archives, copies of the hub, other data sets."""
-    if not root.is_dir():
-        return []
-    texts = packed(root)
-    others = [name for name in recognise(root) if name != asked]
-    if others:
-        texts.append(f"{root} looks like {' or '.join(others)}: ask for that data set")
-    return texts
+    if groups:
+        first, second, *_ = (mixed or groups)[0]
+        report.add(
+            WARNING,
+            f"{sum(map(len, groups)) - len(groups)} files are copies of others, in {len(groups)} groups, {len(mixed)} "
+            f"of which have more than one class; first: {first.path} = {second.path}",
+        )
+    else:
+        report.add(NOTE, "no file is a copy of another")
 
 
 def recognise(root: Path) -> list[str]:

@@ -45,6 +45,19 @@ def draw():
 
 
 @pytest.fixture(scope="session")
+def grow():
+    """Pictures in folders: grow(root, "day/cat", "night/cat", size=5, ending="jpg") gives the root."""
+
+    def make(root: Path, *folders: str, size: int = 5, ending: str = "jpg") -> Path:
+        for folder in folders:
+            for number in range(size):
+                draw_image(root / folder / f"{number}.{ending}")
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def config():
     """Config for a loader: config(root, sources, targets, SEED=..., NUM_SHOTS=...)."""
 

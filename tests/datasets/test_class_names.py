@@ -20,25 +20,18 @@ from dassl_clip.results.run_data import data_of
 WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n01514668": "rooster"}  # WordNet's name of the last is cock
 
 
-def grow(root, draw, *folders, size=5):
-    for folder in folders:
-        for number in range(size):
-            draw(root / folder / f"{number}.jpg")
-    return root
-
-
 @pytest.fixture(autouse=True)
 def told(caplog):
     caplog.set_level(logging.INFO)
     return caplog
 
 
-def make(kind, root, draw, names):
+def make(kind, root, grow, names):
     """A user's own data set of a kind with class folders of these names: its loader and its domains."""
     if kind == "domains":
-        grow(root, draw, *(f"{domain}/{name}" for domain in ("day", "night") for name in names))
+        grow(root, *(f"{domain}/{name}" for domain in ("day", "night") for name in names))
         return FolderDomains, (["day"], ["night"])
-    grow(root, draw, *(f"train/{name}" for name in names), *(f"test/{name}" for name in names))
+    grow(root, *(f"train/{name}" for name in names), *(f"test/{name}" for name in names))
     if kind == "classes":
         return FolderClasses, ([], [])
     lines = [
@@ -52,9 +45,9 @@ KINDS = pytest.mark.parametrize("kind", ["classes", "domains", "manifest"])
 
 
 @KINDS
-def test_4_1_wnids_have_their_names(kind, tmp_path, draw, config, told):
+def test_4_1_wnids_have_their_names(kind, tmp_path, grow, config, told):
     """Prompts said "a photo of a n01440764." (row 4.1)."""
-    loader, domains = make(kind, tmp_path, draw, list(WNIDS))
+    loader, domains = make(kind, tmp_path, grow, list(WNIDS))
     data = loader(config(tmp_path, *domains))
     assert data.classnames == list(WNIDS.values())
     assert {item.classname for item in data.test} == {*WNIDS.values()}
@@ -65,15 +58,15 @@ def test_4_1_wnids_have_their_names(kind, tmp_path, draw, config, told):
     assert any(finding.level == NOTE and "wnids" in finding.text for finding in report.findings)
 
 
-def test_4_1_wnids_that_the_list_lacks_warn(tmp_path, draw, config, told):
-    loader, domains = make("classes", tmp_path, draw, [*WNIDS, "n00007846"])
+def test_4_1_wnids_that_the_list_lacks_warn(tmp_path, grow, config, told):
+    loader, domains = make("classes", tmp_path, grow, [*WNIDS, "n00007846"])
     assert loader(config(tmp_path, *domains)).classnames == ["n00007846", *WNIDS.values()]
     assert "1 class folders are wnids that ImageNet's list of 1000 classes does not name (n00007846)" in told.text
 
 
 @KINDS
-def test_4_1_bare_numbers_warn(kind, tmp_path, draw, config, told):
-    loader, domains = make(kind, tmp_path, draw, [str(number) for number in range(12)])
+def test_4_1_bare_numbers_warn(kind, tmp_path, grow, config, told):
+    loader, domains = make(kind, tmp_path, grow, [str(number) for number in range(12)])
     data = loader(config(tmp_path, *domains))
     assert data.classnames == [str(number) for number in range(12)]  # 2 before 10
     assert (
@@ -94,9 +87,9 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("asked", [True, False])
 @KINDS
-def test_4_1_files_of_names(kind, asked, form, tmp_path, draw, config, told):
+def test_4_1_files_of_names(kind, asked, form, tmp_path, grow, config, told):
     root = tmp_path / "data"
-    loader, domains = make(kind, root, draw, list(WNIDS))
+    loader, domains = make(kind, root, grow, list(WNIDS))
     path = tmp_path / "names.txt" if asked else root / "classnames.txt"
     path.write_bytes(FORMS[form].encode())
     data = loader(config(root, *domains, CLASSNAMES=str(path) if asked else ""))
@@ -108,8 +101,8 @@ def test_4_1_files_of_names(kind, asked, form, tmp_path, draw, config, told):
 
 
 @KINDS
-def test_4_1_plain_names_of_numbered_folders(kind, tmp_path, draw, config):
-    loader, domains = make(kind, tmp_path, draw, [str(number) for number in range(12)])
+def test_4_1_plain_names_of_numbered_folders(kind, tmp_path, grow, config):
+    loader, domains = make(kind, tmp_path, grow, [str(number) for number in range(12)])
     names = [f"thing {letter}" for letter in "abcdefghijkl"]
     (tmp_path / "classnames.txt").write_text("\n".join(names))
     data = loader(config(tmp_path, *domains))
@@ -119,8 +112,8 @@ def test_4_1_plain_names_of_numbered_folders(kind, tmp_path, draw, config):
     assert loader(config(tmp_path, *domains)).classnames == names
 
 
-def test_4_1_names_beside_the_class_folders(tmp_path, draw, config):
-    loader, domains = make("classes", tmp_path, draw, ["a", "b"])
+def test_4_1_names_beside_the_class_folders(tmp_path, grow, config):
+    loader, domains = make("classes", tmp_path, grow, ["a", "b"])
     (tmp_path / "train/classnames.txt").write_text("apple\nbread")
     assert loader(config(tmp_path, *domains)).classnames == ["apple", "bread"]
     (tmp_path / "test/classnames.txt").write_text("apple\nbutter")
@@ -132,8 +125,8 @@ def test_4_1_names_beside_the_class_folders(tmp_path, draw, config):
     assert loader(config(tmp_path, *domains, CLASSNAMES="own.txt")).classnames == ["ant", "bee"]  # below the root
 
 
-def test_4_1_some_names_may_be_those_of_the_folders(tmp_path, draw, config):
-    loader, domains = make("classes", tmp_path, draw, ["cat", "dog", "tv"])
+def test_4_1_some_names_may_be_those_of_the_folders(tmp_path, grow, config):
+    loader, domains = make("classes", tmp_path, grow, ["cat", "dog", "tv"])
     (tmp_path / "classnames.txt").write_text("cat\ndog\ntelevision")
     assert loader(config(tmp_path, *domains)).classnames == ["cat", "dog", "television"]
     (tmp_path / "classnames.txt").write_text("tv\ndog\ncat")  # the folders themselves: their order
@@ -161,8 +154,8 @@ def test_4_1_some_names_may_be_those_of_the_folders(tmp_path, draw, config):
     ],
 )
 @KINDS
-def test_4_1_files_that_do_not_fit(kind, text, message, tmp_path, draw, config):
-    loader, domains = make(kind, tmp_path, draw, list(WNIDS))
+def test_4_1_files_that_do_not_fit(kind, text, message, tmp_path, grow, config):
+    loader, domains = make(kind, tmp_path, grow, list(WNIDS))
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         loader(config(tmp_path, *domains, CLASSNAMES="names.txt"))
@@ -215,18 +208,18 @@ def test_4_1_the_whole_list_for_a_part_of_imagenet(tmp_path, config):
         ("ﬁsh", "fish"),
     ],
 )
-def test_4_2_two_spellings_of_one_class(one, two, tmp_path, draw, config, told):
+def test_4_2_two_spellings_of_one_class(one, two, tmp_path, grow, config, told):
     """Five classes for four, two equal prompts (row 4.2)."""
     assert prompt_key(one) == prompt_key(two)
-    root = grow(tmp_path / "domains", draw, f"day/{one}", "day/owl", f"night/{two}", "night/owl")
+    root = grow(tmp_path / "domains", f"day/{one}", "day/owl", f"night/{two}", "night/owl")
     data = FolderDomains(config(root, ["day"], ["night"]))
     assert len(data.classnames) == 2 and len(data.test) == 10
     assert sorted(item.label for item in data.test) == [0] * 5 + [1] * 5
     assert "folders that are spellings of one class are one class: " in told.text
-    root = grow(tmp_path / "classes", draw, f"train/{one}", "train/owl", f"test/{two}", "test/owl")
+    root = grow(tmp_path / "classes", f"train/{one}", "train/owl", f"test/{two}", "test/owl")
     assert FolderClasses(config(root, [], [])).num_classes == 2
     with pytest.raises(ValueError, match=r"are one name when letter case"):
-        FolderClasses(config(grow(root, draw, f"train/{two}"), [], []))
+        FolderClasses(config(grow(root, f"train/{two}"), [], []))
     lines = [f"day/{one}/{k}.jpg,{one if k < 3 else two},{'test' if k > 3 else 'train'}" for k in range(5)]
     lines += [f"day/owl/{k}.jpg,owl,{'test' if k > 3 else 'train'}" for k in range(5)]
     (tmp_path / "domains/manifest.csv").write_text("\n".join(["path,class,split", *lines]), encoding="utf-8")
@@ -244,17 +237,17 @@ def test_4_2_the_shipped_lists_pass():
 
 
 @KINDS
-def test_4_6_counters_are_not_said(kind, tmp_path, draw, config, told):
+def test_4_6_counters_are_not_said(kind, tmp_path, grow, config, told):
     """Prompts said "a photo of a 001.Black footed Albatross." (row 4.6)."""
-    loader, domains = make(kind, tmp_path, draw, ["001.Black_footed_Albatross", "002.Laysan_Albatross", "017.Cardinal"])
+    loader, domains = make(kind, tmp_path, grow, ["001.Black_footed_Albatross", "002.Laysan_Albatross", "017.Cardinal"])
     data = loader(config(tmp_path, *domains))
     assert data.classnames == ["Black_footed_Albatross", "Laysan_Albatross", "Cardinal"]
     assert "class names without the counter before them" in data.protocol
     assert "001.Black_footed_Albatross = Black_footed_Albatross" in told.text
 
 
-def test_4_6_counters_in_one_domain(tmp_path, draw, config):
-    root = grow(tmp_path, draw, "day/000_Alarm_Clock", "day/001_Bike", "night/Alarm_Clock", "night/bike", "night/TV")
+def test_4_6_counters_in_one_domain(tmp_path, grow, config):
+    root = grow(tmp_path, "day/000_Alarm_Clock", "day/001_Bike", "night/Alarm_Clock", "night/bike", "night/TV")
     data = FolderDomains(config(root, ["day"], ["night"]))
     assert data.classnames == ["Alarm_Clock", "Bike", "TV"]
     assert sorted(item.label for item in data.test) == [0] * 5 + [1] * 5 + [2] * 5

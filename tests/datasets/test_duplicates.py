@@ -15,13 +15,6 @@ from dassl_clip.datasets import PACS, DescribableTextures, FolderClasses, Folder
 from dassl_clip.datasets.verify import verify
 
 
-def grow(root, draw, *folders, size=5):
-    for folder in folders:
-        for number in range(size):
-            draw(root / folder / f"{number}.jpg")
-    return root
-
-
 def paths(*lists):
     return [item.impath for items in lists for item in items or []]
 
@@ -39,8 +32,8 @@ def test_4_3_lines_three_times_count_once(tmp_path, pacs_tree, config, caplog):
 
 
 @pytest.mark.parametrize("parts", [("train/", "test/"), ("",)])
-def test_4_3_links_to_files_count_once(parts, tmp_path, draw, config, caplog):
-    root = grow(tmp_path, draw, *(f"{part}{name}" for part in parts for name in ("cat", "dog")))
+def test_4_3_links_to_files_count_once(parts, tmp_path, grow, config, caplog):
+    root = grow(tmp_path, *(f"{part}{name}" for part in parts for name in ("cat", "dog")))
     for part in parts:
         (root / part / "cat" / "again.jpg").symlink_to("0.jpg")
         (root / part / "cat" / "more.jpg").symlink_to(root / part / "cat" / ".." / "cat" / "again.jpg")
@@ -51,8 +44,8 @@ def test_4_3_links_to_files_count_once(parts, tmp_path, draw, config, caplog):
 
 
 @pytest.mark.parametrize("kind", ["file", "class folder", "part"])
-def test_4_3_a_file_in_two_parts_is_refused(kind, tmp_path, draw, config):
-    root = grow(tmp_path, draw, "train/cat", "train/dog", "test/dog")
+def test_4_3_a_file_in_two_parts_is_refused(kind, tmp_path, grow, config):
+    root = grow(tmp_path, "train/cat", "train/dog", "test/dog")
     if kind == "part":
         (root / "val").symlink_to("train")
     elif kind == "class folder":
@@ -65,8 +58,8 @@ def test_4_3_a_file_in_two_parts_is_refused(kind, tmp_path, draw, config):
         FolderClasses(config(root, [], []))
 
 
-def test_4_3_a_file_in_two_classes_is_refused(tmp_path, draw, config):
-    root = grow(tmp_path, draw, "day/cat", "day/dog", "night/cat", "night/dog")
+def test_4_3_a_file_in_two_classes_is_refused(tmp_path, grow, config):
+    root = grow(tmp_path, "day/cat", "day/dog", "night/cat", "night/dog")
     (root / "night/dog/kitten.jpg").symlink_to(root / "night/cat/2.jpg")
     with pytest.raises(ValueError, match=r"1 file is in two classes.*cat/2.jpg = .*dog/kitten.jpg"):
         FolderDomains(config(root, ["day"], ["night"]))
@@ -74,8 +67,8 @@ def test_4_3_a_file_in_two_classes_is_refused(tmp_path, draw, config):
         FolderDomains(config(root, ["night"], ["day"]))
 
 
-def test_4_3_domains_that_share_files(tmp_path, draw, config, caplog):
-    root = grow(tmp_path, draw, "day/cat", "day/dog", "night/cat", "night/dog", "rain/cat", "rain/dog")
+def test_4_3_domains_that_share_files(tmp_path, grow, config, caplog):
+    root = grow(tmp_path, "day/cat", "day/dog", "night/cat", "night/dog", "rain/cat", "rain/dog")
     (root / "every").mkdir()
     for name in ("cat", "dog"):
         (root / "every" / name).mkdir()
@@ -90,9 +83,9 @@ def test_4_3_domains_that_share_files(tmp_path, draw, config, caplog):
     assert any("20 files are in two domains, first: " in finding.text for finding in report.findings)
 
 
-def test_4_3_one_file_by_two_paths_in_a_manifest(tmp_path, draw, config, caplog):
+def test_4_3_one_file_by_two_paths_in_a_manifest(tmp_path, grow, config, caplog):
     """The absolute and the relative path of one file, in train and in test (row 4.3)."""
-    root = grow(tmp_path / "data", draw, "a", "b")
+    root = grow(tmp_path / "data", "a", "b")
     lines = [f"{name}/{number}.jpg,{name},{'test' if number > 3 else 'train'}" for name in "ab" for number in range(5)]
     for path in (f"{root}/a/1.jpg", "./a/1.jpg", "b/../a//1.jpg", "a\\1.jpg"):
         (root / "manifest.csv").write_text("\n".join(["path,class,split", *lines, f"{path},a,test"]))
@@ -120,8 +113,8 @@ def test_4_3_one_file_by_two_paths_in_a_split_file(tmp_path, coop_tree, config):
             DescribableTextures(config(tmp_path, [], [], SPLIT_FILE=str(tmp_path / "split.json")))
 
 
-def test_files_of_folders_without_links_are_not_asked_for(tmp_path, draw, config, monkeypatch):
-    root = grow(tmp_path, draw, "day/cat", "day/dog", "night/cat", "night/dog")
+def test_files_of_folders_without_links_are_not_asked_for(tmp_path, grow, config, monkeypatch):
+    root = grow(tmp_path, "day/cat", "day/dog", "night/cat", "night/dog")
     asked = []
     monkeypatch.setattr(os, "readlink", lambda path, *rest: asked.append(path))
     ordinary = os.lstat

@@ -1,11 +1,10 @@
 """What a user can get wrong, each with its sentence.
 
-Covers: missing root, data set not in it, data set nested too deep, domains (unknown, none, twice, absent, in two
-folders), classes (missing, empty, nested once too often), the layout of the sibling data set, lists (missing files,
-one domain without, unreadable lines, wrong domain, unknown class, overlap), parts of VLCS, broken links, VLCS_TEST.
+Covers: domains (unknown, none, twice), what a run does not need, classes missing in parts, the layout of the sibling
+data set, lists (missing files, unreadable lines, wrong domain, unknown class, overlap), parts of VLCS, VLCS_TEST.
+`test_verify.py` has a table of damaged trees, which runs refuse with the sentences of `verify`.
 """
 
-import re
 import shutil
 
 import pytest
@@ -18,28 +17,8 @@ def refuse(error, message, loader, cfg):
         loader(cfg)
 
 
-def test_root(tmp_path, config):
+def test_an_empty_root(config):
     refuse(ValueError, "DATASET.ROOT is empty", PACS, config("", ["photo"], ["sketch"]))
-    (tmp_path / "here").mkdir()
-    message = (
-        rf"DATASET.ROOT {tmp_path}/no/where is not a folder; the part of it that exists is {tmp_path}, which holds here"
-    )
-    refuse(FileNotFoundError, message, PACS, config(tmp_path / "no" / "where", ["photo"], ["sketch"]))
-
-
-def test_data_set_not_there(tmp_path, config):
-    (tmp_path / "imagenet").mkdir()
-    message = (
-        r"PACS not found in .*Looked for the folders art_painting, cartoon, photo, sketch in .* itself, pacs/.* "
-        r"holds imagenet. Nothing is downloaded; see docs/datasets.md"
-    )
-    refuse(FileNotFoundError, message, PACS, config(tmp_path, ["photo"], ["sketch"]))
-
-
-def test_nested_too_deep(tmp_path, pacs_tree, config):
-    pacs_tree(tmp_path / "downloads" / "new", "PACS")
-    place = re.escape(str(tmp_path / "downloads/new/PACS"))
-    refuse(FileNotFoundError, f"set DATASET.ROOT to {place}", PACS, config(tmp_path, ["photo"], ["sketch"]))
 
 
 def test_domains(tmp_path, pacs_tree, config):
@@ -50,26 +29,13 @@ def test_domains(tmp_path, pacs_tree, config):
     refuse(ValueError, r"names the domain art_painting twice: art, A", PACS, config(root, ["art", "A"], ["photo"]))
 
 
-def test_domain_absent(tmp_path, pacs_tree, config, caplog):
-    root = pacs_tree(tmp_path, "PACS")
-    shutil.rmtree(root / "PACS/sketch")
-    message = r"PACS has no folder for sketch. Domains found: art_painting, cartoon, photo"
-    refuse(FileNotFoundError, message, PACS, config(root, ["photo"], ["sketch"]))
+def test_a_domain_or_list_that_is_not_needed_may_be_absent(tmp_path, pacs_tree, config, caplog):
+    root = pacs_tree(tmp_path)
+    (root / "pacs/splits/sketch_crossval_kfold.txt").unlink()
+    assert len(PACS(config(root, ["photo"], ["cartoon"])).test) == 70
+    shutil.rmtree(root / "pacs/images/sketch")
     assert len(PACS(config(root, ["photo"], ["cartoon"])).test) == 70
     assert "has no folder for sketch, which this run does not use" in caplog.text
-
-
-def test_domain_in_two_folders(tmp_path, office_home_tree, config):
-    office_home_tree(tmp_path, "OfficeHome", ["Art", "Real World", "Real_World"])
-    message = "2 folders for the domain real_world: Real World, Real_World"
-    refuse(ValueError, message, OfficeHome, config(tmp_path, ["art"], ["Rw"]))
-
-
-def test_class_missing(tmp_path, office_home_tree, config):
-    office_home_tree(tmp_path, "OfficeHome", ["Art", "Clipart"])
-    shutil.rmtree(tmp_path / "OfficeHome/Clipart/TV")
-    message = r"found 64 class folders in .*/Clipart, missing: TV"
-    refuse(FileNotFoundError, message, OfficeHome, config(tmp_path, ["art"], ["clipart"]))
 
 
 def test_class_missing_in_part_folders(tmp_path, office_home_tree, vlcs_tree, config):
@@ -86,31 +52,6 @@ def test_class_missing_in_one_part_warns(tmp_path, vlcs_tree, config, caplog):
     data = VLCS(config(root, ["sun"], ["caltech"]))
     assert {item.label for item in data.val} == {1, 2, 3, 4}
     assert "SUN/crossval has no images of bird" in caplog.text
-
-
-def test_class_empty_or_nested(tmp_path, pacs_tree, config):
-    root = pacs_tree(tmp_path, "PACS")
-    for file in (root / "PACS/photo/dog").iterdir():
-        file.unlink()
-    refuse(FileNotFoundError, r"no images in .*/photo/dog \(", PACS, config(root, ["photo"], ["sketch"]))
-    shutil.copytree(root / "PACS/photo/horse", root / "PACS/photo/dog/dog")
-    message = r"photo/dog/dog is nested once too often: move what it holds one level up"
-    refuse(FileNotFoundError, message, PACS, config(root, ["photo"], ["sketch"]))
-
-
-def test_domain_nested(tmp_path, pacs_tree, config):
-    root = pacs_tree(tmp_path, "PACS")
-    shutil.move(root / "PACS/photo", root / "photo")
-    shutil.move(root / "photo", root / "PACS/photo/photo")
-    message = r"found 0 class folders in .*photo, missing: dog, .*photo/photo is nested once too often"
-    refuse(FileNotFoundError, message, PACS, config(root, ["photo"], ["sketch"]))
-
-
-def test_class_in_two_folders(tmp_path, pacs_tree, config):
-    root = pacs_tree(tmp_path, "PACS")
-    shutil.copytree(root / "PACS/photo/dog", root / "PACS/photo/DOG")
-    message = r"photo has two folders for the class dog: DOG, dog"
-    refuse(ValueError, message, PACS, config(root, ["photo"], ["sketch"]))
 
 
 def test_layout_of_the_sibling(tmp_path, office_home_tree, config):
@@ -146,14 +87,6 @@ def test_listed_files_missing(tmp_path, domainnet_tree, config):
         r"first: .*clipart/teddy-bear/clipart_304_000000.jpg.*groundtruth"
     )
     refuse(FileNotFoundError, message, DomainNet, config(root, ["clipart"], ["real"]))
-
-
-def test_list_of_a_domain_missing(tmp_path, pacs_tree, config):
-    root = pacs_tree(tmp_path)
-    (root / "pacs/splits/sketch_crossval_kfold.txt").unlink()
-    message = r"splits has no split list for sketch \(val\); it has art_painting_crossval_kfold.txt, "
-    refuse(FileNotFoundError, message, PACS, config(root, ["photo"], ["sketch"]))
-    assert len(PACS(config(root, ["photo"], ["cartoon"])).test) == 70
 
 
 @pytest.mark.parametrize(
@@ -198,9 +131,3 @@ def test_vlcs_test_option(tmp_path, vlcs_tree, config):
     refuse(ValueError, r'"full test"; it must be one of test, full\+test. Did you mean .full\+test.', VLCS, cfg)
     cfg = config(root, ["sun"], ["sun"], VLCS_TEST="full+test")
     refuse(ValueError, r"would test the images of sun that are trained on", VLCS, cfg)
-
-
-def test_broken_link(tmp_path, pacs_tree, config):
-    root = pacs_tree(tmp_path, "PACS")
-    (root / "PACS/photo/dog/gone.jpg").symlink_to(tmp_path / "nothing.jpg")
-    refuse(FileNotFoundError, r"dog/gone.jpg is a link to a file that does not exist", PACS, config(root, ["P"], ["S"]))

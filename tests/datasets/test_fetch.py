@@ -22,75 +22,6 @@ CONTENT = bytes(range(256)) * 5000
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def server():
-    class Handler(BaseHTTPRequestHandler):
-        asked: list = []
-
-        def do_GET(self):
-            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-            self.asked.append((self.path, start))
-            if "none" in self.path:
-                return self.send_error(404)
-            body = b"<!DOCTYPE html><html>quota</html>" if "page" in self.path else CONTENT
-            partial = start and "whole" not in self.path
-            if partial and start >= len(body):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(body)}")
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
-            body = body[start:] if partial else body
-            self.send_response(206 if partial else 200)
-            if partial:
-                self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-            self.send_header("Content-Length", str(len(body) + (99 if "short" in self.path else 0)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        running.asked, running.address = Handler.asked, f"http://127.0.0.1:{running.server_port}"
-        yield running
-        running.shutdown()
-
-
-def test_a_whole_file_and_one_that_is_there(server, tmp_path):
-    told = []
-    path = fetch(f"{server.address}/a.zip?x=1", tmp_path / "new", MD5, lambda there, total: told.append((there, total)))
-    assert path == tmp_path / "new/a.zip" and path.read_bytes() == CONTENT
-    assert told[-1] == (len(CONTENT), len(CONTENT)) and [p.name for p in path.parent.iterdir()] == ["a.zip"]
-    server.asked.clear()
-    assert fetch(f"{server.address}/a.zip", tmp_path / "new", MD5) == path and server.asked == []
-    path.write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"a.zip has the md5 .*, published is .*: it is damaged or another file"):
-        fetch(f"{server.address}/a.zip", tmp_path / "new", MD5)
-
-
-@pytest.mark.parametrize("name", ["b.zip", "whole.zip"])
-@pytest.mark.parametrize("size", [1000, len(CONTENT)])
-def test_a_file_that_was_begun(name, size, server, tmp_path):
-    (tmp_path / f"{name}.part").write_bytes(CONTENT[:size])
-    server.asked.clear()
-    assert fetch(f"{server.address}/{name}", tmp_path, MD5).read_bytes() == CONTENT
-    assert server.asked == [(f"/{name}", size)]
-
-
-def test_what_servers_do(server, tmp_path):
-    with pytest.raises(ValueError, match=r"none.zip could not be fetched \(HTTP Error 404"):
-        fetch(f"{server.address}/none.zip", tmp_path)
-    with pytest.raises(ValueError, match=r"page.zip gave a web page in place of the file; open it in a browser"):
-        fetch(f"{server.address}/page.zip", tmp_path)
-    with pytest.raises(ValueError, match=r"c.zip.part has the md5"):
-        fetch(f"{server.address}/c.zip", tmp_path, "0" * 32)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match=r"short.zip could not be fetched .* the same command resumes from .*part"):
-        fetch(f"{server.address}/short.zip", tmp_path)
-    assert (tmp_path / "short.zip.part").read_bytes() == CONTENT
-
-
 class Scripted(BaseHTTPRequestHandler):
     """Answers each request by the next of some functions of the handler, and keeps what was asked."""
 
@@ -139,6 +70,56 @@ def cut(version, size=1000, content=CONTENT):
 def rest(start, version, content=CONTENT, said=None):
     said = said or f"bytes {start}-{len(content) - 1}/{len(content)}"
     return lambda self: self.give(206, content[start:], Content_Range=said, ETag=version)
+
+
+GONE = lambda self: self.give(416, b"", Content_Range=f"bytes */{len(CONTENT)}")  # noqa: E731
+
+
+def test_a_whole_file_and_one_that_is_there(scripted, tmp_path):
+    told, url = [], scripted(whole(None))
+    path = fetch(f"{url}?x=1", tmp_path / "new", MD5, lambda there, total: told.append((there, total)))
+    assert path == tmp_path / "new/a.zip" and path.read_bytes() == CONTENT
+    assert told[-1] == (len(CONTENT), len(CONTENT)) and [p.name for p in path.parent.iterdir()] == ["a.zip"]
+    assert fetch(url, tmp_path / "new", MD5) == path and len(Scripted.asked) == 1
+    path.write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"a.zip has the md5 .*, published is .*: it is damaged or another file"):
+        fetch(url, tmp_path / "new", MD5)
+
+
+@pytest.mark.parametrize(
+    ("size", "answer"),
+    [(1000, rest(1000, None)), (1000, whole(None)), (len(CONTENT), GONE), (len(CONTENT), whole(None))],
+)
+def test_a_file_that_was_begun(size, answer, scripted, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:size])
+    assert fetch(scripted(answer), tmp_path, MD5).read_bytes() == CONTENT
+    assert Scripted.asked == [(f"bytes={size}-", None)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "md5", "message", "left"),
+    [
+        (lambda self: self.send_error(404), "", r"a.zip could not be fetched \(HTTP Error 404", None),
+        (
+            lambda self: self.give(200, b"<!DOCTYPE html><html>quota</html>"),
+            "",
+            "gave a web page in place of the",
+            None,
+        ),
+        (whole(None), "0" * 32, r"a.zip.part has the md5", None),
+        (
+            lambda self: self.give(200, CONTENT, Content_Length=len(CONTENT) + 99),
+            "",
+            r"a.zip could not be fetched .* the same command resumes from .*part",
+            CONTENT,
+        ),
+    ],
+)
+def test_what_servers_do(answer, md5, message, left, scripted, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fetch(scripted(answer), tmp_path, md5)
+    assert [path.read_bytes() for path in tmp_path.glob("*.part")] == ([] if left is None else [left])
+    assert left or list(tmp_path.iterdir()) == []
 
 
 def cut_then(scripted, folder, *answers, **options):

@@ -41,7 +41,7 @@ def case(request, tmp_path_factory, pacs_tree, vlcs_tree, office_home_tree, doma
         parts = ("train", "val") if name == "OfficeHomeDG" else ("",)
         root = office_home_tree(tmp_path, "office_home", [source, target], parts, size=4)
     elif name.startswith("DomainNet"):
-        root = domainnet_tree(tmp_path, "domainnet", [source, target], "splits" if "with lists" in name else "", size=5)
+        root = domainnet_tree(tmp_path, "domainnet", [source, target], "splits" if "with lists" in name else "", size=4)
     else:
         root = pacs_tree(tmp_path, ".")
     return root, loader, source, target

@@ -10,22 +10,14 @@ import pytest
 from dassl_clip.datasets import PACS, FolderClasses, FolderDomains
 from dassl_clip.datasets.verify import UNUSABLE, verify
 
-
-def grow(root, draw, *folders, ending="jpg", size=5):
-    for folder in folders:
-        for number in range(size):
-            draw(root / folder / f"{number}.{ending}")
-    return root
-
-
 SHAPES = {"domains": ("day/", "night/"), "parts": ("train/", "test/"), "classes": ("",)}
 
 
 @pytest.fixture(params=SHAPES)
-def shape(request, tmp_path, draw):
+def shape(request, tmp_path, grow):
     """A loader, its domains and places of the class folders, with the classes cat and dog."""
     places = SHAPES[request.param]
-    grow(tmp_path, draw, *(f"{place}{name}" for place in places for name in ("cat", "dog")))
+    grow(tmp_path, *(f"{place}{name}" for place in places for name in ("cat", "dog")))
     return (FolderDomains, (["day"], ["night"]), places) if places[0] == "day/" else (FolderClasses, ([], []), places)
 
 
@@ -57,18 +49,18 @@ def test_4_5_a_class_that_is_not_read_is_refused(file, reason, shape, tmp_path, 
         loader(config(tmp_path, *domains, ON_UNREAD_CLASS="ignore"))
 
 
-def test_4_5_a_class_that_is_read_elsewhere(tmp_path, draw, config):
-    root = grow(tmp_path, draw, "day/cat", "day/owl", "night/cat")
+def test_4_5_a_class_that_is_read_elsewhere(tmp_path, grow, config):
+    root = grow(tmp_path, "day/cat", "day/owl", "night/cat")
     (root / "night/owl").mkdir()
     assert FolderDomains(config(root, ["day"], ["night"])).classnames == ["cat", "owl"]  # it warns that night has none
-    grow(root, draw, "night/owl", ending="webm")
+    grow(root, "night/owl", ending="webm")
     with pytest.raises(FileNotFoundError, match=r"night/owl \(5 of its 5 files end in .webm"):
         FolderDomains(config(root, ["day"], ["night"]))
 
 
-def test_4_5_a_domain_that_is_not_read(tmp_path, draw, config):
-    root = grow(tmp_path, draw, "day/cat", "night/cat")
-    grow(root, draw, "rain/cat", ending="avif")
+def test_4_5_a_domain_that_is_not_read(tmp_path, grow, config):
+    root = grow(tmp_path, "day/cat", "night/cat")
+    grow(root, "rain/cat", ending="avif")
     with pytest.raises(FileNotFoundError, match=r"rain/cat \(5 of its 5 files end in .avif"):
         FolderDomains(config(root, ["day"], ["night"]))
 
