@@ -27,7 +27,7 @@ from dassl_clip.results.files import cache_dir, write_atomically
 
 from . import distributed, feature_cache, sharding
 from .data import RAISE, progress_bar
-from .extraction import cached_rows
+from .extraction import entry_name
 from .precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -228,9 +228,9 @@ class FeatureStore:
             own = ((self.encode_batch(batch, encoding.encode),) for batch in batches)
             yield from (rows for (rows,) in sharding.merge_shards(own, loader))
 
-        rows = cached_rows(facts, len(items), encoded, lambda: self._unchanged(paths))
+        rows = feature_cache.cached_rows(facts, len(items), encoded, lambda: self._unchanged(paths))
         if encoding is self.encoding and transform is None:
-            self._entries[paths] = feature_cache.entry_name(facts)
+            self._entries[paths] = entry_name(facts)
         index = torch.tensor(order).argsort()
         finite = torch.cat([finite_rows(part) for part in rows.split(ROWS_AT_ONCE)])[index]
         bad = [items[number].impath for number in (~finite).nonzero().flatten().tolist()]

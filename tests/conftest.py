@@ -119,30 +119,12 @@ def run(tmp_path, tiny_clip, domain_tree, capsys):
         data = tmp_path / "data.yaml"
         data.write_text(yaml.safe_dump({"DATASET": {"NAME": "FolderDomains"}}))
         folder = tmp_path / name
-        argv = [
-            "--trainer",
-            trainer,
-            "--dataset-config-file",
-            str(data),
-            "--root",
-            str(root),
-            "--output-dir",
-            str(folder),
-        ]
-        argv += ["--seed", "1", "--source-domains", *source.split(), "--target-domains", *target.split(), *flags]
-        argv += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "DATALOADER.NUM_WORKERS", "0"]
-        argv += [
-            "DATALOADER.TRAIN_X.BATCH_SIZE",
-            "6",
-            "DATASET.NUM_SHOTS",
-            "4",
-            "OPTIM.MAX_EPOCH",
-            "2",
-            "OPTIM.NAME",
-            "sgd",
-        ]
-        argv += ["OPTIM.LR_SCHEDULER", "cosine", "OPTIM.LR", "0.01"]
-        given = train.main([*argv, *map(str, pairs)])
+        argv = ["--trainer", trainer, "--dataset-config-file", data, "--root", root, "--output-dir", folder]
+        argv += ["--seed", 1, "--source-domains", *source.split(), "--target-domains", *target.split(), *flags]
+        argv += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "DATALOADER.NUM_WORKERS", 0]
+        argv += ["DATALOADER.TRAIN_X.BATCH_SIZE", 6, "DATASET.NUM_SHOTS", 4, "OPTIM.MAX_EPOCH", 2]
+        argv += ["OPTIM.NAME", "sgd", "OPTIM.LR_SCHEDULER", "cosine", "OPTIM.LR", 0.01, *pairs]
+        given = train.main(list(map(str, argv)))
         output = capsys.readouterr()
         assert given == code, output.err + output.out[-3000:]
         return folder, read_record(folder), output
