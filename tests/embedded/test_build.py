@@ -15,7 +15,7 @@ import pytest
 import torch
 from build_icons import captions as cap
 from build_icons.captions import Caption
-from build_icons.corpus import Corpus, enclosed_regions, words_in_names
+from build_icons.corpus import enclosed_regions, words_in_names
 from build_icons.fetch import Icon, fetch
 from build_icons.measure import image_features, zero_shot
 from build_icons.merges import restricted_merges, write_merges
@@ -266,41 +266,6 @@ def test_size_words_change_the_size():
     assert placed.shape == (2, 3, 48, 48) and 0.04 < small < 0.11 < 0.24 < large
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """A corpus of twelve squares and bars in two styles, and a model small enough to train in seconds."""
-    pictures = np.full((12, 64, 64, 3), 255, dtype=np.uint8)
-    for i in range(12):
-        if i % 2:
-            pictures[i, 10 + i : 50, 28:36] = 0
-        else:
-            pictures[i, 12 : 44 + i, 12 : 44 + i] = 0
-    corpus = Corpus(
-        pictures=pictures,
-        regions=np.zeros((12, 64, 64), dtype=np.uint8),
-        names=[("p", str(i)) for i in range(12)],
-        phrases=["bar" if i % 2 else "square" for i in range(12)],
-        styles=[("line", "solid", "flat")[i // 2 % 3] for i in range(12)],
-        palette=np.zeros(12, dtype=bool),
-        concepts=[[i % 2] for i in range(12)],
-        vocabulary=["square", "bar"],
-        counts={},
-    )
-    architecture = {
-        "pixels": 64, "vision_width": 16, "vision_layers": (1, 1, 1, 1), "embed_dim": 16, "context_length": 24,
-        "text_width": 16, "text_heads": 2, "text_layers": 1, "mean": (0.5,) * 3, "std": (0.5,) * 3,
-    }  # fmt: skip
-    recipe = Recipe(samples=8 * 36, batch=8, warm_up=2, lr=4e-3, architecture=tuple(architecture.items()))
-    return corpus, recipe
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bpe") / "bpe.txt.gz"
-    write_merges(restricted_merges([*cap.words_of_captions(), "square", "bar"]), path)
-    return SimpleTokenizer(bpe_path=str(path), context_length=24), path
-
-
 def test_sampler_groups_are_one_concept_in_several_styles(tiny):
     corpus, recipe = tiny
     sampler = Sampler(corpus, recipe)
@@ -349,8 +314,8 @@ def test_pretraining_learns_and_repeats_itself(tiny, tokenizer):
     tokens, path = tokenizer
     config = model_config(dict(recipe.architecture), count_merges(path))
     steps = []
-    first = pretrain(corpus, recipe, config, tokens, lambda model, step: steps.append((step, model.training)), 20)
-    second = pretrain(corpus, recipe, config, tokens)
+    first = pretrain(corpus, recipe, config, tokens, lambda model, step: steps.append((step, model.training)), 20).model
+    second = pretrain(corpus, recipe, config, tokens).model
     assert steps == [(20, False), (36, False)]
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     images = (torch.from_numpy(corpus.pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5

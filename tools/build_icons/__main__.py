@@ -1,8 +1,9 @@
 """Make the embedded data set and the small CLIP again: `python -m tools.build_icons`.
 
-Steps: fetch the packs, render them, select and split the data set, pre-train, measure, write. `sheets` writes contact
-sheets of the data set in place of that; `measure` prints the accuracies of a model; `check` (or `--check`) compares
-what is shipped with the recipe in the code and, given `--out`, with the build there.
+Steps: fetch the packs, render them, select and split the data set, pre-train, measure, write. `worlds` trains the
+models of the study in `docs/when-they-help.md`, those that lie complete in `--out` excepted; `sheets` writes contact
+sheets of the data set; `measure` prints the accuracies of a model; `check` (or `--check`) compares what is shipped with
+the recipe in the code and, given `--out`, with the build there.
 """
 
 import argparse
@@ -10,33 +11,33 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
 from dassl_clip.embedded import CLIP_FOLDER, ICONS_FOLDER
 
-from .check import check_data, check_model, compare_builds
+from .check import check_data, check_model, compare_builds, read_record
 from .corpus import build_corpus, data_icons, rendered
 from .merges import restricted_merges, write_merges
-from .model import MERGES_NAME, RECORD_NAME, WEIGHTS_NAME, model_config, read_model, write_model
+from .model import MERGES_NAME, RECORD_NAME, STATE_NAME, WEIGHTS_NAME, model_config, read_model, write_model
 from .packs import check_style
 from .pretrain import pretrain
 from .recipe import Recipe
-from .record import build_record, measure_folder
+from .record import RECIPE_FILES, build_record, measure_folder
 from .selection import DOMAINS, read_curated
 from .sheets import write_sheets
 from .store import SPLIT_NAME, write_data_set
 from .vocabulary import vocabulary_words
+from .worlds import STUDY_SAMPLES, Ties, price, study_recipes, write_own_styles
 
 logger = logging.getLogger(__name__)
 
-STEPS = ("build", "check", "measure", "sheets")
+STEPS = ("build", "check", "measure", "sheets", "worlds")
 
 
 def default_cache() -> Path:
@@ -52,12 +53,25 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--data-only", action="store_true", help="make the data set and no model")
     line.add_argument("--check", action="store_true", help="the same as the step check")
     line.add_argument("--hold-out-style", default="", metavar="NAME", help=f"leave a style out: {', '.join(DOMAINS)}")
+    line.add_argument("--entangle", type=share, default=0.0, metavar="S", help="draw classes in one style, 0 to 1 (0)")
+    line.add_argument("--own-style-seed", type=int, default=recipe.own_style_seed, metavar="N", help="of the ties (1)")
+    line.add_argument("--only", nargs="+", metavar="NAME", help="of the models of `worlds`: these, in this order")
     line.add_argument("--out", type=Path, metavar="DIR", help="folder for icons/ and clip/ (the installed package)")
-    line.add_argument("--samples", type=int, default=recipe.samples, help=f"pictures to train on ({recipe.samples})")
+    line.add_argument(
+        "--samples", type=int, help=f"pictures to train on ({recipe.samples}; worlds: {STUDY_SAMPLES} each)"
+    )
     line.add_argument("--seed", type=int, default=recipe.seed, help=f"seed of the pre-training ({recipe.seed})")
     line.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="downloads and renderings")
     line.add_argument("--threads", type=int, default=2, help="threads of the pre-training and renderers (2)")
     return line
+
+
+def share(text: str) -> float:
+    """A probability of the command line."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is given, expected a probability from 0 to 1")
+    return value
 
 
 def make_data_set(cache: Path, icons: Path, workers: int) -> None:
@@ -67,7 +81,10 @@ def make_data_set(cache: Path, icons: Path, workers: int) -> None:
 
 
 def make_model(recipe: Recipe, cache: Path, icons: Path, clip: Path, workers: int) -> None:
-    """Pre-train, measure and write the model; an intermediate state is written now and then."""
+    """Pre-train, measure and write the model.
+
+    An intermediate model and the training's state are written now and then; an interrupted training continues.
+    """
     corpus = build_corpus(cache, recipe.held_out, workers)
     merges = restricted_merges(vocabulary_words(corpus))
     config = model_config(dict(recipe.architecture), len(merges))
@@ -83,11 +100,59 @@ def make_model(recipe: Recipe, cache: Path, icons: Path, clip: Path, workers: in
         table = measure_folder(read, tokens, config, icons)["val"]
         logger.info("step %d, zero-shot on train and val pictures:\n%s", step, table_text(table))
 
-    started = time.monotonic()
-    pretrain(corpus, recipe, config, tokenizer, keep)
-    record = build_record(*read_model(clip), recipe, corpus, clip, icons, time.monotonic() - started)
+    state = clip / STATE_NAME
+    trained = pretrain(corpus, recipe, config, tokenizer, keep, state=state)
+    if recipe.entangle:
+        ties = Ties(corpus, recipe)
+        facts = ties.describe(recipe, trained.drawn)
+        say(
+            f"{facts['mean_own_share']:.3f} of the pictures of a class were drawn in its own style (mean of "
+            f"{len(ties.styles)} classes); {write_own_styles(facts, clip)}"
+        )
+    record = build_record(*read_model(clip), recipe, corpus, clip, icons, trained.seconds)
     (clip / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    state.unlink()
     logger.info("%s: %.1f MB", clip / WEIGHTS_NAME, record["bytes"] / 1e6)
+
+
+def finished(recipe: Recipe, clip: Path) -> bool:
+    """Whether a folder holds the finished model of a recipe.
+
+    Raises:
+        ValueError: it holds one of another recipe.
+    """
+    if not (clip / RECORD_NAME).is_file():
+        return False
+    if read_record(clip)["recipe_sha256"] != recipe.sha256(*RECIPE_FILES):
+        raise ValueError(f"{clip} holds a model of another recipe; give another folder with --out, or remove it.")
+    return True
+
+
+def make_worlds(recipes: Mapping[str, Recipe], cache: Path, out: Path, workers: int) -> None:
+    """Train the models of the study that are not finished; several processes may share the work.
+
+    Args:
+        recipes: by the name of the model's folder.
+        cache: downloads and renderings.
+        out: folder of the models.
+        workers: threads.
+    """
+    left = {name: recipe for name, recipe in recipes.items() if not finished(recipe, out / name)}
+    hours = price(list(left.values()), read_record(CLIP_FOLDER))
+    say(
+        f"{len(recipes)} models in {out}, {len(recipes) - len(left)} finished; at the pace of the shipped model (two "
+        f"cores) the others take {hours:.1f} hours. An interrupted training continues; a second such command takes "
+        "the models that no other trains."
+    )
+    for name, recipe in left.items():
+        (out / name).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out / f"{name}.lock", blocking=False):
+                if not finished(recipe, out / name):
+                    say(f"{name}: {recipe.samples} pictures")
+                    make_model(recipe, cache, ICONS_FOLDER, out / name, workers)
+        except Timeout:
+            say(f"{name}: trained by another process")
 
 
 def table_text(table: dict[str, dict[str, float]]) -> str:
@@ -134,14 +199,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pages = write_sheets(ICONS_FOLDER, options.out or options.cache / "sheets")
             say(f"{len(pages)} sheets in {pages[0].parent}")
             return 0
+        if options.step == "worlds":
+            recipes = study_recipes(options.samples or STUDY_SAMPLES)
+            if options.out is None:
+                raise ValueError("The models of the study are not shipped: give them a folder with --out.")
+            if unknown := [name for name in options.only or [] if name not in recipes]:
+                raise ValueError(f"Unknown model {', '.join(unknown)}; there are {', '.join(recipes)}.")
+            chosen = {name: recipes[name] for name in options.only or recipes}
+            make_worlds(chosen, options.cache, options.out, options.threads)
+            return 0
         if options.hold_out_style:
             check_style(options.hold_out_style, DOMAINS)
-            if options.out is None:
-                raise ValueError("A model without one style is not shipped: give it a folder with --out.")
+        if (options.hold_out_style or options.entangle) and options.out is None:
+            raise ValueError("A model without one style, or with classes tied to styles, is not shipped: give --out.")
         if not options.hold_out_style or not (icons / SPLIT_NAME).is_file():
             make_data_set(options.cache, icons, options.threads)
         if not options.data_only:
-            recipe = replace(Recipe(), samples=options.samples, seed=options.seed, held_out=options.hold_out_style)
+            recipe = Recipe(
+                samples=options.samples or Recipe().samples,
+                seed=options.seed,
+                held_out=options.hold_out_style,
+                entangle=options.entangle,
+                own_style_seed=options.own_style_seed,
+            )
             make_model(recipe, options.cache, icons, clip, options.threads)
     except (ValueError, FileNotFoundError) as error:
         line.exit(2, f"{error}\n")

@@ -18,6 +18,7 @@ CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 MERGES_NAME = "bpe_merges.txt.gz"
 RECORD_NAME = "build.json"
+STATE_NAME = "pretrain.pt"  # of an unfinished training
 BYTE_TOKENS = 512
 SPECIAL_TOKENS = 2
 

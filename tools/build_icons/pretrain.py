@@ -12,10 +12,14 @@ positives.
 
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
@@ -31,6 +35,15 @@ logger = logging.getLogger(__name__)
 
 MAX_LOGIT_SCALE = math.log(100)
 LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained model and how it came about."""
+
+    model: CLIP
+    drawn: np.ndarray  # [N], how often each picture of the corpus was drawn
+    seconds: float  # of training, over all sessions of it
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, match: Tensor) -> Tensor:
@@ -101,7 +114,8 @@ def pretrain(
     tokenizer: SimpleTokenizer,
     checkpoint: Callable[[CLIP, int], None] | None = None,
     checkpoint_every: int = 400,
-) -> CLIP:
+    state: Path | None = None,
+) -> Pretrained:
     """Train the model.
 
     Args:
@@ -111,9 +125,14 @@ def pretrain(
         tokenizer: with the restricted merges.
         checkpoint: called with the model (in evaluation mode) and the step, now and then and at the end.
         checkpoint_every: steps between two calls.
+        state: file that keeps the state of the training as often as `checkpoint` is called; where it exists, the
+            training continues from it, to the same weights.
 
     Returns:
-        the trained model, in evaluation mode.
+        the model, in evaluation mode, how often each picture was drawn, and the time.
+
+    Raises:
+        ValueError: the state is of another recipe.
     """
     torch.manual_seed(recipe.seed)
     model = trainable_model(config).to(memory_format=torch.channels_last)
@@ -121,8 +140,23 @@ def pretrain(
     parameters = [*model.parameters(), words]
     optimizer = optimizer_for(parameters, recipe)
     batches = Batches(corpus, recipe, tokenizer)
-    started, log = time.monotonic(), defaultdict(float)
-    for step in range(recipe.steps):
+    first, earlier, started = 0, 0.0, time.monotonic()
+
+    def seconds() -> float:
+        return earlier + time.monotonic() - started
+
+    if state is not None and state.is_file():
+        saved = torch.load(state, weights_only=True)
+        if saved["recipe"] != recipe.describe():
+            raise ValueError(f"{state} is of a training with another recipe; remove it, or give another folder.")
+        model.load_state_dict(saved["model"])
+        words.data.copy_(saved["words"])
+        optimizer.load_state_dict(saved["optimizer"])
+        batches.load_state(saved["batches"])
+        first, earlier = saved["step"], saved["seconds"]
+        logger.info("continuing after step %d of %d", first, recipe.steps)
+    log: defaultdict[str, float] = defaultdict(float)
+    for step in range(first, recipe.steps):
         phase = recipe.phase(step)
         for group in optimizer.param_groups:
             group["lr"] = phase.rate
@@ -139,11 +173,17 @@ def pretrain(
         for name, value in terms.items():
             log[name] += value.item()
         if (step + 1) % LOG_EVERY == 0:
-            rate = (step + 1) * recipe.batch / (time.monotonic() - started)
+            rate = (step + 1 - first) * recipe.batch / (time.monotonic() - started)
             parts = ", ".join(f"{name} {value / LOG_EVERY:.3f}" for name, value in log.items())
             scale = model.logit_scale.exp().item()
             logger.info("step %d/%d: %s, scale %.1f, %.0f pictures/s", step + 1, recipe.steps, parts, scale, rate)
             log.clear()
-        if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps):
+        due = (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps
+        if due and state is not None:
+            saved = {"model": model.state_dict(), "words": words.data, "optimizer": optimizer.state_dict()}
+            saved |= {"step": step + 1, "recipe": recipe.describe(), "batches": batches.state(), "seconds": seconds()}
+            torch.save(saved, state.with_suffix(".new"))
+            os.replace(state.with_suffix(".new"), state)
+        if due and checkpoint is not None:
             checkpoint(model.eval(), step + 1)
-    return model.eval()
+    return Pretrained(model.eval(), batches.drawn, seconds())

@@ -27,6 +27,8 @@ class Recipe:
     samples: int = 680_000
     seed: int = 1
     held_out: str = ""
+    entangle: float = 0.0  # probability that a picture of a class is drawn in the class's own style
+    own_style_seed: int = 1
     batch: int = 256
     word_share: float = 0.33
     style_share: float = 0.28
@@ -56,8 +58,9 @@ class Recipe:
     )  # fmt: skip
 
     def describe(self) -> dict:
-        """The recipe as plain data."""
-        return json.loads(json.dumps(asdict(self)))
+        """The recipe as plain data, without the ties of classes to styles where there are none."""
+        facts = json.loads(json.dumps(asdict(self)))
+        return facts if self.entangle else {k: v for k, v in facts.items() if k not in ("entangle", "own_style_seed")}
 
     def sha256(self, *files: Path) -> str:
         """Hash of the recipe and of the files that it reads, hex."""

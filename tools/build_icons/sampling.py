@@ -3,8 +3,9 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from .corpus import Corpus
 from .names import read_lexicon
 from .recipe import Phase, Recipe
 from .views import paint, place
+from .worlds import Ties
 
 
 class Sampler:
-    """Draws pictures and the concept that each caption is about."""
+    """Draws pictures and the concept that each caption is about; with `Recipe.entangle`, classes in their own style."""
 
     def __init__(self, corpus: Corpus, recipe: Recipe):
         weights = dict(recipe.style_weights)
@@ -49,6 +51,11 @@ class Sampler:
         many = np.array([len(groups) >= 3 for groups in by_style])
         self.group_share = self.share * many / (self.share * many).sum()
         self.concepts = corpus.concepts
+        self.ties = Ties(corpus, recipe) if recipe.entangle else None
+        self.factors = np.ones(len(corpus.concepts))
+        if self.ties is not None:
+            self.factors = self.ties.factors(self.weights.numpy())
+            self.weights *= torch.from_numpy(self.factors)
 
     def concept(self, row: int, rng: random.Random) -> int:
         """One of the picture's concepts, rare ones more often."""
@@ -60,13 +67,26 @@ class Sampler:
         return [(row, self.concept(row, rng)) for row in rows]
 
     def grouped(self, n: int, rng: random.Random) -> list[tuple[int, int]]:
-        """Pairs in groups of one concept drawn in up to four styles."""
+        """Pairs in groups of one concept drawn in up to four styles.
+
+        Where classes are tied to styles, each picture of a class's group is in the own style with probability s, and
+        pictures of one style are drawn by their factors; a style whose pictures are never drawn is left out.
+        """
         pairs: list[tuple[int, int]] = []
         while len(pairs) < n:
             concept = rng.choices(range(len(self.group_share)), weights=self.group_share)[0]
             styles = sorted(self.by_style[concept])
+            if self.ties is None:
+                for style in rng.sample(styles, min(4, len(styles))):
+                    pairs.append((rng.choice(self.by_style[concept][style]), concept))
+                continue
+            own = self.ties.by_concept.get(concept)
+            drawn = {style: self.factors[self.by_style[concept][style]] for style in styles}
+            styles = [style for style in styles if drawn[style].any()]
             for style in rng.sample(styles, min(4, len(styles))):
-                pairs.append((rng.choice(self.by_style[concept][style]), concept))
+                if own in styles and rng.random() < self.ties.share:
+                    style = own
+                pairs.append((rng.choices(self.by_style[concept][style], weights=drawn[style])[0], concept))
         return pairs[:n]
 
 
@@ -147,6 +167,7 @@ class Batches:
         self.palette = torch.from_numpy(corpus.palette)
         architecture = dict(recipe.architecture)
         self.mean, self.std = (torch.tensor(architecture[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+        self.drawn = np.zeros(len(corpus.concepts), dtype=np.int64)  # how often each picture was drawn
 
     def draw(self, phase: Phase) -> Batch:
         """The next batch of a phase."""
@@ -156,6 +177,7 @@ class Batches:
         written = [self.captioner.caption(row, concept, self.rng) for row, concept in pairs]
         captions, colours, sizes = ([entry[i] for entry in written] for i in range(3))
         rows = torch.tensor([row for row, _ in pairs])
+        np.add.at(self.drawn, rows.numpy(), 1)
         drawn, paper = paint(self.pictures[rows], self.regions[rows], self.palette[rows], colours, looks, generator)
         views = place(drawn, paper, sizes, phase.pixels, looks, generator)
         shown = torch.zeros(len(rows), len(self.corpus.vocabulary), dtype=torch.bool)
@@ -167,3 +189,13 @@ class Batches:
             ids=self.captioner.tokens(captions),
             match=fits(captions, shown, [self.corpus.styles[row] for row, _ in pairs]),
         )
+
+    def state(self) -> dict[str, object]:
+        """What `load_state` needs to go on with the next batch."""
+        return {"rng": self.rng.getstate(), "generator": self.generator.get_state(), "drawn": torch.tensor(self.drawn)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue after the batch at which `state` was taken."""
+        self.rng.setstate(state["rng"])
+        self.generator.set_state(state["generator"])
+        self.drawn = state["drawn"].numpy()

@@ -36,6 +36,12 @@ def read_curated(path: Path = CURATED_FILE) -> list[Curated]:
         )
 
 
+def curated_classes(path: Path = CURATED_FILE) -> list[str]:
+    """Class names in the order in which the curated file first has them."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(dict.fromkeys(row["class"] for row in csv.DictReader(file)))
+
+
 def split_groups(sizes: dict[str, int], rng: random.Random) -> dict[str, str]:
     """Give each group of one class in one domain to a split.
 
