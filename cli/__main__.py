@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "one run: the flags of train.py",
     "task": "a whole task of one method on one data set, with a table at the end",
     "compare": "several methods on one data set: run what is missing, print the tables",
+    "diagnose": "which methods have something to repair on a data set, without training any",
     "eval": "what a finished run learned, tested on other images",
     "data": "the data sets on the disk: list, verify, inspect, links",
     "sweep": "all runs of a table, wherever they go: local, a run a GPU, slurm",

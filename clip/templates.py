@@ -5,6 +5,7 @@ their texts stand in `templates.json`, with a version that changes when any of t
 """
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -13,6 +14,7 @@ from typing import Any
 from dassl_clip.results.errors import UserError, did_you_mean
 
 DEFAULT = "single"
+OWN = "{own}"  # in a template: the own style of the class
 WORDS = "words"
 
 
@@ -41,7 +43,7 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
         words: The words of `words`; underscores count as blanks.
 
     Returns:
-        Templates with exactly one `{}` each, in their order.
+        Templates with exactly one `{}` each, in their order; each may also hold one `{own}`, for `fill_template`.
 
     Raises:
         UserError: An unknown name, a data set without templates of that kind, or a template without one `{}`.
@@ -77,9 +79,32 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
     )
 
 
+def fill_template(template: str, name: str, own: str = "") -> str:
+    """The text of a class.
+
+    Args:
+        template: With one `{}`, and perhaps `{own}`.
+        name: Of the class, as it is displayed.
+        own: Its own style.
+
+    Raises:
+        UserError: the template asks for own styles, and there are none.
+    """
+    if OWN in template and not own:
+        raise UserError(
+            f"the template {template!r} has {OWN}, the own style of each class, but no own styles are known here; name "
+            "their file by DATASET.OWN_STYLES"
+        )
+    return template.replace(OWN, own).replace("{}", name)
+
+
 def _checked(templates: Sequence[str]) -> list[str]:
     """The templates as a list, once each has one place for the class name."""
-    wrong = [t for t in templates if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") + t.count("}") != 2]
+    wrong = [
+        template
+        for template in templates
+        if not isinstance(template, str) or re.findall(r"\{.*?\}|[{}]", template.replace(OWN, "", 1)) != ["{}"]
+    ]
     if wrong or not templates:
         raise UserError(
             f"each template needs exactly one {{}} for the class name, as in 'a photo of a {{}}.'; got {wrong[0]!r}"

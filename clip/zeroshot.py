@@ -16,6 +16,7 @@ from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
 from .finite import check_rows
+from .templates import fill_template
 from .text_tower import TextTower
 
 TEXTS_AT_ONCE = 65536
@@ -23,7 +24,11 @@ TEXTS_AT_ONCE = 65536
 
 @torch.no_grad()
 def zeroshot_weights(
-    text: TextTower, classnames: Sequence[str], templates: Sequence[str], chunk: int | str | None = "auto"
+    text: TextTower,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    chunk: int | str | None = "auto",
+    own_styles: Sequence[str] | None = None,
 ) -> Tensor:
     """The columns of a zero-shot classifier; image features times them are cosines.
 
@@ -32,6 +37,7 @@ def zeroshot_weights(
         classnames: `C` class names; underscores count as blanks.
         templates: `K` templates with one `{}` each.
         chunk: Texts that the tower takes at once; "auto" fits the work, None takes all.
+        own_styles: The own style of each class, for templates with `{own}`.
 
     Returns:
         `[E, C]` on the tower's device, float32 (float64 for a float64 model), columns of length 1.
@@ -44,19 +50,21 @@ def zeroshot_weights(
         raise UserError(
             f"a zero-shot classifier needs lists of class names and of templates, got {classnames!r} and {templates!r}"
         )
-    names = [display_name(name) for name in classnames]
+    names = list(zip(map(display_name, classnames), own_styles or [""] * len(classnames), strict=True))
     distinct = list(dict.fromkeys(names))
     step = max(1, TEXTS_AT_ONCE // len(templates))
     starts = range(0, len(distinct), step)
     columns = torch.cat([_class_features(text, distinct[n : n + step], templates, chunk) for n in starts])
-    check_rows(columns, "text features", [f"the class {name!r}" for name in distinct])
+    check_rows(columns, "text features", [f"the class {name!r}" for name, _ in distinct])
     place = {name: index for index, name in enumerate(distinct)}
     return columns[[place[name] for name in names]].T
 
 
-def _class_features(text: TextTower, names: Sequence[str], templates: Sequence[str], chunk: int | str | None) -> Tensor:
-    """Features `[C, E]` of classes, each distinct text encoded once."""
-    texts = [template.replace("{}", name) for name in names for template in templates]
+def _class_features(
+    text: TextTower, names: Sequence[tuple[str, str]], templates: Sequence[str], chunk: int | str | None
+) -> Tensor:
+    """Features `[C, E]` of classes (name, own style), each distinct text encoded once."""
+    texts = [fill_template(template, name, own) for name, own in names for template in templates]
     place = {sentence: index for index, sentence in enumerate(dict.fromkeys(texts))}
     features = F.normalize(text.encode(list(place), chunk=chunk), dim=-1)
     each = features[[place[sentence] for sentence in texts]].unflatten(0, (len(names), len(templates)))

@@ -48,6 +48,7 @@ class Key:
         run_folder: names a run's folder, wherever the folder above all runs lies.
         bytes_count: names a folder of which every file counts, with its content.
         sizes_count: names a folder of which every file counts, with its size.
+        counts_if_set: is no part of a run's identity while it has its default, so runs from before the key stay equal.
     """
 
     default: Any = None
@@ -69,6 +70,7 @@ class Key:
     run_folder: bool = False
     bytes_count: bool = False
     sizes_count: bool = False
+    counts_if_set: bool = False
 
 
 _LARGEST_SEED = 2**32 - 1  # of numpy's generator
@@ -96,6 +98,9 @@ KEYS: dict[str, Key] = {
     "DATASET.PROTOCOL": Key(in_name=True, same_images=True),
     "DATASET.SPLIT_SEED": Key(most=_LARGEST_SEED, same_images=True, of_run=True),
     "DATASET.TASKS": Key(computes=False),
+    "DATASET.STYLES": Key((), counts_if_set=True),  # style words; () stands for the names of the domains
+    "DATASET.STYLE_TEMPLATE": Key("a {} in {style} style.", counts_if_set=True),
+    "DATASET.OWN_STYLES": Key("", counts_if_set=True),  # file; "": beside the weights, or the data set's own
     "INPUT": Key(comparable=True),
     "INPUT.TRANSFORMS": Key(flag="transforms"),
     "INPUT.SIZE": Key(of_model=True),

@@ -27,18 +27,19 @@ from yacs.config import CfgNode
 from dassl_clip.clip import attacks
 from dassl_clip.clip.probe import IN_ALL, STOPPING, fit_linear_probe
 from dassl_clip.clip.prompts import noise_context, noise_features
+from dassl_clip.results.diagnosis import FORMS
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
 from .data import mix_seed, progress_bar
 from .evaluation import metrics_of
+from .style_tests import style_tests
 
 if TYPE_CHECKING:
     from .trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)
 
-FORMS = {"C": "{}", "CP": "a {} in a photo", "PC": "a photo of a {}"}
 NOISE = "NC"  # the class name after noise tokens
 ATTACKED_FORM = "C"
 ATTACK_TARGETS = ("zero-shot", "1-shot")
@@ -112,7 +113,8 @@ class ExtraTests:
         results = {}
         for name in self.node.EVALUATE:
             logger.info("extra test: %s", name)
-            for classifier, metrics in {"forms": self.forms, "probe": self.probe, "attacks": self.attacks}[name]():
+            tests = {"forms": self.forms, "probe": self.probe, "attacks": self.attacks, "styles": self.styles}
+            for classifier, metrics in tests[name]():
                 results[classifier] = metrics
                 logger.info("* %s: %.2f%%", classifier, metrics["accuracy"])
         return results
@@ -184,6 +186,10 @@ class ExtraTests:
                 else:
                     metrics = metrics_of(classifiers[target](features), labels, self.trainer.num_classes)
                     yield f"{name} / {target}", metrics
+
+    def styles(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Metrics that show whether style and class names are entangled."""
+        return style_tests(self.trainer, self.notes)
 
     def _features(self) -> tuple[Tensor, Tensor]:
         """Normalised content features `[N, E]` of the tested images, and their labels `[N]`."""

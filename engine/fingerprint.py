@@ -12,7 +12,7 @@ from typing import Any
 
 from dassl_clip.results.protocols import facts_from_config, flatten_config
 
-from .config import is_a
+from .config import KEYS, is_a
 
 LOCAL_FOLDER = "local-dir:"  # of MODEL.BACKBONE.NAME: a model in a folder of its own
 
@@ -30,7 +30,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in flat.items()
         if not is_a(key, "computes")
         and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(trainer_node))
+        and not (is_a(key, "counts_if_set") and value == _flat(KEYS[key].default))
     }
+
+
+def _flat(default: Any) -> Any:
+    """A default as a flat configuration holds it."""
+    return list(default) if isinstance(default, tuple) else default
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

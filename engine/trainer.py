@@ -66,6 +66,7 @@ class CLIPTrainer(TrainerX):
 
     trains_on_labels = True  # False: no label decides anything that is learned
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
+    repairs: str = ""  # what the method can repair of a frozen CLIP, a key of `results.diagnosis.REPAIRS`
     settings: Mapping[str, Any] = {}  # keys of its node and their defaults
     has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
     refines = False  # True: it refines the finished run that `FROM` of its node names

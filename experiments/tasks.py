@@ -4,8 +4,9 @@
 stays inside a domain (or a data set without domains): trained on a few images per class, tested on the held-out part.
 `zeroshot` tests every image of each domain (without domains: the published test images, or every image of your own
 folders and lists) and trains on no label; `probe` and `attacks` do the same with few-shot probes of the features, and
-with attacked images. `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg`
-train on a data set (the papers': ImageNet) and evaluate on ten others, or on its variants.
+with attacked images. `styles` reads, on images of a domain that are not tested, whether class names are tied to styles.
+`b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the
+papers': ImageNet) and evaluate on ten others, or on its variants.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ TASKS = {
     "zeroshot": Task(label_free=True, extra_tests=("forms",)),
     "probe": Task(label_free=True, extra_tests=("probe",), needs_tests=True),
     "attacks": Task(label_free=True, extra_tests=("attacks",), needs_tests=True),
+    "styles": Task(extra_tests=("styles",), needs_tests=True),
     "b2n": Task(new_classes=True),
     "xd": Task(
         tested_on=(

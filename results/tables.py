@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from .diagnosis import FORMS
 from .errors import UserError
 from .escaping import csv_text, markdown, one_line
 from .groups import MEAN, Group, Record, Row, column_of
@@ -29,10 +30,9 @@ from .run_data import NOT_RECORDED, described
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
 SPLITS = ("test", "val", "train")
-FORMS = ("C", "CP", "PC")  # of the prompt
 MEASURES: Mapping[str, tuple[tuple[str, ...], Callable[..., float]]] = {
-    "R": (FORMS, lambda *forms: max(forms) - min(forms)),
-    "delta": (FORMS, lambda *forms: statistics.pstdev(forms)),
+    "R": (tuple(FORMS), lambda *forms: max(forms) - min(forms)),
+    "delta": (tuple(FORMS), lambda *forms: statistics.pstdev(forms)),
     "Delta_NC": (("C", "NC"), lambda plain, noisy: plain - noisy),
 }
 Cells = Mapping[str, Mapping[int, float]]  # domain (and `MEAN`) -> seed -> accuracy

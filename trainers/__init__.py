@@ -13,6 +13,7 @@ from .coop import CoOp
 from .gopro.trainer import GOPro
 from .inmap.trainer import InMaP
 from .linear_probe import LinearProbe
+from .style_projection import StyleProjection
 from .zeroshot import ZeroshotCLIP
 
-__all__ = ["CLAP", "CoOp", "GOPro", "InMaP", "LinearProbe", "ZeroshotCLIP"]
+__all__ = ["CLAP", "CoOp", "GOPro", "InMaP", "LinearProbe", "StyleProjection", "ZeroshotCLIP"]

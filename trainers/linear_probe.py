@@ -17,6 +17,7 @@ from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import selection_images
+from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 from dassl_clip.results.errors import UserError
@@ -98,7 +99,9 @@ class LinearProbe(CLIPTrainer):
         node = self.node
         self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME, words=node.CTX_INIT)
         with self.precision.autocast():
-            self.start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+            self.start = zeroshot_weights(
+                self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
+            ).T.float()
         self.model = self.register_learner("probe", Probe(self.start))
 
     def fit(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 
@@ -23,7 +24,7 @@ class ZeroshotCLIP(CLIPTrainer):
     trains_on_labels = False
     has_epochs = False
     is_reference = True
-    extra_tests = ("forms", "probe", "attacks")
+    extra_tests = ("forms", "probe", "attacks", "styles")
     overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
@@ -37,7 +38,9 @@ class ZeroshotCLIP(CLIPTrainer):
         """The classifier `[C, E]` from the text tower."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME, words=self.node.CTX_INIT)
         with self.precision.autocast():
-            self.proxies = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T
+            self.proxies = zeroshot_weights(
+                self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
+            ).T
 
     def fit(self) -> None:
         """Nothing is trained."""

@@ -102,7 +102,7 @@ def make_model(recipe: Recipe, cache: Path, icons: Path, clip: Path, workers: in
 
     state = clip / STATE_NAME
     trained = pretrain(corpus, recipe, config, tokenizer, keep, state=state)
-    if recipe.entangle:
+    if not recipe.held_out:
         ties = Ties(corpus, recipe)
         facts = ties.describe(recipe, trained.drawn)
         say(

@@ -21,9 +21,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.clip.templates import resolve_templates
+from dassl_clip.clip.templates import fill_template, resolve_templates
 from dassl_clip.engine import distributed, feature_cache, signals
 from dassl_clip.engine.evaluation import selection_images
+from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
@@ -58,6 +59,7 @@ class CLAP(CLIPTrainer):
         "KEEP": LAST_DROP,  # the weights of the last check at which the loss dropped, or last-step
         **PAIR_KEYS,
     }
+    repairs = "style words in class names"
     trains_on_labels = False
     has_epochs = False
     extra_tests = ("forms", "probe", "attacks")
@@ -103,7 +105,9 @@ class CLAP(CLIPTrainer):
         """The head."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
         names = [display_name(name) for name in self.classnames]
-        self.prompts = self.features.texts([words.replace("{}", name) for name in names for words in self.templates])
+        own = own_styles(self) or [""] * len(names)
+        texts = [fill_template(words, name, style) for name, style in zip(names, own) for words in self.templates]
+        self.prompts = self.features.texts(texts)
         self.report: FitReport | None = None
         self.checks: list[list[float]] = []
         with torch.random.fork_rng(devices=[]):

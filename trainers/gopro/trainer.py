@@ -46,6 +46,7 @@ class GOPro(CLIPTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
 
     listed_last = True
+    repairs = "the style of each image"
     caches_first_view = True
     settings = {
         "N_CTX": 4,  # context tokens

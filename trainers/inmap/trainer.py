@@ -25,6 +25,7 @@ from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import metrics_of
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_refined
+from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
@@ -67,6 +68,7 @@ class InMaP(CLIPTrainer):
         "TOLERANCE": 1e-6,
         "LR": 10.0,
     }
+    repairs = "classes that take too many images"
     class_specific = True
     trains_on_labels = False
     has_epochs = False
@@ -111,7 +113,9 @@ class InMaP(CLIPTrainer):
         else:
             self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
             with self.precision.autocast():
-                start = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+                start = zeroshot_weights(
+                    self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
+                ).T.float()
         self.text_proxies = start.to(self.device)
         self.model = self.register_learner("proxies", VisionProxies(start))
 

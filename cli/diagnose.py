@@ -1,0 +1,67 @@
+"""Is there something to repair? `dassl-clip diagnose DATASET --backbone B`, before any training.
+
+A frozen CLIP is tested on images of every domain that are not kept for testing: with the style words projected out of
+its texts, with right and wrong style words in its prompts, with scores balanced over classes. The methods that repair
+what these show are named, with the points that there are to gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dassl_clip.cli import task
+from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.engine import registry
+from dassl_clip.engine.errors import RESUMES, guarded
+from dassl_clip.engine.overrides import Pairs
+from dassl_clip.experiments import methods, plan, state
+from dassl_clip.results import records
+from dassl_clip.results.diagnosis import diagnosis, summary
+
+TASK = "styles"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of this command; KEY VALUE pairs are taken off before."""
+    parser = Parser(
+        prog="dassl-clip diagnose",
+        description="Which methods have something to repair on a data set with domains, without training any.",
+        usage="%(prog)s DATASET [--backbone NAME] [options] [KEY VALUE ...]",
+        epilog="example: dassl-clip diagnose icons --backbone local-dir:worlds/s0.9-seed1-styles1",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
+    parser.add_argument("--backbone", default="", metavar="NAME", help="the model (default: that of the config)")
+    parser.add_argument("--styles", nargs="+", default=(), metavar="WORD",
+                        help="one style word per domain, in their order (default: the domains' names)")  # fmt: skip
+    parser.add_argument("--own-styles", default="", metavar="FILE",
+                        help="JSON file with the own style of each class, where it is known")  # fmt: skip
+    task.add_run_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tests and print the diagnosis; 1 if a run failed, 2 with one line for a user's error."""
+    return guarded(lambda words: run_diagnose(*split_command(build_parser(), words)), argv, RESUMES)
+
+
+def run_diagnose(args: argparse.Namespace, pairs: Pairs) -> int:
+    """Run what is missing of the tests, and print what they say."""
+    given = {
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "DATASET.STYLES": repr(list(args.styles)) if args.styles else "",
+        "DATASET.OWN_STYLES": args.own_styles,
+    }
+    pairs = (*pairs, *((key, value) for key, value in given.items() if value))
+    args.shots = 0 if args.shots is None else args.shots
+    request = task.request_of(args, [1], [TASK])
+    method = methods.Method(methods.reference_name(), "", pairs)
+    failed = task.run_methods(request, [method], args.jobs, args.dry_run)
+    runs = [run for run in plan.plan_runs(request, method) if state.is_complete(run)]
+    found = [record for run in runs if (record := records.read_record(run.folder)) is not None]
+    if failed or args.dry_run or not found:
+        return failed
+    kinds = {name: registry.trainer_class(name) for name in registry.trainer_names()}
+    repairs = {name: what for name, kind in kinds.items() if (what := getattr(kind, "repairs", ""))}
+    print("\n".join(["", *diagnosis(found, repairs), "", summary(found)]))
+    return 0

@@ -1,0 +1,50 @@
+"""The styles of a run's data set: their words, and the own style of each class where the classes are tied to styles."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dassl_clip.clip.sources import ICONS, embedded_folder
+from dassl_clip.clip.styles import OWN_STYLES_FILE, read_own_styles
+from dassl_clip.results.errors import UserError
+from dassl_clip.results.labels import display_name
+
+from .fingerprint import LOCAL_FOLDER
+
+if TYPE_CHECKING:
+    from .trainer import CLIPTrainer
+
+
+def style_words(trainer: CLIPTrainer) -> list[str]:
+    """`DATASET.STYLES`, or the names of the data set's domains.
+
+    Raises:
+        UserError: neither is there.
+    """
+    words = [*trainer.cfg.DATASET.STYLES] or [*getattr(trainer.dm.dataset, "domains", ())]
+    if not words:
+        raise UserError(
+            f"{trainer.cfg.DATASET.NAME} has no domains to take style words from; name some, such as "
+            "DATASET.STYLES \"['photo','sketch']\""
+        )
+    return [display_name(word) for word in words]
+
+
+def own_styles(trainer: CLIPTrainer) -> list[str] | None:
+    """The own style of each class, or None where nothing says it.
+
+    From the file `DATASET.OWN_STYLES`, else from `own_styles.json` beside the weights, where it has all classes.
+
+    Raises:
+        UserError: the named file is missing, malformed, or lacks classes.
+    """
+    named, backbone = trainer.cfg.DATASET.OWN_STYLES, trainer.cfg.MODEL.BACKBONE.NAME
+    if named:
+        return read_own_styles(Path(named).expanduser(), trainer.classnames)
+    folder = embedded_folder() if backbone == ICONS else Path(backbone.removeprefix(LOCAL_FOLDER)).expanduser()
+    if (backbone == ICONS or backbone.startswith(LOCAL_FOLDER)) and (folder / OWN_STYLES_FILE).is_file():
+        with contextlib.suppress(UserError):  # of other classes
+            return read_own_styles(folder / OWN_STYLES_FILE, trainer.classnames)
+    return None

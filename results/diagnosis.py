@@ -1,0 +1,128 @@
+"""What the tests of styles say about a frozen CLIP on a data set: which methods have something to repair.
+
+A gain is the difference of two accuracies, each a mean over classes and domains; its interval is that of the bootstrap
+over classes (paired, percentile), since classes are what another data set would have others of. Accuracies at chance
+say nothing about styles, and then nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ZEROSHOT = "zero-shot"
+OWN, OTHER = "images in the class's own style", "images in other styles"
+TIED, TIED_BY_CHANCE = "errors on other styles that fall on classes of that style", "the same by chance"
+IN_TEXTS, IN_IMAGES = "style words projected out of the texts", "style words projected out of the images"
+TRUE_WORD, WRONG_WORD = "prompt with the style word of the images", "prompt with a wrong style word"
+OWN_WORD = "prompt with the class's own style word"
+BALANCED = "scores balanced over classes"
+FORMS = {"C": "{}", "CP": "a {} in a photo", "PC": "a photo of a {}"}  # of the prompt (Cai et al., ECCV 2024, Table 3)
+REPAIRS = {  # what a method can repair: the test that shows it
+    "style words in class names": IN_TEXTS,
+    "classes that take too many images": BALANCED,
+    "the style of each image": TRUE_WORD,
+}
+DRAWS, SEED = 2000, 0
+MUCH = 1.0  # points: an interval above it is much, one below it little
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A difference of mean class accuracies in points, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`much`, `little`, or `unclear` where the interval holds both."""
+        return "much" if self.low > MUCH else "little" if self.high < MUCH else "unclear"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def class_accuracies(records: Sequence[Mapping[str, Any]], test: str) -> np.ndarray:
+    """Accuracy of each class, the mean over the records (domains) that have images of it, `[C]`; NaN without any."""
+    rows = [[np.nan if x is None else x for x in record["metrics"][test]["per_class_accuracy"]] for record in records]
+    table = np.array(rows, dtype=float)
+    seen = ~np.isnan(table)
+    return np.where(seen.any(0), np.nansum(table, 0) / np.maximum(seen.sum(0), 1), np.nan)
+
+
+def interval(values: np.ndarray) -> Gain:
+    """Mean of values of classes, `[C]`, with its bootstrap interval over classes; NaN are left out."""
+    values = values[~np.isnan(values)]
+    draws = np.random.default_rng(SEED).integers(0, len(values), (DRAWS, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return Gain(float(values.mean()), float(low), float(high))
+
+
+def gain(records: Sequence[Mapping[str, Any]], test: str, over: str = ZEROSHOT) -> Gain:
+    """The paired gain of one test over another."""
+    return interval(class_accuracies(records, test) - class_accuracies(records, over))
+
+
+def at_chance(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether zero-shot accuracy is not clearly above twice that of guessing."""
+    accuracy = class_accuracies(records, ZEROSHOT)
+    return interval(accuracy).low <= 2 * 100 / len(accuracy)
+
+
+def mean_of(records: Sequence[Mapping[str, Any]], test: str) -> float | None:
+    """A test's figure (percent), the mean over the records; None where one lacks it."""
+    values = [record["metrics"].get(test, {}).get("accuracy") for record in records]
+    return None if None in values else float(np.mean(values))
+
+
+def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) -> list[str]:
+    """The lines of a diagnosis.
+
+    Args:
+        records: one for each domain, of a run with the tests of styles.
+        repairs: what each method can repair, a key of `REPAIRS`.
+    """
+    chance, accuracy = 100 / len(class_accuracies(records, ZEROSHOT)), interval(class_accuracies(records, ZEROSHOT))
+    lines = [
+        f"zero-shot, mean over classes: {accuracy.mean:.1f} % [{accuracy.low:.1f}, {accuracy.high:.1f}]; "
+        f"chance {chance:.1f} %"
+    ]
+    if at_chance(records):
+        return [*lines, "not clearly above chance: these accuracies say nothing about styles, so nothing is claimed"]
+    for test in (IN_TEXTS, IN_IMAGES, TRUE_WORD, WRONG_WORD, OWN_WORD, BALANCED):
+        if mean_of(records, test) is not None:
+            lines.append(f"{test}: {gain(records, test)} points")
+    own, other = mean_of(records, OWN), mean_of(records, OTHER)
+    if own is not None and other is not None:
+        lines.append(f"{OWN}: {own:.1f} %, {OTHER}: {other:.1f} %")
+        tied, by_chance = mean_of(records, TIED), mean_of(records, TIED_BY_CHANCE)
+        if tied is not None and by_chance is not None:
+            lines.append(f"{TIED}: {tied:.0f} %, by chance {by_chance:.0f} %")
+    forms = [mean_of(records, form) or 0.0 for form in FORMS]
+    lines += [
+        f"prompt forms {', '.join(FORMS)}: within {max(forms) - min(forms):.1f} points (they share the class names, so "
+        "this does not show whether names are tied to styles)",
+        "",
+    ]
+    found = {what: gain(records, test) for what, test in REPAIRS.items()}
+    for what, points in found.items():
+        methods = ", ".join(name for name, repaired in repairs.items() if repaired == what)
+        lines.append(f"{what}: {points.verdict} to repair, {points} points" + f" ({methods})" * bool(methods))
+    return lines
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """One line: the largest of the verdicts, or that nothing can be said."""
+    if at_chance(records):
+        return "nothing can be said: zero-shot accuracy is not clearly above chance"
+    verdicts = {what: gain(records, test).verdict for what, test in REPAIRS.items()}
+    for verdict in ("much", "unclear"):
+        named = [what for what, found in verdicts.items() if found == verdict]
+        if named:
+            return f"{verdict} to repair: {'; '.join(named)}"
+    return "little to repair"
