@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, split_command
@@ -16,8 +17,10 @@ from dassl_clip.engine import registry
 from dassl_clip.engine.errors import RESUMES, guarded
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import methods, plan, state
+from dassl_clip.experiments.tasks import dataset_domains
 from dassl_clip.results import records
 from dassl_clip.results.diagnosis import diagnosis, summary
+from dassl_clip.results.errors import MissingFileError, UserError, listed
 
 TASK = "styles"
 
@@ -47,18 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_diagnose(args: argparse.Namespace, pairs: Pairs) -> int:
     """Run what is missing of the tests, and print what they say."""
-    given = {
+    keys = {
         "MODEL.BACKBONE.NAME": args.backbone,
         "DATASET.STYLES": repr(list(args.styles)) if args.styles else "",
         "DATASET.OWN_STYLES": args.own_styles,
     }
-    pairs = (*pairs, *((key, value) for key, value in given.items() if value))
+    pairs = (*pairs, *((key, value) for key, value in keys.items() if value))
     args.shots = 0 if args.shots is None else args.shots
     request = task.request_of(args, [1], [TASK])
     method = methods.Method(methods.reference_name(), "", pairs)
+    runs = plan.plan_runs(request, method)
+    domains = dataset_domains(runs[0].config)
+    if args.styles and len(args.styles) != len(domains):
+        raise UserError(
+            f"--styles takes one word for each of the domains {', '.join(domains)}; got {listed(args.styles)}"
+        )
+    if args.own_styles and not Path(args.own_styles).expanduser().is_file():
+        raise MissingFileError(f"--own-styles: there is no file {args.own_styles}")
     failed = task.run_methods(request, [method], args.jobs, args.dry_run)
-    runs = [run for run in plan.plan_runs(request, method) if state.is_complete(run)]
-    found = [record for run in runs if (record := records.read_record(run.folder)) is not None]
+    finished = (records.read_record(run.folder) for run in runs if state.is_complete(run))
+    found = [record for record in finished if record is not None]
     if failed or args.dry_run or not found:
         return failed
     kinds = {name: registry.trainer_class(name) for name in registry.trainer_names()}

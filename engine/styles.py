@@ -18,17 +18,8 @@ if TYPE_CHECKING:
 
 
 def style_words(trainer: CLIPTrainer) -> list[str]:
-    """`DATASET.STYLES`, or the names of the data set's domains.
-
-    Raises:
-        UserError: neither is there.
-    """
+    """`DATASET.STYLES`, or the names of the data set's domains; empty where neither is known."""
     words = [*trainer.cfg.DATASET.STYLES] or [*getattr(trainer.dm.dataset, "domains", ())]
-    if not words:
-        raise UserError(
-            f"{trainer.cfg.DATASET.NAME} has no domains to take style words from; name some, such as "
-            "DATASET.STYLES \"['photo','sketch']\""
-        )
     return [display_name(word) for word in words]
 
 

@@ -26,6 +26,7 @@ class Task:
         label_free: for methods that train on no labels; all images of a domain are tested.
         extra_tests: the further tests that a method takes, of those that it can take.
         needs_tests: for methods that can take them alone.
+        needs_domains: for data sets with domains alone.
         tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
         new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
     """
@@ -34,6 +35,7 @@ class Task:
     label_free: bool = False
     extra_tests: tuple[str, ...] = ()
     needs_tests: bool = False
+    needs_domains: bool = False
     tested_on: tuple[str, ...] = ()
     new_classes: bool = False
 
@@ -49,7 +51,7 @@ TASKS = {
     "zeroshot": Task(label_free=True, extra_tests=("forms",)),
     "probe": Task(label_free=True, extra_tests=("probe",), needs_tests=True),
     "attacks": Task(label_free=True, extra_tests=("attacks",), needs_tests=True),
-    "styles": Task(extra_tests=("styles",), needs_tests=True),
+    "styles": Task(extra_tests=("styles",), needs_tests=True, needs_domains=True),
     "b2n": Task(new_classes=True),
     "xd": Task(
         tested_on=(
@@ -123,6 +125,8 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
     if task.across and len(domains) < 2:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
+    if task.needs_domains and not domains:
+        raise UserError(f"{name} compares the styles of domains, but {dataset} has no domains")
     context_per_class = config.TRAINER.get(trainer.upper(), {}).get("CSC")
     fixed = not _fits_other_classes(trainer) or context_per_class
     if task.transfers and (domains or fixed):

@@ -27,7 +27,7 @@ REPAIRS = {  # what a method can repair: the test that shows it
     "the style of each image": TRUE_WORD,
 }
 DRAWS, SEED = 2000, 0
-MUCH = 1.0  # points: an interval above it is much, one below it little
+MUCH = 1.0  # points
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """`much`, `little`, or `unclear` where the interval holds both."""
-        return "much" if self.low > MUCH else "little" if self.high < MUCH else "unclear"
+        """`much` where the whole interval lies above `MUCH`, `some` where it lies above zero, else `little`."""
+        return "much" if self.low > MUCH else "some" if self.low > 0 else "little"
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -121,7 +121,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     if at_chance(records):
         return "nothing can be said: zero-shot accuracy is not clearly above chance"
     verdicts = {what: gain(records, test).verdict for what, test in REPAIRS.items()}
-    for verdict in ("much", "unclear"):
+    for verdict in ("much", "some"):
         named = [what for what, found in verdicts.items() if found == verdict]
         if named:
             return f"{verdict} to repair: {'; '.join(named)}"

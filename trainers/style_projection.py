@@ -6,17 +6,33 @@ so it changes no prediction, and the classifier stays a linear one. It stands be
 the same end (Cai et al., ECCV 2024).
 """
 
+import math
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.styles import style_basis, style_directions, styled_texts, without_styles
 from dassl_clip.engine.styles import style_words
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
 from .zeroshot import ZeroshotCLIP
 
 PLAIN = "a photo of a {}."  # the prompt that style words are compared with
+
+
+class Projection(nn.Module):
+    """`x -> x @ weight` with a symmetric projector `[E, E]`, which a checkpoint holds."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `[..., E]` without the style directions, not normalised."""
+        return features.float() @ self.weight
 
 
 @TRAINER_REGISTRY.register()
@@ -28,15 +44,44 @@ class StyleProjection(ZeroshotCLIP):
     extra_tests = ("forms", "probe", "attacks")
 
     def build_model(self) -> None:
-        """The directions `[E, R]`, and the classifier `[C, E]` without them."""
+        """The plain classifier `[C, E]`, and the projector `[E, E]`."""
         super().build_model()
-        names, words = [display_name(name) for name in self.classnames], style_words(self)
+        self.model = self.register_learner("projection", Projection(self._projector()))
+
+    def _projector(self) -> Tensor:
+        """The projector; NaN where a run is opened without its data, whose checkpoint has it."""
+        width = self.backbone.embed_dim
+        words = style_words(self)
+        if not words:
+            return torch.full((width, width), math.nan)
+        names = [display_name(name) for name in self.classnames]
         plain = F.normalize(self.features.texts([PLAIN.replace("{}", name) for name in names]), dim=-1)
         texts = styled_texts(names, words, self.cfg.DATASET.STYLE_TEMPLATE)
         styled = F.normalize(self.features.texts(texts), dim=-1).unflatten(0, (len(words), -1))
-        self.basis = style_basis(style_directions(styled, plain))
-        self.proxies = F.normalize(self.content(self.proxies.float()), dim=-1)
+        basis = style_basis(style_directions(styled, plain).double())
+        return without_styles(torch.eye(width, dtype=torch.float64, device=basis.device), basis).float()
+
+    def before_test(self) -> None:
+        """The classifier, once for all images.
+
+        Raises:
+            UserError: there are no style words, and no checkpoint was loaded.
+        """
+        if self.model.weight.isnan().any():
+            raise UserError(
+                f"{self.cfg.DATASET.NAME} has no domains to take style words from; name some, such as "
+                "DATASET.STYLES \"['photo','sketch']\""
+            )
+        self.classifier = self.class_proxies()
 
     def content(self, features: Tensor) -> Tensor:
         """Features `[..., E]` without the directions."""
-        return without_styles(features.float(), self.basis)
+        return self.model(features)
+
+    def class_proxies(self) -> Tensor:
+        """The classifier, `[C, E]`."""
+        return F.normalize(self.content(self.proxies), dim=-1)
+
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, E]`."""
+        return self.cosine_logits(features, self.classifier)
