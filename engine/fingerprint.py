@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.results.protocols import facts_from_config, flatten_config
+from dassl_clip.results.records import RUN_FOLDER_PARTS
 
 from .config import KEYS, is_a
 
@@ -25,8 +26,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = flatten_config(config)
     trainer_node = f"TRAINER.{str(flat.get('TRAINER.NAME', '')).upper()}."
     return {
-        # Of a run folder only task/dataset/trainer/config/shots/target/seed: the folder above all runs may move.
-        key: "/".join(Path(str(value)).parts[-7:]) if is_a(key, "run_folder") else value
+        # Of a run folder the last parts alone: the folder above all runs may move.
+        key: "/".join(Path(str(value)).parts[-RUN_FOLDER_PARTS:]) if is_a(key, "run_folder") else value
         for key, value in flat.items()
         if not is_a(key, "computes")
         and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(trainer_node))

@@ -28,6 +28,7 @@ from .files import check_regular, write_text_atomically
 
 RECORD_NAME = "record.json"
 CHECKPOINTS = ("*/model*.pth.tar*", "*/step*.pth.tar*")  # learned parts in a run folder
+RUN_FOLDER_PARTS = 7  # task, data set, method, config, shots, target and seed
 SCHEMA_VERSION = 2
 READ_VERSIONS = (1, SCHEMA_VERSION)  # 1 had no `data`: such a record says "data not recorded"
 
@@ -292,15 +293,22 @@ def has_checkpoints(folder: Path) -> bool:
 def learned_folder(folder: Path) -> Path:
     """Where the learned parts of a run lie: in its own folder; of an evaluation, in the run (or export) it evaluated.
 
+    A run that was moved together with its evaluation is found by the last parts of its path, if it learned the same.
+
     Raises:
         MissingFileError: The evaluated run is gone.
     """
-    origin = (read_record(folder) or {}).get("evaluated_from")
+    record = read_record(folder) or {}
+    origin = record.get("evaluated_from")
     if not origin or has_checkpoints(folder):
         return folder
-    if not Path(origin).exists():
-        raise MissingFileError(f"{folder} is an evaluation of {origin}, which is not there any more")
-    return Path(origin)
+    if Path(origin).exists():
+        return Path(origin)
+    for above in folder.absolute().parents:
+        moved = above.joinpath(*Path(origin).parts[-RUN_FOLDER_PARTS:])
+        if (read_record(moved) or {}).get("learned", "absent") == record.get("learned"):
+            return moved
+    raise MissingFileError(f"{folder} is an evaluation of {origin}, which is not there any more")
 
 
 def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
