@@ -28,7 +28,7 @@ setup(
         "dassl_clip.clip": ["*.json"],
         "dassl_clip.datasets": ["lists/*.json"],
         "dassl_clip.results": ["published/*.json"],
-        "dassl_clip.embedded": ["icons/*.*", "icons/*/*/*", "clip/*"],
+        "dassl_clip.embedded": ["own_styles.json", "icons/*.*", "icons/*/*/*", "clip/*"],
         "dassl_clip.configs": ["**/*.yaml"],
     },
     install_requires=[

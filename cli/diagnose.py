@@ -21,6 +21,7 @@ from dassl_clip.experiments.tasks import dataset_domains
 from dassl_clip.results import records
 from dassl_clip.results.diagnosis import diagnosis, summary
 from dassl_clip.results.errors import MissingFileError, UserError, listed
+from dassl_clip.results.tables import test_table
 
 TASK = "styles"
 
@@ -67,12 +68,12 @@ def run_diagnose(args: argparse.Namespace, pairs: Pairs) -> int:
         )
     if args.own_styles and not Path(args.own_styles).expanduser().is_file():
         raise MissingFileError(f"--own-styles: there is no file {args.own_styles}")
-    failed = task.run_methods(request, [method], args.jobs, args.dry_run)
+    failed = task.run_methods(request, [method], args.jobs, args.dry_run, show=False)
     finished = (records.read_record(run.folder) for run in runs if state.is_complete(run))
     found = [record for record in finished if record is not None]
     if failed or args.dry_run or not found:
         return failed
     kinds = {name: registry.trainer_class(name) for name in registry.trainer_names()}
     repairs = {name: what for name, kind in kinds.items() if (what := getattr(kind, "repairs", ""))}
-    print("\n".join(["", *diagnosis(found, repairs), "", summary(found)]))
+    print("\n".join(["", test_table(found).render(), "", *diagnosis(found, repairs), "", summary(found)]))
     return 0

@@ -92,8 +92,17 @@ def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequen
     )
 
 
-def run_methods(request: plan.Request, methods: Sequence[Method], jobs: int | None, dry_run: bool = False) -> int:
+def run_methods(
+    request: plan.Request, methods: Sequence[Method], jobs: int | None, dry_run: bool = False, show: bool = True
+) -> int:
     """Run what is missing of several methods and print one table per task; the first method is the reference.
+
+    Args:
+        request: what is asked for of every method.
+        methods: the rows of the tables.
+        jobs: runs at a time; None: as many as the machine takes.
+        dry_run: print the runs and run nothing.
+        show: print the tables.
 
     Returns:
         0, or 1 if a run failed, was refused or was left out.
@@ -120,7 +129,7 @@ def run_methods(request: plan.Request, methods: Sequence[Method], jobs: int | No
     if todo:
         make_folder(Path(request.out), "--out")
     failed = launchers.run_in_order(runs, todo, lambda some: launchers.run_locally(some, jobs))
-    for name in dict.fromkeys(run.task for run in runs):
+    for name in dict.fromkeys(run.task for run in runs) if show else ():
         made = tables.task_tables([run for run in runs if run.task == name])
         print("".join(f"\n{table.render()}\n" for table in made) or f"\n{name}: no finished run\n", end="")
     for outcome in failed:

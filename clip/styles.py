@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_clip.results.errors import MissingFileError, UserError, listed
@@ -47,6 +48,20 @@ def style_directions(styled: Tensor, plain: Tensor) -> Tensor:
         `[S, E]`.
     """
     return (styled - plain).mean(dim=1)
+
+
+def estimate_own_styles(styled: Tensor, plain: Tensor) -> Tensor:
+    """The style that each class name is nearest to in the text space, `[C]`, positions in the style words.
+
+    Of each class's plain feature, less the mean over classes, the cosine with what each style word adds to a text, less
+    the mean over style words. No image is read. Where names are not tied to styles the estimate is arbitrary.
+
+    Args:
+        styled: Normalised features of the classes in each style's prompt, `[S, C, E]`.
+        plain: The same in the plain prompt, `[C, E]`.
+    """
+    directions = F.normalize((styled - styled.mean(dim=0)).mean(dim=1), dim=-1)
+    return ((plain - plain.mean(dim=0)) @ directions.T).argmax(dim=1)
 
 
 def style_basis(directions: Tensor) -> Tensor:

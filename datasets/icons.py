@@ -28,6 +28,9 @@ INSTALL = "install dassl-clip again, or run `python -m tools.build_icons --data-
 class Icons(ListedDataset):
     """The same things drawn as emoji, flat, line and solid icons."""
 
+    own_styles_file = (
+        ICONS_FOLDER.parent / "own_styles.json"
+    )  # for templates with {own}: the seed 1 of tools.build_icons
     protocols = (DASSL, ALL_IMAGES)  # a new hold-out would part the variants of one drawing
 
     @classmethod

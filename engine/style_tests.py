@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_clip.clip.styles import style_basis, style_directions, styled_texts, without_styles
+from dassl_clip.clip.styles import estimate_own_styles, style_basis, style_directions, styled_texts, without_styles
 from dassl_clip.results.diagnosis import (
     BALANCED,
     FORMS,
@@ -34,7 +34,7 @@ from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
 from .evaluation import metrics_of
-from .styles import own_styles, style_words
+from .styles import model_own_styles, style_words
 
 if TYPE_CHECKING:
     from .trainer import CLIPTrainer
@@ -94,20 +94,20 @@ def style_tests(trainer: CLIPTrainer, notes: list[str]) -> Iterator[tuple[str, d
     yield ZEROSHOT, metrics(scores)
     for form, words_of_form in FORMS.items():
         yield form, metrics(features @ encode([words_of_form.replace("{}", name) for name in names]).T)
-    own = own_styles(trainer)
-    if own is not None:
-        yield from _by_own_style(metrics, scores, labels, torch.tensor([word == style for word in own]))
-
     styled = encode(styled_texts(names, words, trainer.cfg.DATASET.STYLE_TEMPLATE)).unflatten(0, (len(words), -1))
+    own = model_own_styles(trainer)
+    notes.append(f"styles: the own style of each class is {'known' if own else 'estimated from the texts'}")
+    own = own or [words[number] for number in estimate_own_styles(styled, plain).tolist()]
+    yield from _by_own_style(metrics, scores, labels, torch.tensor([word == style for word in own]))
+
     basis = style_basis(style_directions(styled, plain))
     yield IN_TEXTS, metrics(features @ F.normalize(without_styles(plain, basis), dim=-1).T)
     yield IN_IMAGES, metrics(without_styles(features, basis) @ plain.T)
     each = [metrics(features @ prompts.T) for prompts in styled]
     yield TRUE_WORD, each[words.index(style)]
     yield WRONG_WORD, _mean([each[number] for number, word in enumerate(words) if word != style])
-    if own is not None:
-        place = torch.tensor([words.index(word) for word in own])
-        yield OWN_WORD, metrics(features @ styled[place, torch.arange(len(own))].T)
+    place = torch.tensor([words.index(word) for word in own])
+    yield OWN_WORD, metrics(features @ styled[place, torch.arange(len(own))].T)
     yield BALANCED, metrics(balanced(trainer.logit_scale * scores))
 
 

@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl_clip.clip.sources import ICONS, embedded_folder
 from dassl_clip.clip.styles import OWN_STYLES_FILE, read_own_styles
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
@@ -23,8 +22,8 @@ def style_words(trainer: CLIPTrainer) -> list[str]:
     return [display_name(word) for word in words]
 
 
-def own_styles(trainer: CLIPTrainer) -> list[str] | None:
-    """The own style of each class, or None where nothing says it.
+def model_own_styles(trainer: CLIPTrainer) -> list[str] | None:
+    """The own style of each class in the model's pre-training, or None where nothing says it.
 
     From the file `DATASET.OWN_STYLES`, else from `own_styles.json` beside the weights, where it has all classes.
 
@@ -34,8 +33,19 @@ def own_styles(trainer: CLIPTrainer) -> list[str] | None:
     named, backbone = trainer.cfg.DATASET.OWN_STYLES, trainer.cfg.MODEL.BACKBONE.NAME
     if named:
         return read_own_styles(Path(named).expanduser(), trainer.classnames)
-    folder = embedded_folder() if backbone == ICONS else Path(backbone.removeprefix(LOCAL_FOLDER)).expanduser()
-    if (backbone == ICONS or backbone.startswith(LOCAL_FOLDER)) and (folder / OWN_STYLES_FILE).is_file():
-        with contextlib.suppress(UserError):  # of other classes
-            return read_own_styles(folder / OWN_STYLES_FILE, trainer.classnames)
+    if backbone.startswith(LOCAL_FOLDER):
+        file = Path(backbone.removeprefix(LOCAL_FOLDER)).expanduser() / OWN_STYLES_FILE
+        if file.is_file():
+            with contextlib.suppress(UserError):  # of other classes
+                return read_own_styles(file, trainer.classnames)
     return None
+
+
+def own_styles(trainer: CLIPTrainer) -> list[str] | None:
+    """The own style of each class for templates with `{own}`: the model's, else those that come with the data set.
+
+    Raises:
+        UserError: as `model_own_styles`.
+    """
+    styles, file = model_own_styles(trainer), getattr(trainer.dm.dataset, "own_styles_file", None)
+    return styles if styles or file is None else read_own_styles(file, trainer.classnames)

@@ -220,6 +220,19 @@ def _extra_test_table(
     return Table(title, header_lines(group, list(results), seeds), ["accuracy (%)", *header], lines, sorted(notes))
 
 
+def test_table(records: Sequence[Record]) -> Table:
+    """The further tests of one method's runs, a line per test: the columns are the domains, then their mean."""
+    facts, domains = records[0], [column_of(record) for record in records]
+    lines = []
+    for name in dict.fromkeys(name for record in records for name in record["metrics"] if name not in SPLITS):
+        values = [record["metrics"].get(name, {}).get("accuracy") for record in records]
+        shown = ["-" if value is None else f"{value:.1f}" for value in values]
+        lines.append([name, *shown, "-" if None in values else f"{statistics.fmean(values):.1f}"])
+    backbone = f"backbone: {facts['backbone']['name']} (weights {facts['backbone']['weights_hash'][:12]})"
+    notes = sorted({note for record in records for note in record.get("reading_notes", [])})
+    return Table(f"{facts['dataset']}, task {facts['task']}", [backbone, *notes], ["%", *domains, MEAN], lines, [])
+
+
 def _test_cells(group: Group, row: Row, name: str, domains: Sequence[str], seeds: Sequence[int]) -> Cells:
     """Accuracies of an extra test, `MEAN` for the seeds that have every domain; {} if no run has the test."""
     cells = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dassl_clip.clip.styles import estimate_own_styles
 from dassl_clip.engine.config import default_config
 from dassl_clip.engine.fingerprint import identity
 from dassl_clip.engine.style_tests import balanced
@@ -104,9 +105,28 @@ def test_images_that_are_not_tested_are_read_where_there_are_such(styles):
     assert any("training and validation images" in note for note in inside["reading_notes"])
 
 
-def test_without_own_styles_nothing_is_said_of_them(run):
+def test_own_styles_are_estimated_where_nothing_says_them(run, plain):
+    """Each name's plain feature beside what each style word adds, computed again in float64."""
     _, record, _ = run("ZeroshotCLIP", "TRAINER.ZEROSHOTCLIP.EVALUATE", "('styles',)")
-    assert "zero-shot" in record["metrics"] and not any("own style" in name for name in record["metrics"])
+    prompts = unit(plain.texts([f"a photo of a {name}." for name in NAMES])).double()
+    styled = torch.stack([unit(plain.texts([f"a {name} in {word} style." for name in NAMES])) for word in WORDS])
+    added = (styled.double() - styled.double().mean(0)).mean(1)
+    of_sketch = sum(
+        max(WORDS, key=lambda w: float((name - prompts.mean(0)) @ unit(added)[WORDS.index(w)])) == "sketch"
+        for name in prompts
+    )
+    assert "styles: the own style of each class is estimated from the texts" in record["reading_notes"]
+    own, other = (record["metrics"].get(f"images in {which}", {"total": 0}) for which in
+                  ("the class's own style", "other styles"))  # fmt: skip
+    assert (own["total"], other["total"]) == (10 * of_sketch, 30 - 10 * of_sketch)
+
+
+def test_estimate_finds_names_that_lean_to_a_style():
+    draw = torch.Generator().manual_seed(0)
+    styles, names = torch.randn(4, 64, generator=draw), torch.randn(40, 64, generator=draw)
+    own = torch.arange(40) % 4
+    plain = unit(names + 2 * styles[own])
+    assert torch.equal(estimate_own_styles(unit(names + 2 * styles[own] + 3 * styles[:, None]), plain), own)
 
 
 def test_own_styles_beside_the_weights_are_taken(run, tiny_clip, tmp_path):
@@ -118,7 +138,8 @@ def test_own_styles_beside_the_weights_are_taken(run, tiny_clip, tmp_path):
     for styles, known in (({"cat": "art"}, False), (OWN, True)):  # of other classes, and of these
         (folder / "own_styles.json").write_text(json.dumps({"own_styles": styles}))
         _, record, _ = run("ZeroshotCLIP", *keys, name=str(known))
-        assert ("images in other styles" in record["metrics"]) is known
+        note = f"styles: the own style of each class is {'known' if known else 'estimated from the texts'}"
+        assert note in record["reading_notes"]
 
 
 @pytest.mark.parametrize(
