@@ -32,23 +32,15 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """The text of `dassl-clip --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: dassl-clip COMMAND [arguments]",
-            "",
-            "CLIP adaptation under domain shift for the Dassl toolbox.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`dassl-clip COMMAND --help` explains one.",
-            "To begin: dassl-clip task METHOD icons 1",
-        ]
-    )
+USAGE = f"""usage: dassl-clip COMMAND [arguments]
+
+CLIP adaptation under domain shift for the Dassl toolbox.
+
+commands:
+{chr(10).join(f"  {name:<{max(map(len, COMMANDS))}}  {text}" for name, text in COMMANDS.items())}
+
+`dassl-clip COMMAND --help` explains one.
+To begin: dassl-clip task METHOD icons 1"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,16 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(name: str, *rest: str) -> int:
     if name in ("-h", "--help", "help"):
-        print(usage())
+        print(USAGE)
         return 0
     if name == "--version":
         print(importlib.metadata.version("dassl-clip"))
         return 0
     if name not in COMMANDS:
-        print(
-            f"error: there is no command '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.",
-            file=sys.stderr,
-        )
+        known = f"{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+        print(f"error: there is no command '{name}'.{known}", file=sys.stderr)
         return USAGE_EXIT
     return int(importlib.import_module(f"dassl_clip.cli.{name}").main(list(rest)))
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from dassl_clip.engine.config import TOP_KEYS
-from dassl_clip.engine.errors import USAGE_EXIT
+from dassl_clip.engine.errors import USAGE_EXIT, guarded
 from dassl_clip.results.errors import UserError, did_you_mean
 
+FORMATS = (".csv", ".json")  # of files with answers or words
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser without abbreviations, whose refusals are one sentence with the flag that was meant."""
+    """An argument parser with `--debug` and without abbreviations; its refusals are one line with the flag meant."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        if self.add_help:
+            self.add_argument("--debug", action="store_true", help="tracebacks for every error")
 
     def error(self, message: str) -> None:
         """Print what is wrong to stderr and exit with code 2."""
@@ -37,13 +42,52 @@ class Parser(argparse.ArgumentParser):
         return value
 
     def single_value_flags(self) -> list[str]:
-        """Flags that take exactly one value."""
-        return [flag for action in self._actions if action.nargs is None for flag in action.option_strings]
+        """Flags of the parser and its sub-commands that take no more than one value."""
+        parsers = [self, *(parser for _, parser in subparsers(self))]
+        actions = [action for parser in parsers for action in parser._actions if action.nargs in (None, "?")]
+        return [flag for action in actions for flag in action.option_strings]
 
 
-def is_key(word: str) -> bool:
-    """Whether a word of the command line is a key of the configuration: `OPTIM.LR`, `SEED`."""
-    return word in TOP_KEYS or _DOTTED_KEY.fullmatch(word) is not None
+def subparsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Name and parser of each sub-command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def command(
+    build_parser: Callable[[], Parser], run: Callable[..., int], interrupted: str = "interrupted"
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a command: takes the command line (None: the program's own), returns `run`'s or an error's code.
+
+    Args:
+        build_parser: makes its parser; a usage with KEY VALUE says that it takes pairs.
+        run: takes the parsed arguments, and the pairs where the command takes some.
+        interrupted: what Ctrl-C leaves behind.
+    """
+
+    def work(words: list[str]) -> int:
+        parser = build_parser()
+        if any("KEY VALUE" in (one.usage or "") for one in (parser, *dict(subparsers(parser)).values())):
+            return run(*split_command(parser, words))
+        return run(parser.parse_args(words))
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return guarded(work, argv, interrupted)
+
+    return main
+
+
+def add_import(parser: Parser, what: str = "the run's trainer") -> None:
+    """The flag that loads a user's own code."""
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+                        help=f"load a module or .py file that registers {what}; repeatable")  # fmt: skip
+
+
+def check_format(out: str) -> None:
+    """Refuse a name of a file with words or answers that ends in no known format."""
+    if Path(out).suffix.lower() not in FORMATS:
+        raise UserError(f"--out {out}: the ending says the format, and {' and '.join(FORMATS)} are known")
 
 
 def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -72,7 +116,7 @@ def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list
         if word in single_flags:
             flags += [word, *rest[:1]]
             del rest[:1]
-        elif is_key(word):
+        elif word in TOP_KEYS or _DOTTED_KEY.fullmatch(word):
             if not rest:
                 raise UserError(f"the key {word} has no value: write {word} VALUE")
             pairs += [word, rest.pop(0)]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import guarded
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.results.errors import UserError
 
 FAST = "all savings"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip backbones",
         description="Architectures of open_clip: how fast prompts are read, which tokenizer, which published weights.",
@@ -23,17 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("part", nargs="?", default="", metavar="TEXT", help="only names that hold this (default: all)")
     parser.add_argument("--plain", action="store_true", help="only those whose text tower has not all the savings")
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 2 with one sentence where no name holds the text."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print the table."""
     import open_clip
 
     from dassl_clip.clip.text_blocks import plain_reason
@@ -52,3 +42,6 @@ def run(args: argparse.Namespace) -> int:
     print("\nTokenizers other than CLIP's own need the extra hf (transformers), and their files in a cache or a folder "
           "(MODEL.BACKBONE.TOKENIZER).")  # fmt: skip
     return 0
+
+
+main = command(build_parser, run)

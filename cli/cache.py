@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import guarded
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 
@@ -29,27 +28,17 @@ _TEMPORARY = re.compile(r"\.{1,2}([0-9a-f]{64})\.(part|part\.json|(npy|json|part
 
 @dataclass(frozen=True)
 class Entry:
-    """One array of the cache, or what an interrupted write left behind.
+    """One array of the cache, or what an interrupted write left behind."""
 
-    Attributes:
-        name: its hash.
-        kind: `image features`, `text features`, `content head`, ...
-        holds: what of, in a few words.
-        size: bytes of all its files.
-        used: when it was written or read last, seconds since the epoch.
-        files: its files.
-    """
-
-    name: str
-    kind: str
-    holds: str
-    size: int
-    used: float
+    name: str  # its hash
+    kind: str  # `image features`, `text features`, `content head`, ...
+    holds: str  # what of, in a few words
+    size: int  # bytes of all its files
+    used: float  # when it was written or read last, seconds since the epoch
     files: tuple[Path, ...]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of both actions."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip cache",
         description="List or remove the features that are cached on the disk. They can all be made again.",
@@ -57,7 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
     actions.add_parser("ls", parents=[shared], help="what is there: kind, size, last use",
                        epilog="example: dassl-clip cache ls")  # fmt: skip
     remove = actions.add_parser("rm", parents=[shared], help="remove some or all of it",
@@ -69,104 +57,71 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """List or remove; 2 with one sentence for a user's error."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Do what the action says."""
-    return run_list() if args.action == "ls" else run_remove(args)
-
-
-def features_folder() -> Path:
-    """The folder of the cached features.
-
-    Raises:
-        UserError: the cache is switched off.
-    """
-    from dassl_clip.engine.feature_cache import FOLDER
-
-    folder = cache_dir()
-    if folder is None:
-        raise UserError(f"{CACHE_VARIABLE} is '{CACHE_OFF}': nothing is cached, so there is nothing to list or remove")
-    return folder / FOLDER
-
-
 def read_entries(folder: Path) -> list[Entry]:
     """What the folder of the features holds, the last used first."""
     entries = []
     for path in folder.iterdir() if folder.is_dir() else ():
+        facts_file = path.with_suffix(".json")
+        match, temporary = _ARRAY.fullmatch(path.name), _TEMPORARY.fullmatch(path.name)
         try:
-            match, status = _ARRAY.fullmatch(path.name), path.stat()
-            temporary = _TEMPORARY.fullmatch(path.name)
+            status = path.stat()
             if match is not None:
-                files = tuple(file for file in (path, path.with_suffix(".json")) if file.is_file())
-                kind, holds = describe(path)
+                files = tuple(file for file in (path, facts_file) if file.is_file())
                 size = sum(file.stat().st_size for file in files)
-                entries.append(Entry(match[1], kind, holds, size, status.st_mtime, files))
-            elif temporary is not None and time.time() - status.st_mtime > LEFTOVER_AGE:
-                entries.append(Entry(temporary[1], LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
-            elif path.suffix == ".json" and not path.with_suffix(".npy").exists() and _ARRAY.match(f"{path.stem}.npy"):
-                entries.append(Entry(path.stem, LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
+                try:
+                    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+                    kind = str(facts.get("kind", "unknown"))
+                except (OSError, ValueError, AttributeError):
+                    kind, facts = "unknown", {}
+                holds = [f"{facts[key]:,} {key}" for key in ("images", "texts") if isinstance(facts.get(key), int)]
+                holds += [f"weights {weights}"] if (weights := str(facts.get("weights_hash", ""))[:12]) else []
+                entries.append(Entry(match[1], kind, ", ".join(holds), size, status.st_mtime, files))
+                continue
         except FileNotFoundError:  # removed by somebody else meanwhile
             continue
+        orphan = path == facts_file and not path.with_suffix(".npy").exists() and _ARRAY.match(f"{path.stem}.npy")
+        if orphan or (temporary is not None and time.time() - status.st_mtime > LEFTOVER_AGE):
+            name = path.stem if temporary is None else temporary[1]
+            entries.append(Entry(name, LEFTOVER, "", status.st_size, status.st_mtime, (path,)))
     return sorted(entries, key=lambda entry: (-entry.used, entry.name))
 
 
-def describe(path: Path) -> tuple[str, str]:
-    """Kind of an array, and what it holds, from the facts beside it."""
-    try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        kind = str(facts.get("kind", "unknown"))
-    except (OSError, ValueError, AttributeError):
-        return "unknown", ""
-    counts = [f"{facts[key]:,} {key}" for key in ("images", "texts") if isinstance(facts.get(key), int)]
-    weights = str(facts.get("weights_hash", ""))[:12]
-    return kind, ", ".join([*counts, *([f"weights {weights}"] if weights else [])])
+def run(args: argparse.Namespace) -> int:
+    """List the arrays, or remove those that the arguments name.
 
-
-def run_list() -> int:
-    """Print a line for each array, then the sum."""
+    Raises:
+        UserError: the cache is switched off, or what to remove is not clear.
+    """
     from tabulate import tabulate
 
-    folder = features_folder()
-    entries = read_entries(folder)
-    if entries:
-        now = time.time()
+    from dassl_clip.engine.feature_cache import FOLDER
+
+    removes = args.action == "rm"
+    if removes and sum((bool(args.hashes), args.all, args.older_than is not None)) != 1:
+        raise UserError("say what to remove: hashes as `dassl-clip cache ls` shows them, --all, or --older-than DAYS")
+    if removes and (args.older_than or 0) < 0:
+        raise UserError(f"--older-than {args.older_than:g}: days are at least 0")
+    above = cache_dir()
+    if above is None:
+        raise UserError(f"{CACHE_VARIABLE} is '{CACHE_OFF}': nothing is cached, so there is nothing to list or remove")
+    entries, now = read_entries(above / FOLDER), time.time()
+    if not removes:
         lines = [[e.name[:12], e.kind, e.holds, size_text(e.size), age_text(now - e.used)] for e in entries]
         columns = ["hash", "kind", "holds", "size", "last used"]
         align = ("left", "left", "left", "right", "right")
-        print(tabulate(lines, columns, disable_numparse=True, colalign=align))
-    print(f"{len(entries)} in {folder.parent}, {size_text(sum(entry.size for entry in entries))} in all")
-    return 0
-
-
-def run_remove(args: argparse.Namespace) -> int:
-    """Remove what the arguments name."""
-    ways = [bool(args.hashes), args.all, args.older_than is not None]
-    if sum(ways) != 1:
-        raise UserError("say what to remove: hashes as `dassl-clip cache ls` shows them, --all, or --older-than DAYS")
-    if args.older_than is not None and not args.older_than >= 0:
-        raise UserError(f"--older-than {args.older_than:g}: days are at least 0")
-    folder = features_folder()
-    entries = read_entries(folder)
-    if args.hashes:
-        chosen = [entry for text in args.hashes for entry in named(text, entries)]
-    elif args.all:
-        chosen = entries
-    else:
-        limit = time.time() - args.older_than * DAY
-        chosen = [entry for entry in entries if entry.used < limit]
+        print(f"{tabulate(lines, columns, disable_numparse=True, colalign=align)}\n" if lines else "", end="")
+        print(f"{len(entries)} in {above}, {size_text(sum(entry.size for entry in entries))} in all")
+        return 0
+    chosen = [entry for text in args.hashes for entry in named(text, entries)]
+    if not args.hashes:
+        chosen = [entry for entry in entries if args.all or entry.used < now - args.older_than * DAY]
     chosen = list(dict.fromkeys(chosen))
+    done = "would remove" if args.dry_run else "removed"
     for entry in chosen:
-        print(
-            f"{'would remove' if args.dry_run else 'removed'} {entry.name[:12]} ({entry.kind}, {size_text(entry.size)})"
-        )
+        print(f"{done} {entry.name[:12]} ({entry.kind}, {size_text(entry.size)})")
         for path in () if args.dry_run else entry.files:
             path.unlink(missing_ok=True)
-    total = size_text(sum(entry.size for entry in chosen))
-    print(f"{len(chosen)} of {len(entries)} in {folder.parent}, {total}")
+    print(f"{len(chosen)} of {len(entries)} in {above}, {size_text(sum(entry.size for entry in chosen))}")
     return 0
 
 
@@ -203,3 +158,6 @@ def age_text(seconds: float) -> str:
         if number:
             return f"{number} {unit}{'s' * (number > 1)} ago"
     return "just now"
+
+
+main = command(build_parser, run)

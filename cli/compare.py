@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from dassl_clip.cli import task
-from dassl_clip.cli.arguments import Parser, split_command
-from dassl_clip.engine.errors import RESUMES, guarded
+from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import methods, plan
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command; KEY VALUE pairs, which hold for all methods, are taken off before."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip compare",
         description="Run what is missing of several methods on one data set, and print one table per task.",
@@ -30,15 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print; 1 if a run failed, 2 with one sentence for a user's error."""
-    return guarded(lambda words: run_compare(*split_command(build_parser(), words)), argv, RESUMES)
-
-
-def run_compare(args: argparse.Namespace, pairs: Pairs) -> int:
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Run what is missing of the methods, and print the tables."""
-    request = task.request_of(args, args.seeds, args.tasks)
+    request = task.request_of(args, args.dataset, args.tasks)
     chosen = [methods.method_of(word, pairs, "", request.imports) for word in args.methods]
     request = plan.with_tasks(request, methods.Method(methods.reference_name()))
     chosen = chosen or methods.all_methods(request.dataset, request.tasks, pairs)
     return task.run_methods(request, chosen, args.jobs, args.dry_run)
+
+
+main = command(build_parser, run, RESUMES)

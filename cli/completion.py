@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Iterator, Sequence
 
 import shtab
 
-from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import guarded
+from dassl_clip.cli.arguments import Parser, command, subparsers
 
 # The kind of names that an argument without choices takes, by its name in the parsers.
 KINDS = {
@@ -25,8 +23,7 @@ NAMES = ("NAME_OR_FILE", "NAME_OR_FOLDER")  # metavars; of positional arguments,
 FILES = ("FILE", "DIR", "FOLDER", "RUN", "EXPORT")  # endings of other metavars
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip completion",
         description="Print a script that completes sub-commands, flags, trainers, data sets, tasks and config keys.",
@@ -36,50 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "shell", choices=shtab.SUPPORTED_SHELLS, metavar="SHELL", help=", ".join(shtab.SUPPORTED_SHELLS)
     )
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the script; 2 with one line for a user's error."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print the script of a shell."""
     parser = whole_parser()
-    name_choices(parser)
-    print(shtab.complete(parser, args.shell))
-    return 0
-
-
-def whole_parser() -> argparse.ArgumentParser:
-    """One parser of all sub-commands."""
-    from dassl_clip.cli.__main__ import COMMANDS
-
-    whole = Parser(prog="dassl-clip")
-    whole.add_argument("--version", action="store_true")
-    commands = whole.add_subparsers(parser_class=Parser)
-    for name, text in COMMANDS.items():
-        parser = importlib.import_module(f"dassl_clip.cli.{name}").build_parser()
-        commands.add_parser(name, parents=[parser], add_help=False, usage=parser.usage, help=text)
-    return whole
-
-
-def subparsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Name and parser of each sub-command."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
-
-
-def name_choices(parser: argparse.ArgumentParser) -> None:
-    """Give the arguments of a parser and its sub-commands the names or files that they take as their choices."""
     names = vocabulary()
     parsers = [parser]
-    for parser in parsers:
-        parsers += [inner for _, inner in subparsers(parser)]
-        for action in parser._actions:
+    for each in parsers:  # give their arguments the names or files that they take as their choices
+        parsers += [inner for _, inner in subparsers(each)]
+        for action in each._actions:
             metavar = action.metavar if isinstance(action.metavar, str) else ""
             kind = "sweeps" if metavar in NAMES and not action.option_strings else KINDS.get(action.dest)
             if action.choices is not None or action.nargs == 0:
@@ -88,8 +51,23 @@ def name_choices(parser: argparse.ArgumentParser) -> None:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab reads
             elif kind:
                 action.choices = names[kind]
-        if "KEY VALUE" in (parser.usage or ""):
-            parser.add_argument("pairs", nargs="*", choices=names["keys"])
+        if "KEY VALUE" in (each.usage or ""):
+            each.add_argument("pairs", nargs="*", choices=names["keys"])
+    print(shtab.complete(parser, args.shell))
+    return 0
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """One parser of all sub-commands."""
+    from dassl_clip.cli.__main__ import COMMANDS
+
+    whole = argparse.ArgumentParser(prog="dassl-clip", allow_abbrev=False)
+    whole.add_argument("--version", action="store_true")
+    commands = whole.add_subparsers(parser_class=Parser)
+    for name, text in COMMANDS.items():
+        parser = importlib.import_module(f"dassl_clip.cli.{name}").build_parser()
+        commands.add_parser(name, parents=[parser], add_help=False, usage=parser.usage, help=text)
+    return whole
 
 
 def vocabulary() -> dict[str, list[str]]:
@@ -111,3 +89,6 @@ def vocabulary() -> dict[str, list[str]]:
         "backbones": [ICONS, *OPENAI_NAMES],
         "keys": config.known_keys(config.default_config()),
     }
+
+
+main = command(build_parser, run)

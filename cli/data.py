@@ -23,18 +23,17 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl_clip import configs
-from dassl_clip.cli.arguments import Parser, split_pairs
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine.catalogue import dataset_file
 from dassl_clip.engine.config import decode, merge_file, set_key
-from dassl_clip.engine.errors import guarded
+from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.files import write_bytes_atomically
 
-SINGLE_VALUE_FLAGS = ("--root", "--jobs", "--seed", "--out", "--images", "--templates", "--make-split")
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The arguments of all actions; KEY VALUE pairs are taken off before."""
     parser = Parser(
         prog="dassl-clip data",
@@ -44,19 +43,19 @@ def build_parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", default="", metavar="DIR", help="folder above the data sets, or the data set's own")
-    shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
     actions.add_parser("list", parents=[shared], help="the data sets that are known, and which are there",
                        epilog="example: dassl-clip data list --root ~/data")  # fmt: skip
 
+    named = argparse.ArgumentParser(add_help=False, parents=[shared])
+    named.add_argument("name", metavar="NAME", help="data set, such as pacs")
     verify = actions.add_parser(
         "verify",
-        parents=[shared],
+        parents=[named],
         help="compare a folder with what is published",
         usage="%(prog)s NAME --root DIR [options] [KEY VALUE ...]",
         description="Exit code 0: the folder fits; 1: it can be used, with warnings; 2: it cannot be used as it is.",
         epilog="example: dassl-clip data verify pacs --root ~/data --decode",
     )
-    verify.add_argument("name", metavar="NAME", help="data set, such as pacs")
     verify.add_argument("--classes", action="store_true", help="the number of images of every class")
     verify.add_argument("--decode", action="store_true", help="decode every image")
     verify.add_argument("--duplicates", action="store_true", help="look for files that are copies of each other")
@@ -67,12 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     inspect = actions.add_parser(
         "inspect",
-        parents=[shared],
+        parents=[named],
         help="a sheet of images with the prompts they will get, and the order of the classes",
         usage="%(prog)s NAME --root DIR [options] [KEY VALUE ...]",
         epilog="example: dassl-clip data inspect icons --out icons.png",
     )
-    inspect.add_argument("name", metavar="NAME", help="data set, such as pacs")
     inspect.add_argument("--out", default="", metavar="FILE", help="the sheet (default: NAME.png)")
     inspect.add_argument("--images", type=int, default=6, metavar="N", help="images a domain or part (default: 6)")
     inspect.add_argument("--seed", type=int, default=1, metavar="N", help="which images (default: 1)")
@@ -87,19 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the action says; 2 with one line for a user's error."""
-    return guarded(run, argv)
-
-
-def run(argv: list[str]) -> int:
-    """Do what the action says."""
-    words, pairs = split_pairs(argv, SINGLE_VALUE_FLAGS)
-    args = build_parser().parse_args(words)
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
     if args.action in ("verify", "inspect"):
         return run_verify(args, pairs) if args.action == "verify" else run_inspect(args, pairs)
     if pairs:
-        raise UserError(f"dassl-clip data {args.action} takes no KEY VALUE pairs, but {' '.join(pairs)} was given")
+        raise UserError(f"dassl-clip data {args.action} takes no KEY VALUE pairs, but {' '.join(pairs[0])} was given")
     return run_list(args) if args.action == "list" else run_links(args)
 
 
@@ -116,18 +106,13 @@ def run_list(args: argparse.Namespace) -> int:
     numbers = {entry["name"]: entry.get("num_classes", 0) for entry in map(read_entry, entries())}
     files, rows = config_names(), []
     for name in loaders():
-        spec = specs.get(name)
-        row = [name, files.get(name, "")]
-        if spec is None:
-            row += ["ships with the package" if name == "Icons" else "yours", "", "", ""]
-        else:
-            images = sum(spec.images.values())
-            classes = len(spec.classes) or numbers[name]
-            row += [", ".join(spec.domains) or "none", f"{classes:,}", f"{images:,}" if images else "", spec.folders[0]]
-        if args.root:
-            found = [there[name_key(folder)] for folder in (spec.folders if spec else ()) if name_key(folder) in there]
-            row.append(", ".join(dict.fromkeys(found)))
-        rows.append(row)
+        facts, folders = ["ships with the package" if name == "Icons" else "yours", "", "", ""], ()
+        if spec := specs.get(name):
+            images, folders = sum(spec.images.values()), spec.folders
+            classes = f"{len(spec.classes) or numbers[name]:,}"
+            facts = [", ".join(spec.domains) or "none", classes, f"{images:,}" if images else "", folders[0]]
+        found = dict.fromkeys(there[name_key(folder)] for folder in folders if name_key(folder) in there)
+        rows.append([name, files.get(name, ""), *facts, *([", ".join(found)] if args.root else [])])
     columns = ["data set", "config", "domains", "classes", "images", "folder"]
     columns += ["seen in the root"] if args.root else []
     print(tabulate(rows, columns, colalign=("left",) * len(columns), disable_numparse=True))
@@ -135,7 +120,7 @@ def run_list(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_verify(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+def run_verify(args: argparse.Namespace, pairs: Pairs) -> int:
     """Print what was found; 0 fits, 1 warns, 2 unusable."""
     from dassl_clip.datasets.make_split import make_split
     from dassl_clip.datasets.verify import verify
@@ -156,7 +141,13 @@ def run_verify(args: argparse.Namespace, pairs: Sequence[str]) -> int:
     if report.counts:
         print(f"\n{counts_table(report)}\n")
     if args.classes and report.counts:
-        print(f"{classes_table(report)}\n")
+        rows = [
+            [str(label), name, *(f"{count.images.get(label, 0):,}" for count in report.counts)]
+            for label, name in enumerate(report.classes)
+        ]
+        columns = ["label", "class", *(count.name for count in report.counts)]
+        align = ("right", "left", *["right"] * len(report.counts))
+        print(f"{tabulate(rows, columns, colalign=align, disable_numparse=True)}\n")
     for finding in report.findings:
         print(f"{finding.level}: {finding.text}")
     print(f"{report.dataset} {VERDICTS[report.verdict]}.")
@@ -171,35 +162,23 @@ def progress(items: Iterable, total: int, what: str) -> Iterable:
 def counts_table(report: Any) -> str:
     """Domains or parts by classes and images, beside the published numbers."""
     parts = list(dict.fromkeys(part for count in report.counts for part in count.parts))
-    rows = []
-    for count in report.counts:
-        images = sum(count.images.values())
-        published = "" if count.published is None else f"{count.published:,}"
-        present = sum(number > 0 for number in count.images.values())
-        row = [count.name, f"{present} of {len(report.classes)}", f"{images:,}", published]
-        rows.append([*row, *(f"{count.parts[part]:,}" if part in count.parts else "" for part in parts)])
-    if len(rows) > 1:
-        total = [sum(sum(count.images.values()) for count in report.counts)]
-        total.append(sum(count.published or 0 for count in report.counts))
-        known = all(count.published is not None for count in report.counts)
-        sums = [sum(count.parts.get(part, 0) for count in report.counts) for part in parts]
-        rows.append(["all", "", f"{total[0]:,}", f"{total[1]:,}" if known else "", *(f"{number:,}" for number in sums)])
+    numbers = [
+        [sum(count.images.values()), count.published, *map(count.parts.get, parts)] for count in report.counts
+    ]  # of each line; None where there is none
+    present = [sum(number > 0 for number in count.images.values()) for count in report.counts]
+    heads = [[count.name, f"{n} of {len(report.classes)}"] for count, n in zip(report.counts, present)]
+    if len(heads) > 1:
+        heads.append(["all", ""])
+        images, published, *sums = zip(*numbers)
+        known = None if None in published else sum(published)
+        numbers.append([sum(images), known, *(sum(filter(None, column)) for column in sums)])
+    rows = [[*head, *("" if n is None else f"{n:,}" for n in line)] for head, line in zip(heads, numbers)]
     rows += [[name, "not read"] for name in report.unread]
     columns = ["domain" if parts else "part", "classes", "images", "published", *parts]
     return tabulate(rows, columns, colalign=("left", *["right"] * (len(columns) - 1)), disable_numparse=True)
 
 
-def classes_table(report: Any) -> str:
-    """Classes in label order by domains or parts."""
-    rows = [
-        [str(label), name, *(f"{count.images.get(label, 0):,}" for count in report.counts)]
-        for label, name in enumerate(report.classes)
-    ]
-    columns = ["label", "class", *(count.name for count in report.counts)]
-    return tabulate(rows, columns, colalign=("right", "left", *["right"] * len(report.counts)), disable_numparse=True)
-
-
-def run_inspect(args: argparse.Namespace, pairs: Sequence[str]) -> int:
+def run_inspect(args: argparse.Namespace, pairs: Pairs) -> int:
     """Print classes and prompts, and draw the sheet."""
     from dassl_clip.cli.data_sheet import choose, draw_sheet, prompt
     from dassl_clip.clip.templates import resolve_templates
@@ -277,7 +256,7 @@ def text_of(entry: dict) -> str:
 
 def fetch_all(entry: dict, root: Path) -> list[str]:
     """Fetch and unpack what can be; a line for each thing that is still to be fetched."""
-    from dassl_clip.datasets.download import ARCHIVE_ENDINGS, is_file, unpack
+    from dassl_clip.datasets.download import ARCHIVE_ENDINGS, fetch, is_file, unpack
 
     folder, left = root / entry["folders"][0], []
     for link in entry["links"]:
@@ -285,8 +264,15 @@ def fetch_all(entry: dict, root: Path) -> list[str]:
         if not is_file(url):
             left.append(f"  {entry['name']}: {link['what']}{f' at {url}' if url else ''}, into {folder}")
             continue
+        bar = tqdm(desc=link["what"][:30], unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+
+        def advance(there: int, total: int, bar: tqdm = bar) -> None:
+            bar.total = total or None
+            bar.update(there - bar.n)
+
         try:
-            path = _fetch(link, folder)
+            with bar:
+                path = fetch(url, folder, link.get("md5", ""), advance)
             archive = path.name.endswith(ARCHIVE_ENDINGS)
             if archive:
                 unpack(path, folder)
@@ -295,19 +281,6 @@ def fetch_all(entry: dict, root: Path) -> list[str]:
         else:
             print(f"{path} is there" + (", unpacked" if archive else ""))
     return left
-
-
-def _fetch(link: dict, folder: Path) -> Path:
-    """Fetch the file of a link under a progress bar."""
-    from dassl_clip.datasets.download import fetch
-
-    with tqdm(desc=link["what"][:30], unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-
-        def advance(there: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(there - bar.n)
-
-        return fetch(link["url"], folder, link.get("md5", ""), advance)
 
 
 def loaders() -> dict[str, type]:
@@ -331,13 +304,13 @@ def config_names() -> dict[str, str]:
     return names
 
 
-def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
+def open_config(name: str, root: str, pairs: Pairs) -> tuple[type, Any]:
     """The loader that a name stands for, and its configuration.
 
     Args:
         name: registry name, name of a config or of the data set's folder, or path of a yaml file.
         root: folder above the data sets, or the data set's own.
-        pairs: KEY VALUE pairs, flat.
+        pairs: KEY VALUE pairs.
 
     Raises:
         UserError: there is no such data set, or a key does not fit.
@@ -363,8 +336,11 @@ def open_config(name: str, root: str, pairs: Sequence[str]) -> tuple[type, Any]:
             merge_file(cfg, str(dataset_file(files[cfg.DATASET.NAME])))
     else:
         raise UserError(f"there is no data set '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    for key, text in zip(pairs[::2], pairs[1::2]):
+    for key, text in pairs:
         set_key(cfg, key, decode(text), "the command line")
     if root:
         cfg.DATASET.ROOT = root
     return known[cfg.DATASET.NAME], cfg
+
+
+main = command(build_parser, run)

@@ -15,18 +15,17 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import guarded, sentence
+from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.engine.errors import sentence
 from dassl_clip.results import environment
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 LEAST = {"torch": "2.4", "torchvision": "0.19", "open_clip_torch": "3.1", "numpy": "1.24", "pillow": "10.0"}
-OLDEST_PYTHON = (3, 10)
 MODULES = {"open_clip_torch": "open_clip", "pillow": "PIL"}
 EXTRAS = {
     "matplotlib": ("matplotlib", "plots", "figures (dassl-clip plot, report)"),
@@ -34,31 +33,26 @@ EXTRAS = {
     "umap": ("umap-learn", "umap", "UMAP (dassl-clip plot tsne --method umap)"),
     "submitit": ("submitit", "slurm", "job arrays (dassl-clip sweep --launcher slurm)"),
 }
-LOW_DISK = 2 * 2**30
-LITTLE_MEMORY = 2 * 2**30
 GIB = 2**30
+LOW_DISK = LITTLE_MEMORY = 2 * GIB
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line.
+    """One line, such as `fail  no Dassl toolbox  ->  pip install ./toolbox`."""
 
-    Attributes:
-        level: `ok`, `warn` (something optional is missing, or will hurt later) or `fail` (runs cannot work).
-        what: what was found.
-        fix: what to do about it, "" for nothing.
-    """
+    level: str  # `ok`, `warn` (something optional is missing, or will hurt later) or `fail` (runs cannot work)
+    what: str  # what was found
+    fix: str = ""  # what to do about it
 
-    level: str
-    what: str
-    fix: str = ""
+    def __str__(self) -> str:
+        return f"{self.level:<5} {self.what}{self.fix and f'  ->  {self.fix}'}"
 
 
 Check = Callable[[argparse.Namespace], Iterable[Finding]]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip doctor",
         description="Check toolbox, torch, device, models, data and disk. Exit code 1 if something fails, else 0.",
@@ -68,21 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="output", metavar="DIR", help="folder that runs shall go to (default: output)")
     parser.add_argument("--backbone", nargs="+", default=("ViT-B/16",), metavar="NAME",
                         help="whose weights to look for (default: ViT-B/16)")  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings; 1 if one of them is a failure, 2 for arguments that do not exist."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print the findings."""
     levels = []
     for finding in examine(args, CHECKS):
         levels.append(finding.level)
-        print(line(finding), flush=True)
+        print(finding, flush=True)
     print(f"{levels.count(OK)} ok, {count(levels.count(WARN), 'warning')}, {count(levels.count(FAIL), 'error')}")
     return 1 if FAIL in levels else 0
 
@@ -103,19 +90,10 @@ def examine(args: argparse.Namespace, checks: Iterable[Check]) -> Iterator[Findi
             yield Finding(FAIL, f"{name}: {type(error).__name__}: {text}", "fix this, then run the command again")
 
 
-def line(finding: Finding) -> str:
-    """`fail  no Dassl toolbox  ->  pip install ./toolbox`."""
-    fix = f"  ->  {finding.fix}" if finding.fix else ""
-    return f"{finding.level:<5} {finding.what}{fix}"
-
-
 def program(args: argparse.Namespace) -> Iterator[Finding]:
     """Python and this package."""
-    python = platform.python_version()
-    if sys.version_info < OLDEST_PYTHON:
-        yield Finding(FAIL, f"Python {python}", "Python 3.10 or newer is needed")
-    else:
-        yield Finding(OK, f"Python {python} ({sys.executable})")
+    old = "Python 3.10 or newer is needed" if sys.version_info < (3, 10) else ""
+    yield Finding(FAIL if old else OK, f"Python {platform.python_version()} ({sys.executable})", old)
     version = environment.package_versions()[environment.DISTRIBUTION]
     place = Path(environment.__file__).resolve().parents[1]
     if version:
@@ -149,9 +127,8 @@ def toolbox(args: argparse.Namespace) -> Iterator[Finding]:
     from dassl.engine import TRAINER_REGISTRY
     from dassl_clip import datasets, trainers  # noqa: F401
 
-    counts = (
-        f"{len(TRAINER_REGISTRY.registered_names())} trainers, {len(DATASET_REGISTRY.registered_names())} data sets"
-    )
+    names = TRAINER_REGISTRY.registered_names(), DATASET_REGISTRY.registered_names()
+    counts = f"{len(names[0])} trainers, {len(names[1])} data sets"
     yield Finding(OK, f"Dassl toolbox: {facts['kind']} {facts['version']} ({facts['path']}); {counts}")
 
 
@@ -159,7 +136,6 @@ def device(args: argparse.Namespace) -> Iterator[Finding]:
     """What torch computes on; a small product on it."""
     import torch
 
-    cores, threads = environment.usable_cores(), torch.get_num_threads()
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             product = torch.ones(8, 8, device=f"cuda:{index}") @ torch.ones(8, 8, device=f"cuda:{index}")
@@ -174,7 +150,7 @@ def device(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(WARN, what, "install a torch build for CUDA that fits the driver, or use the CPU")
     else:
         yield Finding(OK, "no GPU: the CPU is used")
-    yield Finding(OK, f"CPU: {cores} cores to use, {threads} threads of torch")
+    yield Finding(OK, f"CPU: {environment.usable_cores()} cores to use, {torch.get_num_threads()} threads of torch")
 
 
 def models(args: argparse.Namespace) -> Iterator[Finding]:
@@ -232,12 +208,11 @@ def data(args: argparse.Namespace) -> Iterator[Finding]:
     there = {name_key(entry.name): entry.name for entry in os.scandir(root) if entry.is_dir()}
     seen = {}
     for spec in map(load_spec, entries()):
-        names = [there[name_key(name)] for name in spec.folders if name_key(name) in there]
-        if names:
-            seen[spec.name] = names[0]
+        for name in spec.folders:
+            if name_key(name) in there:
+                seen.setdefault(spec.name, f"{spec.name} ({there[name_key(name)]})")
     if seen:
-        listed = ", ".join(f"{name} ({place})" for name, place in seen.items())
-        yield Finding(OK, f"in {root}: {listed}", "dassl-clip data verify NAME --root DIR checks one")
+        yield Finding(OK, f"in {root}: {', '.join(seen.values())}", "dassl-clip data verify NAME --root DIR checks one")
     else:
         fix = "dassl-clip data list shows the folder names that are looked for; data links where to get them"
         yield Finding(WARN, f"no folder of a known data set in {root}", fix)
@@ -257,7 +232,9 @@ def disk(args: argparse.Namespace) -> Iterator[Finding]:
 
 def writable(folder: Path, name: str, fix: str, level: str) -> Finding:
     """Whether a file can be written in a folder, or in what is there of it, and how much space is free."""
-    place = existing_parent(folder)
+    place = folder.expanduser().absolute()
+    while not place.is_dir() and place != place.parent:  # the nearest folder that exists
+        place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"x")
@@ -277,17 +254,12 @@ def extras(args: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(OK, f"{package} {importlib.metadata.version(package)}, for {use}")
 
 
-def existing_parent(path: Path) -> Path:
-    """The nearest folder at or above a path that exists."""
-    path = path.expanduser().absolute()
-    while not path.is_dir() and path != path.parent:
-        path = path.parent
-    return path
-
-
 def numbers(version: str) -> tuple[int, ...]:
     """`2.14.1+cu130` as (2, 14, 1); what follows a number, as in `10.0rc1`, is left out."""
     return tuple(map(int, re.findall(r"(?:^|(?<=\.))\d+", version.split("+")[0])))
 
 
 CHECKS: tuple[Check, ...] = (program, packages, toolbox, device, models, data, disk, extras)
+
+
+main = command(build_parser, run)

@@ -13,14 +13,12 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.cli.arguments import Parser, add_import, command
 from dassl_clip.engine import catalogue, registry
 from dassl_clip.engine.config import decode, default_config, keys_with, merge_file, set_key
-from dassl_clip.engine.errors import guarded
 from dassl_clip.engine.open_run import read_run, run_config, run_folder
 from dassl_clip.engine.overrides import Overrides, Pairs
 from dassl_clip.experiments import identity, plan, state, tasks
@@ -32,8 +30,7 @@ from dassl_clip.results.protocols import EVALUATION
 SUBSETS = ("all", "base", "new")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command; KEY VALUE pairs are taken off before."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip eval",
         description="Test what a finished run learned on other images; the run says all that is not given here.",
@@ -49,19 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--classes", choices=SUBSETS, help="DATASET.SUBSAMPLE_CLASSES (default: the run's)")
     parser.add_argument("--load-epoch", type=int, metavar="N", help="default: the best one, else the last one")
     parser.add_argument("--out", default="output", metavar="DIR", help="folder above all runs (default: output)")
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
-                        help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    add_import(parser, "a trainer or data set")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and print the table; 2 with one line for a user's error."""
-    again = "interrupted: the same command evaluates what is missing"
-    return guarded(lambda words: run_eval(*split_command(build_parser(), words)), argv, again)
-
-
-def run_eval(args: argparse.Namespace, pairs: Pairs) -> int:
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Evaluate on each target what is not evaluated yet, and print the table."""
     registry.register()
     for name in args.imports:
@@ -70,19 +59,18 @@ def run_eval(args: argparse.Namespace, pairs: Pairs) -> int:
     with run_folder(origin) as folder:
         record, tree = read_run(folder)
         if record.get("evaluated_from") and origin.is_dir():  # an evaluation again: of the same run
-            return run_eval(argparse.Namespace(**{**vars(args), "run": record["evaluated_from"]}), pairs)
+            return run(argparse.Namespace(**{**vars(args), "run": record["evaluated_from"]}), pairs)
         runs = evaluations(args, pairs, origin, record, tree)
-        for run in runs:
-            now = state.state_of(run)
+        for each in runs:
+            now = state.state_of(each)
             if now.name in (state.COMPLETE, state.REFUSED):
-                reason = f": {now.reason}" if now.reason else ""
-                print(f"skipped, {now.name}: {run.name} ({run.folder}){reason}")
+                print(f"skipped, {now.name}: {each.name} ({each.folder}){f': {now.reason}' if now.reason else ''}")
                 continue
-            state.prepare_folder(run.folder, run.config)
-            print(f"evaluating: {run.name}; log: {run.folder / 'log.txt'}", flush=True)
+            state.prepare_folder(each.folder, each.config)
+            print(f"evaluating: {each.name}; log: {each.folder / 'log.txt'}", flush=True)
             with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the log
-                start(run.config, Job(eval_only=True, model_dir=str(origin), load_epoch=args.load_epoch))
-    shown = [records.read_record(run.folder) for run in runs if state.is_complete(run)]
+                start(each.config, Job(eval_only=True, model_dir=str(origin), load_epoch=args.load_epoch))
+    shown = [records.read_record(each.folder) for each in runs if state.is_complete(each)]
     for group in group_records(record for record in shown if record is not None):
         print(f"\n{tables.method_table(group).render()}")
     return 0 if len(shown) == len(runs) else 1
@@ -91,14 +79,7 @@ def run_eval(args: argparse.Namespace, pairs: Pairs) -> int:
 def evaluations(
     args: argparse.Namespace, pairs: Pairs, origin: Path, record: dict[str, Any], tree: dict[str, Any]
 ) -> list[plan.Run]:
-    """One run for each target.
-
-    Args:
-        args: the command's arguments.
-        pairs: KEY VALUE pairs.
-        origin: the run's folder, or the export.
-        record: the run's record.
-        tree: the run's configuration.
+    """One run for each target of the run (or export) at `origin`, of which record and configuration are given.
 
     Raises:
         UserError: a data set, domain or key that does not exist.
@@ -109,8 +90,12 @@ def evaluations(
     cfg.VERBOSE = True
     clean_cfg(cfg, record["method"])
     trained = cfg.DATASET.NAME
-    if args.dataset:
-        other_dataset(cfg, args.dataset)
+    if args.dataset:  # its file stands in the place of the run's own settings of its data
+        node = default_config().DATASET
+        for key in (key.removeprefix("DATASET.") for key in keys_with("of_run")):
+            node[key] = cfg.DATASET[key]
+        cfg.DATASET = node
+        merge_file(cfg, str(catalogue.dataset_file(args.dataset)))
     if args.data:
         cfg.DATASET.ROOT = args.data
     if args.classes:
@@ -146,22 +131,12 @@ def evaluations(
     return runs
 
 
-def other_dataset(cfg: Any, name: str) -> None:
-    """Put another data set's file in the place of the run's own settings of its data.
-
-    Raises:
-        UserError: there is no such data set, or its file has a key that does not exist.
-    """
-    node = default_config().DATASET
-    for key in (key.removeprefix("DATASET.") for key in keys_with("of_run")):
-        node[key] = cfg.DATASET[key]
-    cfg.DATASET = node
-    merge_file(cfg, str(catalogue.dataset_file(name)))
-
-
 def _same_images(cfg: Any, record: dict[str, Any]) -> bool:
     """Whether the run's own images lie in the folder that is given."""
     try:
         return identity.data_now(cfg).fingerprint == record.get("data", {}).get("fingerprint")
     except Exception:  # other domains, other classes, no such folder: not the run's images
         return False
+
+
+main = command(build_parser, run, "interrupted: the same command evaluates what is missing")

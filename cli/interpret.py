@@ -11,19 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.cli.arguments import Parser
-from dassl_clip.engine.errors import guarded
+from dassl_clip.cli.arguments import Parser, add_import, check_format, command
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import write_text_atomically
 from dassl_clip.results.labels import display_name
 
 METRICS = ("euclidean", "cosine")
-FORMATS = (".csv", ".json")
 COLUMNS = ("class", "position", "rank", "word", "token", "distance", "whole_word")
 CLASSES_SHOWN = 3
 CONTEXT = "ctx"  # the parameter's name in checkpoints
@@ -34,21 +31,10 @@ CAVEAT = (
 )
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """One word near one context vector; `name` is the class of a class-specific context, else empty."""
-
-    name: str
-    position: int
-    rank: int
-    word: str
-    token: int
-    distance: float
-    whole: bool
+Row = tuple[str, int, int, str, int, float, bool]  # of `COLUMNS`; the class is empty for a context of all classes
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip interpret",
         description="The vocabulary's words that are nearest to the prompt tokens that a run learned (before "
@@ -61,56 +47,45 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--classes", nargs="+", default=(), metavar="NAME",
                         help=f"of contexts per class (default: {CLASSES_SHOWN} in a table, all in a file)")  # fmt: skip
     parser.add_argument("--out", default="", metavar="FILE", help="write words.csv or words.json (default: a table)")
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
-                        help="load a module or .py file that registers the run's trainer; repeatable")  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    add_import(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print or write the words; 2 with one sentence for a user's error."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print or write the words that the arguments ask for."""
-    suffix = Path(args.out).suffix.lower()
-    if args.out and suffix not in FORMATS:
-        raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
+    if args.out:
+        check_format(args.out)
     if args.top < 1:
         raise UserError(f"--top {args.top}: at least 1 is needed")
     found, facts = interpret(args)
     if args.out:
         path = Path(args.out).expanduser()
-        write_text_atomically(path, render(found, facts, suffix))
-        print(f"{len(found)} words: {path}")
-        print(CAVEAT)
+        write_text_atomically(path, render(found, facts, path.suffix.lower()))
+        print(f"{len(found)} words: {path}\n{CAVEAT}")
     else:
         print(table(found, facts))
     return 0
 
 
-def interpret(args: argparse.Namespace) -> tuple[list[Neighbour], dict[str, Any]]:
+def interpret(args: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """The words that the arguments ask for, and the facts around them."""
     from dassl_clip.engine.open_run import open_run
 
     place = Path(args.run).expanduser()
     trainer, record = open_run(place, imports=args.imports)
     context, shifted = learned_context(trainer)
-    if args.classes and context.dim() == 2:
+    if context.dim() == 2 and args.classes:
         raise UserError("--classes: the run has one context for all classes, so there is nothing to choose")
-    chosen = choose_classes(args, trainer.classnames) if context.dim() == 3 else {"": None}
-    text = trainer.backbone.text
-    words = text.token_embedding.weight.detach().float().cpu()
+    chosen = {"": context} if context.dim() == 2 else choose_classes(args, trainer.classnames, context)
+    tokenizer = trainer.backbone.text.tokens.tokenizer
+    words = trainer.backbone.text.token_embedding.weight.detach().float().cpu()
     found, read = [], {}
-    for name, index in chosen.items():
-        rows = context if index is None else context[index]
-        distances, tokens = nearest(rows, words, args.top, args.metric)
-        read[name] = _own_decoder(text.tokens.tokenizer)(tokens[:, 0].tolist()).strip()
+    for name, vectors in chosen.items():
+        distances, tokens = nearest(vectors, words, args.top, args.metric)
+        read[name] = _own_decoder(tokenizer)(tokens[:, 0].tolist()).strip()
         for position, (values, ids) in enumerate(zip(distances.tolist(), tokens.tolist()), start=1):
             for rank, (value, token) in enumerate(zip(values, ids), start=1):
-                word, whole = decode(text.tokens.tokenizer, token)
-                found.append(Neighbour(name, position, rank, word, token, value, whole))
+                word, whole = decode(tokenizer, token)
+                found.append((name, position, rank, word, token, value, whole))
     facts = {key: record[key] for key in ("method", "config", "dataset", "target_domains", "seed", "prompt")}
     facts |= {"run": str(place), "metric": args.metric, "vocabulary": len(words)}
     facts["between_words"] = between_words(words, args.metric)
@@ -133,28 +108,21 @@ def learned_context(trainer: Any) -> tuple[Any, bool]:
     raise UserError(f"{method} learns no context of prompt tokens, so there are no words to look up")
 
 
-def choose_classes(args: argparse.Namespace, names: Sequence[str]) -> dict[str, int]:
-    """Class names and their places: those that were asked for, else a few for a table and all for a file."""
+def choose_classes(args: argparse.Namespace, names: Sequence[str], context: Any) -> dict[str, Any]:
+    """Class names and their contexts: those that were asked for, else a few for a table and all for a file."""
     plain = {display_name(name).lower(): index for index, name in enumerate(names)}
-    for name in args.classes:
-        if display_name(name).lower() not in plain:
+    asked = {name: plain.get(display_name(name).lower()) for name in args.classes}
+    for name, index in asked.items():
+        if index is None:
             raise UserError(f"--classes: the run has no class '{name}'.{did_you_mean(name, names)}")
-    asked = [plain[display_name(name).lower()] for name in args.classes]
-    places = asked or range(len(names) if args.out else min(CLASSES_SHOWN, len(names)))
-    return {names[index]: index for index in places}
+    places = asked.values() or range(len(names) if args.out else min(CLASSES_SHOWN, len(names)))
+    return {names[index]: context[index] for index in places}
 
 
 def nearest(vectors: Any, words: Any, top: int, metric: str) -> tuple[Any, Any]:
-    """The nearest rows of a vocabulary.
+    """Distances and numbers of the nearest of the words `[W, D]` to vectors `[M, D]`, `[M, top]` each, nearest first.
 
-    Args:
-        vectors: `[M, D]`.
-        words: `[W, D]`.
-        top: How many.
-        metric: "euclidean", or "cosine" for 1 - cosine.
-
-    Returns:
-        Distances and row numbers, `[M, top]` each, nearest first.
+    The metric is "euclidean", or "cosine" for 1 - cosine.
     """
     import torch
     import torch.nn.functional as F
@@ -195,21 +163,20 @@ def _own_decoder(tokenizer: Any) -> Any:
     raise UserError(f"{type(tokenizer).__name__} cannot turn tokens into words")
 
 
-def render(found: Sequence[Neighbour], facts: dict[str, Any], suffix: str) -> str:
+def render(found: Sequence[Row], facts: dict[str, Any], suffix: str) -> str:
     """The words as the text of a CSV or JSON file."""
-    rows = [(n.name, n.position, n.rank, n.word, n.token, round(n.distance, 6), n.whole) for n in found]
+    rows = [(*row[:5], round(row[5], 6), row[6]) for row in found]
     if suffix == ".json":
         content = {**facts, "caveat": CAVEAT, "words": [dict(zip(COLUMNS, row)) for row in rows]}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     return csv_text([COLUMNS, *rows])
 
 
-def table(found: Sequence[Neighbour], facts: dict[str, Any]) -> str:
+def table(found: Sequence[Row], facts: dict[str, Any]) -> str:
     """A line for each context vector, nearest word first."""
     lines: dict[tuple[str, int], list[str]] = {}
-    for item in found:
-        word = item.word if item.whole else f"{item.word}-"
-        lines.setdefault((item.name, item.position), []).append(f"{word} {item.distance:.3f}")
+    for name, position, _, word, _, distance, whole in found:
+        lines.setdefault((name, position), []).append(f"{word}{'' if whole else '-'} {distance:.3f}")
     text, width = [], max(len(str(position)) for _, position in lines)
     shown = list(dict.fromkeys(name for name, _ in lines))
     for name in shown:
@@ -226,3 +193,6 @@ def table(found: Sequence[Neighbour], facts: dict[str, Any]) -> str:
             CAVEAT,
         ]
     )
+
+
+main = command(build_parser, run)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from dassl_clip.cli.arguments import Parser
 from dassl_clip.engine.errors import guarded
@@ -63,28 +64,17 @@ def build_parser(kind: str = "") -> argparse.ArgumentParser:
     shared.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     shared.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="only these tasks")
     shared.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="only these seeds")
-    shared.add_argument("--debug", action="store_true", help="tracebacks for every error")
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument(
-        "--data",
-        default="",
-        metavar="DIR",
-        help="folder above the data sets, to encode images again (default: saved features)",
-    )
+    data.add_argument("--data", default="", metavar="DIR",
+                      help="folder above the data sets, to encode images again (default: saved features)")  # fmt: skip
 
     def add(kind: str, text: str, example: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return kinds.add_parser(
-            kind,
-            parents=[shared, *parents],
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example: dassl-clip plot {kind} {example}",
-        )
+        about, example = f"{text[0].upper()}{text[1:]}.", f"example: dassl-clip plot {kind} {example}"
+        return kinds.add_parser(kind, parents=[shared, *parents], help=text, description=about, epilog=example)
 
-    plain = {name: add(name, KINDS[name], EXAMPLES[name]) for name in ("curves", "domains", "shots", "confusion")}
-    confusion = plain["confusion"]
-    confusion.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="only these classes")
-    tsne = add("tsne", KINDS["tsne"], EXAMPLES["tsne"], data)
+    parsers = {name: add(name, text, EXAMPLES[name], *([data] * (name == "tsne"))) for name, text in KINDS.items()}
+    parsers["confusion"].add_argument("--classes", nargs="+", default=(), metavar="NAME", help="only these classes")
+    tsne = parsers["tsne"]
     tsne.add_argument("--method", choices=features.METHODS, default="tsne", help="default: tsne")
     tsne.add_argument("--by", choices=("class", "domain"), default="class", help="what is coloured (default: class)")
     tsne.add_argument("--together", action="store_true", help="all runs in one panel (default: a panel a run)")
@@ -102,27 +92,12 @@ def build_parser(kind: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw and write a figure; 2 with one line where it cannot be drawn."""
-    return guarded(lambda words: run(build_parser(*words[:1]).parse_args(words)), argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Draw and write the figure that the arguments ask for."""
-    stem = out_stem(args.out or args.kind)
-    plot = draw(args)
-    for path in plot.save(stem):
-        print(path)
-    print(plot.caption)
-    return 0
-
-
-def draw(args: argparse.Namespace) -> Plot:
-    """The figure that the arguments ask for.
-
-    Raises:
-        UserError: no run is there, or the runs lack what the figure needs.
-    """
+    text = args.out or args.kind
+    stem = Path(text).expanduser()
+    stem = stem.with_suffix("") if stem.suffix.lower() in {f".{kind}" for kind in FORMATS} else stem
+    if text.endswith("/") or stem.is_dir():
+        raise UserError(f"--out {text}: this is a folder; give the files' path without ending, such as {stem}/figure")
     found = find_runs(args)
     only_records = [item.record for item in found]
     kinds: dict[str, Callable[[], Plot]] = {
@@ -132,7 +107,11 @@ def draw(args: argparse.Namespace) -> Plot:
         "confusion": lambda: features.confusion_plot([(item.folder, item.record) for item in found], args.classes),
         "tsne": lambda: draw_points(args, found),
     }
-    return kinds[args.kind]() if args.kind in kinds else draw_setting(args, found)
+    plot = kinds[args.kind]() if args.kind in kinds else draw_setting(args, found)
+    for path in plot.save(stem):
+        print(path)
+    print(plot.caption)
+    return 0
 
 
 def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
@@ -149,24 +128,21 @@ def find_runs(args: argparse.Namespace) -> list[records.FoundRecord]:
     if not runs:
         raise UserError(f"there is no finished run at or below {', '.join(args.runs)}")
     filters = {
-        "--rows": (args.rows, lambda r: {r["method"], row_of(r).method, row_of(r).label}),
+        "--rows": (args.rows, lambda r: {r["method"], *row_of(r).names}),
         "--targets": (args.targets, lambda r: {column_of(r), *r["target_domains"]}),
         "--tasks": (args.tasks, lambda r: {r["task"]}),
         "--seeds": (args.seeds, lambda r: {r["seed"]}),
     }
+    passing = runs
     for flag, (asked, names) in filters.items():
-        known = {name for item in runs for name in names(item.record)}
-        for name in asked:
+        known = sorted({str(name) for item in runs for name in names(item.record)})
+        for name in map(str, asked):
             if name not in known:
-                texts = sorted(map(str, known))
-                raise UserError(
-                    f"{flag}: no run has '{name}'.{did_you_mean(str(name), texts)} Known: {', '.join(texts)}"
-                )
-    for asked, names in filters.values():
-        runs = [item for item in runs if not asked or names(item.record) & set(asked)]
-    if not runs:
+                raise UserError(f"{flag}: no run has '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+        passing = [item for item in passing if not asked or names(item.record) & set(asked)]
+    if not passing:
         raise UserError("no run passes all of --rows, --targets, --tasks and --seeds together")
-    return runs
+    return passing
 
 
 def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
@@ -182,7 +158,12 @@ def draw_points(args: argparse.Namespace, found: Sequence[records.FoundRecord]) 
     panels, whats = [panel for panel, _ in drawn], list(dict.fromkeys(what for _, what in drawn))
     only_records = [item.record for item in found]
     if args.together:
-        panels = [together(panels, only_records)]
+        if len({panel.features.shape[1] for panel in panels}) > 1:
+            raise UserError("the runs have features of different sizes, so they fit no common figure; drop --together")
+        methods = dict.fromkeys(row_of(record).label for record in only_records)
+        title = f"{', '.join(methods)}: {', '.join(dict.fromkeys(map(column_of, only_records)))}"
+        names = [name for panel in panels for name in panel.names]
+        panels = [features.Points(title, np.concatenate([panel.features for panel in panels]), names)]
     return features.points_plot(panels, only_records, args.method, "; ".join(whats), args.classes, args.seed)
 
 
@@ -225,18 +206,6 @@ def run_points(folder: Path, by: str, split: str, most: int, seed: int, data: st
     return features.Points(title, content, names), what
 
 
-def together(panels: Sequence[features.Points], found: Sequence[Mapping[str, Any]]) -> features.Points:
-    """The points of several runs as one panel."""
-    import numpy as np
-
-    if len({panel.features.shape[1] for panel in panels}) > 1:
-        raise UserError("the runs have features of different sizes, so they fit no common figure; drop --together")
-    methods = dict.fromkeys(row_of(record).label for record in found)
-    title = f"{', '.join(methods)}: {', '.join(dict.fromkeys(map(column_of, found)))}"
-    names = [name for panel in panels for name in panel.names]
-    return features.Points(title, np.concatenate([panel.features for panel in panels]), names)
-
-
 def draw_setting(args: argparse.Namespace, found: Sequence[records.FoundRecord]) -> Plot:
     """Accuracy by a setting of a method; runs of other methods are left out where there are some of this one."""
     from dassl_clip.engine.run_features import SPLITS, setting_sweep
@@ -249,15 +218,6 @@ def draw_setting(args: argparse.Namespace, found: Sequence[records.FoundRecord])
     return plots.setting_plot(drawn, sweeps, args.kind, axis, SPLITS[split], args.test)
 
 
-def out_stem(text: str) -> Path:
-    """The path of a figure without its ending.
-
-    Raises:
-        UserError: it is a folder.
-    """
-    path = Path(text).expanduser()
-    if path.suffix.lower() in {f".{kind}" for kind in FORMATS}:
-        path = path.with_suffix("")
-    if text.endswith("/") or path.is_dir():
-        raise UserError(f"--out {text}: this is a folder; give the files' path without ending, such as {path}/figure")
-    return path
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write a figure; 2 with one line where it cannot be drawn."""
+    return guarded(lambda words: run(build_parser(*words[:1]).parse_args(words)), argv)

@@ -8,6 +8,7 @@ likely it is that the image shows any of them.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -16,36 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.cli.arguments import Parser
+from dassl_clip.cli.arguments import Parser, add_import, check_format, command
 from dassl_clip.engine.config import make_folder
-from dassl_clip.engine.errors import guarded, printable
+from dassl_clip.engine.errors import printable
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import no_file, write_text_atomically
 
 COLUMNS = ("path", "rank", "class", "share")
-FORMATS = (".csv", ".json")
 SKIPPED_EXIT = 1
 DEFAULT_BACKBONE = "IconsCLIP"
 
 
 @dataclass
 class Answers:
-    """What came out for all images.
+    """What came out for all images."""
 
-    Attributes:
-        rows: path, rank (from 1), class and share of each answer, best first for each image.
-        skipped: path and reason of each file that could not be read.
-        facts: what classified them: method, backbone, prompt, ...
-    """
-
-    rows: list[tuple[str, int, str, float]]
-    skipped: list[tuple[str, str]]
-    facts: dict[str, Any]
+    rows: list[tuple[str, int, str, float]]  # path, rank (from 1), class and share, best first for each image
+    skipped: list[tuple[str, str]]  # path and reason of each file that could not be read
+    facts: dict[str, Any]  # what classified them: method, backbone, prompt, ...
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip predict",
         description="Classify your own images with a finished run, or zero-shot with class names alone. "
@@ -56,11 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are read with all below them")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--run",
-        metavar="RUN",
-        help="folder of a finished run, or an exported file; the training data need not be there",
-    )
+    source.add_argument("--run", metavar="RUN",
+                        help="finished run's folder, or exported file; its training data may be gone")  # fmt: skip
     source.add_argument("--names", metavar="NAMES_OR_FILE",
                         help="class names with commas, or a file with one per line: zero-shot, no run")  # fmt: skip
     parser.add_argument("--top", type=int, default=5, metavar="N", help="answers per image (default: 5)")
@@ -71,52 +61,37 @@ def build_parser() -> argparse.ArgumentParser:
                         help="with --names: a set of templates, or one with {} (default: single)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read files (default: 0)")
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
-                        help="load a module or .py file that registers the run's trainer; repeatable")  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
+    add_import(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Classify and print or write; 1 if files were skipped, 2 with one line for a user's error."""
-    return guarded(lambda words: run(build_parser().parse_args(words)), argv, "interrupted: nothing was written")
-
-
 def run(args: argparse.Namespace) -> int:
-    """Classify the images, and print or write the answers."""
-    check(args)
-    answers = predict(args)
-    if args.out:
-        path = Path(args.out).expanduser()
-        write_text_atomically(path, render(answers, path.suffix.lower()))
-        print(f"{len({row[0] for row in answers.rows})} images: {path}")
-    else:
-        print(table(answers))
-    return tell_skipped(answers)
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuse arguments that do not fit together, before anything is loaded.
+    """Classify the images, and print or write the answers; 1 if files were skipped.
 
     Raises:
-        UserError: they do not.
+        UserError: arguments that do not fit together (before anything is loaded), or no image that can be read.
     """
-    if args.run:
-        alone = [f"--{name}" for name in ("backbone", "weights", "templates") if getattr(args, name) is not None]
-        if alone:
-            raise UserError(f"{' and '.join(alone)} go with --names; a run brings its own backbone and prompts")
-    for flag, value, least in (
-        ("--top", args.top, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--workers", args.workers, 0),
-    ):
-        if value < least:
-            raise UserError(f"{flag} {value}: at least {least} is needed")
+    alone = [f"--{name}" for name in ("backbone", "weights", "templates") if getattr(args, name) is not None]
+    if args.run and alone:
+        raise UserError(f"{' and '.join(alone)} go with --names; a run brings its own backbone and prompts")
+    for flag, least in (("top", 1), ("batch_size", 1), ("workers", 0)):
+        if (value := getattr(args, flag)) < least:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: at least {least} is needed")
+    out = Path(args.out).expanduser()
     if args.out:
-        path = Path(args.out).expanduser()
-        if path.suffix.lower() not in FORMATS:
-            raise UserError(f"--out {args.out}: the ending says the format, and {' and '.join(FORMATS)} are known")
-        make_folder(path.parent, "--out")
+        check_format(args.out)
+        make_folder(out.parent, "--out")
+    answers = predict(args)
+    if args.out:
+        write_text_atomically(out, render(answers, out.suffix.lower()))
+        print(f"{len({row[0] for row in answers.rows})} images: {out}")
+    else:
+        print(table(answers))
+    for path, reason in answers.skipped:
+        print(printable(f"skipped: {path}: {reason}"), file=sys.stderr)
+    if answers.skipped:
+        print(f"{len(answers.skipped)} files could not be read and are not among the answers", file=sys.stderr)
+    return SKIPPED_EXIT if answers.skipped else 0
 
 
 def predict(args: argparse.Namespace) -> Answers:
@@ -170,30 +145,6 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return list(images)
 
 
-class Images:
-    """A data set of path, preprocessed image and reason; the image is None where it cannot be read for a reason."""
-
-    def __init__(self, paths: Sequence[Path], preprocess: Callable) -> None:
-        self.paths = paths
-        self.preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Path, Any, str]:
-        from PIL import UnidentifiedImageError
-
-        from dassl_clip.engine.images import read_image
-
-        path = self.paths[index]
-        try:
-            return path, self.preprocess(read_image(path)), ""
-        except UnidentifiedImageError:
-            return path, None, "is empty" if not path.stat().st_size else "is no image that can be decoded"
-        except OSError as error:
-            return path, None, " ".join(str(error).split()) or type(error).__name__
-
-
 def batches(
     paths: Sequence[Path], preprocess: Callable, size: int, workers: int
 ) -> Iterator[tuple[list[Path], Any, list[tuple[Path, str]]]]:
@@ -204,19 +155,30 @@ def batches(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    loader = DataLoader(Images(paths, preprocess), batch_size=size, num_workers=workers, collate_fn=_collate)
+    load = functools.partial(load_batch, preprocess)
+    loader = DataLoader(paths, batch_size=size, num_workers=workers, collate_fn=load)  # type: ignore[arg-type]
     with tqdm(total=len(paths), desc="images", unit="", leave=False, disable=not sys.stderr.isatty()) as bar:
         for good, images, bad in loader:
             yield good, images, bad
             bar.update(len(good) + len(bad))
 
 
-def _collate(items: list[tuple[Path, Any, str]]) -> tuple[list[Path], Any, list[tuple[Path, str]]]:
+def load_batch(preprocess: Callable, paths: list[Path]) -> tuple[list[Path], Any, list[tuple[Path, str]]]:
+    """One batch."""
+    from PIL import UnidentifiedImageError
     from torch import stack
 
-    good = [(path, image) for path, image, _ in items if image is not None]
-    bad = [(path, reason) for path, image, reason in items if image is None]
-    return [path for path, _ in good], stack([image for _, image in good]) if good else None, bad
+    from dassl_clip.engine.images import read_image
+
+    good, bad = {}, []
+    for path in paths:
+        try:
+            good[path] = preprocess(read_image(path))
+        except UnidentifiedImageError:
+            bad.append((path, "is empty" if not path.stat().st_size else "is no image that can be decoded"))
+        except OSError as error:
+            bad.append((path, " ".join(str(error).split()) or type(error).__name__))
+    return list(good), stack(list(good.values())) if good else None, bad
 
 
 @dataclass
@@ -323,17 +285,9 @@ def table(answers: Answers) -> str:
     body = tabulate([[path, *cells] for path, cells in lines.items()], header, disable_numparse=True)
     facts = answers.facts
     config = f" ({facts['config']})" if facts.get("config") else ""
-    by = f"{facts['method']}{config}, backbone {facts['backbone']}, prompt: {_cut(facts['prompt'])}"
+    prompt = facts["prompt"] if len(facts["prompt"]) <= 100 else f"{facts['prompt'][:97]}..."
+    by = f"{facts['method']}{config}, backbone {facts['backbone']}, prompt: {prompt}"
     return f"{body}\nby {by}; shares among these classes"
-
-
-def tell_skipped(answers: Answers) -> int:
-    """List the files that were left out on stderr; returns the exit code."""
-    for path, reason in answers.skipped:
-        print(printable(f"skipped: {path}: {reason}"), file=sys.stderr)
-    if answers.skipped:
-        print(f"{len(answers.skipped)} files could not be read and are not among the answers", file=sys.stderr)
-    return SKIPPED_EXIT if answers.skipped else 0
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -341,5 +295,4 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _cut(text: str, limit: int = 100) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+main = command(build_parser, run, "interrupted: nothing was written")

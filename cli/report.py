@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dassl_clip.cli.arguments import Parser
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine import errors
 from dassl_clip.results import environment, plot_features, plots, records, report, tables
 from dassl_clip.results.documents import CONFIG_NAME
-from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.errors import UserError
 from dassl_clip.results.figures import NEEDED, Plot
 from dassl_clip.results.files import write_text_atomically
-from dassl_clip.results.groups import Group, group_records, row_of
+from dassl_clip.results.groups import check_rows, group_records, row_of
 from dassl_clip.results.predictions import PREDICTIONS
 
 NAME = "report.html"
@@ -26,8 +26,7 @@ MOST_CONFUSIONS = 4
 MATPLOTLIB = NEEDED.split(":")[0]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip report",
         description="Write one self-contained HTML page of runs: tables, figures, settings, environment, gaps.",
@@ -38,36 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
     parser.add_argument("--title", default="", metavar="TEXT", help="heading (default: the folder's name)")
     parser.add_argument("--no-plots", action="store_true", help="tables and settings alone")
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; 2 with one sentence where there is nothing to show."""
-    return errors.guarded(lambda words: run(build_parser().parse_args(words)), argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Gather, draw and write the page."""
-    content = gather(args)
-    out = out_file(args)
-    write_text_atomically(out, report.render(content))
-    runs, gaps = len(content.runs), len(content.gaps)
-    print(f"{out}: {runs} finished run{'s' * (runs != 1)}, {len(content.tables)} tables, {len(content.plots)} figures"
-          f"{f', {gaps} unfinished or broken' if gaps else ''}")  # fmt: skip
-    for remark in content.remarks:
-        print(f"no figure: {remark}", file=sys.stderr)
-    return 0
-
-
-def out_file(args: argparse.Namespace) -> Path:
-    """The page's path."""
-    path = Path(args.out or Path(args.folder) / NAME).expanduser()
-    return path / NAME if path.is_dir() else path
-
-
-def gather(args: argparse.Namespace) -> report.Content:
-    """All that the page shows.
+    """Gather, draw and write the page.
 
     Raises:
         UserError: there is no run at all, or no row is the reference.
@@ -76,21 +50,27 @@ def gather(args: argparse.Namespace) -> report.Content:
     found = records.find_records(root)
     complete = [item for item in found if item.record is not None]
     gaps = [gap(item.folder, root, f"{item.state}: {item.reason}") for item in found if item.record is None]
-    gaps += [gap(folder, root, "not finished") for folder in unfinished(root)]
+    begun = sorted(path.parent for path in root.rglob(CONFIG_NAME))
+    gaps += [gap(folder, root, "not finished") for folder in begun if not (folder / records.RECORD_NAME).exists()]
     if not complete and not gaps:
         raise UserError(f"there is no run at or below {root}: neither {records.RECORD_NAME} nor {CONFIG_NAME}")
     groups = group_records(item.record for item in complete)
-    made = make_tables(groups, args.reference)
+    check_rows("--reference", [args.reference] * bool(args.reference), groups)
+    made = []
+    for group in groups:
+        made += [tables.method_table(group, args.reference), *tables.extra_test_tables([group])]
     figures, remarks = ([], []) if args.no_plots or not complete else draw(complete)
     missing = [line for table in made for line in table.below if line.startswith("missing: ")]
     for table in made:
         table.below = [line for line in table.below if not line.startswith("missing: ")]
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     version = environment.package_versions()[environment.DISTRIBUTION]
-    counts = f"{len(complete)} finished runs, {len(gaps)} unfinished or broken"
-    return report.Content(
+    content = report.Content(
         title=args.title or f"Runs in {shown(root.resolve().name or root)}",
-        summary=[counts, f"made by dassl-clip {version} on {now}, from {shown(root.resolve())}"],
+        summary=[
+            f"{len(complete)} finished runs, {len(gaps)} unfinished or broken",
+            f"made by dassl-clip {version} on {now}, from {shown(root.resolve())}",
+        ],
         tables=made,
         plots=figures,
         remarks=remarks,
@@ -99,29 +79,23 @@ def gather(args: argparse.Namespace) -> report.Content:
         gaps=gaps,
         missing=list(dict.fromkeys(missing)),
     )
-
-
-def make_tables(groups: Sequence[Group], reference: str) -> list[tables.Table]:
-    """One table a group, then those of extra tests."""
-    labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
-    if reference and reference not in labels:
-        hint = did_you_mean(reference, labels)
-        raise UserError(f"--reference: no row '{reference}'.{hint} The records hold: {', '.join(labels)}.")
-    made = []
-    for group in groups:
-        here = any(reference in (row.method, row.label) for row in group.rows)
-        made.append(tables.method_table(group, reference if here else ""))
-        made += tables.extra_test_tables([group])
-    return made
+    out = Path(args.out or root / NAME).expanduser()
+    out = out / NAME if out.is_dir() else out
+    write_text_atomically(out, report.render(content))
+    print(f"{out}: {len(complete)} finished run{'s' * (len(complete) != 1)}, {len(made)} tables, {len(figures)} figures"
+          f"{f', {len(gaps)} unfinished or broken' if gaps else ''}")  # fmt: skip
+    for remark in remarks:
+        print(f"no figure: {remark}", file=sys.stderr)
+    return 0
 
 
 def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
     """The figures that these runs have the data for, and why others are not there."""
     only_records = [item.record for item in found]
-    wanted: list[tuple[str, Callable[[], Plot]]] = [
-        ("domains", lambda: plots.domains_plot(only_records)),
-        ("shots", lambda: plots.shots_plot(only_records)),
-        ("curves", lambda: plots.curves_plot(only_records)),
+    wanted: list[tuple[str, Callable[..., Plot], Sequence]] = [
+        ("domains", plots.domains_plot, only_records),
+        ("shots", plots.shots_plot, only_records),
+        ("curves", plots.curves_plot, only_records),
     ]
     groups: dict[tuple, list[tuple[Path, dict]]] = {}
     for item in found:
@@ -130,11 +104,11 @@ def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
             key = (record["dataset"], record["task"], record["class_subset"], record["shots"], row_of(record))
             groups.setdefault(key, []).append((item.folder, record))
     kept = sorted(groups.items(), key=lambda group: str(group[0]))[:MOST_CONFUSIONS]
-    wanted += [("confusion", lambda runs=runs: plot_features.confusion_plot(runs)) for _, runs in kept]
+    wanted += [("confusion", plot_features.confusion_plot, runs) for _, runs in kept]
     made, remarks = [], []
-    for name, make in wanted:
+    for name, make, runs in wanted:
         try:
-            made.append(make())
+            made.append(make(runs))
         except ValueError as error:
             remarks.append(f"{name}: {errors.sentence(error)}")
     if len(groups) > len(kept):
@@ -156,12 +130,6 @@ def configs(found: Sequence[records.FoundRecord], root: Path) -> list[tuple[str,
     return list(made.items())
 
 
-def unfinished(root: Path) -> list[Path]:
-    """Run folders that were begun, but hold no record."""
-    folders = sorted(path.parent for path in root.rglob(CONFIG_NAME))
-    return [folder for folder in folders if not (folder / records.RECORD_NAME).exists()]
-
-
 def gap(folder: Path, root: Path, reason: str) -> report.Gap:
     """What is known of a run without a usable record."""
     logs = sorted((path for path in folder.glob(f"{LOG}*") if path.is_file()), key=lambda path: path.stat().st_mtime)
@@ -179,3 +147,6 @@ def below(folder: Path, root: Path) -> str:
 def shown(path: str | Path) -> str:
     """A path as text that can be written, whatever bytes its name has."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+main = command(build_parser, run)

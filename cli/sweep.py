@@ -9,22 +9,20 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_clip.cli import task
-from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine.config import make_folder
-from dassl_clip.engine.errors import RESUMES, guarded
+from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, plan, slurm, state, sweeps
+from dassl_clip.experiments import launchers, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command; KEY VALUE pairs, which hold for all runs, are taken off before."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip sweep",
         description="Run what is missing of a table: what is finished is skipped, what failed is tried on request.",
@@ -36,12 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", default=(), metavar="LABEL", help="only these rows of the table")
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")
     parser.add_argument("--retry", action="store_true", help="try failed runs again")
-    parser.add_argument(
-        "--launcher",
-        choices=LAUNCHERS,
-        default="local",
-        help="local: as many runs as there are cores; gpus: one run a GPU; slurm: job arrays",
-    )
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
+                        help="local: as many runs as cores; gpus: one run a GPU; slurm: job arrays")  # fmt: skip
     parser.add_argument("--gpus", type=devices, default=[], metavar="0,1", help="with --launcher gpus: only these GPUs")
     parser.add_argument("--slurm", nargs="+", default=(), metavar="KEY=VALUE",
                         help="submitit's parameters, such as slurm_partition=gpu timeout_min=600 (default: "
@@ -50,18 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sweep; 1 if runs failed or are missing afterwards, 2 with one line for a user's error."""
-    return guarded(lambda words: run_sweep(*split_command(build_parser(), words)), argv, RESUMES)
-
-
-def run_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Expand, show states, run what is missing."""
-    for flag, launcher in (("gpus", "gpus"), ("slurm", "slurm")):
-        if getattr(args, flag) and args.launcher != launcher:
-            raise UserError(f"--{flag} goes with --launcher {launcher}, and this is --launcher {args.launcher}")
+    for flag in ("gpus", "slurm"):
+        if getattr(args, flag) and args.launcher != flag:
+            raise UserError(f"--{flag} goes with --launcher {flag}, and this is --launcher {args.launcher}")
     sweep = sweeps.read_sweep(args.name)
-    runs = sweeps.runs_of(sweeps.expand(sweep, sweep_request(args), pairs, args.rows))
+    runs = sweeps.runs_of(sweeps.expand(sweep, task.request_of(args), pairs, args.rows))
     states = {run.folder: state.state_of(run) for run in runs}
     print(f"{sweep.title}: {len(runs)} runs: {state.count_states(states.values())}")
     for run in runs:
@@ -76,8 +65,7 @@ def run_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
             print(f"{states[run.folder].name:<9} {state.run_id(run)} {run.name}")
         return 0
     if args.dry_run:
-        for run in todo:
-            print(run.command)
+        print("".join(f"{run.command}\n" for run in todo), end="")
         return 0
     if todo:
         make_folder(Path(args.out), "--out")
@@ -86,19 +74,6 @@ def run_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     after = [state.state_of(run) for run in runs]
     print(f"{sweep.title}: {state.count_states(after)}; the table: {table_command(args, pairs)}")
     return 0 if all(now.name == state.COMPLETE for now in after) else 1
-
-
-def sweep_request(args: argparse.Namespace) -> plan.Request:
-    """The request in the arguments of `sweep` and `table`; the data sets are the sweep's."""
-    return plan.Request(
-        dataset="",
-        seeds=tuple(args.seeds),
-        out=args.out,
-        data=args.data,
-        shots=args.shots,
-        targets=tuple(args.targets),
-        imports=tuple(args.imports),
-    )
 
 
 def table_command(args: argparse.Namespace, pairs: Pairs) -> str:
@@ -137,3 +112,6 @@ def devices(text: str) -> list[str]:
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"'{text}' should be numbers or identifiers of GPUs, each once: 0,1,2")
     return names
+
+
+main = command(build_parser, run, RESUMES)

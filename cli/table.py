@@ -11,24 +11,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_clip.cli import sweep, task
-from dassl_clip.cli.arguments import Parser, split_command
-from dassl_clip.engine.errors import guarded
+from dassl_clip.cli import task
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import state, sweeps
 from dassl_clip.experiments import tables as run_tables
 from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
-from dassl_clip.results.errors import UserError, did_you_mean
-from dassl_clip.results.groups import Group, Row, group_records
+from dassl_clip.results.errors import UserError
+from dassl_clip.results.groups import check_rows, group_records
 
 OUTSIDE_EXIT = 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip table",
+        usage="%(prog)s NAME_OR_FOLDER [...] [options] [KEY VALUE ...]",
         description="Tables from the records alone: mean and sample standard deviation over seeds, beside what was "
         "published where NAME is a sweep.",
         epilog="examples: dassl-clip table clap-zeroshot; dassl-clip table output --reference METHOD",
@@ -50,13 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 if a check fails, 2 with one sentence where there is nothing to print or to check."""
-    return guarded(lambda words: run(*split_command(build_parser(), words)), argv)
-
-
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
-    """Print the tables that the arguments ask for."""
     if is_sweep(args.what):
         return print_sweep(args, pairs)
     if args.check:
@@ -67,14 +60,15 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
 
 def is_sweep(words: Sequence[str]) -> bool:
     """Whether the words name a sweep and no folder."""
-    name = words[0]
-    return len(words) == 1 and not Path(name).is_dir() and ("/" not in name or name.endswith((".yaml", ".yml")))
+    path = Path(name := words[0])
+    known = name.endswith((".yaml", ".yml")) or name in sweeps.sweep_names()
+    return len(words) == 1 and not path.is_dir() and (known or ("/" not in name and not path.exists()))
 
 
 def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     """The table of a sweep; with `--check`, `OUTSIDE_EXIT` if a cell is outside its tolerance."""
     named = sweeps.read_sweep(args.what[0])
-    entries = sweeps.expand(named, sweep.sweep_request(args), pairs, args.rows)
+    entries = sweeps.expand(named, task.request_of(args), pairs, args.rows)
     if args.dry_run:
         for run in sweeps.runs_of(entries):
             print(f"{state.state_of(run).name}: {run.command}")
@@ -105,10 +99,8 @@ def check_sheet(sheet: sheets.Sheet, name: str) -> int:
     for line in outside:
         print(f"outside: {line}", file=sys.stderr)
     if not checked:
-        raise UserError(
-            f"--check: 0 of {published} published cells checked, since no run of these is finished here: "
-            f"dassl-clip sweep {name}"
-        )
+        text = f"--check: 0 of {published} published cells checked, since no run of these is finished here"
+        raise UserError(f"{text}: dassl-clip sweep {name}")
     print(f"{checked} of {published} published cells checked, {len(outside)} outside their tolerance", file=sys.stderr)
     return OUTSIDE_EXIT if outside else 0
 
@@ -127,28 +119,17 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in broken)
         raise UserError(f"no finished run with {args.split} images below {', '.join(args.what)}{reasons}")
     made = []
+    check_rows("--rows", args.rows, groups)
+    check_rows("--reference", [args.reference] * bool(args.reference), groups)
     for group in groups:
-        rows = _rows(args.rows, group, groups)
-        reference = args.reference if any(args.reference in (row.method, row.label) for row in group.rows) else ""
+        chosen = [row for name in args.rows for row in group.rows if name in row.names] if args.rows else None
         if args.per_method:
-            made += [tables.target_table(group, row) for row in rows]
-        elif rows:
-            made.append(tables.method_table(group, reference, rows if args.rows else None))
-            made += tables.extra_test_tables([group], rows if args.rows else None)
-    if args.reference:
-        labels = sorted({name for group in groups for row in group.rows for name in (row.method, row.label)})
-        if args.reference not in labels:
-            raise UserError(f"--reference: no row '{args.reference}'.{did_you_mean(args.reference, labels)}")
+            made += [tables.target_table(group, row) for row in (group.rows if chosen is None else chosen)]
+        elif chosen != []:
+            made.append(tables.method_table(group, args.reference, chosen))
+            made += tables.extra_test_tables([group], chosen)
     made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made
 
 
-def _rows(asked: Sequence[str], group: Group, groups: Sequence[Group]) -> list[Row]:
-    """The rows of a group that were asked for; all of them if none was."""
-    labels = sorted({name for other in groups for row in other.rows for name in (row.method, row.label)})
-    for name in asked:
-        if name not in labels:
-            raise UserError(
-                f"--rows: no row '{name}'.{did_you_mean(name, labels)} The records hold: {', '.join(labels)}."
-            )
-    return [row for name in asked for row in group.rows if name in (row.method, row.label)] if asked else group.rows
+main = command(build_parser, run)

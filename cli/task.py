@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_clip.cli.arguments import Parser, seeds, split_command
+from dassl_clip.cli.arguments import Parser, add_import, command, seeds
 from dassl_clip.engine.config import make_folder
-from dassl_clip.engine.errors import RESUMES, guarded
+from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, locks, plan, state, tables
+from dassl_clip.experiments import launchers, locks, plan, state, tables, tasks
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
-from dassl_clip.experiments.tasks import TASKS
 
 NO_REFERENCE = "none"
 
@@ -31,14 +30,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="runs at a time (default: 1 with a GPU, else as many as there are cores)")  # fmt: skip
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
-                        help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
+    add_import(parser, "a trainer or data set")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, run nothing")
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of this command; KEY VALUE pairs are taken off before."""
+def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip task",
         description="Run a task of one method on one data set: what is finished is skipped, what is broken is redone.",
@@ -51,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
     parser.add_argument("seeds", metavar="SEED", type=seeds, help="one seed, or several: 1,2,3")
     parser.add_argument("--task", nargs="+", default=(), metavar="TASK",
-                        help=f"one or more of {', '.join(TASKS)} (default: by the configs)")  # fmt: skip
+                        help=f"one or more of {', '.join(tasks.TASKS)} (default: by the configs)")  # fmt: skip
     parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
                         help="config of the method (default: the data set's own, else vit_b16)")  # fmt: skip
     parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD[:CONFIG]",
@@ -60,30 +56,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a task and print its table; 1 if a run failed, 2 with one line for a user's error."""
-    return guarded(lambda words: run_task(*split_command(build_parser(), words)), argv, RESUMES)
-
-
-def run_task(args: argparse.Namespace, pairs: Pairs) -> int:
-    """Plan, run and print what the arguments ask for."""
-    request = request_of(args, args.seeds, args.task)
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
+    request = request_of(args, args.dataset, args.task)
     method = method_of(args.method, pairs, args.config, request.imports)
+    reference, _, config = args.reference.partition(":")
+    compared = reference.lower() not in ("", NO_REFERENCE)
+    reference = known_trainer(reference, config, request.imports) if compared else ""
     request = plan.with_tasks(request, method)
-    methods = [method]
-    if args.reference.lower() not in ("", NO_REFERENCE):
-        name, _, config = args.reference.partition(":")
-        name = known_trainer(name, config, request.imports)
-        methods = [reference_method(request.overrides(method), name, config), method]
-    return run_methods(request, methods, args.jobs, args.dry_run)
+    methods = [reference_method(request.overrides(method), reference, config)] if compared else []
+    return run_methods(request, [*methods, method], args.jobs, args.dry_run)
 
 
-def request_of(args: argparse.Namespace, seed_list: Sequence[int], tasks: Sequence[str]) -> plan.Request:
-    """The request in a command's arguments."""
+def request_of(args: argparse.Namespace, dataset: str = "", words: Sequence[str] = ()) -> plan.Request:
+    """The request in a command's arguments; the data sets of a sweep are its own.
+
+    Raises:
+        UserError: no such task.
+    """
+    names = [name for word in words for name in word.replace(",", " ").split()]
+    tasks.check_names(names)
     return plan.Request(
-        dataset=args.dataset,
-        seeds=tuple(seed_list),
-        tasks=tuple(name for word in tasks for name in word.replace(",", " ").split()),
+        dataset=dataset,
+        seeds=tuple(args.seeds),
+        tasks=tuple(names),
         out=args.out,
         data=args.data,
         shots=args.shots,
@@ -139,3 +134,6 @@ def run_methods(
     if absent:
         print(f"{len(absent)} of {len(runs)} runs are missing from the table", file=sys.stderr)
     return 1 if absent else 0
+
+
+main = command(build_parser, run, RESUMES)

@@ -6,24 +6,23 @@ trainer in Dassl's registry runs, one of this project or one that `--import` loa
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
-from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.cli.arguments import Parser, add_import, split_command
 from dassl_clip.engine import registry
 from dassl_clip.engine.config import FLAGS
 from dassl_clip.engine.errors import safe_console
-from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
+from dassl_clip.engine.overrides import Overrides, resolve_config
 from dassl_clip.engine.paths import leave_checkout
 from dassl_clip.experiments.run import Job, start, supervised
 
 AUTO = "auto"  # of --resume: the folder of the run itself
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The flags of one run; KEY VALUE pairs are taken off before."""
     parser = Parser(
         prog="train.py",
@@ -53,32 +52,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--deterministic", action="store_true",
                         help="torch's deterministic algorithms; the record says what held")  # fmt: skip
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
-    parser.add_argument("--import", dest="imports", action="append", metavar="MODULE_OR_FILE",
-                        help="load a module or .py file that registers a trainer or data set; repeatable")  # fmt: skip
+    add_import(parser, "a trainer or data set")
     parser.add_argument("--task", metavar="NAME", help="name of the task in the record")
-    parser.add_argument("--debug", action="store_true", help="tracebacks for every error")
     return parser
 
 
 def parse(argv: Sequence[str]) -> tuple[Overrides, Job]:
     """What a command line asks for, and what is to be done with it."""
-    args, pairs = split_command(build_parser(), argv)
-    return overrides_of(args, pairs), Job(args.eval_only, args.model_dir, args.load_epoch, args.no_train)
-
-
-def overrides_of(args: argparse.Namespace, pairs: Pairs) -> Overrides:
-    """The overrides in parsed flags and KEY VALUE pairs; a flag that was not given is None."""
+    args, pairs = split_command(build_parser(), argv)  # a flag that was not given is None
     given = {key: getattr(args, flag.lstrip("-").replace("-", "_")) for key, flag in FLAGS.items()}
     given["RUN.DETERMINISTIC"] = args.deterministic or None
     given["RESUME"] = None if args.resume == AUTO else args.resume
     flags = [(key, tuple(value) if isinstance(value, list) else value) for key, value in given.items()]
-    return Overrides(
+    overrides = Overrides(
         dataset_file=args.dataset_config_file or "",
         trainer_file=args.config_file or "",
         flags=tuple((key, value) for key, value in flags if value is not None),
         pairs=pairs,
-        imports=tuple(args.imports or ()),
+        imports=tuple(args.imports),
     )
+    return overrides, Job(args.eval_only, args.model_dir, args.load_epoch, args.no_train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,10 +72,15 @@ def task_names(given: Sequence[str], config: Any) -> list[str]:
     of_method = config.TRAINER.get(config.TRAINER.NAME.upper(), {}).get("TASKS", ())
     usual = "lodo" if dataset_domains(config) else "fewshot"
     names = list(given) or list(of_method) or list(config.DATASET.get("TASKS", ())) or [usual]
+    check_names(names)
+    return names
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of no task."""
     for name in names:
         if name not in TASKS:
             raise UserError(f"there is no task '{name}'.{did_you_mean(name, TASKS)} Known: {', '.join(TASKS)}.")
-    return names
 
 
 def dataset_domains(config: Any) -> list[str]:

@@ -94,20 +94,15 @@ def _values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     if id(node) not in known:
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
-            _refuse_twice(node)
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    line = key.start_mark.line + 1
+                    if key.value in lines:  # its second value would replace the first without a word
+                        raise UserError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
+                    lines[key.value] = line
             inner = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             inner = node.value
         known[id(node)] = 1 + sum(_values(part, known, depth + 1) for part in inner)
     return known[id(node)]
-
-
-def _refuse_twice(node: yaml.MappingNode) -> None:
-    """Refuse a key that stands twice in a mapping: the second value would replace the first without a word."""
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise UserError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
-            lines[key.value] = line

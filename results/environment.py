@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -23,18 +24,14 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment_facts() -> dict[str, Any]:
-    """The keys of a record that do not depend on the trainer.
-
-    Returns:
-        `versions`, `toolbox`, `git_revision`, `peak_memory_mb` (up to now), `threads` (of torch; on a CPU they decide
-        the last digits), `command`, `finished_at` (now, UTC).
-    """
+    """The keys of a record that do not depend on the trainer."""
+    torch = sys.modules.get("torch")
     return {
         "versions": package_versions(),
         "toolbox": toolbox_facts(),
         "git_revision": git_revision(),
         "peak_memory_mb": peak_memory_mb(),
-        "threads": torch_threads(),
+        "threads": torch.get_num_threads() if torch is not None else 0,  # on a CPU they decide the last digits
         "command": command_line(),
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -62,22 +59,11 @@ def toolbox_facts() -> dict[str, str]:
         return {"kind": "none", "version": "", "path": ""}
     path = Path(next(iter(spec.submodule_search_locations))).resolve()
     text = (path / "__init__.py").read_text(encoding="utf-8") if (path / "__init__.py").is_file() else ""
-    module = sys.modules.get("dassl")
-    version = str(getattr(module, "__version__", "")) or _version_in(text)
-    return {"kind": "embedded" if _is_embedded(path, text) else "upstream", "version": version, "path": str(path)}
-
-
-def _is_embedded(path: Path, init: str) -> bool:
-    """Whether a `dassl` folder is the toolbox that this project carries, wherever it was installed to."""
-    return path == _ROOT / "toolbox" / "dassl" or "\n__embedded__ = True" in init
-
-
-def _version_in(init: str) -> str:
-    for line in init.splitlines():
-        name, _, value = line.partition("=")
-        if name.strip() == "__version__":
-            return value.strip().strip("\"'")
-    return ""
+    written = re.search(r"^__version__\s*=\s*[\"']?([^\"'\s]*)", text, re.MULTILINE)
+    version = str(getattr(sys.modules.get("dassl"), "__version__", "")) or (written[1] if written else "")
+    # The toolbox that this project carries, wherever it was installed to.
+    embedded = path == _ROOT / "toolbox" / "dassl" or "\n__embedded__ = True" in text
+    return {"kind": "embedded" if embedded else "upstream", "version": version, "path": str(path)}
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,12 +103,6 @@ def peak_memory_mb() -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def torch_threads() -> int:
-    """Threads that torch computes with, 0 if this process has not imported it."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch is not None else 0
 
 
 def command_line() -> str:

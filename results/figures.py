@@ -56,16 +56,10 @@ _SETTINGS: dict[Any, Any] = {  # matplotlib types its keys one by one
 
 @dataclass
 class Plot:
-    """A finished figure.
+    """A finished figure."""
 
-    Attributes:
-        name: a word for its files: `curves`, `domains`, ...
-        caption: what it shows; drawn inside the figure too.
-        figure: the matplotlib figure.
-    """
-
-    name: str
-    caption: str
+    name: str  # a word for its files: `curves`, `domains`, ...
+    caption: str  # what it shows; drawn inside the figure too
     figure: Figure
 
     def svg(self) -> str:
@@ -126,15 +120,7 @@ def new_figure(panels: int, width: float = 3.3, height: float = 2.9) -> tuple[Fi
 
 
 def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, markerscale: float = 1.0) -> Plot:
-    """Put the legend above the panels and the caption below them.
-
-    Args:
-        name: a word for the files.
-        figure: the figure, with its panels drawn.
-        handles: label -> drawn thing, for the legend; empty for none.
-        caption: what was measured.
-        markerscale: size of the legend's markers over that of the drawn ones.
-    """
+    """Put the legend of the drawn things (`handles`, by label) above the panels and the caption below them."""
     handles, caption = {printable(one_line(label)): drawn for label, drawn in handles.items()}, printable(caption)
     width = figure.get_size_inches()[0]
     lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_PER_INCH))]
@@ -181,25 +167,22 @@ def caption(records: Sequence[Record], what: str, spread: str = "error bars") ->
         seeds_by_row.setdefault(row_of(record).label, set()).add(record["seed"])
     seeds = sorted(set().union(*seeds_by_row.values()))
     fewer = [f"{label}: n = {len(values)}" for label, values in seeds_by_row.items() if len(values) < len(seeds)]
+    listed = ", ".join(map(str, seeds))
+    if not spread:
+        measured = f"seed{'s' * (len(seeds) > 1)}: {listed}"
+    elif len(seeds) == 1:
+        measured = f"n = 1 seed ({listed}), no {spread}"
+    else:
+        measured = f"n = {len(seeds)} seeds ({listed}); {spread}: sample standard deviation over seeds"
     lines = [
         what,
         "; ".join(f"{key}: {shortened(' | '.join(sorted(values)), 200)}" for key, values in facts.items()),
-        "; ".join([_seeds_text(seeds, spread), *([", ".join(fewer)] if fewer else [])]),
+        "; ".join([measured, *([", ".join(fewer)] if fewer else [])]),
     ]
     transductive = sorted({row_of(record).label for record in records if record["transductive"]})
     if transductive:
         lines.append(f"Transductive (uses unlabelled test images): {', '.join(transductive)}.")
     return "\n".join(lines)
-
-
-def _seeds_text(seeds: Sequence[int], spread: str) -> str:
-    """`n = 3 seeds (1, 2, 3); error bars: sample standard deviation over seeds`."""
-    listed = ", ".join(map(str, seeds))
-    if not spread:
-        return f"seed{'s' * (len(seeds) > 1)}: {listed}"
-    if len(seeds) == 1:
-        return f"n = 1 seed ({listed}), no {spread}"
-    return f"n = {len(seeds)} seeds ({listed}); {spread}: sample standard deviation over seeds"
 
 
 def distinguishing_labels(records: Sequence[Record]) -> list[str]:

@@ -161,17 +161,12 @@ def clear_temporaries(folder: Path) -> list[Path]:
     removed = []
     for path in folder.rglob(f".*{_SUFFIX}"):
         rest, _, number = path.name.removesuffix(_SUFFIX).rpartition(".")
-        if rest.endswith(f".{socket.gethostname()}") and number.isdigit() and not _is_alive(int(number)):
-            path.unlink(missing_ok=True)
-            removed.append(path)
+        if rest.endswith(f".{socket.gethostname()}") and number.isdigit():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+                removed.append(path)
+            except OSError:  # it is there, and another user's
+                continue
     return removed
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .errors import UserError, did_you_mean
 from .protocols import TRANSFER_TASKS, trained_on
 from .run_data import NOT_RECORDED
 
@@ -29,6 +30,11 @@ class Row:
     def label(self) -> str:
         """`Method (config)`."""
         return f"{self.method} ({self.config})" if self.config else self.method
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two names under which a user may ask for the row."""
+        return self.method, self.label
 
 
 def refined_row(method: str, config: str, base_method: str, base_config: str) -> Row:
@@ -59,20 +65,14 @@ def column_of(record: Record) -> str:
 
 @dataclass
 class Group:
-    """Runs that may stand in one table.
+    """Runs that may stand in one table."""
 
-    Attributes:
-        facts: what all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split, trained_on (of
-            evaluations), data (a name for the data set's domains and classes).
-        runs: row -> domain -> seed -> record.
-        remarks: what a reader of the table must know of its records.
-        variants: number of groups that would share a table if their images were the same.
-    """
-
+    # What all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split, trained_on (of
+    # evaluations), data (a name for the data set's domains and classes).
     facts: dict[str, Any]
-    runs: dict[Row, dict[str, dict[int, Record]]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
-    variants: int = 1
+    runs: dict[Row, dict[str, dict[int, Record]]] = field(default_factory=dict)  # row -> domain -> seed -> record
+    remarks: list[str] = field(default_factory=list)  # what a reader of the table must know of its records
+    variants: int = 1  # number of groups that would share a table if their images were the same
 
     def renamed(self, names: Mapping[Row, str]) -> Group:
         """The same runs with other names for some rows."""
@@ -116,27 +116,33 @@ class Group:
             return {
                 seed: record["metrics"][split]["accuracy"] for seed, record in self.runs[row].get(domain, {}).items()
             }
-        columns = [self.accuracies(row, name) for name in self.averaged]
+        # The mean is over all columns, but the source data set's where others are tested; of base and new, harmonic.
+        transfers, harmonic = self.facts["task"] in TRANSFER_TASKS, self.facts["task"] == "b2n"
+        names = [name for name in self.domains if not (transfers and name == self.facts["dataset"])]
+        names = ["base", "new"] if harmonic else names
+        summary: Callable[[list[float]], float] = statistics.harmonic_mean if harmonic else statistics.fmean
+        columns = [self.accuracies(row, name) for name in names]
         seeds = set.intersection(*map(set, columns)) if columns else set()
-        return {seed: self.summary([column[seed] for column in columns]) for seed in sorted(seeds)}
-
-    @property
-    def averaged(self) -> list[str]:
-        """The columns that the last one sums up: all, but the source data set's where others are tested."""
-        if self.facts["task"] == "b2n":
-            return ["base", "new"]
-        across = self.facts["task"] in TRANSFER_TASKS
-        return [name for name in self.domains if not (across and name == self.facts["dataset"])]
-
-    @property
-    def summary(self) -> Callable[[Sequence[float]], float]:
-        """How the last column sums up: the harmonic mean of base and new classes, otherwise the mean."""
-        return statistics.harmonic_mean if self.facts["task"] == "b2n" else statistics.fmean
+        return {seed: summary([column[seed] for column in columns]) for seed in sorted(seeds)}
 
     @property
     def summary_name(self) -> str:
         """Title of the last column."""
         return SUMMARIES.get(self.facts["task"], MEAN)
+
+
+def check_rows(flag: str, asked: Iterable[str], groups: Sequence[Group]) -> None:
+    """Refuse names of rows that no group has.
+
+    Raises:
+        UserError: which one, and what there is.
+    """
+    known = sorted({name for group in groups for row in group.rows for name in row.names})
+    for name in asked:
+        if name not in known:
+            raise UserError(
+                f"{flag}: no row '{name}'.{did_you_mean(name, known)} The records hold: {', '.join(known)}."
+            )
 
 
 def group_records(records: Iterable[Record], split: str = "test") -> list[Group]:
@@ -163,8 +169,15 @@ def group_records(records: Iterable[Record], split: str = "test") -> list[Group]
             group = Group(facts)
             variants.append(group)
         cell = group.runs.setdefault(row, {}).setdefault(column, {})
-        if seed in cell and (remark := _two_records(row, column, cell[seed], record, split)):
-            group.remarks.append(remark)
+        old = cell.get(seed)
+        if old and {**old, "folder": ""} != {**record, "folder": ""}:  # a copy is none of two
+            each = [
+                f"{run['metrics'][split]['accuracy']:.1f} (finished {run['finished_at']}"
+                + (f", {run['folder']})" if "folder" in run else ")")
+                for run in (old, record)
+            ]
+            where = f"{row.label}, {column}, seed {seed}: {' and '.join(each)}"
+            group.remarks.append(f"caution: two records of one cell differ: {where}; the latter is shown")
         cell[seed] = record
     for variants in groups.values():
         for group in variants:
@@ -209,16 +222,3 @@ def _same_images(group: Group, column: str, record: Record) -> bool:
             if data["listing"] != other_data["listing"] or (data["test"] != other_data["test"] and not drawn):
                 return False
     return True
-
-
-def _two_records(row: Row, column: str, old: Record, new: Record, split: str) -> str:
-    """A remark on two records of one cell and seed; "" where one is a copy of the other."""
-    if {**old, "folder": ""} == {**new, "folder": ""}:
-        return ""
-    each = [
-        f"{run['metrics'][split]['accuracy']:.1f} (finished {run['finished_at']}"
-        + (f", {run['folder']})" if "folder" in run else ")")
-        for run in (old, new)
-    ]
-    where = f"{row.label}, {column}, seed {new['seed']}"
-    return f"caution: two records of one cell differ: {where}: {each[0]} and {each[1]}; the latter is shown"

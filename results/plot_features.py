@@ -26,7 +26,7 @@ REST = "other classes"
 METHODS = ("tsne", "umap", "pca")
 PACKAGES = {"tsne": ("scikit-learn", "plots"), "umap": ("umap-learn", "umap")}
 SHOWN_CLASSES = 10
-PERPLEXITY = 30.0
+PERPLEXITY = 30.0  # of t-SNE, at most a third of the points; UMAP has half as many neighbours
 FIRST_COMPONENTS = 50
 TITLES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 
@@ -84,9 +84,8 @@ def confusion_plot(runs: Sequence[tuple[Path, Record]], classes: Sequence[str] =
         targets = sorted({"+".join(record["target_domains"]) or record["class_subset"] for record in records})
         text = f"Confusion matrix, test images of {', '.join(targets)}, {len(runs)} runs, every row sums to 100 %."
         if len(chosen) < len(names):
-            text += f" Shown: {len(chosen)} of {len(names)} classes" + (
-                "." if classes else ", those with the lowest accuracy."
-            )
+            rule = "" if classes else ", those with the lowest accuracy"
+            text += f" Shown: {len(chosen)} of {len(names)} classes{rule}."
         return finish("confusion", figure, {}, caption(records, f"{text}\n{_worst_pairs(merged, shown)}", ""))
 
 
@@ -129,27 +128,20 @@ def _worst_pairs(merged: Mapping[str, np.ndarray], names: Sequence[str], most: i
 
 @dataclass(frozen=True)
 class Points:
-    """Features of the images of one panel.
-
-    Attributes:
-        title: the panel's title.
-        features: `[N, E]`, normalised.
-        names: what colours each image: its class or its domain, `N` texts.
-    """
+    """Features of the images of one panel."""
 
     title: str
-    features: np.ndarray
-    names: Sequence[str]
+    features: np.ndarray  # `[N, E]`, normalised
+    names: Sequence[str]  # what colours each image: its class or its domain, `N` texts
 
 
-def project(features: np.ndarray, method: str, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:
+def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
     """Features `[N, E]` as points `[N, 2]`.
 
     Args:
         features: finite numbers.
         method: `tsne` (after 50 principal components), `umap` or `pca`.
         seed: of t-SNE and UMAP.
-        perplexity: of t-SNE, lowered to a third of the points; UMAP takes half of it as its number of neighbours.
 
     Raises:
         UserError: an unknown method, a package that is not installed, or fewer than 4 points.
@@ -169,19 +161,18 @@ def project(features: np.ndarray, method: str, seed: int = 0, perplexity: float 
         else:
             from umap import UMAP
     except ImportError as error:
+        install = f"pip install 'dassl-clip[{extra}]', or pip install {package}"
         raise UserError(
-            f"{TITLES[method]} needs the package {package}: pip install 'dassl-clip[{extra}]', or pip install "
-            f"{package}; PCA needs none (--method pca)"
+            f"{TITLES[method]} needs the package {package}: {install}; PCA needs none (--method pca)"
         ) from error
     if method == "umap":
-        neighbours = int(min(max(perplexity / 2, 2), len(features) - 1))
-        return np.asarray(
-            UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features)
-        )
+        neighbours = int(min(max(PERPLEXITY / 2, 2), len(features) - 1))
+        fit = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+        return np.asarray(fit.fit_transform(features))
     reduced = _components(centred, FIRST_COMPONENTS)
     start = _components(centred, 2)
     start = start / max(start[:, 0].std(), np.finfo(np.float64).tiny) * 1e-4
-    fit = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), init=start, random_state=seed)
+    fit = TSNE(perplexity=min(PERPLEXITY, (len(features) - 1) / 3), init=start, random_state=seed)
     return np.asarray(fit.fit_transform(reduced))
 
 
@@ -225,19 +216,15 @@ def points_plot(
         figure, axes = new_figure(len(panels), width=4.2, height=3.9)
         handles: dict[str, Any] = {}
         for axis, panel in zip(axes, panels):
-            points, names = project(panel.features, method, seed), np.asarray(panel.names)
+            (xs, ys), names = project(panel.features, method, seed).T, np.asarray(panel.names)
             rest = ~np.isin(names, coloured)
-            size = float(np.clip(2500 / len(points), 4, 18))
+            size = float(np.clip(2500 / len(names), 4, 18))
             if rest.any():
-                drawn = axis.scatter(
-                    points[rest, 0], points[rest, 1], s=size * 0.6, color=GREY, marker=".", linewidths=0
-                )
-                handles["other classes"] = drawn
+                handles[REST] = axis.scatter(xs[rest], ys[rest], s=size * 0.6, color=GREY, marker=".", linewidths=0)
             for index, name in enumerate(coloured):
-                style = look(index)
-                named = points[names == name]
+                here, style = names == name, look(index)
                 drawn = axis.scatter(
-                    named[:, 0], named[:, 1], s=size, color=style["color"], marker=style["marker"], linewidths=0
+                    xs[here], ys[here], s=size, color=style["color"], marker=style["marker"], linewidths=0
                 )
                 handles.setdefault(shortened(name, 24), drawn)
             axis.set(title=shortened(panel.title, 52), xticks=[], yticks=[])

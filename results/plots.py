@@ -26,7 +26,7 @@ from .figures import (
     shortened,
     styled,
 )
-from .groups import MEAN, Group, Record, column_of, group_records, row_of
+from .groups import MEAN, Record, column_of, group_records, row_of
 from .tables import mean_and_spread
 
 _LARGEST = 1e100  # beyond it there are no ticks
@@ -55,7 +55,12 @@ def domains_plot(records: Iterable[Record], split: str = "test") -> Plot:
     with styled():
         figure, axes = new_figure(len(groups), width=max(3.3, 0.55 * max(len(g.domains) for g in groups) + 1.4))
         handles: dict[str, Any] = {}
-        for panel, group in zip(axes, groups):
+        facts = [dict(group.facts) for group in groups]
+        for about in facts:
+            about["shots"] = f"{about['shots']} shots" if about["shots"] > 0 else "all images"
+        named = ["dataset", "task"]
+        named += [key for key in ("shots", "class_subset", "backbone") if len({f[key] for f in facts}) > 1]
+        for panel, group, about in zip(axes, groups, facts):
             columns = [*group.domains, MEAN] if len(group.domains) > 1 else group.domains
             for row in group.rows:
                 shift = 0.7 * ((group.rows.index(row) + 0.5) / len(group.rows) - 0.5)
@@ -67,7 +72,8 @@ def domains_plot(records: Iterable[Record], split: str = "test") -> Plot:
                 handles[row.label] = panel.errorbar(positions, [mean for mean, _ in numbers], bars, **style)
             panel.set_xticks(range(len(columns)), [shortened(name, 18) for name in columns])
             panel.tick_params(axis="x", rotation=0 if len(columns) < 6 else 45)
-            panel.set(ylabel="accuracy (%)", title=shortened(_group_name(group, groups), 46))
+            title = ", ".join(str(about[key]) for key in named if about[key])
+            panel.set(ylabel="accuracy (%)", title=shortened(title, 46))
             panel.grid(axis="x", visible=False)
             if MEAN in columns:
                 panel.axvline(len(columns) - 1.5, color=GREY, linewidth=0.8)
@@ -135,7 +141,11 @@ def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
     for domains in panels.values():
         if len(domains) > 1:
             domains[MEAN] = _mean_lines(list(domains.values()))
-    panels = {group: domains for group, domains in panels.items() if _most_shots(domains) > 1}
+    panels = {
+        group: domains
+        for group, domains in panels.items()
+        if any(len(line.keys() - {0}) > 1 for lines in domains.values() for line in lines.values())
+    }
     drawn = [line for domains in panels.values() for lines in domains.values() for line in lines.values()]
     if not drawn:
         whole = sum(bool(record["num_train"]) and record["shots"] < 1 for record in records)
@@ -274,20 +284,7 @@ def _mean_lines(domains: Sequence[Mapping[str, _Cells]]) -> dict[str, _Cells]:
     return means
 
 
-def _most_shots(domains: Mapping[str, Mapping[str, _Cells]]) -> int:
-    """The most numbers of shots that one line has."""
-    return max((len(line.keys() - {0}) for lines in domains.values() for line in lines.values()), default=0)
-
-
 def _measured(record: Record) -> tuple[str, ...]:
     """What runs must share for their accuracies to stand in one panel."""
     backbone = record["backbone"]
     return record["dataset"], record["task"], record["class_subset"], backbone["name"], backbone["weights_hash"]
-
-
-def _group_name(group: Group, groups: Sequence[Group]) -> str:
-    """Data set and task of a panel, and the other facts in which the panels differ."""
-    facts = dict(group.facts)
-    facts["shots"] = f"{facts['shots']} shots" if facts["shots"] > 0 else "all images"
-    differing = [key for key in ("shots", "class_subset", "backbone") if len({g.facts[key] for g in groups}) > 1]
-    return ", ".join(str(facts[key]) for key in ("dataset", "task", *differing) if facts[key])

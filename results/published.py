@@ -21,7 +21,7 @@ from typing import Any
 from .errors import UserError
 from .escaping import csv_text
 from .groups import MEAN
-from .tables import FORMATS, MEASURES, cell_text, framed, mean_and_spread, tabulated
+from .tables import MEASURES, cell_text, check_style, framed, mean_and_spread, tabulated
 
 HARMONIC = "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
@@ -72,64 +72,38 @@ class Cell:
 
 @dataclass
 class Sheet:
-    """What is printed.
-
-    Attributes:
-        title: what the sheet is about.
-        above: lines that say how our numbers were taken.
-        cells: row -> place -> cell.
-        places: group -> its columns, in order.
-        seeds: number of seeds that a cell should have.
-        tolerance: largest difference from a published number that passes a check, in points; None if nothing is
-            published.
-        below: footnotes, missing cells.
-    """
+    """What is printed."""
 
     title: str
-    above: list[str]
+    above: list[str]  # how our numbers were taken
     cells: dict[Key, dict[Place, Cell]]
-    places: dict[str, list[str]]
-    seeds: int
-    tolerance: float | None
-    below: list[str]
+    places: dict[str, list[str]]  # group -> its columns, in order
+    seeds: int  # number that a cell should have
+    tolerance: float | None  # largest difference that passes a check, in points; None if nothing is published
+    below: list[str]  # footnotes, missing cells
 
     def render(self, style: str = "text") -> str:
-        """The sheet as text.
-
-        Args:
-            style: one of `FORMATS`.
-
-        Raises:
-            UserError: unknown style.
-        """
-        if style not in FORMATS:
-            raise UserError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+        """The sheet as text in a style of `FORMATS`."""
+        check_style(style)
         if style == "json":
             sheet = {"title": self.title, "about": self.above, "cells": self.records(), "notes": self.below}
             return json.dumps(sheet, indent=1, ensure_ascii=False)
         if style == "csv":
             rows = [{**row, "got_by_seed": json.dumps(row["got_by_seed"])} for row in self.records()]
             return csv_text([list(rows[0]) if rows else [], *(list(row.values()) for row in rows)]).rstrip("\n")
-        blocks = [self._block(group, columns, style) for group, columns in self.places.items()]
-        body = "\n\n".join(block for block in blocks if block)
-        return framed(self.title, self.above, body, self.below, style)
-
-    def _block(self, group: str, columns: Sequence[str], style: str) -> str:
-        """The lines of one group of columns: ours, published and difference for each row that has anything there."""
-        lines = []
-        for (label, test), row in self.cells.items():
-            cells = [row.get((group, column), Cell()) for column in columns]
-            name = label if test == "test" else f"{test}: {label}"
-            got = [cell_text(list(cell.got.values()), self.seeds) for cell in cells]
-            printed = ["-" if cell.published is None else str(cell.published) for cell in cells]
-            apart = ["-" if cell.difference is None else f"{round(cell.difference, 1) + 0.0:+.1f}" for cell in cells]
-            lines += [[name, *got]] if any(cell.got for cell in cells) else []
-            if any(cell.published is not None for cell in cells):
-                lines.append([f"{name}, published", *printed])
-            lines += [[f"{name}, difference", *apart]] if any(text != "-" for text in apart) else []
-        if not lines:
-            return ""
-        return tabulated([group or "accuracy (%)", *columns], lines, style)
+        blocks = []  # ours, published and difference for each row that has anything in a group of columns
+        for group, columns in self.places.items():
+            lines = []
+            for (label, test), row in self.cells.items():
+                cells = [row.get((group, column), Cell()) for column in columns]
+                name = label if test == "test" else f"{test}: {label}"
+                got = [cell_text(list(cell.got.values()), self.seeds) for cell in cells]
+                printed = ["-" if cell.published is None else str(cell.published) for cell in cells]
+                apart = [cell_text([] if (d := cell.difference) is None else [d], 1, signed=True) for cell in cells]
+                every = {name: got, f"{name}, published": printed, f"{name}, difference": apart}
+                lines += [[title, *texts] for title, texts in every.items() if set(texts) - {"-"}]
+            blocks += [tabulated([group or "accuracy (%)", *columns], lines, style)] if lines else []
+        return framed(self.title, self.above, "\n\n".join(blocks), self.below, style)
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell that holds something, flat."""

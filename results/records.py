@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from .errors import MissingFileError, UserError
-from .files import check_regular, write_text_atomically
+from .files import check_regular, kind_of, write_text_atomically
 
 RECORD_NAME = "record.json"
 CHECKPOINTS = ("*/model*.pth.tar*", "*/step*.pth.tar*")  # learned parts in a run folder
@@ -97,20 +97,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, or a byte tha
 
 @dataclass(frozen=True)
 class FoundRecord:
-    """What a run folder says about itself.
-
-    Attributes:
-        folder: the run folder.
-        state: "complete", "broken" (there is a record, but it cannot be used), "copy" (another folder holds the same
-            record) or "missing".
-        record: the record of a complete run, otherwise None.
-        reason: why a record is broken, or of which folder it is a copy, as one sentence.
-    """
+    """What a run folder says about itself."""
 
     folder: Path
-    state: str
-    record: dict[str, Any] | None = None
-    reason: str = ""
+    state: str  # "complete", "broken" (a record that cannot be used), "copy" (of another folder's record) or "missing"
+    record: dict[str, Any] | None = None  # of a complete run
+    reason: str = ""  # why a record is broken, or of which folder it is a copy
 
 
 def check_record(record: Mapping[str, Any]) -> None:
@@ -228,14 +220,9 @@ def _json_faults(value: Any, path: str = "") -> Iterator[str]:
 
 
 def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
-    """Check a record and write it as the last file of a run, atomically and through to the disk.
+    """Check a record and write it as the last file of a run, atomically and through to the disk; returns its path.
 
-    Args:
-        folder: the run folder, made if it is absent.
-        record: the keys of `FIELDS` and any others; `schema_version` may be left out, and `data` where there is none.
-
-    Returns:
-        The path of the record.
+    `schema_version` may be left out, and `data` where there is none.
 
     Raises:
         UserError: the record does not fit the schema; nothing is written.
@@ -319,7 +306,8 @@ def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise MissingFileError(f"no folder {root}: give the output folder of a task, or any folder above run folders")
+        fault = f"no folder {root}" if (kind := kind_of(root)) == "nothing" else f"{root} is {kind}, not a folder"
+        raise MissingFileError(f"{fault}: give the output folder of a task, or any folder above run folders")
     records, first = [], dict[str, Path]()
     for folder in sorted(path.parent for path in root.rglob(RECORD_NAME)):
         found = inspect_record(folder)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
@@ -29,7 +30,6 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margi
 nav a { margin-right: 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-caption { text-align: left; color: #444; font-size: .85rem; padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e2e2e2; text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 thead th { border-bottom: 2px solid #888; }
@@ -43,61 +43,47 @@ details { margin: .3rem 0; } summary { cursor: pointer; }
 
 @dataclass(frozen=True)
 class Gap:
-    """A run that is not finished.
-
-    Attributes:
-        folder: its folder.
-        reason: what is there instead.
-        tail: the last lines of its log.
-        command: the line that makes it, where its log has one.
-    """
+    """A run that is not finished."""
 
     folder: str
-    reason: str
-    tail: Sequence[str] = ()
-    command: str = ""
+    reason: str  # what is there instead
+    tail: Sequence[str] = ()  # the last lines of its log
+    command: str = ""  # the line that makes it, where its log has one
 
 
 @dataclass
 class Content:
-    """All that stands on a page.
-
-    Attributes:
-        title: the heading.
-        summary: lines under it.
-        tables: tables of results.
-        plots: figures.
-        remarks: why figures that could have been there are not.
-        runs: folder and record of each finished run.
-        configs: name and text of each configuration.
-        gaps: what is missing.
-        missing: cells of the tables that no run fills, as sentences.
-    """
+    """All that stands on a page."""
 
     title: str
-    summary: Sequence[str]
+    summary: Sequence[str]  # lines under the title
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
-    remarks: Sequence[str] = ()
-    runs: Sequence[tuple[str, Mapping[str, Any]]] = ()
-    configs: Sequence[tuple[str, str]] = ()
+    remarks: Sequence[str] = ()  # why figures that could have been there are not
+    runs: Sequence[tuple[str, Mapping[str, Any]]] = ()  # folder and record of each finished run
+    configs: Sequence[tuple[str, str]] = ()  # name and text of each configuration
     gaps: Sequence[Gap] = ()
-    missing: Sequence[str] = field(default_factory=list)
+    missing: Sequence[str] = ()  # cells of the tables that no run fills, as sentences
 
 
 def render(content: Content) -> str:
     """The page."""
+    figures = [f"<figure>{inline_svg(plot, f'figure{n}')}</figure>\n" for n, plot in enumerate(content.plots)]
+    configs = [
+        f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>\n"
+        for name, text in content.configs
+    ]
     sections = {
-        "results": ("Results", _results(content)),
-        "figures": ("Figures", _figures(content)),
-        "missing": ("Missing", _gaps(content)),
-        "runs": ("Runs", _runs(content.runs)),
-        "environment": ("Environment", _environment(content.runs)),
-        "settings": ("Settings", _configs(content.configs)),
+        "Results": "".join(map(_result, content.tables)) or "<p>No finished run.</p>",
+        "Figures": "".join(figures) + _lines(content.remarks),
+        "Missing": _gaps(content),
+        "Runs": _runs(content.runs),
+        "Environment": _environment(content.runs),
+        "Settings": "".join(configs) or "<p>No run folder holds a config.yaml.</p>",
     }
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in sections.items())
+    links = "".join(f'<a href="#{title.lower()}">{title}</a>' for title in sections)
     body = "".join(
-        f'<section id="{name}"><h2>{title}</h2>{text}</section>\n' for name, (title, text) in sections.items()
+        f'<section id="{title.lower()}"><h2>{title}</h2>{text}</section>\n' for title, text in sections.items()
     )
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
@@ -114,15 +100,8 @@ def escape(text: str) -> str:
     return html.escape(printable(text))
 
 
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", texts: int = 1) -> str:
-    """A table.
-
-    Args:
-        columns: its header.
-        rows: its cells.
-        caption: a line above it.
-        texts: how many columns, from the left, hold texts; the rest is set to the right.
-    """
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> str:
+    """A table; all columns but the first `texts` are set to the right."""
 
     def cell(kind: str, place: int, value: object) -> str:
         number = ' class="number"' if place >= texts else ""
@@ -131,17 +110,11 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption
 
     head = "".join(cell("th", place, name) for place, name in enumerate(columns))
     body = "".join(f"<tr>{''.join(cell('td', place, value) for place, value in enumerate(row))}</tr>\n" for row in rows)
-    above = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{above}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 
 def inline_svg(plot: Plot, prefix: str) -> str:
-    """A figure as an `<svg>` element whose ids begin with `prefix`, so that several fit one page.
-
-    Args:
-        plot: the figure.
-        prefix: a word that no other figure of the page has.
-    """
+    """A figure as an `<svg>` element whose ids begin with `prefix`, which no other figure of the page has."""
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(plot.svg())
@@ -162,18 +135,9 @@ def inline_svg(plot: Plot, prefix: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _results(content: Content) -> str:
-    parts = []
-    for table in content.tables:
-        rows = [[cell.replace("+/-", "±") for cell in row] for row in table.rows]
-        body = html_table(table.columns, rows)
-        parts.append(f"<h3>{escape(table.title)}</h3>\n{_lines(table.above)}{body}{_lines(table.below)}")
-    return "".join(parts) or "<p>No finished run.</p>"
-
-
-def _figures(content: Content) -> str:
-    parts = [f"<figure>{inline_svg(plot, f'figure{n}')}</figure>\n" for n, plot in enumerate(content.plots)]
-    return "".join(parts) + _lines(content.remarks)
+def _result(table: Table) -> str:
+    body = html_table(table.columns, [[cell.replace("+/-", "±") for cell in row] for row in table.rows])
+    return f"<h3>{escape(table.title)}</h3>\n{_lines(table.above)}{body}{_lines(table.below)}"
 
 
 def _gaps(content: Content) -> str:
@@ -209,7 +173,7 @@ def _runs(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 def _environment(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """Each fact once if all runs share it, otherwise each value with the number of runs that have it."""
-    facts: dict[str, dict[str, int]] = {}
+    facts: dict[str, Counter[str]] = {}
     for _, record in runs:
         toolbox = record["toolbox"]
         own = {
@@ -222,8 +186,7 @@ def _environment(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             "weights": record["backbone"]["weights_hash"],
         }
         for name, value in own.items():
-            values = facts.setdefault(name, {})
-            values[str(value)] = values.get(str(value), 0) + 1
+            facts.setdefault(name, Counter())[str(value)] += 1
     rows = []
     for name, values in facts.items():
         texts = [value or "none" for value in values]
@@ -231,13 +194,6 @@ def _environment(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             texts = [f"{value} ({count} runs)" for value, count in zip(texts, values.values())]
         rows.append((name, "; ".join(texts)))
     return html_table(("fact", "value"), rows, texts=2)
-
-
-def _configs(configs: Sequence[tuple[str, str]]) -> str:
-    parts = (
-        f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>\n" for name, text in configs
-    )
-    return "".join(parts) or "<p>No run folder holds a config.yaml.</p>"
 
 
 def _lines(lines: Sequence[str]) -> str:

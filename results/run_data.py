@@ -121,16 +121,9 @@ def _images(items: Sequence[tuple[str, int, str]], names: Mapping[str, str] | No
     # have one of their own: runs that were trained on different draws agree in what they tested.
     tested = {path for part, _, path in items if part == "test"}
     pools = tested, sizes.keys() - tested
-    sample = [
-        path for pool in pools for path in heapq.nsmallest(SAMPLED, pool, key=lambda path: _sample_order(below[path]))
-    ]
-    content = {path: _content(path) for path in sample}
+    order = {path: (zlib.crc32(os.fsencode(name)), name) for path, name in below.items()}
+    content = {path: _content(path) for pool in pools for path in heapq.nsmallest(SAMPLED, pool, key=order.__getitem__)}
     return sorted(Image(part, label, sizes[path], content.get(path, ""), below[path]) for part, label, path in items)
-
-
-def _sample_order(name: str) -> tuple[int, str]:
-    """The order in which a sample takes images."""
-    return zlib.crc32(os.fsencode(name)), name
 
 
 def _size(path: str) -> int:
@@ -165,11 +158,6 @@ def _line(image: Image) -> str:
     return f"{image.part}\t{image.label}\t{image.size}\t{image.content}\t{path}\n"
 
 
-def _path(text: str) -> str:
-    """A path as `_line` wrote it."""
-    return text if "\\" not in text else re.sub(r"\\(.)", lambda match: {"n": "\n"}.get(match[1], match[1]), text)
-
-
 def write_data(folder: Path, data: RunData) -> None:
     """Write the list of a run's images into its folder.
 
@@ -189,9 +177,13 @@ def read_data(folder: Path) -> RunData | None:
         with gzip.open(folder / DATA_NAME) as file:
             first, *lines = file.read().decode("utf-8", "surrogateescape").split("\n")[:-1]
         facts = json.loads(first)
-        rows = [line.split("\t", 4) for line in lines]
-        images = tuple(Image(part, int(n), int(size), digest, _path(text)) for part, n, size, digest, text in rows)
-        data = RunData(tuple(facts["classnames"]), images, facts["listing"], facts["names"], bool(facts["drawn_tests"]))
+        images = []
+        for part, label, size, content, path in (line.split("\t", 4) for line in lines):
+            if "\\" in path:
+                path = re.sub(r"\\(.)", lambda match: {"n": "\n"}.get(match[1], match[1]), path)
+            images.append(Image(part, int(label), int(size), content, path))
+        whole = tuple(facts["classnames"]), tuple(images)
+        data = RunData(*whole, facts["listing"], facts["names"], bool(facts["drawn_tests"]))
         return data if facts["version"] == VERSION and facts["fingerprint"] == data.fingerprint else None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error):
         return None
@@ -207,8 +199,14 @@ def differences(before: RunData, now: RunData) -> str:
     old, new = _by_path(before.images), _by_path(now.images)
     added, removed = [path for path in new if path not in old], [path for path in old if path not in new]
     both = [path for path in old if path in new]
-    changed = dict.fromkeys(path for path in both if _changed(old[path][0], new[path][0]))
-    moved = [path for path in both if path not in changed and _uses(old[path]) != _uses(new[path])]
+    pairs = {path: (old[path][0], new[path][0]) for path in both}
+    changed = dict.fromkeys(
+        path
+        for path, (one, other) in pairs.items()
+        if one.size != other.size or (one.content and other.content and one.content != other.content)
+    )
+    uses = [{path: {image[:2] for image in images} for path, images in found.items()} for found in (old, new)]
+    moved = [path for path in both if path not in changed and uses[0][path] != uses[1][path]]
     kinds = ((added, "added"), (removed, "removed"), (changed, "changed"), (moved, "with another label or part"))
     for paths, what in kinds:
         if paths:
@@ -229,15 +227,6 @@ def _by_path(images: Iterable[Image]) -> dict[str, list[Image]]:
     for image in images:
         by_path.setdefault(image.path, []).append(image)
     return by_path
-
-
-def _changed(old: Image, new: Image) -> bool:
-    """Whether a file is another one: of another size, or of another content where both lists know it."""
-    return old.size != new.size or bool(old.content and new.content and old.content != new.content)
-
-
-def _uses(images: Iterable[Image]) -> set[tuple[str, int]]:
-    return {(image.part, image.label) for image in images}
 
 
 def described(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -24,7 +24,6 @@ from .errors import UserError
 from .escaping import csv_text, markdown, one_line
 from .groups import MEAN, Group, Record, Row, column_of
 from .protocols import protocols
-from .records import FoundRecord
 from .run_data import NOT_RECORDED, described
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
@@ -65,16 +64,8 @@ class Table:
     below: list[str]
 
     def render(self, style: str = "text") -> str:
-        """The table as text.
-
-        Args:
-            style: one of `FORMATS`; CSV holds the rows alone.
-
-        Raises:
-            UserError: unknown style.
-        """
-        if style not in FORMATS:
-            raise UserError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
+        """The table as text in a style of `FORMATS`; CSV holds the rows alone."""
+        check_style(style)
         if style == "json":
             rows = [dict(zip(self.columns, row)) for row in self.rows]
             sheet = {"title": self.title, "about": self.above, "rows": rows, "notes": self.below}
@@ -82,6 +73,12 @@ class Table:
         if style == "csv":
             return csv_text([self.columns, *self.rows]).rstrip("\n")
         return framed(self.title, self.above, tabulated(self.columns, self.rows, style), self.below, style)
+
+
+def check_style(style: str) -> None:
+    """Refuse a style that is none of `FORMATS`."""
+    if style not in FORMATS:
+        raise UserError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
 
 
 def tabulated(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
@@ -112,24 +109,19 @@ def method_table(
     rows: Sequence[Row] | None = None,
     columns: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
-    broken: Iterable[FoundRecord] = (),
 ) -> Table:
     """Methods (rows) by target domains and their mean (columns), with the gain of each row over a reference.
 
     Args:
         group: runs that may share a table.
-        reference: method of the reference row, or its whole label `Method (config)`; "" for no gains.
+        reference: method of the reference row, or its whole label `Method (config)`; no gains where no row is it.
         rows: the rows wanted, in this order; default: all, the reference first.
         columns: the domains wanted, in this order; default: all by name.
         seeds: the seeds wanted; default: all that occur.
-        broken: folders whose record could not be used; named below the table.
-
-    Raises:
-        UserError: no row is the reference.
     """
     seeds = list(seeds) if seeds is not None else group.seeds
     domains = list(columns) if columns is not None else group.domains
-    base = _reference(group, reference) if reference else None
+    base = next((row for row in group.rows if reference in row.names), None)
     rows = list(rows) if rows is not None else sorted(group.rows, key=lambda row: row != base)
     wanted = group.selected(domains, seeds)
     header = ["accuracy (%)", *domains, MEAN]
@@ -143,7 +135,6 @@ def method_table(
         pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
     below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows) + group.remarks
-    below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     shown = [*header[:-1], group.summary_name]
     return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
 
@@ -169,14 +160,7 @@ def extra_test_tables(
     columns: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Table]:
-    """One table for each group whose runs have extra tests.
-
-    Args:
-        groups: runs that may share a table each.
-        rows: methods wanted, in this order; default: all.
-        columns: domains wanted, in this order; default: all.
-        seeds: seeds wanted; default: all.
-    """
+    """One table for each group whose runs have extra tests; rows, columns and seeds as in `method_table`."""
     tables = (_extra_test_table(group, rows, columns, seeds) for group in groups)
     return [table for table in tables if table.rows]
 
@@ -249,14 +233,6 @@ def _test_cells(group: Group, row: Row, name: str, domains: Sequence[str], seeds
     return cells | {MEAN: {seed: statistics.fmean(cells[domain][seed] for domain in domains) for seed in complete}}
 
 
-def _reference(group: Group, name: str) -> Row:
-    matches = [row for row in group.rows if name in (row.method, row.label)]
-    if not matches:
-        labels = ", ".join(row.label for row in group.rows)
-        raise UserError(f"no row '{name}' to compare with in {group_title(group)}: the records hold {labels}")
-    return matches[0]
-
-
 def group_title(group: Group) -> str:
     """Data set, task and split."""
     facts = group.facts
@@ -324,10 +300,10 @@ def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: S
     """One line for each row with cells that no record fills."""
     lines = []
     for row in rows:
-        gaps = {name: [seed for seed in seeds if seed not in group.runs.get(row, {}).get(name, {})] for name in domains}
-        named = [f"{name} (seed {', '.join(map(str, absent))})" for name, absent in gaps.items() if absent]
-        if named:
-            lines.append(f"missing: {row.label}: {'; '.join(named)}")
+        cells = group.runs.get(row, {})
+        gaps = {name: ", ".join(str(seed) for seed in seeds if seed not in cells.get(name, {})) for name in domains}
+        named = [f"{name} (seed {absent})" for name, absent in gaps.items() if absent]
+        lines += [f"missing: {row.label}: {'; '.join(named)}"] if named else []
     return lines
 
 

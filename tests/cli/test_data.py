@@ -278,7 +278,7 @@ def test_sentences(words, message, capsys):
     ],
 )
 def test_names_in_any_spelling(name, registered):
-    loader, cfg = open_config(name, "", ["DATASET.SPLIT_SEED", "3"])
+    loader, cfg = open_config(name, "", [("DATASET.SPLIT_SEED", "3")])
     assert (loader.__name__, cfg.DATASET.NAME, cfg.DATASET.SPLIT_SEED) == (registered, registered, 3)
 
 

@@ -31,44 +31,19 @@ from dassl_clip.engine.export import Storage, load_export
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import read_record
 
+from .conftest import SETTINGS, run_words
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-CLAP = ("TRAINER.CLAP.MAX_STEPS", "30", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.ALPHA", "20.0")
-SETTINGS = {
-    "ZeroshotCLIP": (),
-    "CoOp": ("TRAINER.COOP.N_CTX", "4", "TEST.FINAL_MODEL", "best_val"),
-    "CoOp-CSC": ("TRAINER.COOP.N_CTX", "2", "TRAINER.COOP.CSC", "True"),
-    "LinearProbe": (),
-    "CLAP": CLAP,
-    "InMaP": (),
-    "InMaP-CLAP": (),
-    "GOPro": (),
-    "GOPro-paper": ("TRAINER.GOPRO.VARIANT", "paper"),
-}
 LINEAR = {"ZeroshotCLIP", "CoOp", "CoOp-CSC", "LinearProbe", "InMaP"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_clip, domain_tree):
-    """A run folder of every method and a file of each; the data are gone, but for copies of the tested pictures."""
-    root = tmp_path_factory.mktemp("export")
-    shutil.copytree(domain_tree, root / "data")
-    (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
-    for name, pairs in SETTINGS.items():
-        more = ("TRAINER.INMAP.FROM", str(root / "CLAP")) if name == "InMaP-CLAP" else ()
-        words = ["--trainer", name.split("-")[0], "--output-dir", str(root / name), *arguments(root, tiny_clip)]
-        assert train.main([*words, *pairs, *more]) == 0, name
-    shutil.move(root / "data", root / "moved")
+def world(trained):
+    """A file of every run beside its folder."""
     for name in SETTINGS:
-        assert export.main([str(root / name), "--out", str(root / f"{name}.safetensors")]) == 0, name
-    return root
-
-
-def arguments(root, clip, data="data"):
-    words = ["--dataset-config-file", str(root / "data.yaml"), "--root", str(root / data), "--seed", "1"]
-    words += ["--source-domains", "art", "photo", "--target-domains", "sketch", "DATALOADER.NUM_WORKERS", "0"]
-    words += ["MODEL.BACKBONE.NAME", f"local-dir:{clip}", "DATALOADER.TRAIN_X.BATCH_SIZE", "6"]
-    return [*words, "DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "1", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.05"]
+        assert export.main([str(trained / name), "--out", str(trained / f"{name}.safetensors")]) == 0, name
+    return trained
 
 
 def metadata(path):
@@ -112,7 +87,7 @@ def test_a_file_holds_what_the_run_learned(world, name):
     written = yaml.safe_load((world / name / "config.yaml").read_text())
     assert facts["config"]["TRAINER"].keys() == written["TRAINER"].keys()
     assert facts["config"]["OUTPUT_DIR"] == facts["config"]["DATASET"]["ROOT"] == ""
-    assert ("base" in facts) == (name == "InMaP-CLAP")
+    assert ("base" in facts) == (name == "CLAP+InMaP")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -170,13 +145,13 @@ def test_the_lines_of_the_page_have_the_accuracy_of_the_record(tmp_path, monkeyp
 def halves(world):
     """Files of some runs in half precision."""
     made = {}
-    for name in ("CoOp-CSC", "InMaP-CLAP", "GOPro", "GOPro-paper"):
+    for name in ("CoOp-CSC", "CLAP+InMaP", "GOPro", "GOPro-paper"):
         made[name] = world / f"{name}-half.safetensors"
         assert export.main([str(world / name), "--half", "--out", str(made[name])]) == 0, name
     return made
 
 
-@pytest.mark.parametrize("name", ["CoOp-CSC", "InMaP-CLAP", "GOPro", "GOPro-paper"])
+@pytest.mark.parametrize("name", ["CoOp-CSC", "CLAP+InMaP", "GOPro", "GOPro-paper"])
 def test_half_precision_is_half_the_size_and_says_what_it_changes(world, halves, name, tmp_path, capsys):
     half, whole = load_file(halves[name]), load_file(world / f"{name}.safetensors")
     assert half.keys() == whole.keys()
@@ -195,7 +170,7 @@ def test_half_precision_is_half_the_size_and_says_what_it_changes(world, halves,
         assert predict.main([str(world / "moved" / "sketch"), "--run", str(source), "--out", str(out)]) == 0
         rows = json.loads(out.read_text())["predictions"]
         answers.append({(row["path"], row["class"]): row["share"] for row in rows})
-    assert answers[0] == pytest.approx(answers[1], abs=0.01) and (name == "InMaP-CLAP" or answers[0] != answers[1])
+    assert answers[0] == pytest.approx(answers[1], abs=0.01) and (name == "CLAP+InMaP" or answers[0] != answers[1])
 
 
 def test_numbers_too_large_for_half_precision_are_refused(world, halves):
@@ -209,13 +184,13 @@ def test_training_goes_on_from_a_file_without_the_unread_parts(world, tmp_path, 
     """The image projector, which the file lacks, is the fresh one; every other part is the file's."""
     assert export.main([str(world / "GOPro.safetensors"), "--unpack", str(tmp_path / "run")]) == 0
     assert "image_projector" not in str(load_checkpoint(tmp_path / "run/gopro/model-best.pth.tar")["state_dict"].keys())
-    words = ["--trainer", "GOPro", *arguments(world, tiny_clip, "moved"), "--output-dir", str(tmp_path / "eval")]
+    words = run_words("GOPro", tmp_path / "eval", world / "moved", tiny_clip)
     assert train.main([*words, "--eval-only", "--model-dir", str(tmp_path / "run")]) == 0
     assert read_record(tmp_path / "eval")["metrics"]["test"] == read_record(world / "GOPro")["metrics"]["test"]
     assert "which no score needs: they stay as they are" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["CoOp-CSC", "CLAP", "InMaP-CLAP", "GOPro", "GOPro-paper"])
+@pytest.mark.parametrize("name", ["CoOp-CSC", "CLAP", "CLAP+InMaP", "GOPro", "GOPro-paper"])
 def test_predict_answers_from_a_file_as_from_the_folder(world, tmp_path, name):
     found = []
     for source in (world / name, world / f"{name}.safetensors"):
@@ -226,23 +201,22 @@ def test_predict_answers_from_a_file_as_from_the_folder(world, tmp_path, name):
 
 
 def test_a_file_becomes_a_run_folder_again(world, tmp_path, tiny_clip, capsys):
-    for name in ("CoOp-CSC", "InMaP-CLAP"):
+    for name in ("CoOp-CSC", "CLAP+InMaP"):
         assert export.main([str(world / f"{name}.safetensors"), "--unpack", str(tmp_path / name)]) == 0
         assert read_record(tmp_path / name) == read_record(world / name)
-    words = ["--trainer", "CoOp", *arguments(world, tiny_clip, "moved"), *SETTINGS["CoOp-CSC"]]
-    words += ["--eval-only", "--model-dir", str(tmp_path / "CoOp-CSC"), "--output-dir", str(tmp_path / "eval")]
-    assert train.main(words) == 0
+    words = run_words("CoOp", tmp_path / "eval", world / "moved", tiny_clip, *SETTINGS["CoOp-CSC"])
+    assert train.main([*words, "--eval-only", "--model-dir", str(tmp_path / "CoOp-CSC")]) == 0
     assert read_record(tmp_path / "eval")["metrics"]["test"] == read_record(world / "CoOp-CSC")["metrics"]["test"]
-    more = ["TRAINER.INMAP.FROM", str(tmp_path / "InMaP-CLAP" / "refined"), "--output-dir", str(tmp_path / "again")]
-    assert train.main(["--trainer", "InMaP", *arguments(world, tiny_clip, "moved"), *more]) == 0
-    assert read_record(tmp_path / "again")["metrics"]["test"] == read_record(world / "InMaP-CLAP")["metrics"]["test"]
+    more = ["TRAINER.INMAP.FROM", str(tmp_path / "CLAP+InMaP" / "refined")]
+    assert train.main(run_words("InMaP", tmp_path / "again", world / "moved", tiny_clip, *more)) == 0
+    assert read_record(tmp_path / "again")["metrics"]["test"] == read_record(world / "CLAP+InMaP")["metrics"]["test"]
     capsys.readouterr()
     error = refusal(capsys, world / "CoOp.safetensors", "--unpack", tmp_path / "eval")
     assert "is not empty" in error
 
 
 def test_what_a_file_says_of_itself(world, capsys, monkeypatch, tmp_path):
-    assert export.main([str(world / "InMaP-CLAP.safetensors")]) == 0
+    assert export.main([str(world / "CLAP+InMaP.safetensors")]) == 0
     out = capsys.readouterr().out
     assert "refines: CLAP" in out and "plain classifier: none: " in out and "learned parts: proxies (48 numbers)" in out
     monkeypatch.chdir(tmp_path)

@@ -14,26 +14,16 @@ import pytest
 from dassl_clip.cli import export, interpret, train
 from dassl_clip.engine.checkpoint_files import load_checkpoint
 
-SETTINGS = {
-    "CoOp": ("TRAINER.COOP.N_CTX", "3"),
-    "CoOp-CSC": ("TRAINER.COOP.N_CTX", "2", "TRAINER.COOP.CSC", "True"),
-    "CoOp-words": ("TRAINER.COOP.CTX_INIT", "a photo of a", "OPTIM.LR", "0.0"),
-    "GOPro": ("TRAINER.GOPRO.CTX_INIT", "qwertzy_tiny", "OPTIM.LR", "0.0"),
-    "LinearProbe": (),
-}
+from .conftest import run_words
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_clip, domain_tree):
-    """A run folder of each setting."""
-    root = tmp_path_factory.mktemp("interpret")
-    (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
-    for name, pairs in SETTINGS.items():
-        words = ["--trainer", name.split("-")[0], "--dataset-config-file", str(root / "data.yaml"), "--seed", "1"]
-        words += ["--root", str(domain_tree), "--output-dir", str(root / name), "--source-domains", "art"]
-        words += ["--target-domains", "sketch", "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
-        words += ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATASET.NUM_SHOTS", "4"]
-        assert train.main([*words, "OPTIM.MAX_EPOCH", "1", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.05", *pairs]) == 0
+def started(tmp_path_factory, tiny_clip, domain_tree):
+    """Runs whose contexts stay at the words that they start from."""
+    root = tmp_path_factory.mktemp("started")
+    for name, words in {"CoOp": "a photo of a", "GOPro": "qwertzy_tiny"}.items():
+        pairs = [f"TRAINER.{name.upper()}.CTX_INIT", words, "OPTIM.LR", "0.0"]
+        assert train.main(run_words(name, root / name, domain_tree, tiny_clip, *pairs)) == 0
     return root
 
 
@@ -70,10 +60,10 @@ def as_json(tmp_path, *words):
 
 
 @pytest.mark.parametrize("metric", interpret.METRICS)
-def test_neighbours_are_those_of_the_plain_formulas(world, vocabulary, tmp_path, metric):
-    content = as_json(tmp_path, world / "CoOp", "--top", "4", "--metric", metric)
-    context, tokenizer = learned(world / "CoOp", "prompt_learner", "ctx"), open_clip.SimpleTokenizer()
-    assert len(content["words"]) == 3 * 4 and content["metric"] == metric
+def test_neighbours_are_those_of_the_plain_formulas(trained, vocabulary, tmp_path, metric):
+    content = as_json(tmp_path, trained / "CoOp", "--top", "4", "--metric", metric)
+    context, tokenizer = learned(trained / "CoOp", "prompt_learner", "ctx"), open_clip.SimpleTokenizer()
+    assert len(content["words"]) == 4 * 4 and content["metric"] == metric
     for position, vector in enumerate(context, start=1):
         mine = [word for word in content["words"] if word["position"] == position]
         expected = naive(vector, vocabulary, metric)[:4]
@@ -88,8 +78,8 @@ def test_neighbours_are_those_of_the_plain_formulas(world, vocabulary, tmp_path,
     assert 0 < content["between_words"] < 2 * max(expected)
 
 
-def test_an_untrained_start_reads_as_its_words(world, capsys):
-    out = look_up(capsys, world / "CoOp-words", "--top", "2")
+def test_an_untrained_start_reads_as_its_words(started, capsys):
+    out = look_up(capsys, started / "CoOp", "--top", "2")
     assert "the nearest ones in a row read 'a photo of a'" in out
     lines = [line for line in out.splitlines() if line[:2] in ("1 ", "2 ", "3 ", "4 ")]
     assert [line.split()[1:3] for line in lines] == [[word, "0.000,"] for word in ("a", "photo", "of", "a")]
@@ -97,40 +87,40 @@ def test_an_untrained_start_reads_as_its_words(world, capsys):
     assert out.splitlines()[-1].startswith("weak evidence: ") and "parts of words" in out
 
 
-def test_contexts_a_class(world, vocabulary, tmp_path, capsys):
-    context = learned(world / "CoOp-CSC", "prompt_learner", "ctx")
-    content = as_json(tmp_path, world / "CoOp-CSC", "--top", "1")
+def test_contexts_a_class(trained, vocabulary, tmp_path, capsys):
+    context = learned(trained / "CoOp-CSC", "prompt_learner", "ctx")
+    content = as_json(tmp_path, trained / "CoOp-CSC", "--top", "1")
     first = {(word["class"], word["position"]): word["token"] for word in content["words"]}
     assert first == {
         (name, position): naive(vector, vocabulary, "euclidean")[0][0]
         for name, rows in zip(("dog", "fire_truck", "house"), context)
         for position, vector in enumerate(rows, start=1)
     }
-    out = look_up(capsys, world / "CoOp-CSC", "--classes", "Fire truck", "--top", "1")
+    out = look_up(capsys, trained / "CoOp-CSC", "--classes", "Fire truck", "--top", "1")
     assert "fire_truck: the nearest ones" in out and "dog:" not in out and "1 of 3 classes" in out
 
 
-def test_gopro_and_files(world, tmp_path, capsys):
+def test_gopro_and_files(started, tmp_path, capsys):
     tokenizer = open_clip.SimpleTokenizer()
     parts = [tokenizer.decoder[token] for token in tokenizer.encode("qwertzy tiny")]
-    assert export.main([str(world / "GOPro"), "--out", str(tmp_path / "head.safetensors")]) == 0
+    assert export.main([str(started / "GOPro"), "--out", str(tmp_path / "head.safetensors")]) == 0
     capsys.readouterr()
-    out = look_up(capsys, world / "GOPro", "--top", "3")
+    out = look_up(capsys, started / "GOPro", "--top", "3")
     assert "before each image adds its own shift" in out and "read 'qwertzy tiny'" in out
     shown = [line.split()[1] for line in out.splitlines() if line[:1].isdigit()]
     assert shown == [part.removesuffix("</w>") + "-" * (not part.endswith("</w>")) for part in parts]
     assert len(parts) > 2
-    first, second = (as_json(tmp_path, source) for source in (world / "GOPro", tmp_path / "head.safetensors"))
+    first, second = (as_json(tmp_path, source) for source in (started / "GOPro", tmp_path / "head.safetensors"))
     assert first["words"] == second["words"] and first["shifted_by_images"] is True
 
 
-def test_a_csv_file(world, tmp_path, capsys):
+def test_a_csv_file(trained, tmp_path, capsys):
     path = tmp_path / "words.csv"
-    assert interpret.main([str(world / "CoOp"), "--top", "2", "--out", str(path)]) == 0
-    assert "6 words: " in (out := capsys.readouterr().out) and "weak evidence" in out
+    assert interpret.main([str(trained / "CoOp"), "--top", "2", "--out", str(path)]) == 0
+    assert "8 words: " in (out := capsys.readouterr().out) and "weak evidence" in out
     rows = list(csv.DictReader(path.open()))
     assert list(rows[0]) == ["class", "position", "rank", "word", "token", "distance", "whole_word"]
-    assert [(row["position"], row["rank"]) for row in rows] == [(str(p), str(r)) for p in (1, 2, 3) for r in (1, 2)]
+    assert [(row["position"], row["rank"]) for row in rows] == [(str(p), str(r)) for p in (1, 2, 3, 4) for r in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +134,7 @@ def test_a_csv_file(world, tmp_path, capsys):
         (("nothing",), "there is no folder"),
     ],
 )
-def test_refusals(world, capsys, words, sentence):
-    assert interpret.main([str(world / words[0]), *words[1:]]) == 2
+def test_refusals(trained, capsys, words, sentence):
+    assert interpret.main([str(trained / words[0]), *words[1:]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and sentence in error

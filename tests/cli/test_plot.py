@@ -22,38 +22,21 @@ from dassl_clip.engine import run_features
 from dassl_clip.engine.run_features import setting_sweep
 from dassl_clip.results import records
 
-
-def write_run(folder, **facts):
-    """A finished run as records tell it."""
-    made = {
-        "method": "CoOp", "config": "vit", "task": "lodo", "dataset": "PACS", "protocol": "p", "selection_rule": "last",
-        "source_domains": ["art"], "target_domains": ["photo"], "class_subset": "all", "shots": 16, "seed": 1,
-        "split_seed": 1, "prompt": "", "backbone": {"name": "RN50", "weights_hash": "ab" * 32}, "num_train": 10,
-        "metrics": {"test": {"accuracy": 50.0, "error_rate": 50.0, "total": 2, "correct": 1}}, "losses": {},
-        "seconds": {"train": 1.0, "test": 1.0, "total": 2.0}, "peak_memory_mb": 1.0, "versions": {}, "toolbox": {},
-        "device": "cpu", "precision": "fp32", "git_revision": "", "config_hash": "1", "data_fingerprint": "",
-        "command": "", "finished_at": "2024-01-01T00:00:00+00:00", "transductive": False,
-    }  # fmt: skip
-    records.write_record(folder, made | facts)
-    return folder
+from .conftest import run_words, write_run
 
 
 @pytest.fixture
 def runs(tmp_path):
     """Runs of two methods, two domains, two seeds and two numbers of shots, with histories and predictions."""
     root = tmp_path / "runs"
-    draw = np.random.default_rng(0)
     for method in ("CoOp", "GOPro"):
         for domain in ("photo", "sketch"):
             for seed in (1, 2):
                 for shots in (4, 16):
-                    folder = write_run(
+                    write_run(
                         root / method / domain / f"{seed}-{shots}", method=method, target_domains=[domain], seed=seed,
-                        shots=shots, history=[{"epoch": e, "lr": 0.1, "loss": 1 / e} for e in (1, 2)],
+                        shots=shots,
                     )  # fmt: skip
-                    names, top = np.array(["cat", "dog"]), draw.permuted(np.tile([0, 1], (9, 1)), axis=1)
-                    np.savez(folder / "predictions.npz", paths=np.array(["a"] * 9), labels=draw.integers(0, 2, 9),
-                             top=top, shares=np.full((9, 2), 0.5, np.float32), classnames=names)  # fmt: skip
     return root
 
 
@@ -143,22 +126,11 @@ def test_broken_runs_are_named(runs, tmp_path, capsys):
 def real(tmp_path_factory, tiny_clip, domain_tree):
     """A run of CLAP and one of ZeroshotCLIP on the small tree."""
     root = tmp_path_factory.mktemp("real")
-    (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
     clap = ["TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.ALPHA", "20.0"]
-    gopro = ["OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"]
-    for name, pairs in {
-        "CLAP": [*clap, "TRAINER.CLAP.TEMPLATES", "single"], "ZeroshotCLIP": [], "GOPro": gopro,
-    }.items():  # fmt: skip
-        train_run(name, root / name, root / "data.yaml", domain_tree, tiny_clip, *pairs)
+    clap += ["TRAINER.CLAP.TEMPLATES", "single"]
+    for name, pairs in {"CLAP": clap, "ZeroshotCLIP": [], "GOPro": []}.items():
+        assert train.main(run_words(name, root / name, domain_tree, tiny_clip, *pairs)) == 0
     return root
-
-
-def train_run(method, folder, data, root, clip, *pairs):
-    """A run that leaves sketch out."""
-    words = ["--trainer", method, "--dataset-config-file", str(data), "--root", str(root), "--output-dir", str(folder)]
-    words += ["--seed", "1", "--source-domains", "art", "photo", "--target-domains", "sketch"]
-    words += ["MODEL.BACKBONE.NAME", f"local-dir:{clip}", "DATALOADER.NUM_WORKERS", "0", "DATASET.NUM_SHOTS", "4"]
-    assert train.main([*words, *pairs]) == 0
 
 
 def test_points_are_the_towers_features(real, tiny_clip, domain_tree):
@@ -237,7 +209,7 @@ def test_images_that_cannot_be_decoded_are_left_out(real, tmp_path, domain_tree,
     shutil.copytree(domain_tree, tmp_path / "tree")
     (tmp_path / "tree" / "sketch" / "dog" / "003.png").write_bytes(b"torn")
     skip = ("DATALOADER.ON_BAD_IMAGE", "skip")
-    train_run("ZeroshotCLIP", tmp_path / "run", real / "data.yaml", tmp_path / "tree", tiny_clip, *skip)
+    assert train.main(run_words("ZeroshotCLIP", tmp_path / "run", tmp_path / "tree", tiny_clip, *skip)) == 0
     points, _ = plot.run_points(tmp_path / "run", "class", "test", 2000, 1)
     whole, _ = plot.run_points(real / "ZeroshotCLIP", "class", "test", 2000, 1)
     assert len(points.features) == 29 and points.names.count("dog") == 9

@@ -17,44 +17,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dassl_clip.cli import predict, train
+from dassl_clip.cli import predict
 from dassl_clip.cli.predict import find_images
 from dassl_clip.results.predictions import read_predictions
 
-SETTINGS = {
-    "ZeroshotCLIP": ("TRAINER.ZEROSHOTCLIP.TEMPLATES", "clap_pc"),
-    "CoOp": ("TRAINER.COOP.N_CTX", "4"),
-    "CoOp-CSC": ("TRAINER.COOP.N_CTX", "4", "TRAINER.COOP.CSC", "True"),
-    "LinearProbe": (),
-    "GOPro": (),
-    "GOPro-paper": ("TRAINER.GOPRO.VARIANT", "paper"),
-    "CLAP": (
-        *("TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.TEMPLATES", "single"),
-        *("TRAINER.CLAP.ALPHA", "source-val", "TRAINER.CLAP.ALPHA_CANDIDATES", "(50.0, 80.0)"),
-    ),
-    "InMaP": (),
-    "CLAP+InMaP": (),
-}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_clip, domain_tree):
-    """Run folders of every method, made on a data set that is deleted afterwards, and copies of its test pictures."""
-    root = tmp_path_factory.mktemp("world")
-    shutil.copytree(domain_tree, root / "data")
-    (root / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
-    for name, pairs in SETTINGS.items():
-        method = name.split("+")[-1].split("-")[0]
-        pairs += ("TRAINER.INMAP.FROM", str(root / "CLAP")) if name == "CLAP+InMaP" else ()
-        words = ["--trainer", method, "--dataset-config-file", str(root / "data.yaml"), "--root", str(root / "data")]
-        words += ["--output-dir", str(root / name), "--seed", "1", "--source-domains", "art", "photo"]
-        words += ["--target-domains", "sketch", "MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}"]
-        words += ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATASET.NUM_SHOTS", "4"]
-        words += ["OPTIM.MAX_EPOCH", "1", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.05", *pairs]
-        assert train.main(words) == 0, name
-    shutil.copytree(root / "data" / "sketch", root / "mine")
-    shutil.rmtree(root / "data")
-    return root
+from .conftest import SETTINGS
 
 
 def answers(out):
@@ -67,20 +34,21 @@ def answers(out):
 
 
 @pytest.fixture(scope="module")
-def predicted(world):
+def predicted(trained, tmp_path_factory):
     """What each run answers on the pictures, as written to a JSON file."""
-    files = {name: world / f"{name}.json" for name in SETTINGS}
+    folder = tmp_path_factory.mktemp("predicted")
+    files = {name: folder / f"{name}.json" for name in SETTINGS}
     for name, out in files.items():
-        assert predict.main([str(world / "mine"), "--run", str(world / name), "--out", str(out)]) == 0
+        assert predict.main([str(trained / "moved" / "sketch"), "--run", str(trained / name), "--out", str(out)]) == 0
     return files
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_answers_of_a_run_are_those_of_its_test(world, predicted, name):
-    found, tested = answers(predicted[name]), read_predictions(world / name)
+def test_the_answers_of_a_run_are_those_of_its_test(trained, predicted, name):
+    found, tested = answers(predicted[name]), read_predictions(trained / name)
     assert len(found) == len(tested.paths) == 30
     for path, top, shares in zip(tested.paths, tested.top, tested.shares):
-        mine = found[str(path).replace(f"{world}/data/sketch", f"{world}/mine")]
+        mine = found[str(path).replace(f"{trained}/data/", f"{trained}/moved/")]
         assert [name for name, _ in mine] == [tested.classnames[index] for index in top]
         np.testing.assert_allclose([share for _, share in mine], shares, atol=1e-5)
     assert json.loads(predicted[name].read_text())["method"] == name.split("+")[-1].split("-")[0]
@@ -93,11 +61,16 @@ def test_methods_give_different_shares(predicted):
             assert np.abs(np.subtract(shares[name], shares["ZeroshotCLIP"])).max() > 1e-4, name
 
 
-def test_batches_and_workers_change_nothing(world, tmp_path):
+def test_batches_and_workers_change_nothing(trained, predicted, tmp_path):
     found = []
     for number, words in enumerate(((), ("--batch-size", "7"), ("--batch-size", "4", "--workers", "2"))):
         out = tmp_path / f"{number}.json"
-        assert predict.main([str(world / "mine"), "--run", str(world / "GOPro"), "--out", str(out), *words]) == 0
+        assert (
+            predict.main(
+                [str(trained / "moved" / "sketch"), "--run", str(trained / "GOPro"), "--out", str(out), *words]
+            )
+            == 0
+        )
         found.append(answers(out))
     for other in found[1:]:
         assert list(other) == list(found[0])
@@ -106,9 +79,9 @@ def test_batches_and_workers_change_nothing(world, tmp_path):
             np.testing.assert_allclose([s for _, s in other[path]], [s for _, s in pairs], atol=1e-5)
 
 
-def test_bad_files_are_named_and_left_out(world, tmp_path, capsys):
+def test_bad_files_are_named_and_left_out(trained, tmp_path, capsys):
     folder = tmp_path / "pictures"
-    shutil.copytree(world / "mine" / "dog", folder / "deep" / "er")
+    shutil.copytree(trained / "moved" / "sketch" / "dog", folder / "deep" / "er")
     whole = (folder / "deep" / "er" / "000.png").read_bytes()
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").touch()
@@ -117,7 +90,7 @@ def test_bad_files_are_named_and_left_out(world, tmp_path, capsys):
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / ".hidden.png").write_bytes(whole)
     out = tmp_path / "preds.csv"
-    assert predict.main([str(folder), "--run", str(world / "LinearProbe"), "--top", "1", "--out", str(out)]) == 1
+    assert predict.main([str(folder), "--run", str(trained / "LinearProbe"), "--top", "1", "--out", str(out)]) == 1
     rows = list(csv.reader(out.open()))
     assert rows[0] == ["path", "rank", "class", "share"] and len(rows) == 11
     assert all(row[1] == "1" and 1 / 3 <= float(row[3]) <= 1 and "deep/er" in row[0] for row in rows[1:])
@@ -127,10 +100,10 @@ def test_bad_files_are_named_and_left_out(world, tmp_path, capsys):
     assert "4 files could not be read" in told and "notes" not in told and "hidden" not in told
 
 
-def test_bad_files_do_not_change_the_others(world, tmp_path):
+def test_bad_files_do_not_change_the_others(trained, tmp_path):
     folder = tmp_path / "pictures"
-    shutil.copytree(world / "mine", folder)
-    words = ["--run", str(world / "CoOp"), "--batch-size", "4", "--out", str(tmp_path / "preds.json")]
+    shutil.copytree(trained / "moved" / "sketch", folder)
+    words = ["--run", str(trained / "CoOp"), "--batch-size", "4", "--out", str(tmp_path / "preds.json")]
     assert predict.main([str(folder), *words]) == 0
     before = answers(tmp_path / "preds.json")
     bad = folder / "dog" / "003.png"
@@ -143,11 +116,11 @@ def test_bad_files_do_not_change_the_others(world, tmp_path):
     assert json.loads((tmp_path / "preds.json").read_text())["skipped"] == [{"path": str(bad), "reason": "is empty"}]
 
 
-def test_names_alone_are_clip_zero_shot(world, tiny_clip, tmp_path):
+def test_names_alone_are_clip_zero_shot(trained, tiny_clip, tmp_path):
     names, out = ["dog", "fire_truck", "a very odd house"], tmp_path / "preds.json"
     (tmp_path / "names.txt").write_text("\ufeffdog\n\nfire_truck\n a very odd house \n")
     words = ["--names", str(tmp_path / "names.txt"), "--backbone", f"local-dir:{tiny_clip}", "--out", str(out)]
-    assert predict.main([str(world / "mine"), *words, "--templates", "a sketch of a {}."]) == 0
+    assert predict.main([str(trained / "moved" / "sketch"), *words, "--templates", "a sketch of a {}."]) == 0
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
     model = model.double().eval()
     with torch.no_grad():
@@ -178,14 +151,14 @@ def test_the_embedded_model_needs_no_network(capsys, monkeypatch):
     assert len(lines) == len(stars) and all("star " in line.split(".png")[1] for line in lines)
 
 
-def test_class_names_come_from_the_checkpoint_where_the_record_has_none(world, tmp_path, capsys):
+def test_class_names_come_from_the_checkpoint_where_the_record_has_none(trained, tmp_path, capsys):
     for name in ("CoOp", "ZeroshotCLIP"):
-        shutil.copytree(world / name, tmp_path / name)
+        shutil.copytree(trained / name, tmp_path / name)
         (tmp_path / name / "predictions.npz").unlink()
         record = json.loads((tmp_path / name / "record.json").read_text())
         del record["classnames"]
         (tmp_path / name / "record.json").write_text(json.dumps(record))
-    picture = str(world / "mine" / "dog" / "000.png")
+    picture = str(trained / "moved" / "sketch" / "dog" / "000.png")
     assert predict.main([picture, "--run", str(tmp_path / "CoOp")]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("dog", "fire_truck", "house"))
@@ -193,11 +166,11 @@ def test_class_names_come_from_the_checkpoint_where_the_record_has_none(world, t
     assert "does not say its class names" in capsys.readouterr().err
 
 
-def test_the_registry_is_as_before(world):
+def test_the_registry_is_as_before(trained):
     from dassl.data.datasets import DATASET_REGISTRY
 
     before = DATASET_REGISTRY.get("FolderDomains")
-    assert predict.main([str(world / "mine" / "dog"), "--run", str(world / "InMaP")]) == 0
+    assert predict.main([str(trained / "moved" / "sketch" / "dog"), "--run", str(trained / "InMaP")]) == 0
     assert DATASET_REGISTRY.get("FolderDomains") is before
 
 
@@ -235,10 +208,10 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_are_sentences(world, tmp_path, capsys, case):
+def test_refusals_are_sentences(trained, tmp_path, capsys, case):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").touch()
-    places = {"mine": world / "mine", "world": world, "run": world / "CoOp"}
+    places = {"mine": trained / "moved" / "sketch", "world": trained, "run": trained / "CoOp"}
     places |= {"empty": tmp_path / "empty", "bad": tmp_path / "bad.png"}
     words, expected = REFUSALS[case]
     try:
@@ -249,10 +222,10 @@ def test_refusals_are_sentences(world, tmp_path, capsys, case):
     assert code == 2 and expected in told and told.startswith("error: ") and len(told.splitlines()) == 1
 
 
-def test_other_weights_are_refused(world, tmp_path, capsys):
-    shutil.copytree(world / "ZeroshotCLIP", tmp_path / "run")
+def test_other_weights_are_refused(trained, tmp_path, capsys):
+    shutil.copytree(trained / "ZeroshotCLIP", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     record["backbone"]["weights_hash"] = "0" * 64
     (tmp_path / "run" / "record.json").write_text(json.dumps(record))
-    assert predict.main([str(world / "mine"), "--run", str(tmp_path / "run")]) == 2
+    assert predict.main([str(trained / "moved" / "sketch"), "--run", str(tmp_path / "run")]) == 2
     assert "other weights" in capsys.readouterr().err

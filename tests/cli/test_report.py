@@ -13,37 +13,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
 from dassl_clip.cli import report
-from dassl_clip.results import records
+
+from .conftest import write_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = '<img src=x onerror=document.title="owned">&"\'$'
 CLASSES = ["cat", "</td></svg><script>document.title='owned'</script>", "a & b"]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-def write_run(folder, **facts):
-    """A finished run with configuration, history and predictions."""
-    made = {
-        "method": "CoOp", "config": "vit", "task": "lodo", "dataset": "PACS", "protocol": "p", "selection_rule": "last",
-        "source_domains": ["art"], "target_domains": ["photo"], "class_subset": "all", "shots": 16, "seed": 1,
-        "split_seed": 1, "prompt": "a photo of a {}.", "backbone": {"name": "RN50", "weights_hash": "ab" * 32},
-        "num_train": 10, "losses": {}, "seconds": {"train": 12.5, "test": 1.0, "total": 2.0}, "peak_memory_mb": 1234.0,
-        "versions": {"torch": "2.9.1", "python": "3.11.4"}, "toolbox": {"kind": "embedded", "version": "0.6.3"},
-        "device": "cpu", "precision": "fp32", "git_revision": "abc123", "config_hash": "1", "data_fingerprint": "",
-        "command": "python train.py --seed 1", "finished_at": "2024-01-01T00:00:00+00:00", "transductive": False,
-        "metrics": {"test": {"accuracy": 50.0, "error_rate": 50.0, "total": 20, "correct": 10}},
-        "history": [{"epoch": 1, "lr": 0.1, "loss": 2.0}, {"epoch": 2, "lr": 0.05, "loss": 1.0}],
-    }  # fmt: skip
-    records.write_record(folder, made | facts)
-    (folder / "config.yaml").write_text(f"OPTIM:\n  LR: 0.1\nNAME: {json.dumps(HOSTILE)}\n")
-    labels, top = np.arange(9) % 3, np.stack([(np.arange(9) + k) // 2 % 3 for k in range(3)], axis=1)
-    np.savez(folder / "predictions.npz", paths=np.array(["a"] * 9), labels=labels, top=top,
-             shares=np.full((9, 3), 1 / 3, np.float32), classnames=np.array(CLASSES))  # fmt: skip
-    return folder
 
 
 def metrics(accuracy, **readings):
@@ -62,8 +41,11 @@ def page(tmp_path_factory):
             for seed in (1, 2):
                 if (method, domain, seed) != ("CoOp", "photo", 2):
                     found = metrics(40 + 10 * place + gain * seed, **{"4-shot": 60.0, "C": 41.0})
-                    write_run(root / method / HOSTILE / f"{place}-{seed}", method=method, seed=seed, metrics=found,
-                              target_domains=[domain], source_domains=["art"])  # fmt: skip
+                    folder = write_run(
+                        root / method / HOSTILE / f"{place}-{seed}", CLASSES, method=method, seed=seed, metrics=found,
+                        target_domains=[domain],
+                    )  # fmt: skip
+                    (folder / "config.yaml").write_text(f"OPTIM:\n  LR: 0.1\nNAME: {json.dumps(HOSTILE)}\n")
     (root / "torn").mkdir()
     (root / "torn" / "record.json").write_text('{"schema_version": 1')
     halfway = root / f"halfway {HOSTILE}"

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from dassl_clip.cli import __main__ as door
-from dassl_clip.cli import sweep, table, train
+from dassl_clip.cli import sweep, table, task, train
 from dassl_clip.engine import registry
 from dassl_clip.engine.fingerprint import config_hash
 from dassl_clip.engine.overrides import resolve_config
@@ -204,7 +204,7 @@ def test_the_table_command_looks_at_the_same_runs(world):
     assert said[:2] == ["dassl-clip", "table"]
     shown, shown_pairs = table.split_command(table.build_parser(), said[2:])
     assert (shown.what, shown_pairs) == ([str(path)], (("OPTIM.LR", "0.3"),))
-    assert sweep.sweep_request(shown) == sweep.sweep_request(args)
+    assert task.request_of(shown) == task.request_of(args)
     assert list(shown.rows) == list(args.rows)
 
 

@@ -11,14 +11,8 @@ import pytest
 from dassl_clip.results import tables
 from dassl_clip.results.groups import Row, group_records
 
-FACTS = {
-    "schema_version": 1, "config": "vit", "task": "zeroshot", "dataset": "PACS", "protocol": "all images",
-    "selection_rule": "none", "source_domains": [], "class_subset": "all", "shots": -1, "split_seed": -1, "prompt": "",
-    "backbone": {"name": "ViT-B/16", "weights_hash": "0" * 64}, "num_train": 0, "losses": {}, "peak_memory_mb": 1.0,
-    "seconds": {"train": 0.0, "test": 1.0, "total": 1.0}, "versions": {}, "toolbox": {}, "device": "cpu",
-    "precision": "fp32", "git_revision": "", "config_hash": "1", "data_fingerprint": "", "command": "",
-    "finished_at": "2024-01-01T00:00:00+00:00", "transductive": False,
-}  # fmt: skip
+from .conftest import make_record
+
 # Published, CLAP's logs: CLIP ViT-B/16 zero-shot on PACS.
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLIP = {
@@ -31,12 +25,8 @@ CLIP = {
 
 def record(domain, accuracies, method="ZeroshotCLIP", seed=1, **changes):
     """A run's record with extra tests of these accuracies."""
-    values = {"test": 50.0, **accuracies}
-    metrics = {
-        name: {"accuracy": value, "error_rate": 100 - value, "total": 100, "correct": 1.0}
-        for name, value in values.items()
-    }
-    return {**FACTS, "method": method, "seed": seed, "target_domains": [domain], "metrics": metrics, **changes}
+    facts = {"task": "zeroshot", "shots": -1, "num_train": 0, "source_domains": [], "selection_rule": "none"}
+    return make_record(method, domain, seed, 50.0, accuracies, **facts | changes)
 
 
 def shown(table):

@@ -6,7 +6,6 @@ loop, merged and chosen classes; projections against an eigenvalue decomposition
 under simulated colour blindness; PNG and SVG files; names that look like formulas or markup; every refusal.
 """
 
-import copy
 import math
 import statistics
 import xml.etree.ElementTree as ET
@@ -19,38 +18,14 @@ from PIL import Image
 from dassl_clip.results import plot_features, plots
 from dassl_clip.results.figures import COLOURS, LINES, MARKERS, look, styled
 
+from .conftest import make_record
+
 DOMAINS = ("art", "photo", "sketch")
-BASE = {
-    "schema_version": 1,
-    "method": "CoOp",
-    "config": "vit",
-    "task": "lodo",
-    "dataset": "PACS",
-    "protocol": "leave one domain out",
-    "selection_rule": "last",
-    "source_domains": ["art", "photo"],
-    "target_domains": ["sketch"],
-    "class_subset": "all",
-    "shots": 16,
-    "seed": 1,
-    "num_train": 100,
-    "prompt": "a photo of a {}.",
-    "backbone": {"name": "ViT-B/16", "weights_hash": "ab" * 32},
-    "metrics": {"test": {"accuracy": 50.0, "total": 10, "correct": 5, "error_rate": 50.0}},
-    "finished_at": "2026-01-01T00:00:00+00:00",
-    "transductive": False,
-}
+VIT = {"name": "ViT-B/16", "weights_hash": "ab" * 32}
 
 
-def record(target="sketch", accuracy=50.0, readings=None, **facts):
-    made = copy.deepcopy(BASE) | facts
-    made["target_domains"] = [target]
-    made["source_domains"] = [target] if made["task"] != "lodo" else [d for d in DOMAINS if d != target]
-    made["metrics"] = {
-        name: {"accuracy": value, "total": 10, "correct": 5, "error_rate": 100 - value}
-        for name, value in {"test": accuracy, **(readings or {})}.items()
-    }
-    return made
+def record(target="sketch", accuracy=50.0, readings=(), method="CoOp", seed=1, **facts):
+    return make_record(method, target, seed, accuracy, readings, **{"backbone": VIT, "selection_rule": "last", **facts})
 
 
 def grid(seeds=(1, 2, 3), **facts):
@@ -195,15 +170,11 @@ def test_8_1_runs_on_all_images_say_what_a_figure_of_shots_needs():
     assert len([axis for axis in plots.shots_plot(whole + several).figure.axes if axis.get_visible()]) == 1
 
 
-@pytest.mark.parametrize("history", [[{}], [{"epoch": 1}], [{"step": 1}, {"step": 2}]])
-def test_8_1_a_history_without_terms_is_none(history):
-    """(row 8.1)"""
-    with pytest.raises(ValueError, match="has a history of its losses"):
-        plots.curves_plot([record(history=history)])
-
-
-def test_8_1_a_loss_beyond_all_axes_is_refused():
-    """(row 8.1)"""
+def test_8_1_histories_that_cannot_be_drawn():
+    """(row 8.1) No terms, and a loss beyond all axes."""
+    for terms in ([{}], [{"epoch": 1}], [{"step": 1}, {"step": 2}]):
+        with pytest.raises(ValueError, match="has a history of its losses"):
+            plots.curves_plot([record(history=terms)])
     with pytest.raises(ValueError, match=r"CoOp \(vit\): loss is 1e\+308, which no axis can show"):
         plots.curves_plot([record(history=[{"epoch": 1, "loss": 1e308}])])
 
@@ -294,11 +265,12 @@ def test_confusion_refuses_what_it_cannot_show(tmp_path):
         plot_features.confusion_plot([(tmp_path / "a", record())])
 
 
-def clusters(per=25, size=12, seed=0):
-    draw = np.random.default_rng(seed)
-    centres = 6 * draw.normal(size=(4, size))
-    features = np.concatenate([centre + draw.normal(size=(per, size)) for centre in centres])
-    return features, np.repeat([f"c{i}" for i in range(4)], per)
+def clusters():
+    """Features `[100, 12]` around four centres, and their names."""
+    draw = np.random.default_rng(0)
+    centres = 6 * draw.normal(size=(4, 12))
+    features = np.concatenate([centre + draw.normal(size=(25, 12)) for centre in centres])
+    return features, np.repeat([f"c{i}" for i in range(4)], 25)
 
 
 def test_pca_is_the_eigenvalue_decomposition():
@@ -404,12 +376,7 @@ def test_the_users_own_settings_do_not_matter(tmp_path):
     with matplotlib.rc_context({"font.size": 20, "axes.grid": False, "text.usetex": True}):
         assert plots.domains_plot(grid()).svg() == before
         assert matplotlib.rcParams["font.size"] == 20
-
-
-def test_style_is_put_back():
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
+    kept = dict(matplotlib.rcParams)
     with styled():
         assert matplotlib.rcParams["text.parse_math"] is False
-    assert dict(matplotlib.rcParams) == before
+    assert dict(matplotlib.rcParams) == kept

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from dassl.config import get_cfg_default
@@ -126,11 +127,9 @@ def test_5_4_pictures_of_a_folder_beside_a_pipe(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     pipe(tmp_path / "x.jpg")
     paths = predict.find_images([str(tmp_path)])
-    read = predict.Images(paths, lambda image: image.size)
-    assert [read[i] for i in range(2)] == [
-        (tmp_path / "a.png", (8, 8), ""),
-        (tmp_path / "x.jpg", None, "it is a named pipe, not a file"),
-    ]
+    good, images, bad = predict.load_batch(lambda image: torch.tensor(image.size), paths)
+    assert (good, images.tolist()) == ([tmp_path / "a.png"], [[8, 8]])
+    assert bad == [(tmp_path / "x.jpg", "it is a named pipe, not a file")]
 
 
 def test_5_4_run_folders_with_pipes(tmp_path):
