@@ -381,6 +381,9 @@ def test_mistakes_in_a_scripts_arguments_need_no_torch(world):
     for words, sentence in (
         (["task", "GOPr", "icons", "1"], "there is no method 'GOPr'. Did you mean 'GOPro'? Known: "),
         (["task", "GOPro", "icon", "1"], "there is no data set 'icon'. Did you mean 'icons'? Known: "),
+        (["task", "GOPro", "icons", "1", "--task", "lodoo"], "there is no task 'lodoo'. Did you mean 'lodo'? Known: "),
+        (["task", "GOPro", "icons", "1", "--reference", "CLIPP"], "there is no method 'CLIPP'."),
+        (["compare", "icons", "--tasks", "x,lodo"], "there is no task 'x'."),
         (["task", "GOPro", "icons", "one"], "argument SEED: 'one' should be a whole number, or several with commas"),
         (["task", "GOPro", "icons", "1", "--jbos", "1"], "unrecognized arguments: --jbos 1. Did you mean '--jobs'?"),
         (["compare", "icons", "--methods", "COOP:x", "GPro"], "there is no method 'GPro'. Did you mean 'GOPro'?"),
