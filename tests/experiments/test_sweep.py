@@ -21,6 +21,7 @@ import yaml
 
 from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import sweep, table, task, train
+from dassl_clip.cli.arguments import split_command
 from dassl_clip.engine import registry
 from dassl_clip.engine.fingerprint import config_hash
 from dassl_clip.engine.overrides import resolve_config
@@ -199,10 +200,10 @@ def test_mistakes_on_the_command_line_are_sentences(tmp_path, monkeypatch, capsy
 def test_the_table_command_looks_at_the_same_runs(world):
     path = write(world)
     more = ["--seeds", "1", "2", "--shots", "2", "--rows", "slow", "fast", "OPTIM.LR", "0.3"]
-    args, pairs = sweep.split_command(sweep.build_parser(), words(world, path, *more)[1:])
+    args, pairs = split_command(sweep.build_parser(), words(world, path, *more)[1:])
     said = shlex.split(sweep.table_command(args, pairs))
     assert said[:2] == ["dassl-clip", "table"]
-    shown, shown_pairs = table.split_command(table.build_parser(), said[2:])
+    shown, shown_pairs = split_command(table.build_parser(), said[2:])
     assert (shown.what, shown_pairs) == ([str(path)], (("OPTIM.LR", "0.3"),))
     assert task.request_of(shown) == task.request_of(args)
     assert list(shown.rows) == list(args.rows)
