@@ -14,19 +14,22 @@ Keys beyond the schema are allowed and kept, as long as they are JSON values wit
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from .errors import MissingFileError, UserError
-from .files import check_regular, kind_of, write_text_atomically
+from .files import check_regular, kind_of, write_bytes_atomically, write_text_atomically
 
 RECORD_NAME = "record.json"
+ARCHIVE = ".jsonl.gz"  # suffix of a file of many records
 CHECKPOINTS = ("*/model*.pth.tar*", "*/step*.pth.tar*")  # learned parts in a run folder
 RUN_FOLDER_PARTS = 7  # task, data set, method, config, shots, target and seed
 SCHEMA_VERSION = 2
@@ -236,18 +239,25 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> P
 
 def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
     """Say whether a folder holds a complete, a broken or no record; never raises for what lies in the file."""
-    folder = Path(folder)
+    path = Path(folder) / RECORD_NAME
+    try:
+        check_regular(path)
+        return _inspect(path.read_text(encoding="utf-8"), path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return FoundRecord(path.parent, "missing")
+    except (OSError, ValueError) as error:
+        return FoundRecord(path.parent, "broken", reason=f"{RECORD_NAME} cannot be read ({error})")
+
+
+def _inspect(text: str, folder: Path) -> FoundRecord:
+    """What a record's text holds."""
 
     def broken(reason: str) -> FoundRecord:
         return FoundRecord(folder, "broken", reason=reason)
 
-    path = folder / RECORD_NAME
     try:
-        check_regular(path)
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return FoundRecord(folder, "missing")
-    except (OSError, ValueError, RecursionError) as error:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
         return broken(f"{RECORD_NAME} cannot be read ({error})")
     if not isinstance(record, dict):
         return broken(f"{RECORD_NAME} holds no JSON object")
@@ -260,6 +270,21 @@ def inspect_record(folder: str | os.PathLike[str]) -> FoundRecord:
     except (ValueError, RecursionError) as error:
         return broken(str(error))
     return FoundRecord(folder, "complete", record)
+
+
+def write_archive(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write many records into one file, one JSON object per line, gzip; the same records give the same bytes."""
+    lines = [json.dumps(record, sort_keys=True) + "\n" for record in records]
+    write_bytes_atomically(path, gzip.compress("".join(lines).encode(), mtime=0))
+
+
+def _read_archive(path: Path) -> list[FoundRecord]:
+    """The records of a file of `write_archive`; the number of the line takes the place of the folder."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        return [FoundRecord(path, "broken", reason=f"it cannot be read ({error})")]
+    return [_inspect(line, path / str(number)) for number, line in enumerate(lines, 1)]
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -301,18 +326,25 @@ def learned_folder(folder: Path) -> Path:
 def find_records(root: str | os.PathLike[str]) -> list[FoundRecord]:
     """Every complete or broken record at or below a folder, ordered by path; a copy of a run (`cp -r`) counts once.
 
+    Files of `write_archive` count with all their records, by themselves and in a folder.
+
     Raises:
         MissingFileError: the folder does not exist.
     """
     root = Path(root)
+    if root.is_file() and root.name.endswith(ARCHIVE):
+        return _read_archive(root)
     if not root.is_dir():
         fault = f"no folder {root}" if (kind := kind_of(root)) == "nothing" else f"{root} is {kind}, not a folder"
-        raise MissingFileError(f"{fault}: give the output folder of a task, or any folder above run folders")
+        raise MissingFileError(
+            f"{fault}: give the output folder of a task, any folder above run folders, or a file *{ARCHIVE}"
+        )
     records, first = [], dict[str, Path]()
-    for folder in sorted(path.parent for path in root.rglob(RECORD_NAME)):
-        found = inspect_record(folder)
+    each = [inspect_record(folder) for folder in sorted(path.parent for path in root.rglob(RECORD_NAME))]
+    each += [found for path in sorted(root.rglob(f"*{ARCHIVE}")) for found in _read_archive(path)]
+    for found in each:
         text = json.dumps(found.record, sort_keys=True)
-        if found.record is not None and first.setdefault(text, folder) != folder:
-            found = FoundRecord(folder, "copy", reason=f"a copy of the run in {first[text]}")
+        if found.record is not None and first.setdefault(text, found.folder) != found.folder:
+            found = FoundRecord(found.folder, "copy", reason=f"a copy of the run in {first[text]}")
         records.append(found)
     return records
