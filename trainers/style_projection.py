@@ -7,6 +7,7 @@ the same end (Cai et al., ECCV 2024).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,3 +86,7 @@ class StyleProjection(ZeroshotCLIP):
     def feature_logits(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of features `[B, E]`."""
         return self.cosine_logits(features, self.classifier)
+
+    def record_facts(self) -> dict[str, Any]:
+        """Nothing is selected, since nothing is trained."""
+        return super().record_facts() | {"selection_rule": "none"}

@@ -74,7 +74,7 @@ def test_broken_archives_are_named(content, tmp_path, capsys):
 def test_a_file_that_is_no_archive_is_named(tmp_path, capsys):
     (tmp_path / "x.txt").write_text("x")
     assert table.main([str(tmp_path / "x.txt")]) == 2
-    assert "x.txt is a file and no folder" in capsys.readouterr().err
+    assert "x.txt is a file, not a folder" in capsys.readouterr().err
 
 
 def record_of(method, seed, target, world, per_class):

@@ -42,6 +42,7 @@ def test_predictions_are_those_of_least_squares(run, sketch, plain, pairs, words
     both = F.normalize(rest(features), dim=-1) @ weights.T
     texts_alone = F.normalize(features.double(), dim=-1) @ weights.T
     assert torch.equal(both.argmax(1), texts_alone.argmax(1))
+    assert record["selection_rule"] == "none" and record["num_train"] == 0 and not record["transductive"]
     assert record["metrics"]["test"]["correct"] == int((both.argmax(1) == labels).sum())
     shares = np.load(folder / "predictions.npz")["shares"][:, 0]
     expected = (plain.scale * texts_alone).softmax(1).amax(1)
