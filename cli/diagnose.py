@@ -8,13 +8,12 @@ what these show are named, with the points that there are to gain.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_clip.cli import task
-from dassl_clip.cli.arguments import Parser, split_command
+from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine import registry
-from dassl_clip.engine.errors import RESUMES, guarded
+from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import methods, plan, state
 from dassl_clip.experiments.tasks import dataset_domains
@@ -26,7 +25,7 @@ from dassl_clip.results.tables import test_table
 TASK = "styles"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The arguments of this command; KEY VALUE pairs are taken off before."""
     parser = Parser(
         prog="dassl-clip diagnose",
@@ -44,12 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tests and print the diagnosis; 1 if a run failed, 2 with one line for a user's error."""
-    return guarded(lambda words: run_diagnose(*split_command(build_parser(), words)), argv, RESUMES)
-
-
-def run_diagnose(args: argparse.Namespace, pairs: Pairs) -> int:
+def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Run what is missing of the tests, and print what they say."""
     keys = {
         "MODEL.BACKBONE.NAME": args.backbone,
@@ -57,8 +51,8 @@ def run_diagnose(args: argparse.Namespace, pairs: Pairs) -> int:
         "DATASET.OWN_STYLES": args.own_styles,
     }
     pairs = (*pairs, *((key, value) for key, value in keys.items() if value))
-    args.shots = 0 if args.shots is None else args.shots
-    request = task.request_of(args, [1], [TASK])
+    args.shots, args.seeds = args.shots or 0, [1]
+    request = task.request_of(args, args.dataset, [TASK])
     method = methods.Method(methods.reference_name(), "", pairs)
     runs = plan.plan_runs(request, method)
     domains = dataset_domains(runs[0].config)
@@ -77,3 +71,6 @@ def run_diagnose(args: argparse.Namespace, pairs: Pairs) -> int:
     repairs = {name: what for name, kind in kinds.items() if (what := getattr(kind, "repairs", ""))}
     print("\n".join(["", test_table(found).render(), "", *diagnosis(found, repairs), "", summary(found)]))
     return 0
+
+
+main = command(build_parser, run, RESUMES)
