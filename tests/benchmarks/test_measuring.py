@@ -90,19 +90,19 @@ def test_differences_are_relative_and_shapes_have_to_fit(script):
 
 def test_a_script_from_its_command_line(script, small, tmp_path, monkeypatch, capsys):
     """Memory and arithmetic of each side, and the file that keeps them beside what was there."""
-    words = [*small, "--only", "prompts", "--classes", "200", "--runs", "2", "--write", "--results", str(tmp_path)]
+    words = [*small, "--only", "prompts", "--classes", "80", "--runs", "2", "--write", "--results", str(tmp_path)]
     module = script("text_tower")
     (tmp_path / "cpu-1-thread.json").write_text(json.dumps({"other": {"case": 1}}))
     monkeypatch.setattr(sys, "argv", [module.__file__, *words])  # the processes that it starts get these words too
     module.main()
-    assert "prompts of 200 classes" in capsys.readouterr().out
+    assert "prompts of 80 classes" in capsys.readouterr().out
     content = json.loads((tmp_path / "cpu-1-thread.json").read_text())
     assert content["other"] == {"case": 1}
     entry = content["text_tower"][f"prompts, {small[1]}"]
     assert entry["arithmetic_ratio"] > 3 and entry["memory_ratio"] > 2
     assert max(entry["difference"].values()) < 1e-4
     assert len(entry["runs"]) == 2 and entry["time_ratio"] == min(entry["runs"])
-    assert entry["setting"]["classes"] == 200 and entry["machine"]["device"] == "CPU, 1 thread"
+    assert entry["setting"]["classes"] == 80 and entry["machine"]["device"] == "CPU, 1 thread"
 
 
 @pytest.mark.parametrize(
