@@ -85,7 +85,7 @@ def kept_record(record: Mapping[str, Any], folder: Path, own: Mapping[str, str] 
     kept = {key: value for key, value in record.items() if key not in LEFT_OUT}
     kept["command"] = f"python -m tools.study run FOLDER --only {name}"
     changes = [part for part in record["config"].split("+") if not part.startswith(f"{BACKBONE}=")]
-    kept["config"] = "+".join("words" if part.startswith("TRAINER.CLAP.SOURCE=") else part for part in changes)
+    kept["config"] = "+".join("words" if part.startswith("SOURCE=") else part for part in changes)
     kept["backbone"] = record["backbone"] | dict.fromkeys(("name", "architecture"), f"local-dir:worlds/{name}")
     kept["toolbox"] = record["toolbox"] | {"path": ""}
     kept["world"] = name

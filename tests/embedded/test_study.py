@@ -21,7 +21,7 @@ OWN = {"dog": "sketch", "fire_truck": "photo", "house": "sketch"}
 @pytest.fixture
 def kept(run):
     folder, record, _ = run("ZeroshotCLIP")
-    record["config"] = f"icons+{study.BACKBONE}=local-dir_x+TRAINER.CLAP.SOURCE=words.txt"
+    record["config"] = f"icons+{study.BACKBONE}=local-dir_x+SOURCE=words.txt"
     return study.kept_record(record, folder, OWN, "s0.5-seed1-styles1"), folder
 
 
