@@ -24,6 +24,7 @@ from dassl_clip.results.diagnosis import (
     OTHER,
     OWN,
     OWN_WORD,
+    READ_OFF,
     TIED,
     TIED_BY_CHANCE,
     TRUE_WORD,
@@ -97,7 +98,10 @@ def style_tests(trainer: CLIPTrainer, notes: list[str]) -> Iterator[tuple[str, d
     styled = encode(styled_texts(names, words, trainer.cfg.DATASET.STYLE_TEMPLATE)).unflatten(0, (len(words), -1))
     own = model_own_styles(trainer)
     notes.append(f"styles: the own style of each class is {'known' if own else 'estimated from the texts'}")
-    own = own or [words[number] for number in estimate_own_styles(styled, plain).tolist()]
+    estimated = [words[number] for number in estimate_own_styles(styled, plain).tolist()]
+    if own:
+        yield READ_OFF, share(sum(a == b for a, b in zip(own, estimated)), len(own))
+    own = own or estimated
     yield from _by_own_style(metrics, scores, labels, torch.tensor([word == style for word in own]))
 
     basis = style_basis(style_directions(styled, plain))

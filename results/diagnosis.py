@@ -16,6 +16,7 @@ import numpy as np
 ZEROSHOT = "zero-shot"
 OWN, OTHER = "images in the class's own style", "images in other styles"
 TIED, TIED_BY_CHANCE = "errors on other styles that fall on classes of that style", "the same by chance"
+READ_OFF = "classes whose own style can be read off their names' features"
 IN_TEXTS, IN_IMAGES = "style words projected out of the texts", "style words projected out of the images"
 TRUE_WORD, WRONG_WORD = "prompt with the style word of the images", "prompt with a wrong style word"
 OWN_WORD = "prompt with the class's own style word"
@@ -103,6 +104,9 @@ def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) 
         tied, by_chance = mean_of(records, TIED), mean_of(records, TIED_BY_CHANCE)
         if tied is not None and by_chance is not None:
             lines.append(f"{TIED}: {tied:.0f} %, by chance {by_chance:.0f} %")
+    read_off = mean_of(records, READ_OFF)
+    if read_off is not None:
+        lines.append(f"{READ_OFF}: {read_off:.0f} %")
     forms = [mean_of(records, form) or 0.0 for form in FORMS]
     lines += [
         f"prompt forms {', '.join(FORMS)}: within {max(forms) - min(forms):.1f} points (they share the class names, so "

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from dassl_clip.results.diagnosis import TIED, TIED_BY_CHANCE, Gain, interval
+from dassl_clip.results.diagnosis import READ_OFF, TIED, TIED_BY_CHANCE, Gain, interval
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import ARCHIVE, find_records, write_archive
 from tools.build_icons.captions import STYLE_TEMPLATES, STYLE_WORDS
@@ -188,7 +188,7 @@ def gain_text(cells: Cells, task: str, row: str) -> str:
 def style_text(records: Sequence[Mapping[str, Any]], test: str) -> str:
     """A test's figure: the mean over domains and models."""
     values = [record["metrics"][test]["accuracy"] for record in records if test in record["metrics"]]
-    digits = 0 if test in (TIED, TIED_BY_CHANCE) else 1
+    digits = 0 if test in (TIED, TIED_BY_CHANCE, READ_OFF) else 1
     return f"{np.mean(values):.{digits}f}" if values else "-"
 
 

@@ -80,6 +80,10 @@ def test_metrics_are_those_counted_by_hand(styles, sketch, plain):
     assert record["metrics"]["zero-shot"]["per_class_accuracy"] == [
         pytest.approx(accuracy(features, prompts, labels, labels == c)) for c in range(3)
     ]
+    added = unit((styled.double() - styled.double().mean(0)).mean(1))
+    nearest = ((prompts - prompts.mean(0)).double() @ added.T).argmax(1).tolist()
+    read_off = sum(OWN[name] == WORDS[number] for name, number in zip(NAMES, nearest))
+    assert metrics["classes whose own style can be read off their names' features"] == pytest.approx(100 * read_off / 3)
     assert {"C", "CP", "PC", "scores balanced over classes"} <= set(metrics)
 
 
