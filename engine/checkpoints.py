@@ -62,6 +62,7 @@ class Checkpoints:
 
     Attributes:
         resumed: What a checkpoint inside an epoch or a fit says (`INSIDE`), until it is used; None after any other.
+        resumed_identity: The settings (`fingerprint.identity`) of the run whose checkpoint was resumed.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Checkpoints:
         self.folder, self.run, self.progress = folder, run, progress
         self.models, self.optims, self.scheds, self.scaler = models, optims, scheds, scaler
         self.resumed: dict[str, Any] | None = None
+        self.resumed_identity: dict[str, Any] | None = None
 
     # ----------------------------------------------------------------------------------------------------- saving
 
@@ -228,6 +230,7 @@ class Checkpoints:
                     "take it with --eval-only --model-dir, or start in another folder"
                 ) from error
             self.resumed = {key: state[key] for key in INSIDE if key in state} if state.get("step") else None
+            self.resumed_identity = dict(state.get("identity") or {})
             steps = f" and {state['step']} steps" if self.resumed else ""
             logger.info("resumed from %s, %d epochs%s done", paths[first], state["epoch"], steps)
             return state

@@ -23,6 +23,7 @@ from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.results import run_data
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import check_labels
+from dassl_clip.results.protocols import RULE_NOT_RECORDED
 
 from . import distributed
 from .checkpoints import Checkpoints, Run
@@ -383,6 +384,10 @@ class CLIPTrainer(TrainerX):
     def record_facts(self) -> dict[str, Any]:
         """What the trainer knows of its run's record; a method adds its own."""
         return trainer_facts(self)
+
+    def evaluated_rule(self, trained: Mapping[str, Any]) -> str:
+        """The selection rule of an evaluation of a run that says this of itself (`trained` of its record)."""
+        return trained.get("selection_rule", RULE_NOT_RECORDED)
 
     def save_predictions(self) -> None:
         """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""

@@ -231,9 +231,11 @@ def trained_facts(folder: Path) -> dict[str, Any]:
         return dict(record["trained"])
     facts: dict[str, Any] = {"folder": str(folder.resolve())}
     source = record if record is not None else config_facts(config) if config is not None else {}
+    if record is None:  # a run that has not finished has selected nothing yet
+        source.pop("selection_rule", None)
     keys = (
         "method", "config", "task", "dataset", "source_domains", "target_domains", "class_subset", "shots", "seed",
         "config_hash", "data_fingerprint", "num_train", "finished_at", "selection_rule", "transductive", "data",
-        "learned",
+        "learned", *getattr(trainer_class(str(source.get("method", ""))), "fixed_in_record", {}).values(),
     )  # fmt: skip
     return facts | {key: source[key] for key in keys if key in source}

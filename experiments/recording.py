@@ -12,9 +12,10 @@ from typing import Any
 
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.engine.fingerprint import config_facts, named_files
+from dassl_clip.engine.record import is_trained, selection_rule
 from dassl_clip.results import environment, records
-from dassl_clip.results.protocols import EVALUATION, TRANSFER_TASKS, trained_on
-from dassl_clip.results.run_data import RunData
+from dassl_clip.results.protocols import EVALUATION, RULE_NOT_RECORDED, TRANSFER_TASKS, trained_on
+from dassl_clip.results.run_data import RunData, read_data
 
 from . import identity
 
@@ -41,24 +42,48 @@ class EvaluationRecorder:
         self._total = self._correct = 0
         self._loader: Any = None  # of the images that are tested
         self._results: Mapping[str, Any] = {}
+        self._epoch: int | None = None
         self._wrap()
 
-    def evaluates(self, folder: Path) -> None:
-        """Note that the models are those of an earlier run: the record says what they were trained on."""
+    def evaluates(self, folder: Path, epoch: int | None = None) -> None:
+        """Note that the models are those of an earlier run: the record says what they were trained on.
+
+        Args:
+            folder: the run's folder.
+            epoch: the epoch that was asked for; None: the run's own choice.
+        """
         trained = identity.trained_facts(folder)
         self.extra = {"evaluated_from": str(folder.resolve()), "trained": trained, "num_train": 0}
-        keys = ("num_train", "shots", "seed", "source_domains", "selection_rule")
+        keys = ("num_train", "shots", "seed", "source_domains")
         self.extra |= {key: trained[key] for key in keys if key in trained}
+        self._epoch = epoch
         if self.cfg.RUN.TASK not in TRANSFER_TASKS:
             self.extra["task"] = EVALUATION
-        tested = self.data.facts()["test"] if self.data is not None else ""
-        same_images = bool(tested) and trained.get("data", {}).get("test") == tested
-        self.extra["transductive"] = bool(trained.get("transductive")) and same_images
+        self.extra["transductive"] = bool(trained.get("transductive")) and self._tests_some_of(trained)
         target = "+".join(self.cfg.DATASET.TARGET_DOMAINS)
         where = self.cfg.DATASET.NAME + (f"/{target}" if target else "")
         own = getattr(getattr(getattr(self.trainer, "dm", None), "dataset", None), "protocol", "")
         told = f"evaluation: trained on {trained_on(trained)}, tested on {where}"
         self.extra["protocol"] = f"{told}; {own}" if own else told
+
+    def _tests_some_of(self, trained: Mapping[str, Any]) -> bool:
+        """Whether images that the evaluated run tested are tested again."""
+        if self.data is None:
+            return False
+        then = read_data(Path(trained["folder"]))
+        if then is None:
+            return trained.get("data", {}).get("test") == self.data.facts()["test"]
+        earlier, now = (
+            {(image.path, image.size) for image in data.images if image.part == "test"} for data in (then, self.data)
+        )
+        return not earlier.isdisjoint(now)
+
+    def _evaluated_rule(self, trained: Mapping[str, Any]) -> str:
+        """Which weights of the evaluated run are tested, and by what they were chosen."""
+        if self._epoch is not None:
+            return f"epoch {self._epoch}, as asked for"
+        own: Callable[[Mapping[str, Any]], str] | None = getattr(self.trainer, "evaluated_rule", None)
+        return own(trained) if own is not None else trained.get("selection_rule", RULE_NOT_RECORDED)
 
     def write(self) -> None:
         """Write the record, unless the trainer has written one."""
@@ -124,6 +149,8 @@ class EvaluationRecorder:
         return "val" if split == "val" and getattr(self.trainer, "val_loader", None) is not None else "test"
 
     def _record(self) -> dict[str, Any]:
+        if "trained" in self.extra:
+            self.extra["selection_rule"] = self._evaluated_rule(self.extra["trained"])
         own: Callable[[], dict[str, Any]] | None = getattr(self.trainer, "record_facts", None)
         if own is not None:
             return config_facts(self.cfg) | environment.environment_facts() | own() | self.extra
@@ -131,14 +158,14 @@ class EvaluationRecorder:
         node = self.cfg.TRAINER.get(self.cfg.TRAINER.NAME.upper(), {})
         dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)
         facts = config_facts(self.cfg) | environment.environment_facts()
-        if not self.trainer.get_model_names():
-            facts["selection_rule"] = "none"
-        elif self.cfg.TEST.FINAL_MODEL == "best_val" and getattr(self.trainer, "val_loader", None) is None:
-            facts["selection_rule"] = "best_val on TEST images (diagnostic only)"
+        if hasattr(dataset, "protocol"):
+            facts["protocol"] = dataset.protocol
         return facts | {
+            "selection_rule": selection_rule(self.trainer),
+            "transductive": self._adapts_to_tested(dataset),
             "prompt": str(node.get("CTX_INIT", "")),
             "backbone": {"name": str(self.cfg.MODEL.BACKBONE.NAME), "weights_hash": ""},
-            "num_train": len(getattr(dataset, "train_x", None) or ()),
+            "num_train": len(getattr(dataset, "train_x", None) or ()) if is_trained(self.trainer) else 0,
             "metrics": self.metrics,
             "losses": {},
             "seconds": {"train": total - self._test_seconds, "test": self._test_seconds, "total": total},
@@ -149,3 +176,11 @@ class EvaluationRecorder:
             "files": named_files(self.cfg),
             **self.extra,
         }
+
+    def _adapts_to_tested(self, dataset: Any) -> bool:
+        """Whether the trainer is one of unlabelled images too, and some of those are tested."""
+        from dassl.engine import TrainerXU
+
+        tested = {item.impath for item in getattr(dataset, "test", None) or ()}
+        unlabelled = getattr(dataset, "train_u", None) or ()
+        return isinstance(self.trainer, TrainerXU) and any(item.impath in tested for item in unlabelled)

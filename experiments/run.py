@@ -192,7 +192,13 @@ def execute(config: Any, job: Job) -> None:
         )
     trainer = build_trainer(config)
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
-    if dataset is not None and not identity.is_ours(type(trainer)):
+    ours = identity.is_ours(type(trainer))  # they see to labels and to training images that are tested
+    if trains and not ours and getattr(dataset, "train_overlaps_test", False) and trainer.get_model_names():
+        raise UserError(
+            f"{config.TRAINER.NAME} trains on labels, but here the training images are test images too "
+            f"({dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
+        )
+    if dataset is not None and not ours:
         try:
             check_labels(dataset, config.DATASET.NAME)
         except ValueError as error:  # a head of its own may do with labels that have gaps
@@ -215,7 +221,7 @@ def execute(config: Any, job: Job) -> None:
     recorder = EvaluationRecorder(trainer, config, data)
     if job.eval_only:
         if trainer.get_model_names():
-            recorder.evaluates(load_run(trainer, job.model_dir, job.load_epoch))
+            recorder.evaluates(load_run(trainer, job.model_dir, job.load_epoch), job.load_epoch)
         trainer.test()
         if hasattr(trainer, "save_predictions"):
             trainer.save_predictions()

@@ -18,6 +18,12 @@ TRANSFER_TASKS = {
 }
 EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
 NOT_KNOWN = "data that is not recorded"
+# Selection rules, which records name; methods add what else they choose, and by what.
+NOTHING_LEARNED, LAST = "none", "last"
+BEST_ON_VAL = "best_val on source validation images"
+BEST_ON_TEST = "best_val on TEST images (diagnostic only)"
+RULE_NOT_RECORDED = "not recorded"
+FILE_NOT_RECORDED = "not recorded: learned parts of a file"
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,7 +58,7 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "source_dataset": str(flat.get("RUN.SOURCE") or dataset),
         "protocol": protocol_of(source, target, task, data_protocol),
         "data_protocol": data_protocol,  # which images of the target are tested
-        "selection_rule": "best_val on source validation images" if best else "last",
+        "selection_rule": BEST_ON_VAL if best else LAST,
         "source_domains": source,
         "target_domains": target,
         "class_subset": str(flat.get("DATASET.SUBSAMPLE_CLASSES", "all")),
@@ -89,6 +95,8 @@ def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", da
         return TRANSFER_TASKS[task]
     if not source or not target:
         return "training split to test split of one data set"
+    if set(source) == set(target) and data_protocol == ALL_IMAGES:
+        return "inside a domain: every image of it is tested"
     if set(source) == set(target):
         return "inside a domain: trained on its training part, tested on its held-out part"
     return "leave one domain out: trained on the source domains, tested on all of the unseen target domain"

@@ -102,6 +102,7 @@ class LinearProbe(CLIPTrainer):
             self.start = zeroshot_weights(
                 self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
             ).T.float()
+        self.pull_chosen = False  # by validation images
         self.model = self.register_learner("probe", Probe(self.start))
 
     def fit(self) -> None:
@@ -115,7 +116,7 @@ class LinearProbe(CLIPTrainer):
         scale = float(self.logit_scale)
         fitted = {pull: fit_probe(features, labels, self.start, scale, pull, self.node.STEPS) for pull in pulls}
         weights = {pull: distributed.broadcast(weight) for pull, weight in fitted.items()}
-        self.pull = pulls[0]
+        self.pull, self.pull_chosen = pulls[0], len(pulls) > 1
         if len(pulls) > 1:
             images = selection_images(self.dm.dataset, "TRAINER.LINEARPROBE.PULL, of several values,")
             held_out, held_out_labels = self.features(images)
@@ -129,6 +130,12 @@ class LinearProbe(CLIPTrainer):
             self.model.weight.copy_(weights[self.pull])
         logits = scale * self.model(features)
         self.losses = {"ce": F.cross_entropy(logits, labels).item(), "pull": self.pull}
+
+    def record_facts(self) -> dict:
+        """Also by what the pull was chosen."""
+        facts = super().record_facts()
+        facts["selection_rule"] += "; pull by source validation images" * self.pull_chosen
+        return facts
 
     def class_proxies(self) -> Tensor:
         """The class weights, `[C, E]`."""

@@ -17,8 +17,9 @@ from dassl_clip.cli import train
 from dassl_clip.engine import errors
 from dassl_clip.engine.fingerprint import config_hash
 from dassl_clip.engine.overrides import resolve_config
-from dassl_clip.results import records
+from dassl_clip.results import records, tables
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
+from dassl_clip.results.groups import group_records
 
 
 @pytest.fixture
@@ -67,7 +68,41 @@ def test_a_trainer_without_training_is_recorded_too(world, call):
     assert call(method="TinyGuess")[0] == 0
     record = records.read_record(world.out)
     assert (record["selection_rule"], record["metrics"]["test"]["total"]) == ("none", 20)
+    assert record["num_train"] == 0
     assert record["metrics"]["test"]["accuracy"] > 80
+
+
+def test_what_a_third_party_trainer_selects_is_recorded(world, call, tmp_path):
+    """Also where it trains for no epoch, or its validation images are test images, some or all of them."""
+    assert call("OPTIM.MAX_EPOCH", 0)[0] == 0
+    record = records.read_record(world.out)
+    assert (record["selection_rule"], record["num_train"]) == ("none", 0)
+    plugin = tmp_path / "odd_val.py"
+    plugin.write_text(
+        "from dassl.data.datasets import DATASET_REGISTRY\n"
+        "from dassl_clip.datasets.own_folders import FolderDomains\n"
+        "@DATASET_REGISTRY.register(force=True)\nclass OddVal(FolderDomains):\n"
+        "    def __init__(self, cfg):\n        super().__init__(cfg)\n"
+        "        self._val = {'none': None, 'some': self.val + self.test[:1], 'own': self.val}[cfg.RUN.CONFIG]\n"
+    )
+    best = ("--import", plugin, "DATASET.NAME", "OddVal", "TEST.FINAL_MODEL", "best_val", "RUN.CONFIG")
+    rules = {}
+    for kind in ("none", "some", "own"):
+        assert call("--output-dir", world.root / kind, *best, kind)[0] == 0
+        rules[kind] = records.read_record(world.root / kind)["selection_rule"]
+    assert rules["none"] == rules["some"] == "best_val on TEST images (diagnostic only)"
+    assert rules["own"] == "best_val on source validation images"
+
+
+def test_tested_images_are_not_trained_on_by_any_trainer(world, call):
+    """With DATASET.PROTOCOL all-images inside a domain; a trainer without learned parts says that all are tested."""
+    inside = ("--source-domains", "night", "DATASET.PROTOCOL", "all-images")
+    code, _, err = call(*inside)
+    assert code == 2 and "TinyNet trains on labels, but here the training images are test images too" in err
+    assert call(*inside, method="TinyGuess")[0] == 0
+    record = records.read_record(world.out)
+    assert "inside a domain: every image of it is tested" in tables.method_table(group_records([record])[0]).render()
+    assert "held-out" not in record["protocol"]
 
 
 def test_seed_zero_of_a_yaml_is_kept_and_runs_are_reproducible(world, call):
@@ -129,7 +164,12 @@ def test_evaluation_of_a_run_folder(world, call):
     assert code == 2 and "is the folder of the run that is evaluated" in err and err.count("\n") == 1
     assert before.items() <= {path: path.read_bytes() for path in world.out.rglob("*.*") if path.is_file()}.items()
     code, out, _ = call("--eval-only", "--model-dir", world.out, "--load-epoch", 2, "--output-dir", world.root / "c")
-    assert code == 0 and records.read_record(world.root / "c")["metrics"] == trained["metrics"]
+    named = records.read_record(world.root / "c")
+    assert code == 0 and named["metrics"] == trained["metrics"]
+    assert (named["selection_rule"], record["selection_rule"]) == ("epoch 2, as asked for", "last")
+    (world.out / "record.json").unlink()  # it was stopped before its test
+    assert call("--eval-only", "--model-dir", world.out, "--output-dir", world.root / "d")[0] == 0
+    assert records.read_record(world.root / "d")["selection_rule"] == "not recorded"
 
 
 def test_evaluation_of_folders_without_checkpoint(world, call):

@@ -35,6 +35,8 @@ SHORT = (
     "TRAINER.CLAP.BATCH_SIZE", 8, "TRAINER.CLAP.ALPHA", 0.6, "TRAINER.CLAP.TAU", 0.5, "TRAINER.CLAP.LAMBDA", 0.7,
 )  # fmt: skip
 UNTRAINED = ("TRAINER.CLAP.MAX_STEPS", 0)
+DROP = "last drop of the training loss on texts (no images)"  # which step's head is kept: a selection rule
+ALPHA_CHOSEN = "; alpha by source validation images"
 
 
 def clap(**keys):
@@ -127,7 +129,7 @@ def test_a_run_scores_as_a_plain_program_does(run, plain, sketch, templates):
     without = plain_shares(plain, features, names, head, 0.0, templates)
     assert (plain_shares(plain, features, names, head, 0.6, templates) - without).abs().max() > 1e-3
     assert (record["alpha"], record["prompt"]) == (0.6, " | ".join(templates))
-    assert (record["num_train"], record["selection_rule"], record["transductive"]) == (0, "last", False)
+    assert (record["num_train"], record["selection_rule"], record["transductive"]) == (0, DROP, False)
 
 
 def test_a_finished_run_is_evaluated_with_the_same_numbers(run):
@@ -233,6 +235,52 @@ def test_the_kept_weights_and_their_step_are_in_the_record(run):
     assert record["training"]["kept_step"] == 30
     one, two, three = (head_of(run)["projection.weight"] for run in (folder, short, last))
     assert torch.equal(one, two) and not torch.equal(one, three)
+
+
+def test_the_selection_rule_says_which_step_was_kept(run, synthetic):
+    """In every setting, also of a head that is taken from the cache, another run, or no training at all."""
+    rules = {}
+
+    def rule(name, *pairs, **options):
+        folder, record, _ = run(options.pop("trainer", "CLAP"), *pairs, name=name, **options)
+        rules[name] = record["selection_rule"], record.get("training", {}).get("kept_step")
+        return folder, record
+
+    folder, _ = rule("kept", *clap(MIN_DROP=9.0))
+    assert rule("reused", *clap(MIN_DROP=9.0))[1]["training"]["reused"]
+    rule("last", *clap(MIN_DROP=9.0, KEEP="last-step"))
+    rule("no-check", *clap(MAX_STEPS=7))  # CHECK_EVERY is 10
+    rule("untrained", *clap(MAX_STEPS=0))
+    rule("best", *clap(MIN_DROP=9.0), "TEST.FINAL_MODEL", "best_val", "DATASET.NUM_SHOTS", -1)
+    chosen = ("TRAINER.CLAP.ALPHA", "source-val")
+    rule("alpha", *clap(MIN_DROP=9.0), *chosen)
+    # A run that takes up another one's finished head: that one's KEEP decided.
+    rule("taken-up", *clap(MIN_DROP=9.0, KEEP="last-step"), flags=("--resume", str(folder)))
+    rule("taken-up-last", *clap(MIN_DROP=9.0), flags=("--resume", str(folder.parent / "last")))
+    evaluated = ("--eval-only", "--model-dir")
+    rule("evaluated", *clap(KEEP="last-step"), flags=(*evaluated, str(folder)))
+    rule("evaluated-alpha", *SHORT, *chosen, flags=(*evaluated, str(folder)))
+    rule("evaluated-fixed", *clap(ALPHA="9.0"), flags=(*evaluated, str(folder.parent / "alpha")))
+    rule("refined", "TRAINER.INMAP.FROM", folder, trainer="InMaP")
+    for key, step in (("kept", 10), ("reused", 10), ("best", 10), ("taken-up", 10), ("evaluated", None)):
+        assert rules[key] == (DROP, step), key
+    for key, step in (("last", 30), ("no-check", 7), ("taken-up-last", 30)):
+        assert rules[key] == ("last", step), key
+    assert rules["untrained"] == ("none", None) and rules["refined"] == (DROP, None)
+    assert rules["alpha"] == (DROP + ALPHA_CHOSEN, 10) and rules["evaluated-alpha"] == (DROP + ALPHA_CHOSEN, None)
+    assert rules["evaluated-fixed"] == (DROP, None)
+
+
+def test_a_head_of_tested_images_is_transductive(run, domain_tree, tmp_path):
+    """Im.Aug on a folder that holds tested images, there or by a link; on others it is not."""
+    (tmp_path / "link").symlink_to(domain_tree / "sketch")
+    for folder, shared in ((domain_tree / "sketch", True), (tmp_path / "link", True), (domain_tree / "art", False)):
+        image = {"MODALITY": "image", "IMAGE_FOLDER": folder, "IMAGE_VIEWS": 2}
+        _, record, _ = run("CLAP", *clap(**image), name=f"of-{folder.name}")
+        assert record["transductive"] == shared
+        assert record["selection_rule"] == "last drop of the training loss on unlabelled images"
+        seen = "the tested images" if shared else "30 images"
+        assert f"head trained on {seen}, without labels" in record["reading_notes"]
 
 
 def test_every_switch_of_the_ablations_changes_the_head(run):
@@ -373,7 +421,7 @@ def test_alpha_is_the_best_on_source_validation_images(run, plain, tmp_path, dom
             shares = plain_shares(plain, features, names, head, alpha)
             found[alpha] = float((shares.argmax(1) == labels).float().mean())
         assert record["alpha"] == min(alpha for alpha in CANDIDATES if found[alpha] == max(found.values())), found
-        assert record["selection_rule"] == "last; alpha by source validation images"
+        assert record["selection_rule"] == "not recorded: learned parts of a file" + ALPHA_CHOSEN
         chosen.append(record["alpha"])
     assert len(set(chosen)) > 1
 

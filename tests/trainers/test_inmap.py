@@ -295,8 +295,10 @@ def test_a_run_is_refined_from_its_own_scores(run, problem, base):
     refined, record, _ = run("InMaP", "TRAINER.INMAP.FROM", folder, name="refined")
     assert record["refines"]["folder"] == str(folder) and record["refines"]["method"] == BASES[base][0]
     assert record["refines"]["config_hash"] == before["config_hash"]
-    for key in ("prompt", "num_train", "selection_rule"):
+    for key in ("prompt", "num_train"):
         assert record[key] == before[key], key
+    rule = before["selection_rule"]
+    assert record["selection_rule"] == ("last" if rule == "none" else rule)  # as of a run without FROM
     assert record["transductive"] and record["method"] == "InMaP"
     if base.startswith("GOPro"):  # its own scores come from prompts of each image; the start is their mean
         assert set(record["metrics"]) == {"test", REFINED, VISION, SINKHORN}
@@ -320,6 +322,17 @@ def test_a_run_is_refined_from_its_own_scores(run, problem, base):
         "InMaP", "TRAINER.INMAP.FROM", folder, name="loaded", flags=("--eval-only", "--model-dir", str(refined))
     )
     assert evaluated["metrics"]["test"] == record["metrics"]["test"]
+
+
+def test_what_the_refined_run_was_trained_on_stands_in_the_record(run):
+    """Its images per class and domains, not those of the run that refines it; an evaluation has no note of learning."""
+    folder, before, _ = run(*BASES["CoOp"], name="base", source="art", target="sketch")
+    refined, record, _ = run("InMaP", "TRAINER.INMAP.FROM", folder, "DATASET.NUM_SHOTS", -1, name="refined")
+    for key in ("num_train", "shots", "source_domains", "protocol"):
+        assert record[key] == before[key], key
+    flags = ("--eval-only", "--model-dir", str(refined))
+    _, evaluated, _ = run("InMaP", "TRAINER.INMAP.UNLABELED", "train", name="evaluated", flags=flags)
+    assert evaluated["transductive"] and "reading_notes" not in evaluated
 
 
 def test_zero_shot_refined_is_plain_inmap(run):

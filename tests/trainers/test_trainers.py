@@ -160,6 +160,7 @@ def test_9_2_a_trainer_of_adaptation_runs_on_the_data_sets_here(run, monkeypatch
     _, record, output = run("Aligned", "INPUT.SIZE", "(8,8)", "OPTIM.LR", 0.5, "OPTIM.MAX_EPOCH", 6)
     assert "# train_u" in output.out and record["metrics"]["test"]["total"] == 30
     assert record["metrics"]["test"]["accuracy"] > 60
+    assert record["transductive"]  # train_u holds the tested images
 
 
 @pytest.mark.parametrize("variant", LOOPED)
@@ -287,6 +288,8 @@ def test_released_coop_checkpoints_start_a_run(run, tmp_path):
     _, first, _ = run(*VARIANTS["CoOp"], name="a", flags=by_folder)
     _, second, _ = run(*VARIANTS["CoOp"], "MODEL.INIT_WEIGHTS", file, name="b", flags=("--eval-only",))
     assert first["metrics"] == second["metrics"]
+    assert (first["selection_rule"], first["num_train"]) == ("epoch 50, as asked for", 0)
+    assert (second["selection_rule"], second["num_train"]) == ("not recorded", 0)
     folder, _, _ = run(*VARIANTS["CoOp"], "MODEL.INIT_WEIGHTS", file, "OPTIM.LR", 1e-12, name="c")
     torch.testing.assert_close(final_state(folder)["state_dict"]["ctx"], context)
 
@@ -329,6 +332,25 @@ def test_unreadable_images_are_skipped_and_listed_where_asked(run, damaged, vari
         assert len(predictions["labels"]) == len(predictions["paths"]) == 29 and tested not in predictions["paths"]
     _, whole, _ = run(*VARIANTS[variant], "DATALOADER.ON_BAD_IMAGE", "skip", name="whole")
     assert whole["skipped_images"] == [] and whole["metrics"]["test"]["total"] == 30
+
+
+def test_the_selection_rule_says_what_was_chosen(run):
+    """What a method chooses besides, and nothing that it does not choose."""
+    every = ("DATASET.NUM_SHOTS", -1, "TEST.FINAL_MODEL", "best_val")  # with validation images
+    rules = {}
+    for name, words in {
+        "zeroshot": VARIANTS["ZeroshotCLIP"],
+        "probe": VARIANTS["LinearProbe"],
+        "one-pull": (*VARIANTS["LinearProbe"], "TRAINER.LINEARPROBE.PULL", "(1.0,)"),
+        "best": VARIANTS["CoOp"],
+    }.items():
+        _, record, _ = run(*words, *every, name=name)
+        rules[name] = record["selection_rule"], record["num_train"]
+    best = "best_val on source validation images"
+    assert rules["zeroshot"] == ("none", 0) and rules["best"] == (best, 48)
+    assert rules["probe"] == ("last; pull by source validation images", 48) and rules["one-pull"] == ("last", 48)
+    _, record, _ = run(*VARIANTS["LinearProbe"], name="no-val", source="art", target="photo")
+    assert record["selection_rule"] == "last; pull by source validation images"
 
 
 def test_labels_of_test_images_are_not_trained_on(run):

@@ -11,8 +11,11 @@ the best accuracy on *source* validation images. It is never chosen on test imag
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +32,16 @@ from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
+from dassl_clip.results.protocols import FILE_NOT_RECORDED, LAST, NOTHING_LEARNED
 
 from .head import ContentHead, check_trained, check_widths, is_published, published_network, published_state
-from .pairs import OVERRIDDEN_PAIRS, PAIR_KEYS, check_pair_keys, image_pairs, text_pairs
-from .training import KEPT, LAST_DROP, FitReport, Pairs, fit_content_head, last_drop
+from .pairs import OVERRIDDEN_PAIRS, PAIR_KEYS, check_pair_keys, class_pictures, image_pairs, text_pairs
+from .training import KEPT, LAST_DROP, LAST_STEP, FitReport, Pairs, fit_content_head, last_drop
 
 logger = logging.getLogger(__name__)
 
 SOURCE_VAL = "source-val"
+ALPHA_CHOSEN = "; alpha by source validation images"
 
 
 @TRAINER_REGISTRY.register()
@@ -109,6 +114,7 @@ class CLAP(CLIPTrainer):
         texts = [fill_template(words, name, style) for name, style in zip(names, own) for words in self.templates]
         self.prompts = self.features.texts(texts)
         self.report: FitReport | None = None
+        self.resumed_identity: Mapping[str, Any] | None = None  # of the run whose finished head is taken up
         self.checks: list[list[float]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(max(self.cfg.SEED, 0))
@@ -252,16 +258,57 @@ class CLAP(CLIPTrainer):
         logger.info("validation accuracy by alpha: %s", {f"{a:g}": round(v, 1) for a, v in accuracy.items()})
         return max(accuracy, key=accuracy.get)
 
+    def resume_model_if_exist(self, directory: str) -> int:
+        """As in the base; also note by which settings a finished head was trained."""
+        epochs = super().resume_model_if_exist(directory)
+        self.resumed_identity = self.checkpoints.resumed_identity if epochs else None
+        return epochs
+
+    def _trained_with(self, key: str) -> Any:
+        """A setting of the node under which the head was trained: of the resumed run, if that had trained it."""
+        if self.resumed_identity is None:
+            return self.node[key]
+        return self.resumed_identity.get(f"TRAINER.CLAP.{key}", LAST_STEP if key == "KEEP" else self.node[key])
+
+    def _dropped(self) -> int:
+        """The step of the last drop if the head is that of it, 0 if it is that of the last step."""
+        if not self.checks or self._trained_with("KEEP") != LAST_DROP:
+            return 0
+        return last_drop(self.checks, self._trained_with("CHECK_EVERY"), self._trained_with("MIN_DROP"))
+
+    def _kept_by(self) -> str:
+        """Which step's head is tested, and what chose it."""
+        if not self.checks:
+            resumed = (self.resumed_identity or {}).get("MODEL.INIT_WEIGHTS", self.cfg.MODEL.INIT_WEIGHTS)
+            return FILE_NOT_RECORDED if resumed else NOTHING_LEARNED
+        if not self._dropped():
+            return LAST
+        seen = "unlabelled images" if self._trained_with("MODALITY") == "image" else "texts (no images)"
+        return f"last drop of the training loss on {seen}"
+
+    def evaluated_rule(self, trained: Mapping[str, Any]) -> str:
+        """The rule of the run that trained the head; by what alpha was chosen, the evaluation may have changed."""
+        rule = super().evaluated_rule(trained)
+        if parse_alpha(self.node.ALPHA) is None:
+            return rule.removesuffix(ALPHA_CHOSEN) + ALPHA_CHOSEN
+        return rule if trained.get("alpha", self.model.alpha) == self.model.alpha else rule.removesuffix(ALPHA_CHOSEN)
+
     def record_facts(self) -> dict:
         """Also the head's weight and where it came from, and how training went."""
         facts = super().record_facts() | {"alpha": self.model.alpha}
         chosen = parse_alpha(self.node.ALPHA) is None
-        facts["selection_rule"] = "last" + "; alpha by source validation images" * chosen
+        facts["selection_rule"] = self._kept_by() + ALPHA_CHOSEN * chosen
         if self.checks:
-            steps, node = int(self.checks[-1][0]), self.node
-            dropped = last_drop(self.checks, node.CHECK_EVERY, node.MIN_DROP) if node.KEEP == LAST_DROP else 0
-            facts["training"] = {"steps": steps, "kept_step": dropped or steps, "checks": self.checks}
+            steps = int(self.checks[-1][0])
+            facts["training"] = {"steps": steps, "kept_step": self._dropped() or steps, "checks": self.checks}
             facts["training"]["reused"] = self.report is None
+        if self.checks and self._trained_with("MODALITY") == "image" and self.resumed_identity is None:
+            folder = Path(self.node.IMAGE_FOLDER).expanduser()
+            seen = {os.path.realpath(item.impath) for item in class_pictures(folder, self.classnames)}
+            shared = any(os.path.realpath(item.impath) in seen for item in self.dm.dataset.test)
+            facts["transductive"] = facts.get("transductive", False) or shared
+            note = f"head trained on {'the tested images' if shared else f'{len(seen)} images'}, without labels"
+            facts["reading_notes"] = [note, *facts["reading_notes"]]
         return facts
 
 

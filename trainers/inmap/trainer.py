@@ -29,6 +29,7 @@ from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.protocols import NOTHING_LEARNED
 
 from .labels import SOLVERS, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
 
@@ -206,15 +207,17 @@ class InMaP(CLIPTrainer):
         facts["transductive"] = shared or (self.base_record or {}).get("transductive", False)
         facts["solutions"] = self.solutions
         seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
-        facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
+        if self.solutions:  # else another run learned them, from its own images
+            facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
         if self.base_record is not None:
             keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed", "finished_at")
             facts["refines"] = {"folder": self.node.FROM, "learned": self.base_record.get("learned", {})}
             facts["refines"] |= {key: self.base_record[key] for key in keys}
             facts["num_train"] = self.base_record["num_train"]
-            facts["selection_rule"] = self.base_record["selection_rule"]
-        else:
-            facts["selection_rule"] = "last"
+            if facts["num_train"]:  # labels were seen by the refined run alone
+                facts |= {key: self.base_record[key] for key in ("shots", "source_domains", "protocol")}
+            if self.base_record["selection_rule"] != NOTHING_LEARNED:
+                facts["selection_rule"] = self.base_record["selection_rule"]
         return facts
 
 
