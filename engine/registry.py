@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,6 +23,9 @@ from .paths import add_folder
 
 PACKAGES = ("dassl_clip.datasets", "dassl_clip.trainers")  # importing them registers what they hold
 _IMPORTED: dict[str, ModuleType] = {}
+# How Dassl's registries, the original's and the toolbox's, refuse a name that is taken.
+_TAKEN = re.compile(r'An object named "(?P<name>.+?)" was already registered in "(?P<registry>.+?)" registry')
+_KINDS = {"DATASET": "data set", "TRAINER": "trainer"}
 
 
 def register() -> None:
@@ -133,9 +138,34 @@ def _failing(name: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, KeyError) and (taken := _TAKEN.search(str(error))):
+            raise UserError(f"--import: {name} {_taken_name(taken['name'], taken['registry'], frames)}") from error
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
         file = (error.filename if isinstance(error, SyntaxError) else frames[-1].filename) or name
         raise UserError(
             f"--import: {name} cannot be imported: {type(error).__name__}: {error} (line {line} of {file}); --debug "
             "shows the traceback"
         ) from error
+
+
+def _taken_name(name: str, registry: str, frames: traceback.StackSummary) -> str:
+    """A phrase on a name of a user's file that Dassl's registry has already: who has it, and what to do.
+
+    Args:
+        name: The name.
+        registry: The registry's own name.
+        frames: From the user's file to the registry's.
+    """
+    from dassl.utils import Registry
+
+    owner: object = {"DATASET": dataset_class, "TRAINER": trainer_class}.get(registry, lambda name: object)(name)
+    holder = "something else"
+    if isinstance(owner, type) and owner is not object:
+        holder = f"{owner.__module__} ({getattr(sys.modules.get(owner.__module__), '__file__', 'no file')})"
+    own = inspect.getsourcefile(Registry)
+    line = next((frame for frame in reversed(frames) if frame.filename != own), frames[-1])
+    return (
+        f"registers a {_KINDS.get(registry, registry.lower())} {name!r} (line {line.lineno} of {line.filename}), but "
+        f"{holder} has that name: rename the class, or register it with {registry}_REGISTRY.register(force=True), "
+        "which puts it in that one's place"
+    )

@@ -3,6 +3,9 @@
 Covers `engine/config.py`, `engine/overrides.py` and `cli/arguments.py`.
 """
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from dassl_clip.cli import train
@@ -173,6 +176,28 @@ def test_unknown_flag(world, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: unrecognized arguments: --sead 1. Did you mean '--seed'?")
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "kind", "owner"),
+    [
+        ("dassl.data.datasets.DATASET_REGISTRY", "PACS", "data set", "dassl_clip.datasets.domain_sets"),
+        ("dassl.engine.TRAINER_REGISTRY", "CoOp", "trainer", "dassl_clip.trainers.coop"),
+        ("dassl.modeling.backbone.BACKBONE_REGISTRY", "resnet18", "backbone", "something else"),
+    ],
+)
+def test_a_name_of_ours_that_a_file_registers_too_is_named(world, registry, name, kind, owner):
+    """Who has it, where, and what to do; with force the file's own takes its place."""
+    module, _, table = registry.rpartition(".")
+    file = world.root / "mine.py"
+    file.write_text(f"from {module} import {table}\n\n\n@{table}.register()\nclass {name}:\n    pass\n")
+    with pytest.raises(UserError) as error:
+        resolve_in(world, "--import", str(file))
+    text = str(error.value)
+    assert text.startswith(f"--import: {file} registers a {kind} '{name}' (line 4 of {file}), but {owner}")
+    path = "" if owner == "something else" else str(Path(sys.modules[owner].__file__))
+    assert path in text and "\n" not in text and "KeyError" not in text and "already registered" not in text
+    assert f"rename the class, or register it with {table}.register(force=True)" in text
 
 
 def test_a_file_is_imported_once(world):
