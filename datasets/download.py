@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
@@ -175,29 +175,44 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         UserError: if a member would leave the folder, is a link or a device, if two would be one file on some disks,
-            if there is no space for all, or if the archive cannot be read; of the first four nothing is written.
+            if there is no space for all, or if the archive cannot be read; of none of them anything stays.
     """
+    added: list[Path] = []
     try:
         if archive.name.endswith(".zip"):
             with zipfile.ZipFile(archive) as file:
                 entries = file.infolist()
+                names = [entry.filename for entry in entries]
                 plain = [stat.S_IFMT(entry.external_attr >> 16) not in SPECIAL for entry in entries]
-                check_members(
-                    archive, folder, [entry.filename for entry in entries], plain, [e.file_size for e in entries]
-                )
+                check_members(archive, folder, names, plain, [entry.file_size for entry in entries])
+                added = [folder / name for name in names if not (folder / name).exists()]
                 file.extractall(folder)
         else:
             with tarfile.open(archive) as file:
                 entries = file.getmembers()
-                plain = [entry.isfile() or entry.isdir() for entry in entries]
-                check_members(
-                    archive, folder, [entry.name for entry in entries], plain, [entry.size for entry in entries]
-                )
+                names, plain = [entry.name for entry in entries], [entry.isfile() or entry.isdir() for entry in entries]
+                check_members(archive, folder, names, plain, [entry.size for entry in entries])
+                added = [folder / name for name in names if not (folder / name).exists()]
                 file.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     except RefusedArchive:
         raise
-    except Exception as error:  # damaged archives make their readers raise almost anything
+    except BaseException as error:  # damaged archives make their readers raise almost anything
+        remove(added, folder)  # a part of a data set would be read as all of it
+        if not isinstance(error, Exception):
+            raise
         raise UserError(f"{archive} cannot be unpacked: {error or type(error).__name__}") from error
+
+
+def remove(paths: Iterable[Path], folder: Path) -> None:
+    """Remove files, and the folders below `folder` that are empty then."""
+    for path in paths:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        for place in (path, *path.parents):
+            if place == folder or (place.is_dir() and any(place.iterdir())):
+                break
+            if place.is_dir():
+                place.rmdir()
 
 
 class RefusedArchive(UserError):

@@ -265,6 +265,21 @@ def test_damaged_archives(name, tmp_path):
         unpack(tmp_path / name, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_8_6_of_a_damaged_archive_nothing_stays(name, tmp_path):
+    """Row 8.6: half of a data set would be read as all of it; what else lies in the folder is kept."""
+    files = [(f"a/{number}.jpg", bytes([number]) * 2000) for number in range(4)]
+    archive = make(tmp_path / name, [*files, ("a/b/4.jpg", b"x" * 2000)])
+    content = archive.read_bytes()
+    place = content.index(b"x" * 2000) if name == "a.zip" else 0
+    archive.write_bytes(content[:place] + b"y" + content[place + 1 :] if place else content[: content.index(b"x" * 9)])
+    (tmp_path / "out/a").mkdir(parents=True)
+    (tmp_path / "out/a/mine.jpg").touch()
+    with pytest.raises(ValueError, match=r"cannot be unpacked"):
+        unpack(archive, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a", "mine.jpg"]
+
+
 def test_addresses():
     assert is_file("https://host/a/images.tar.gz") and is_file("https://host/a.zip?raw=1")
     assert (

@@ -87,6 +87,20 @@ def test_8_6_cut_files_and_web_pages_are_not_kept(serve, dataset, tmp_path):
     assert not (tmp_path / "x.zip").exists()
 
 
+@pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz"])
+def test_8_6_of_a_damaged_archive_nothing_stays(serve, dataset, tmp_path, ending):
+    """Row 8.6: neither its name, nor half of the data set, which the next run would take for all of it."""
+    members = {f"data/{number}.bin": bytes([65 + number]) * 3000 for number in range(4)}
+    content = zip_of(members) if ending == ".zip" else tar_of(members, "w:gz" if ending == ".tar.gz" else "w")
+    changed = content.replace(b"D" * 3000, b"D" * 2999 + b"E")  # of another checksum than the archive says
+    serve(changed if ending == ".zip" else content[: 2 * len(content) // 3])
+    (tmp_path / "kept.txt").touch()
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        dataset.download_data("address", str(tmp_path / f"x{ending}"))
+    assert not (tmp_path / "data").exists() and not (tmp_path / f"x{ending}").exists()
+    assert (tmp_path / "kept.txt").exists()
+
+
 def test_refusals(serve, dataset, tmp_path, monkeypatch):
     serve(b"")
     with pytest.raises(NotImplementedError, match=r"x\.rar"):

@@ -64,9 +64,25 @@ def _unpack(path: str, folder: str, entries: list[tuple[str, bool, bool, int, Ca
         raise _Refused(
             f'The archive "{path}" is refused: it unpacks to {size:,} bytes, and the disk of {folder} has {free:,} left'
         )
-    for name, _, is_folder, _, opener in entries:
-        place = os.path.join(folder, name)
-        os.makedirs(place if is_folder else os.path.dirname(place), exist_ok=True)
-        if not is_folder:
-            with opener() as source, open(place, "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+    written: list[str] = []
+    try:
+        for name, _, is_folder, _, opener in entries:
+            place = os.path.join(folder, name)
+            os.makedirs(place if is_folder else os.path.dirname(place), exist_ok=True)
+            if not is_folder:
+                with opener() as source, open(place, "wb") as target:
+                    written.append(place)
+                    shutil.copyfileobj(source, target, 1 << 20)
+    except BaseException:  # a part of a data set would be read as all of it
+        _remove(written, folder)
+        raise
+
+
+def _remove(files: list[str], folder: str) -> None:
+    """Removes files, and the folders above them and below `folder` that are empty then."""
+    for file in files:
+        os.remove(file)
+        place = os.path.dirname(file)
+        while place != os.path.normpath(folder) and len(place) > len(folder) and not os.listdir(place):
+            os.rmdir(place)
+            place = os.path.dirname(place)

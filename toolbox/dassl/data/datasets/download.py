@@ -60,9 +60,9 @@ def download_and_unpack(url: str, dst: str, from_gdrive: bool = True, sha256: st
     _check_archive(part, url)
     if sha256:
         _check_sum(part, sha256)
-    os.replace(part, dst)
     print("Extracting file ...")
-    unpack_archive(dst, folder)
+    unpack_archive(part, folder)  # refuses one that is cut
+    os.replace(part, dst)
     print(f"File extracted to {folder}")
 
 
