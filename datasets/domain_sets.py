@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
 
+from . import packed
 from .base import Layout, ListedDataset, register
 from .folders import ImageFile, list_folder, read_text
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
@@ -221,7 +222,7 @@ class miniDomainNet(ListedDataset):
         if home is None:
             raise MissingFileError(
                 f"miniDomainNet: no {MINI_FOLDER}/ in {listed(found)}. Which images belong to it stands in its lists "
-                f"alone, which are published at {entry['links'][0]['url']}"
+                f"alone, which are published at {entry['links'][0]['url']}.{packed.hint(found[0], (MINI_FOLDER,))}"
             )
         paths = sorted(path for path in home.iterdir() if re.fullmatch(r".+_(train|test)\.txt", path.name))
         classes = listed_classes(paths, home)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
 
+from . import packed
 from .base import Layout, ListedDataset, Parts, register
 from .folders import PART_KEYS, ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
 from .layouts import find_place
@@ -62,7 +63,7 @@ class ImageNet(ListedDataset):
         if val is None:
             raise MissingFileError(
                 f"ImageNet: {place} has no val/ (or {listed(VAL_FOLDERS[1:])}), whose images are the test; it holds "
-                f"{listed(list_folder(place)[0])}"
+                f"{listed(list_folder(place)[0])}.{packed.hint(place, (*VAL_FOLDERS, 'ILSVRC2012_img_val'))}"
             )
         if not cfg.DATASET.get("CLASSNAMES", ""):
             check_class_file(place, self.spec)

@@ -61,7 +61,7 @@ def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
     message = (
         f"{spec.name} not found in {root}. Looked for the folders {listed(spec.domains)} in {', '.join(inside)} "
         f"(any letter case, blanks, _ and - alike) and in {wrappers} inside them. "
-        f"{root} holds {listed(list_folder(root)[0])}."
+        f"{root} holds {listed([*list_folder(root)[0], *list_folder(root)[1]])}."
     )
     least = min(2, len(spec.domains))
     folders = itertools.islice(walk_folders(root, depth=4), MOST)
@@ -79,7 +79,8 @@ def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence
     if missing:
         raise MissingFileError(
             f"{spec.name}: {folder} has no folder for {', '.join(missing)}. Domains found: "
-            f"{listed(paths[0].name for paths in found.values())}; all folders in it: {listed(list_folder(folder)[0])}"
+            f"{listed(paths[0].name for paths in found.values())}; all folders in it: {listed(list_folder(folder)[0])}."
+            f"{packed.hint(folder, missing)}"
         )
     for domain in needed:
         if len(found[domain]) > 1:
@@ -189,7 +190,7 @@ def part_folders_layout(
         if missing:
             raise MissingFileError(
                 f"{spec.name}: no {'/, '.join(missing)}/ in {home}; "
-                f"it holds {listed(path.name for path in inside.values())}"
+                f"it holds {listed(path.name for path in inside.values())}.{packed.hint(home, missing)}"
             )
         other = [path.name for name, path in inside.items() if name not in SPLIT_FOLDERS]
         other += [name for name in list_folder(home)[1] if is_image(name)]

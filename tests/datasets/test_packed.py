@@ -9,7 +9,17 @@ import shutil
 
 import pytest
 
-from dassl_clip.datasets import PACS, VLCS, EuroSAT, FolderClasses, FolderDomains, ImageNet, ImageNetSketch, Manifest
+from dassl_clip.datasets import (
+    PACS,
+    VLCS,
+    EuroSAT,
+    FolderClasses,
+    FolderDomains,
+    ImageNet,
+    ImageNetSketch,
+    Manifest,
+    miniDomainNet,
+)
 from dassl_clip.datasets.verify import verify
 
 
@@ -170,6 +180,37 @@ def test_5_2_what_no_loader_reads_is_named(make, loader, tmp_path, config):
     assert sum(text.count("unpack it first") for text in texts) == min(3, len([*root.rglob("*.tar.gz")]) or 1) * (
         make in (zip_file, tar_files)
     ), texts
+
+
+def test_5_3_a_part_that_is_still_packed_is_named(tmp_path, pacs_tree, vlcs_tree, imagenet_tree, config):
+    """Row 5.3: one domain, one part or the lists are an archive beside those that were unpacked."""
+    pacs_tree(tmp_path / "a", "PACS")
+    shutil.rmtree(tmp_path / "a/PACS/sketch")
+    (tmp_path / "a/PACS/other.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "a/PACS/sketch.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(FileNotFoundError, match=r"no folder for sketch\..*sketch.zip is an archive: unpack it first"):
+        PACS(config(tmp_path / "a", ["photo"], ["sketch"]))
+    vlcs_tree(tmp_path / "b", "dassl", sizes=(("train", 5), ("crossval", 2)))
+    for domain in ("CALTECH", "PASCAL"):
+        (tmp_path / f"b/VLCS/{domain}/test.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(FileNotFoundError, match=r"no test/ in .*test.tar.gz is an archive: unpack it first"):
+        VLCS(config(tmp_path / "b", ["caltech"], ["pascal"]))
+    imagenet_tree(tmp_path / "c", "imagenet", {"train": 1})
+    (tmp_path / "c/imagenet/ILSVRC2012_img_val.tar").write_bytes(b"n0")
+    with pytest.raises(FileNotFoundError, match=r"has no val/ .*ILSVRC2012_img_val.tar is an archive: unpack it first"):
+        ImageNet(config(tmp_path / "c", [], []))
+    (tmp_path / "d/domainnet/clipart/dog").mkdir(parents=True)
+    (tmp_path / "d/domainnet/splits_mini.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(FileNotFoundError, match=r"no splits_mini/ .*splits_mini.zip is an archive: unpack it first"):
+        miniDomainNet(config(tmp_path / "d", ["clipart"], ["clipart"]))
+
+
+@pytest.mark.parametrize("loader", [VLCS, PACS])
+def test_5_2_files_of_no_known_form_are_listed(loader, tmp_path, config):
+    """Row 5.2: what lies there is named, though nothing is known of it."""
+    (tmp_path / "images.tfrecord").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds images.tfrecord\."):
+        loader(config(tmp_path, ["photo"] if loader is PACS else ["sun"], ["sketch"] if loader is PACS else ["pascal"]))
 
 
 def test_5_2_the_archive_of_the_data_set_is_named_first(tmp_path, config):
