@@ -169,6 +169,20 @@ def test_8_6_without_a_mark_of_the_version_nothing_is_resumed(scripted, tmp_path
     assert fetch(scripted(rest(1000, None), whole(None)), tmp_path, MD5).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("date", ["Mon, 02 Jan 2023 10:00:00 GMT", None])
+def test_8_6_a_weak_mark_does_not_say_that_the_bytes_are_the_same(date, scripted, tmp_path):
+    """Row 8.6: the date of the file counts in its place; without one the file is fetched anew."""
+    marks = {"ETag": 'W/"1"', "Last_Modified": date}
+    url = scripted(
+        lambda self: self.give(200, CONTENT[:1000], **{"Content_Length": len(CONTENT), **marks}),
+        rest(1000, 'W/"1"') if date else whole('W/"1"'),
+    )
+    with pytest.raises(ValueError, match=r"ended after 1,000"):
+        fetch(url, tmp_path)
+    assert fetch(url, tmp_path).read_bytes() == CONTENT
+    assert Scripted.asked == [(None, None), ("bytes=1000-", date) if date else (None, None)]
+
+
 def test_8_6_a_whole_part_is_recognised_by_its_size(scripted, tmp_path):
     (tmp_path / "a.zip.part").write_bytes(CONTENT)
     (tmp_path / "a.zip.part.json").write_text('{"version": "x", "total": 1280000}')
