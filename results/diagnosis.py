@@ -22,6 +22,8 @@ TRUE_WORD, WRONG_WORD = "prompt with the style word of the images", "prompt with
 OWN_WORD = "prompt with the class's own style word"
 BALANCED = "scores balanced over classes"
 FORMS = {"C": "{}", "CP": "a {} in a photo", "PC": "a photo of a {}"}  # of the prompt (Cai et al., ECCV 2024, Table 3)
+TESTS = (ZEROSHOT, OWN, OTHER, TIED, TIED_BY_CHANCE, READ_OFF, IN_TEXTS, IN_IMAGES, TRUE_WORD, WRONG_WORD, OWN_WORD,
+         BALANCED, *FORMS)  # fmt: skip
 REPAIRS = {  # what a method can repair: the test that shows it
     "style words in class names": IN_TEXTS,
     "classes that take too many images": BALANCED,

@@ -12,6 +12,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import study
 from build_icons.__main__ import parser as build_parser
 from PIL import Image
 from torch.distributed.run import get_args_parser
@@ -79,6 +80,8 @@ def as_cli(words):
         return ["task", method, *words[2:4], *options, *words[4:]]
     if words[:3] == ["python", "-m", "tools.build_icons"]:
         build_parser().parse_args([word for word in words[3:] if word != "FOLDER"] or ["measure"])
+    elif words[:3] == ["python", "-m", "tools.study"]:
+        study.parser().parse_args(words[3:] or ["show"])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), words
     elif words[0] == "pip":
@@ -225,7 +228,11 @@ def test_methods_and_tasks_are_described():
     for name in catalogue.trainer_names():
         (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## )", methods, re.M | re.S)
         keys = {key.split(".")[2] for key in KEYS if key.startswith(f"TRAINER.{name.upper()}.")}
-        named = {key for key in re.findall(r"`([A-Z_]{4,})\b", section) if not key.startswith(("MODEL", "TRAINER"))}
+        named = {
+            key
+            for key in re.findall(r"`([A-Z_]{4,})\b", section)
+            if not key.startswith(("MODEL", "TRAINER", "DATASET"))
+        }
         assert named <= keys, (name, named - keys)
     protocols = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| ", protocols, re.M) == list(TASKS)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from dassl_clip.results.diagnosis import READ_OFF, TIED, TIED_BY_CHANCE, Gain, interval
+from dassl_clip.results.diagnosis import READ_OFF, TESTS, TIED, TIED_BY_CHANCE, Gain, interval
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import ARCHIVE, find_records, write_archive
 from tools.build_icons.captions import STYLE_TEMPLATES, STYLE_WORDS
@@ -158,8 +158,7 @@ def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
                     + tabulate(body, ["", *strengths], tablefmt="pipe"))  # fmt: skip
     tests = {s: [r for name in archives if strength(name) == s for r in archives[name] if r["task"] == "styles"]
              for s in strengths}  # fmt: skip
-    names = list(dict.fromkeys(test for records in tests.values() for r in records for test in r["metrics"]))
-    body = [[test, *(style_text(tests[s], test) for s in strengths)] for test in names if test not in GROUPS.values()]
+    body = [[test, *(style_text(tests[s], test) for s in strengths)] for test in TESTS]
     made.append("Diagnosis on training and validation images: accuracy in %, or share of errors in %\n\n"
                 + tabulate(body, ["", *strengths], tablefmt="pipe"))  # fmt: skip
     return made
@@ -235,10 +234,10 @@ def read_kept() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser("python -m tools.study", description=__doc__.split("\n\n")[0])
-    steps = parser.add_subparsers(dest="step", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    line = argparse.ArgumentParser("python -m tools.study", description=__doc__.split("\n\n")[0])
+    steps = line.add_subparsers(dest="step", required=True)
     run = steps.add_parser("run", help="run the methods on finished models, and keep the records")
     run.add_argument("folder", type=Path, metavar="FOLDER", help="of `python -m tools.build_icons worlds --out FOLDER`")
     run.add_argument("--only", nargs="+", metavar="NAME", help="these models")
@@ -246,21 +245,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
     show = steps.add_parser("show", help="print the tables of the kept records")
     show.add_argument("--draw", action="store_true", help=f"draw {FIGURE.relative_to(ROOT)} too")
-    options = parser.parse_args(arguments)
+    return line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    line = parser()
+    options = line.parse_args(arguments)
     if options.step == "run":
         folder = options.folder.resolve()
         names = options.only or [name for name in study_recipes() if (folder / name / RECORD_NAME).is_file()]
         if absent := [name for name in names if not (folder / name / RECORD_NAME).is_file()]:
-            parser.exit(
-                2, f"no finished model in {folder}: {', '.join(absent)}; `python -m tools.build_icons worlds`\n"
-            )
+            line.exit(2, f"no finished model in {folder}: {', '.join(absent)}; `python -m tools.build_icons worlds`\n")
         for name in names:
             run_world(name, folder, options.seeds, options.jobs)
             print(keep(name, folder).relative_to(ROOT))
         return 0
     archives = read_kept()
     if not archives:
-        parser.exit(2, f"no records in {KEPT}; `python -m tools.study run FOLDER` makes them\n")
+        line.exit(2, f"no records in {KEPT}; `python -m tools.study run FOLDER` makes them\n")
     print("\n\n".join(tables(archives)))
     if options.draw:
         draw(archives, FIGURE)

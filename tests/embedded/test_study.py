@@ -9,11 +9,11 @@ import json
 
 import numpy as np
 import pytest
+import study
 
 from dassl_clip.cli import table
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import find_records, write_archive
-from tools import study
 
 OWN = {"dog": "sketch", "fire_truck": "photo", "house": "sketch"}
 
