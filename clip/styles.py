@@ -67,7 +67,8 @@ def estimate_own_styles(styled: Tensor, plain: Tensor) -> Tensor:
 def style_basis(directions: Tensor) -> Tensor:
     """An orthonormal basis `[E, R]` of the span of directions `[S, E]`, float64 on the inside; `R` is at most `S`."""
     _, values, rows = torch.linalg.svd(directions.double(), full_matrices=False)
-    return rows[values > SMALLEST * values.max()].T.to(directions.dtype)
+    basis: Tensor = rows[values > SMALLEST * values.max()].T
+    return basis.to(directions.dtype)
 
 
 def without_styles(features: Tensor, basis: Tensor) -> Tensor:

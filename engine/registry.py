@@ -158,7 +158,8 @@ def _taken_name(name: str, registry: str, frames: traceback.StackSummary) -> str
     """
     from dassl.utils import Registry
 
-    owner: object = {"DATASET": dataset_class, "TRAINER": trainer_class}.get(registry, lambda name: object)(name)
+    find = {"DATASET": dataset_class, "TRAINER": trainer_class}.get(registry)
+    owner: object = find(name) if find else object
     holder = "something else"
     if isinstance(owner, type) and owner is not object:
         holder = f"{owner.__module__} ({getattr(sys.modules.get(owner.__module__), '__file__', 'no file')})"

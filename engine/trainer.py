@@ -387,7 +387,7 @@ class CLIPTrainer(TrainerX):
 
     def evaluated_rule(self, trained: Mapping[str, Any]) -> str:
         """The selection rule of an evaluation of a run that says this of itself (`trained` of its record)."""
-        return trained.get("selection_rule", RULE_NOT_RECORDED)
+        return str(trained.get("selection_rule", RULE_NOT_RECORDED))
 
     def save_predictions(self) -> None:
         """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""

@@ -72,7 +72,7 @@ class EvaluationRecorder:
             return False
         then = read_data(Path(trained["folder"]))
         if then is None:
-            return trained.get("data", {}).get("test") == self.data.facts()["test"]
+            return bool(trained.get("data", {}).get("test") == self.data.facts()["test"])
         earlier, now = (
             {(image.path, image.size) for image in data.images if image.part == "test"} for data in (then, self.data)
         )
@@ -158,8 +158,7 @@ class EvaluationRecorder:
         node = self.cfg.TRAINER.get(self.cfg.TRAINER.NAME.upper(), {})
         dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)
         facts = config_facts(self.cfg) | environment.environment_facts()
-        if hasattr(dataset, "protocol"):
-            facts["protocol"] = dataset.protocol
+        facts["protocol"] = getattr(dataset, "protocol", facts["protocol"])
         return facts | {
             "selection_rule": selection_rule(self.trainer),
             "transductive": self._adapts_to_tested(dataset),

@@ -196,7 +196,7 @@ def execute(config: Any, job: Job) -> None:
     if trains and not ours and getattr(dataset, "train_overlaps_test", False) and trainer.get_model_names():
         raise UserError(
             f"{config.TRAINER.NAME} trains on labels, but here the training images are test images too "
-            f"({dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
+            f"({getattr(dataset, 'protocol', '')}); take DATASET.PROTOCOL dassl and source images of their own"
         )
     if dataset is not None and not ours:
         try:
