@@ -167,8 +167,8 @@ def metrics_of(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[s
         classes: `C`.
 
     Returns:
-        Accuracy, error, top-5 accuracy in percent, counts, and the accuracy of each class (None for one without
-        images).
+        Accuracy, error, top-5 accuracy in percent, counts, and accuracy (None for one without images) and number
+        of images of each class.
 
     Raises:
         NotFiniteError: Scores are not finite.
@@ -185,4 +185,5 @@ def metrics_of(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[s
     counts = count_hits(hits)
     accuracy = 100 * counts["correct"] / counts["total"]
     per_class = [100 * good / total if total else None for good, total in zip(right, shown)]
-    return {"accuracy": accuracy, "error_rate": 100 - accuracy, **counts, "per_class_accuracy": per_class}
+    facts = {"accuracy": accuracy, "error_rate": 100 - accuracy, **counts}
+    return facts | {"per_class_accuracy": per_class, "per_class_total": shown}

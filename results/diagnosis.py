@@ -1,8 +1,8 @@
 """What the tests of styles say about a frozen CLIP on a data set: which methods have something to repair.
 
-A gain is the difference of two accuracies, each a mean over classes and domains; its interval is that of the bootstrap
-over classes (paired, percentile), since classes are what another data set would have others of. Accuracies at chance
-say nothing about styles, and then nothing is claimed.
+A gain is the difference of two accuracies, each a mean over domains; its interval is that of the bootstrap over classes
+(paired, percentile), since classes are what another data set would have others of. Accuracies at chance say nothing
+about styles, and then nothing is claimed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MUCH = 1.0  # points
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference of mean class accuracies in points, with its 95 % interval."""
+    """A difference of accuracies in points, or an accuracy, with its 95 % interval."""
 
     mean: float
     low: float
@@ -50,31 +50,44 @@ class Gain:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def class_accuracies(records: Sequence[Mapping[str, Any]], test: str) -> np.ndarray:
-    """Accuracy of each class, the mean over the records (domains) that have images of it, `[C]`; NaN without any."""
-    rows = [[np.nan if x is None else x for x in record["metrics"][test]["per_class_accuracy"]] for record in records]
-    table = np.array(rows, dtype=float)
-    seen = ~np.isnan(table)
-    return np.where(seen.any(0), np.nansum(table, 0) / np.maximum(seen.sum(0), 1), np.nan)
+Counts = tuple[np.ndarray, np.ndarray]  # right and all images, [R, C] each: of R runs and C classes
 
 
-def interval(values: np.ndarray) -> Gain:
-    """Mean of values of classes, `[C]`, with its bootstrap interval over classes; NaN are left out."""
-    values = values[~np.isnan(values)]
-    draws = np.random.default_rng(SEED).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return Gain(float(values.mean()), float(low), float(high))
+def interval(right: np.ndarray, total: np.ndarray) -> Gain:
+    """A mean over runs of accuracies (or of differences of them) in percent, with its interval over classes.
+
+    Args:
+        right: images that were classified rightly, `[R, C]` (or differences of such counts).
+        total: all images, `[R, C]`.
+    """
+    classes = right.shape[1]
+    draws = np.random.default_rng(SEED).multinomial(classes, np.full(classes, 1 / classes), DRAWS)
+    weights = np.concatenate([np.ones((1, classes)), draws]).T  # the first column is the figure itself
+    images = total @ weights
+    shares = np.where(images > 0, right @ weights / np.maximum(images, 1), np.nan)
+    values = 100 * np.nanmean(shares, axis=0)
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return Gain(float(values[0]), float(low), float(high))
+
+
+def counts(records: Sequence[Mapping[str, Any]], test: str) -> Counts:
+    """Right and all images of a test by run and class."""
+    metrics = [record["metrics"][test] for record in records]
+    total = np.array([each["per_class_total"] for each in metrics], dtype=float)
+    accuracy = np.array([[0 if x is None else x for x in each["per_class_accuracy"]] for each in metrics], dtype=float)
+    return accuracy * total / 100, total
 
 
 def gain(records: Sequence[Mapping[str, Any]], test: str, over: str = ZEROSHOT) -> Gain:
-    """The paired gain of one test over another."""
-    return interval(class_accuracies(records, test) - class_accuracies(records, over))
+    """The paired gain of one test over another on the same images."""
+    right, total = counts(records, test)
+    return interval(right - counts(records, over)[0], total)
 
 
 def at_chance(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether zero-shot accuracy is not clearly above twice that of guessing."""
-    accuracy = class_accuracies(records, ZEROSHOT)
-    return interval(accuracy).low <= 2 * 100 / len(accuracy)
+    right, total = counts(records, ZEROSHOT)
+    return interval(right, total).low <= 2 * 100 / right.shape[1]
 
 
 def mean_of(records: Sequence[Mapping[str, Any]], test: str) -> float | None:
@@ -90,11 +103,9 @@ def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) 
         records: one for each domain, of a run with the tests of styles.
         repairs: what each method can repair, a key of `REPAIRS`.
     """
-    chance, accuracy = 100 / len(class_accuracies(records, ZEROSHOT)), interval(class_accuracies(records, ZEROSHOT))
-    lines = [
-        f"zero-shot, mean over classes: {accuracy.mean:.1f} % [{accuracy.low:.1f}, {accuracy.high:.1f}]; "
-        f"chance {chance:.1f} %"
-    ]
+    right, total = counts(records, ZEROSHOT)
+    chance, accuracy = 100 / right.shape[1], interval(right, total)
+    lines = [f"zero-shot: {accuracy.mean:.1f} % [{accuracy.low:.1f}, {accuracy.high:.1f}]; chance {chance:.1f} %"]
     if at_chance(records):
         return [*lines, "not clearly above chance: these accuracies say nothing about styles, so nothing is claimed"]
     for test in (IN_TEXTS, IN_IMAGES, TRUE_WORD, WRONG_WORD, OWN_WORD, BALANCED):

@@ -5,22 +5,22 @@ skips what is finished, and keeps the records in `results/worlds/`. `show` print
 draws the figure, without running anything. `docs/when-they-help.md` explains both.
 
 A kept record lacks what names the machine, and has accuracy on images in the class's own style (`own`) and on the
-others (`other`) beside `test`. All figures are means over classes and domains; an interval is the 95 % one of the
-paired bootstrap over classes, after the mean over seeds, models and domains.
+others (`other`) beside `test`. All figures are accuracies, means over models, domains and seeds; an interval is the
+95 % one of the paired bootstrap over classes.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from dassl_clip.results.diagnosis import READ_OFF, TESTS, TIED, TIED_BY_CHANCE, Gain, interval
+from dassl_clip.results.diagnosis import READ_OFF, TESTS, TIED, TIED_BY_CHANCE, Gain, counts, interval
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import ARCHIVE, find_records, write_archive
 from tools.build_icons.captions import STYLE_TEMPLATES, STYLE_WORDS
@@ -106,47 +106,37 @@ def kept_record(record: Mapping[str, Any], folder: Path, own: Mapping[str, str] 
             accuracy = 100 * float(right[chosen].mean())
             facts = {"accuracy": accuracy, "error_rate": 100 - accuracy, "per_class_accuracy": per_class}
             facts |= {"correct": int(right[chosen].sum()), "total": int(chosen.sum())}
+            facts["per_class_total"] = np.bincount(predictions.labels[chosen], minlength=len(per_class)).tolist()
             metrics[group] = {**metrics.get(group, {}), **facts}
     return kept | {"metrics": metrics}
 
 
-Cells = dict[tuple[str, str], dict[str, np.ndarray]]  # (task, row) -> group -> [M * S * D, C]
+Cells = dict[tuple[str, str], dict[str, tuple[np.ndarray, np.ndarray]]]  # (task, row) -> group -> right, all [R, C]
 
 
-def cells_of(records: Iterable[Mapping[str, Any]]) -> Cells:
-    """Accuracy by class of every run of some models, NaN for classes without images; runs in one order in all rows."""
-    rows: dict[tuple[str, str], dict[str, dict[tuple[Any, ...], list[float]]]] = {}
-    for record in records:
+def cells_of(records: Sequence[Mapping[str, Any]]) -> Cells:
+    """Right and all images by run and class; the runs (model, domain, seed) of all rows are in one order."""
+    rows: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for record in sorted(records, key=lambda r: (r["world"], r["target_domains"], r["seed"])):
         row = rows.setdefault((record["task"], f"{record['method']} ({record['config']})"), {})
-        run = (record["world"], record["target_domains"][0], record["seed"])
         for group, split in GROUPS.items():
             if split in record["metrics"]:
-                values = record["metrics"][split]["per_class_accuracy"]
-                row.setdefault(group, {})[run] = [np.nan if value is None else value for value in values]
-    return {
-        key: {group: np.array([runs[run] for run in sorted(runs)]) for group, runs in groups.items()}
-        for key, groups in rows.items()
-    }
+                row.setdefault(group, []).append(record)
+    return {key: {group: counts(runs, GROUPS[group]) for group, runs in groups.items()} for key, groups in rows.items()}
 
 
 def gain_of(cells: Cells, task: str, row: str, group: str) -> Gain | None:
-    """The gain of a row over the reference, same model, domain and seed."""
+    """The gain of a row over the reference, same model, domain and seed; None where a run is missing."""
     ours, theirs = (cells.get((task, name), {}).get(group) for name in (row, REFERENCE))
-    if ours is None or theirs is None or ours.shape != theirs.shape:
+    if ours is None or theirs is None or not np.array_equal(ours[1], theirs[1]):
         return None
-    return interval(mean_over_runs(ours - theirs))
-
-
-def mean_over_runs(values: np.ndarray) -> np.ndarray:
-    """The mean of each class over runs that have images of it, `[C]`; NaN without any."""
-    seen = ~np.isnan(values)
-    return np.where(seen.any(0), np.nansum(values, 0) / np.maximum(seen.sum(0), 1), np.nan)
+    return interval(ours[0] - theirs[0], ours[1])
 
 
 def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """The tables of the study, markdown: one for each task, methods by strengths."""
     strengths = list(dict.fromkeys(strength(name) for name in study_recipes() if name in archives))
-    cells = {s: cells_of(r for name in archives if strength(name) == s for r in archives[name]) for s in strengths}
+    cells = {s: cells_of([r for name in archives if strength(name) == s for r in archives[name]]) for s in strengths}
     made = [tabulate([[s, name, recipe_text(name), archives[name][0]["backbone"]["weights_hash"][:12]]
                       for s in strengths for name in archives if strength(name) == s],
                      ["s", "model", "pre-training", "weights"], tablefmt="pipe")]  # fmt: skip
@@ -172,7 +162,7 @@ def recipe_text(name: str) -> str:
 def accuracies(cells: Cells, task: str) -> str:
     """Zero-shot accuracy of a task: all, own, other."""
     table = cells.get((task, REFERENCE), {})
-    return " / ".join(f"{np.nanmean(mean_over_runs(table[group])):.1f}" for group in GROUPS if group in table) or "-"
+    return " / ".join(f"{interval(*table[group]).mean:.1f}" for group in GROUPS if group in table) or "-"
 
 
 def gain_text(cells: Cells, task: str, row: str) -> str:
@@ -201,7 +191,9 @@ def draw(archives: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
     matplotlib.rcParams["svg.hashsalt"] = "dassl-clip"
     named = {recipe.entangle: strength(name) for name, recipe in study_recipes().items() if not recipe.held_out}
     shares = sorted(share for share, s in named.items() if any(strength(name) == s for name in archives))
-    cells = {s: cells_of(r for name in archives if strength(name) == named[s] for r in archives[name]) for s in shares}
+    cells = {
+        s: cells_of([r for name in archives if strength(name) == named[s] for r in archives[name]]) for s in shares
+    }
     rows = [(task, row) for task in ("lodo", "fewshot")
             for row in dict.fromkeys(row for table in cells.values() for t, row in table if t == task)
             if row != REFERENCE]  # fmt: skip
