@@ -30,7 +30,8 @@ REPAIRS = {  # what a method can repair: the test that shows it
     "the style of each image": TRUE_WORD,
 }
 DRAWS, SEED = 2000, 0
-MUCH = 1.0  # points
+MUCH, MUCH_BEHIND = 1.0, 5.0  # points: of a gain, and of other styles behind the class's own
+BEHIND = "images in other styles than the class's own"
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class Gain:
     low: float
     high: float
 
-    @property
-    def verdict(self) -> str:
-        """`much` where the whole interval lies above `MUCH`, `some` where it lies above zero, else `little`."""
-        return "much" if self.low > MUCH else "some" if self.low > 0 else "little"
+    def verdict(self, much: float = MUCH) -> str:
+        """`much` where the whole interval lies above so many points, `some` where it lies above zero, else `little`."""
+        return "much" if self.low > much else "some" if self.low > 0 else "little"
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -53,18 +53,23 @@ class Gain:
 Counts = tuple[np.ndarray, np.ndarray]  # right and all images, [R, C] each: of R runs and C classes
 
 
-def interval(right: np.ndarray, total: np.ndarray) -> Gain:
+def interval(right: np.ndarray, total: np.ndarray, minus: Counts | None = None) -> Gain:
     """A mean over runs of accuracies (or of differences of them) in percent, with its interval over classes.
 
     Args:
         right: images that were classified rightly, `[R, C]` (or differences of such counts).
         total: all images, `[R, C]`.
+        minus: the same of other images, whose accuracy is subtracted in each run.
     """
     classes = right.shape[1]
     draws = np.random.default_rng(SEED).multinomial(classes, np.full(classes, 1 / classes), DRAWS)
     weights = np.concatenate([np.ones((1, classes)), draws]).T  # the first column is the figure itself
-    images = total @ weights
-    shares = np.where(images > 0, right @ weights / np.maximum(images, 1), np.nan)
+
+    def accuracy(right: np.ndarray, total: np.ndarray) -> np.ndarray:
+        images = total @ weights
+        return np.where(images > 0, right @ weights / np.maximum(images, 1), np.nan)
+
+    shares = accuracy(right, total) - (accuracy(*minus) if minus is not None else 0)
     values = 100 * np.nanmean(shares, axis=0)
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return Gain(float(values[0]), float(low), float(high))
@@ -82,6 +87,13 @@ def gain(records: Sequence[Mapping[str, Any]], test: str, over: str = ZEROSHOT) 
     """The paired gain of one test over another on the same images."""
     right, total = counts(records, test)
     return interval(right - counts(records, over)[0], total)
+
+
+def behind(records: Sequence[Mapping[str, Any]]) -> Gain | None:
+    """How far images in other styles are behind those in the class's own style; None where a domain lacks either."""
+    if any(test not in record["metrics"] for record in records for test in (OWN, OTHER)):
+        return None
+    return interval(*counts(records, OWN), minus=counts(records, OTHER))
 
 
 def at_chance(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -111,9 +123,10 @@ def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) 
     for test in (IN_TEXTS, IN_IMAGES, TRUE_WORD, WRONG_WORD, OWN_WORD, BALANCED):
         if mean_of(records, test) is not None:
             lines.append(f"{test}: {gain(records, test)} points")
-    own, other = mean_of(records, OWN), mean_of(records, OTHER)
-    if own is not None and other is not None:
-        lines.append(f"{OWN}: {own:.1f} %, {OTHER}: {other:.1f} %")
+    fallen = behind(records)
+    if fallen is not None:
+        own, other = mean_of(records, OWN), mean_of(records, OTHER)
+        lines.append(f"{OWN}: {own:.1f} %, {OTHER}: {other:.1f} %, behind by {fallen} points")
         tied, by_chance = mean_of(records, TIED), mean_of(records, TIED_BY_CHANCE)
         if tied is not None and by_chance is not None:
             lines.append(f"{TIED}: {tied:.0f} %, by chance {by_chance:.0f} %")
@@ -129,7 +142,7 @@ def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) 
     found = {what: gain(records, test) for what, test in REPAIRS.items()}
     for what, points in found.items():
         methods = ", ".join(name for name, repaired in repairs.items() if repaired == what)
-        lines.append(f"{what}: {points.verdict} to repair, {points} points" + f" ({methods})" * bool(methods))
+        lines.append(f"{what}: {points.verdict()} to repair, {points} points" + f" ({methods})" * bool(methods))
     return lines
 
 
@@ -137,7 +150,10 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     """One line: the largest of the verdicts, or that nothing can be said."""
     if at_chance(records):
         return "nothing can be said: zero-shot accuracy is not clearly above chance"
-    verdicts = {what: gain(records, test).verdict for what, test in REPAIRS.items()}
+    verdicts = {what: gain(records, test).verdict() for what, test in REPAIRS.items()}
+    fallen = behind(records)
+    if fallen is not None:
+        verdicts = {BEHIND: fallen.verdict(MUCH_BEHIND)} | verdicts
     for verdict in ("much", "some"):
         named = [what for what, found in verdicts.items() if found == verdict]
         if named:

@@ -11,6 +11,7 @@ import pytest
 import study
 
 from dassl_clip.cli import table
+from dassl_clip.results.diagnosis import summary
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import find_records, write_archive
 
@@ -103,3 +104,9 @@ def test_kept_records_print(capsys):
     assert study.main(["show"]) == 0
     printed = capsys.readouterr().out
     assert "| CLAP (icons)" in printed and "zero-shot accuracy, all / own / other" in printed
+
+
+@pytest.mark.parametrize("name, verdict", [("s0-seed1", "little to repair"), ("s0.9-seed1-styles1", "much to repair")])
+def test_kept_records_are_diagnosed(name, verdict):
+    records = [record for record in study.read_kept()[name] if record["task"] == "styles"]
+    assert len(records) == 4 and summary(records).startswith(verdict)

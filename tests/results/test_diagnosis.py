@@ -56,7 +56,7 @@ def test_interval_is_that_of_a_loop_over_drawn_classes():
 @pytest.mark.parametrize("shift, verdict", [(0.9, "some"), (1.1, "much"), (0, "little"), (-5, "little")])
 def test_verdict_follows_the_interval(shift, verdict):
     records = [record(classes(20, 90), [x + shift for x in classes(20, 90)])]
-    assert d.gain(records, d.IN_TEXTS).verdict == verdict
+    assert d.gain(records, d.IN_TEXTS).verdict() == verdict
     lines = d.diagnosis(records, {"M": "style words in class names", "N": "the style of each image"})
     assert any(f"style words in class names: {verdict} to repair" in line and "(M)" in line for line in lines)
     assert d.summary(records) == (
@@ -67,7 +67,7 @@ def test_verdict_follows_the_interval(shift, verdict):
 def test_a_gain_of_few_classes_is_not_called_much():
     texts = classes(20, 60)
     texts[0] += 80
-    assert d.gain([record(classes(20, 60), texts)], d.IN_TEXTS).verdict == "little"
+    assert d.gain([record(classes(20, 60), texts)], d.IN_TEXTS).verdict() == "little"
 
 
 def test_nothing_is_claimed_at_chance():
@@ -78,8 +78,25 @@ def test_nothing_is_claimed_at_chance():
     assert not d.at_chance([record(classes(20, 60), classes(20, 60))])
 
 
-def test_own_and_other_images_are_told_where_they_are_known():
-    known = {d.OWN: [80.0] * 40, d.OTHER: [40.0] * 40, d.TIED: [56.0], d.TIED_BY_CHANCE: [25.0]}
-    text = "\n".join(d.diagnosis([record(classes(20, 60), classes(20, 60), **known)], {}))
-    assert "own style: 80.0 %" in text and "other styles: 40.0 %" in text and "56 %, by chance 25 %" in text
-    assert "own style" not in "\n".join(d.diagnosis([record(classes(20, 60), classes(20, 60))], {}))
+def with_styles(own, other):
+    """Forty classes, of which in each of four domains ten are in their own style."""
+    records = []
+    for domain in range(4):
+        is_own = [c % 4 == domain for c in range(40)]
+        groups = {
+            d.OWN: [own if mine else None for mine in is_own],
+            d.OTHER: [None if mine else other for mine in is_own],
+        }
+        records.append(record(classes(20, 60), classes(20, 60), **groups, **{d.TIED: [56.0], d.TIED_BY_CHANCE: [25.0]}))
+    return records
+
+
+def test_images_in_other_styles_that_fall_behind_are_much_to_repair():
+    records = with_styles(80.0, 40.0)
+    text = "\n".join(d.diagnosis(records, {}))
+    assert "own style: 80.0 %, images in other styles: 40.0 %, behind by +40.0 [+40.0, +40.0] points" in text
+    assert "56 %, by chance 25 %" in text
+    assert d.summary(records) == "much to repair: images in other styles than the class's own"
+    assert d.summary(with_styles(43.0, 40.0)) == "some to repair: images in other styles than the class's own"
+    assert d.summary(with_styles(40.0, 45.0)) == "little to repair"
+    assert d.behind([record(classes(20, 60), classes(20, 60))]) is None
