@@ -59,24 +59,27 @@ class EvaluationRecorder:
         self._epoch = epoch
         if self.cfg.RUN.TASK not in TRANSFER_TASKS:
             self.extra["task"] = EVALUATION
-        self.extra["transductive"] = bool(trained.get("transductive")) and self._tests_some_of(trained)
+        then = read_data(Path(trained["folder"]))
+        tests = self.data.facts()["test"] if self.data is not None else ""
+        alike = then is None and bool(tests and trained.get("data", {}).get("test") == tests)
+        again = alike or self._tested_of(then, "test") > 0
+        self.extra["transductive"] = bool(trained.get("transductive")) and again
+        learned_from = self._tested_of(then, "train") if self.extra["num_train"] else 0
+        if learned_from:
+            self.extra["tested_training_images"] = learned_from
+            logger.warning("%d of the tested images were trained on", learned_from)
         target = "+".join(self.cfg.DATASET.TARGET_DOMAINS)
         where = self.cfg.DATASET.NAME + (f"/{target}" if target else "")
         own = getattr(getattr(getattr(self.trainer, "dm", None), "dataset", None), "protocol", "")
         told = f"evaluation: trained on {trained_on(trained)}, tested on {where}"
         self.extra["protocol"] = f"{told}; {own}" if own else told
 
-    def _tests_some_of(self, trained: Mapping[str, Any]) -> bool:
-        """Whether images that the evaluated run tested are tested again."""
-        if self.data is None:
-            return False
-        then = read_data(Path(trained["folder"]))
-        if then is None:
-            return bool(trained.get("data", {}).get("test") == self.data.facts()["test"])
-        earlier, now = (
-            {(image.path, image.size) for image in data.images if image.part == "test"} for data in (then, self.data)
-        )
-        return not earlier.isdisjoint(now)
+    def _tested_of(self, then: RunData | None, part: str) -> int:
+        """How many images of a part of an earlier run are tested now."""
+        if then is None or self.data is None:
+            return 0
+        earlier = {(image.path, image.size) for image in then.images if image.part == part}
+        return len({(image.path, image.size) for image in self.data.images if image.part == "test"} & earlier)
 
     def _evaluated_rule(self, trained: Mapping[str, Any]) -> str:
         """Which weights of the evaluated run are tested, and by what they were chosen."""

@@ -83,6 +83,7 @@ _SHAPES: dict[str, Any] = {
     "skipped_images": list[str],
     "files": dict[str, str],
     "evaluated_from": str,
+    "tested_training_images": int,  # of an evaluation: how many tested images its run had trained on
     "refines": {"folder": str, "method": str, "config": str, "data": dict},
     "trained": {
         "dataset": str,

@@ -134,7 +134,7 @@ def method_table(
         against = [wanted.accuracies(base, name) for name in header[1:]]
         pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
-    below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows) + group.remarks
+    below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows) + _trained_on(wanted, rows) + group.remarks
     shown = [*header[:-1], group.summary_name]
     return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
 
@@ -305,6 +305,18 @@ def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: S
         named = [f"{name} (seed {absent})" for name, absent in gaps.items() if absent]
         lines += [f"missing: {row.label}: {'; '.join(named)}"] if named else []
     return lines
+
+
+def _trained_on(group: Group, rows: Sequence[Row]) -> list[str]:
+    """One line for each cell of an evaluation that tested images which its run had trained on."""
+    return [
+        f"caution: {domain}, seed {seed}: {run['tested_training_images']} of the tested images of {row.label} were "
+        "trained on"
+        for row in rows
+        for domain, runs in group.runs.get(row, {}).items()
+        for seed, run in runs.items()
+        if run.get("tested_training_images")
+    ]
 
 
 def _unlike(group: Group, rows: Sequence[Row]) -> list[str]:

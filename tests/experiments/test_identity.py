@@ -218,6 +218,8 @@ def test_2_1_a_record_says_what_was_trained_on_what(world, call_tiny):
     )
     table = world.run(["table", str(world.out), str(world.root / "eval")]).stdout
     assert table.count("accuracy (%)") == 2
+    assert tested["tested_training_images"] == 8 and "tested_training_images" not in trained
+    assert "caution: day, seed 1: 8 of the tested images of TinyNet (tiny) were trained on" in table
     assert "trained on FolderDomains/day (4 images per class, config tiny); tested on FolderDomains/day" in table
 
 
