@@ -148,7 +148,7 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
         )
     if task.needs_tests and not extra_tests(trainer, name):
         able = _ours(lambda known: bool(extra_tests(known, name)))
-        raise UserError(f"{trainer} has no {name}: that is for {' and '.join(able)}")
+        raise UserError(f"{trainer} has no {name}: that is for {', '.join(able)}")
 
 
 def _ours(fits: Callable[[str], bool]) -> list[str]:

@@ -145,7 +145,7 @@ DAMAGE = [
     ("rm PACS; write pacs.tar.gz", UNUSABLE, "pacs.tar.gz is empty (0 bytes): get it again"),
     ("rm PACS", UNUSABLE, "Looked for the folders art_painting, cartoon, photo, sketch in data/ itself, pacs/"),
     ("mv PACS imagenet", UNUSABLE, "holds imagenet. Folders of that kind lie in"),
-    ("rm PACS; write a", UNUSABLE, "/data holds nothing. Nothing is downloaded; see docs/datasets.md"),
+    ("rm PACS; write a", UNUSABLE, "/data holds a. Nothing is downloaded; see docs/datasets.md"),
     ("rm .", UNUSABLE, "is not a folder; the part of it that exists is"),
     ("rm .; write .", UNUSABLE, "is a file: give the folder that holds PACS"),
     ("flat PACS/photo", UNUSABLE, "21 images lie in it directly, outside any class folder"),

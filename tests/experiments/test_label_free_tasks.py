@@ -68,7 +68,7 @@ def test_a_method_without_readings_has_the_zeroshot_task_alone(world):
     (run,) = planned(world, "InMaP", tasks=("zeroshot",), targets=("night",))
     assert run.config.DATASET.PROTOCOL == "all-images" and "EVALUATE" not in run.config.TRAINER.INMAP
     for name in ("probe", "attacks"):
-        with pytest.raises(UserError, match=rf"InMaP has no {name}: that is for CLAP and ZeroshotCLIP"):
+        with pytest.raises(UserError, match=rf"InMaP has no {name}: that is for CLAP, StyleProjection, ZeroshotCLIP"):
             planned(world, "InMaP", tasks=(name,))
 
 
@@ -159,7 +159,7 @@ def test_compare_has_the_reference_first_and_one_backbone(dataset):
     assert chosen[0].trainer == "ZeroshotCLIP"
     assert {method.trainer for method in chosen} == set(catalogue.trainer_names())
     refined = [method.base.trainer for method in chosen if method.base]
-    assert sorted(refined) == ["CLAP", "CoOp", "GOPro", "LinearProbe"]
+    assert sorted(refined) == ["CLAP", "CoOp", "GOPro", "LinearProbe", "StyleProjection"]
     assert len({resolve_config(method.overrides(dataset)).MODEL.BACKBONE.NAME for method in chosen}) == 1
 
 
@@ -317,7 +317,7 @@ def test_every_shipped_config_resolves_and_is_accepted_by_its_trainer(trainer):
 
     folder = catalogue.trainer_file(trainer, "vit_b16", "").parent
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    assert len(names) == {"CLAP": 12, "InMaP": 4}[trainer]
+    assert len(names) == {"CLAP": 13, "InMaP": 4}[trainer]
     kind = TRAINER_REGISTRY.get(trainer)
     for name in names:
         dataset = "icons" if name.startswith("icons") else "pacs"

@@ -55,6 +55,13 @@ def manifest_of(path):
     return manifest.manifest_file(cfg)
 
 
+def split_of(path):
+    cfg = get_cfg_default()
+    add_config(cfg)
+    cfg.DATASET.SPLIT_FILE = str(path)
+    return splits.SplitFileDataset.read_split(None, cfg, path.parent, [], {"split_file": "split.json"})
+
+
 READERS = {
     "image": images.read_image,
     "toolbox's image": lambda path: toolbox_image(str(path)),
@@ -63,7 +70,7 @@ READERS = {
     "yaml": documents.read_yaml,
     "class list": folders.read_text,
     "manifest": manifest_of,
-    "split file": lambda path: splits.named_file(str(path)),
+    "split file": split_of,
     "selection": lambda path: fewshot.read_selection(str(path), "PACS", 1, [], []),
     "weights": weights.read_weights,
     "export": released.load_export,
