@@ -99,7 +99,7 @@ def behind(records: Sequence[Mapping[str, Any]]) -> Gain | None:
 def at_chance(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether zero-shot accuracy is not clearly above twice that of guessing."""
     right, total = counts(records, ZEROSHOT)
-    return interval(right, total).low <= 2 * 100 / right.shape[1]
+    return bool(interval(right, total).low <= 2 * 100 / right.shape[1])
 
 
 def mean_of(records: Sequence[Mapping[str, Any]], test: str) -> float | None:

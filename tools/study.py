@@ -135,7 +135,9 @@ def gain_of(cells: Cells, task: str, row: str, group: str) -> Gain | None:
 
 def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """The tables of the study, markdown: one for each task, methods by strengths."""
-    strengths = list(dict.fromkeys(strength(name) for name in study_recipes() if name in archives))
+    recipes = study_recipes()
+    ordered = sorted(archives, key=lambda name: (recipes[name].held_out, recipes[name].entangle))
+    strengths = list(dict.fromkeys(strength(name) for name in ordered))
     cells = {s: cells_of([r for name in archives if strength(name) == s for r in archives[name]]) for s in strengths}
     made = [tabulate([[s, name, recipe_text(name), archives[name][0]["backbone"]["weights_hash"][:12]]
                       for s in strengths for name in archives if strength(name) == s],
