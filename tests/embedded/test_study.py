@@ -62,9 +62,10 @@ def test_archive_is_read_as_the_runs_are(kept, tmp_path, capsys):
     assert "seeds: 1, 2" in printed and f"{record['metrics']['test']['accuracy']:.1f}" in printed
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}\n[1]\nno json\n")])
-def test_broken_archives_are_named(content, tmp_path, capsys):
-    (tmp_path / "x.jsonl.gz").write_bytes(content)
+@pytest.mark.parametrize("packed", [False, True])
+def test_broken_archives_are_named(packed, tmp_path, capsys):
+    lines = b"{}\n[1]\nno json\n"
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines) if packed else lines)
     assert {item.state for item in find_records(tmp_path)} == {"broken"}
     assert table.main([str(tmp_path / "x.jsonl.gz")]) == 2
     error = capsys.readouterr().err
