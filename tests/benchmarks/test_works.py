@@ -124,7 +124,7 @@ def test_inmap(script):
 
 def test_7_11_the_plain_solver_takes_the_authors_steps_and_is_no_slower_than_they_are(script):
     """(row 7.11) Their steps written with new tensors, as their program has them, are the measure."""
-    module, plain, rounds = script("inmap"), script("plain"), 5
+    module, plain, rounds = script("inmap"), script("plain"), 9
     options = module.parse(["--images", "2000", "--dimensions", "64", "--classes", "50", "--threads", "1"])
     features, text, _ = module.clip_like(options)
     labels = torch.softmax(features @ text / 0.01, dim=1)
@@ -143,11 +143,14 @@ def test_7_11_the_plain_solver_takes_the_authors_steps_and_is_no_slower_than_the
     torch.testing.assert_close(plain.vision_proxy(features, text, labels, 0.04, 60), expected, rtol=1e-5, atol=1e-6)
     sides = {"authors": authors, "plain": lambda steps: plain.vision_proxy(features, text, labels, 0.04, steps)}
     seconds = {name: [] for name in sides}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for a busy core count as work of the process
     for _ in range(rounds):
         for name, run in sides.items():
             begin = time.process_time()
             run(10)
             seconds[name].append(time.process_time() - begin)
+    torch.set_num_threads(threads)
     assert min(seconds["plain"]) < 1.25 * min(seconds["authors"])  # measured: 0.8; the library's own solver: 2.0
 
 
