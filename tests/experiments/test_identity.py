@@ -254,6 +254,20 @@ def test_eval_needs_nothing_that_the_run_knows(world, call_tiny):
     assert done.returncode == 2 and "there is no folder" in done.stderr
 
 
+@pytest.mark.parametrize("dataset", ["folder_classes", "manifest"])
+def test_2_4_an_evaluation_on_your_own_images_tests_every_one(world, call_tiny, dataset):
+    """Row 2.4: folders and lists publish no test images, so none is held out."""
+    assert call_tiny("DATASET.NUM_SHOTS", 4)[0] == 0
+    shutil.copytree(world.images / "night", world.root / "mine")
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name}" for path in (world.root / "mine").rglob("*.png")]
+    (world.root / "mine" / "manifest.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    words = ["eval", str(world.out), "--import", str(world.plugin), "--out", str(world.root / "evals")]
+    done = world.run([*words, "--dataset", dataset, "--data", str(world.root / "mine")])
+    assert done.returncode == 0, done.stderr
+    record = records.read_record(next((world.root / "evals").rglob("seed1")))
+    assert record["metrics"]["test"]["total"] == 20 and record["data_protocol"] == "all-images"
+
+
 def test_a_run_made_of_a_replaced_file_is_made_again(world, zeroshot):
     """The configuration names a file of class names; its content is part of what was computed."""
     names = world.root / "list.csv"
