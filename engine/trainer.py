@@ -391,10 +391,9 @@ class CLIPTrainer(TrainerX):
 
     def save_predictions(self) -> None:
         """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""
-        folder = Path(self.output_dir)
         if "test" in self.evaluation.predictions:
-            self.evaluation.save_predictions(folder, self.classnames)
-            self.save_features(folder)
+            self.evaluation.save_predictions(Path(self.output_dir), self.classnames)
+            self.save_features(Path(self.output_dir))
 
     def save_features(self, folder: Path, split: str = "test") -> None:
         """Name the cached features of the images in `features.npz`; those of a split are computed, for figures."""

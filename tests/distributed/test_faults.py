@@ -118,7 +118,7 @@ def assert_same(folder, whole, alone, argv):
 
 
 def test_sigterm_while_a_head_is_trained(faults, words, alone, tmp_path):
-    """Of two processes one is told, between two checks; one process goes on, as one did that was left alone."""
+    """One of two processes receives SIGTERM between two checks; one process resumes, as if nothing had stopped it."""
     (base, runs), files = faults, list((faults[0] / "head/clap").glob("step*"))
     code, said = runs["head"]
     assert code == 143 and "saved after step 50: the same command resumes" in said, said  # they agree at checks
@@ -133,7 +133,7 @@ def test_sigterm_while_a_head_is_trained(faults, words, alone, tmp_path):
 
 
 def test_sigterm_in_a_validation(faults, words, alone, tmp_path):
-    """One of two processes is told; both leave at the next batch, and the validation is done again."""
+    """One of two processes receives SIGTERM; both stop at the next batch, and the validation is done again."""
     folder, (code, said) = faults[0] / "validation", faults[1]["validation"]
     assert code == 143 and "process 1 was stopped: the same command resumes" in said, said
     assert "lost contact" not in said
