@@ -99,6 +99,11 @@ def style_tests(trainer: CLIPTrainer, notes: list[str]) -> Iterator[tuple[str, d
     own = model_own_styles(trainer)
     notes.append(f"styles: the own style of each class is {'known' if own else 'estimated from the texts'}")
     estimated = [words[number] for number in estimate_own_styles(styled, plain).tolist()]
+    if own and (unknown := sorted({*own} - {*words})):
+        raise UserError(
+            f"the own styles of classes name {', '.join(unknown)}, which is no style word here; the words are "
+            f"{', '.join(words)} (DATASET.STYLES, else the domains)"
+        )
     if own:
         yield READ_OFF, share(sum(a == b for a, b in zip(own, estimated)), len(own))
     own = own or estimated

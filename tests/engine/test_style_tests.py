@@ -160,6 +160,12 @@ def test_misuse_is_one_line(styles, pairs, options, message):
         styles(*pairs, **options)
 
 
+def test_own_styles_without_a_word_are_refused(styles, tmp_path):
+    (tmp_path / "pen.json").write_text(json.dumps({"own_styles": OWN | {"dog": "pen"}}))
+    with pytest.raises(AssertionError, match="name pen, which is no style word here; the words are art, photo, sketch"):
+        styles("DATASET.OWN_STYLES", tmp_path / "pen.json")
+
+
 def test_style_keys_count_only_where_they_are_set():
     config = default_config()
     config.TRAINER.NAME = "ZeroshotCLIP"
