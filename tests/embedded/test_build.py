@@ -7,6 +7,7 @@ the loss against a loop, painting and placing, the short text path, pool and sch
 """
 
 import math
+import os
 import random
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ import torch
 from build_icons import captions as cap
 from build_icons.captions import Caption
 from build_icons.corpus import enclosed_regions, words_in_names
-from build_icons.fetch import Icon, fetch
+from build_icons.fetch import Icon, archive_path, fetch
 from build_icons.measure import image_features, zero_shot
 from build_icons.merges import restricted_merges, write_merges
 from build_icons.model import count_merges, model_config, stock_state, trainable_model
@@ -67,6 +68,18 @@ def test_missing_npm_client_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"npm client is needed .*Node\.js"):
         fetch(PACKS["ri"], tmp_path)
+
+
+def test_an_archive_that_npm_leaves_half_written_is_not_taken(tmp_path, monkeypatch):
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(f"#!/bin/sh\nprintf half > {archive_path(PACKS['ri'], tmp_path).name}\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:{os.environ['PATH']}")
+    for _ in range(2):  # the second time it would be taken for whole
+        with pytest.raises(FileNotFoundError, match="did not give"):
+            fetch(PACKS["ri"], tmp_path)
+    assert [*archive_path(PACKS["ri"], tmp_path).parent.iterdir()] == []
 
 
 def test_names_become_words():

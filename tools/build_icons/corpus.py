@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from scipy import ndimage
+
+from dassl_clip.results.files import write_atomically
 
 from .fetch import Icon, read_icons
 from .names import common_words, concepts_of, read_lexicon, segment, tokens_of
@@ -97,10 +100,12 @@ def rendered(icons: Sequence[Icon], name: str, cache: Path, workers: int) -> np.
     for icon in icons:
         digest.update(svg_document(icon).encode("utf-8"))
     path = cache / "render" / f"{name}-{digest.hexdigest()[:16]}.npy"
-    if not path.is_file():
-        logger.info("rendering %d icons (%s)", len(icons), name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, render_many(icons, workers=workers))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # another process that builds waits, and reads
+        if not path.is_file():
+            logger.info("rendering %d icons (%s)", len(icons), name)
+            pictures = render_many(icons, workers=workers)
+            write_atomically(path, lambda file: np.save(file, pictures))
     return np.load(path)
 
 

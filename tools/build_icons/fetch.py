@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,18 +43,22 @@ def fetch(pack: Pack, cache: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     spec = f"{pack.npm}@{pack.version}"
     logger.info("fetching %s", spec)
-    try:
-        done = subprocess.run(["npm", "pack", "--silent", spec], cwd=path.parent, capture_output=True, text=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The npm client is needed to fetch {spec} and cannot be started. Install Node.js, or put the archive at "
-            f"{path} yourself."
-        ) from error
-    if done.returncode or not path.is_file():
-        raise FileNotFoundError(
-            f"`npm pack {spec}` did not give {path.name}: {done.stderr.strip()[-300:] or 'no message'}. Check the "
-            f"network, or put the archive at {path} yourself."
-        )
+    # In a folder of its own: another process that builds must not meet half an archive.
+    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+        fetched = Path(place, path.name)
+        try:
+            done = subprocess.run(["npm", "pack", "--silent", spec], cwd=place, capture_output=True, text=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"The npm client is needed to fetch {spec} and cannot be started. Install Node.js, or put the archive "
+                f"at {path} yourself."
+            ) from error
+        if done.returncode or not fetched.is_file():
+            raise FileNotFoundError(
+                f"`npm pack {spec}` did not give {path.name}: {done.stderr.strip()[-300:] or 'no message'}. Check the "
+                f"network, or put the archive at {path} yourself."
+            )
+        fetched.replace(path)
     return path
 
 
