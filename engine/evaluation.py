@@ -100,17 +100,19 @@ def split_logits(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Logits `[B, C]`, float32, labels `[B]` and paths of a split, batch after batch, of its readable images.
 
-    From cached rows where the method's logits depend on these alone, else from the images. Several processes each
-    compute some of the batches.
+    From cached rows where the method's logits depend on these alone, from all images together where it scores them so,
+    else from the images. Several processes each compute some of the batches.
     """
     images: DatasetWrapper = loader.dataset
     items, device = images.data_source, trainer.device
-    cached = trainer.cached_images(items)
+    joint = trainer.score_jointly(items)
+    cached = trainer.cached_images(items) if joint is None else joint
 
     def from_rows(rows: "CachedImages", batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for index in batches:
             labels = torch.tensor([items[number].label for number in index.tolist()], device=device)
-            yield trainer.feature_logits(rows[index].to(device)).float(), labels, index.to(device)
+            own = rows[index].to(device)
+            yield own if joint is not None else trainer.feature_logits(own).float(), labels, index.to(device)
 
     def from_images(batches: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in progress_bar(batches, split):

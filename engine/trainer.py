@@ -313,6 +313,10 @@ class CLIPTrainer(TrainerX):
             return None
         return self.features.cached(items, self.encoding)
 
+    def score_jointly(self, items: Sequence[Any]) -> CachedImages | None:
+        """Rows of logits `[N, C]` of images that are scored together; None where each is scored by itself."""
+        return None
+
     @property
     def encoding(self) -> Encoding:
         """What the method needs of an image: rows that are cached, and that `feature_logits` takes."""
