@@ -26,6 +26,7 @@ from dassl_clip.engine.evaluation import metrics_of
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.refined import open_refined
 from dassl_clip.engine.styles import own_styles
+from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
 from dassl_clip.results.errors import UserError
@@ -35,7 +36,6 @@ from .labels import SOLVERS, PseudoLabels, sinkhorn_potentials, solve_vision_pro
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
 TEMPERATURES = {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 4.0}  # what `auto` stands for, over the logit scale
 UNLABELED = ("test", "train", "val")
 TEXT, VISION, SINKHORN = "text proxy", "vision proxy", "vision proxy, Sinkhorn"
@@ -219,31 +219,3 @@ class InMaP(CLIPTrainer):
             if self.base_record["selection_rule"] != NOTHING_LEARNED:
                 facts["selection_rule"] = self.base_record["selection_rule"]
         return facts
-
-
-def parse_temperature(value: str | float, key: str, unit: float, default: float) -> float:
-    """A positive number, `auto` for `default` units, or `auto:K` for `K` units.
-
-    Args:
-        value: The setting.
-        key: Its name, for the message.
-        unit: 1 / logit scale.
-        default: What `auto` stands for, in units.
-
-    Raises:
-        UserError: None of these.
-    """
-    text = str(value).strip().lower()
-    if text == AUTO:
-        return default * unit
-    relative = text.startswith(f"{AUTO}:")
-    try:
-        number = float(text.removeprefix(f"{AUTO}:"))
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise UserError(
-            f"{key} is {value!r}; expected a positive number such as 0.01, '{AUTO}', or '{AUTO}:K' for K over the "
-            "logit scale"
-        )
-    return number * unit if relative else number
