@@ -154,7 +154,7 @@ class TransductiveTrainer(CLIPTrainer):
         """Refused: single images have no scores."""
         raise UserError(
             f"{type(self).__name__} scores the images of a test set together and keeps nothing for others; test it "
-            "with `task` or `eval`, or take a method that keeps what it learned, such as InMaP"
+            "with `task` or `eval`, or take a method that keeps what it learned"
         )
 
     def record_facts(self) -> dict[str, Any]:
