@@ -23,7 +23,7 @@ def build_parser() -> Parser:
     parser.add_argument("--methods", nargs="+", default=(), metavar="TRAINER[:CONFIG][+REFINER]",
                         help="rows of the table, the first is the reference (default: every trainer with a config for "
                         "the data set, and the variants of those configs)")  # fmt: skip
-    parser.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="default: the data set's own")
+    parser.add_argument("--tasks", "--task", nargs="+", default=(), metavar="TASK", help="default: the data set's own")
     task.add_run_arguments(parser)
     return parser
 

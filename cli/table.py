@@ -20,6 +20,8 @@ from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import check_rows, group_records
+from dassl_clip.results.protocols import SCENARIO_TASKS
+from dassl_clip.results.scenarios import has_scenarios, scenario_tables
 
 OUTSIDE_EXIT = 1
 
@@ -46,6 +48,8 @@ def build_parser() -> Parser:
     of_folders.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
     of_folders.add_argument("--split", default="test", help="split whose metrics are shown (default: test)")
     of_folders.add_argument("--per-method", action="store_true", help="one table a method, with a column a seed")
+    of_folders.add_argument("--per-domain", action="store_true",
+                            help="of batches, streams and orders: the tables of each domain too")  # fmt: skip
     return parser
 
 
@@ -126,7 +130,10 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
         if args.per_method:
             made += [tables.target_table(group, row) for row in (group.rows if chosen is None else chosen)]
         elif chosen != []:
-            made.append(tables.method_table(group, args.reference, chosen))
+            if group.facts["task"] not in SCENARIO_TASKS:
+                made.append(tables.method_table(group, args.reference, chosen))
+            if has_scenarios(group):
+                made += scenario_tables(group, args.reference, chosen, per_domain=args.per_domain)
             made += tables.extra_test_tables([group], chosen)
     made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made

@@ -20,7 +20,7 @@ from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.protocols import flatten_config
 
-from . import registry
+from . import registry, scenarios
 from .catalogue import existing_file
 
 
@@ -49,6 +49,7 @@ class Key:
         bytes_count: names a folder of which every file counts, with its content.
         sizes_count: names a folder of which every file counts, with its size.
         counts_if_set: is no part of a run's identity while it has its default, so runs from before the key stay equal.
+        scenarios: is part of a run's identity under these values of SCENARIOS.TASK alone; empty: under all.
     """
 
     default: Any = None
@@ -71,6 +72,7 @@ class Key:
     bytes_count: bool = False
     sizes_count: bool = False
     counts_if_set: bool = False
+    scenarios: tuple[str, ...] = ()
 
 
 _LARGEST_SEED = 2**32 - 1  # of numpy's generator
@@ -125,6 +127,15 @@ KEYS: dict[str, Key] = {
     "DATALOADER.TEST.BATCH_SIZE": Key(least=1),
     "TEST.FINAL_MODEL": Key(values=("last_step", "best_val")),
     "TEST.SPLIT": Key(values=("test", "val"), comparable=True),
+    # How images are drawn from the tested ones, see `engine/scenarios.py`; "" for the whole test set alone.
+    "SCENARIOS.TASK": Key("", values=("", *scenarios.TASKS), in_name=True, by_task=True, counts_if_set=True),
+    "SCENARIOS.BATCHES": Key(
+        ("64", "64:1-4", "64:2-10", "64:5-25", "256"), names=True, comparable=True, scenarios=("batch",)
+    ),
+    "SCENARIOS.DRAWS": Key(1000, least=1, comparable=True, scenarios=("batch",)),  # of each entry of BATCHES
+    "SCENARIOS.STREAMS": Key(("0.1", "0.01", "separate"), names=True, comparable=True, scenarios=("stream",)),
+    "SCENARIOS.BLOCK": Key(64, least=2, comparable=True, scenarios=("stream",)),  # images of a block of a stream
+    "SCENARIOS.ORDERS": Key(5, least=1, comparable=True, scenarios=("stream", "online")),
     "TRAIN.PRINT_FREQ": Key(least=1, computes=False),
     "TRAIN.CHECKPOINT_FREQ": Key(least=0, computes=False, epoch_loop=True),
     "TRAIN.CHECKPOINT_STEPS": Key(0, computes=False, epoch_loop=True),  # also save every so many steps of an epoch
@@ -170,7 +181,7 @@ def default_config() -> Any:
     from dassl.config import get_cfg_default
 
     cfg = get_cfg_default()
-    cfg.RUN = CfgNode()
+    cfg.RUN, cfg.SCENARIOS = CfgNode(), CfgNode()
     for key, row in KEYS.items():
         if row.default is not None:
             *parents, name = key.split(".")
@@ -313,7 +324,9 @@ def check_values(cfg: Any) -> None:
         if row.values and values[key] not in row.values:
             hint = did_you_mean(values[key], row.values)
             hint = " Training images are not tested." if values[key] == "train" else hint
-            raise UserError(f"{key} is '{values[key]}'.{hint} Known: {', '.join(row.values)}.")
+            known = ", ".join(filter(None, row.values))
+            raise UserError(f"{key} is '{values[key]}'.{hint} Known: {known}.")
+    scenarios.check_scenarios(cfg)
 
 
 def _trouble(value: Any) -> str:

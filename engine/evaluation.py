@@ -41,12 +41,14 @@ class Evaluation:
         predictions: The last predictions of each split: `paths`, `labels` `[N]`, the best classes `top` and their
             softmax `shares` `[N, 5]`, best first.
         notes: How the extra tests of the last test were made.
+        scenarios: What the record says of the batches, streams or orders of the last test.
     """
 
     def __init__(self) -> None:
         self.results: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, dict[str, Any]] = {}
         self.notes: list[str] = []
+        self.scenarios: dict[str, Any] = {}
 
     def measure(
         self, split: str, batches: Iterable[tuple[Tensor, Tensor, list[str]]], evaluator: Any

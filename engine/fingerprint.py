@@ -24,6 +24,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     Trainer nodes other than that of `TRAINER.NAME` do not count.
     """
     flat = flatten_config(config)
+    scenario = flat.get("SCENARIOS.TASK", "")
     trainer_node = f"TRAINER.{str(flat.get('TRAINER.NAME', '')).upper()}."
     return {
         # Of a run folder the last parts alone: the folder above all runs may move.
@@ -32,6 +33,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         if not is_a(key, "computes")
         and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(trainer_node))
         and not (is_a(key, "counts_if_set") and value == _flat(KEYS[key].default))
+        and not (is_a(key, "scenarios") and scenario not in KEYS[key].scenarios)
     }
 
 

@@ -79,7 +79,7 @@ def resolve_config(overrides: Overrides) -> Any:
         set_key(cfg, key, decode(text), "the command line")
     _check_registered(cfg)
     check_values(cfg)
-    plain.TRAINER.NAME = cfg.TRAINER.NAME
+    plain.TRAINER.NAME, plain.SCENARIOS.TASK = cfg.TRAINER.NAME, cfg.SCENARIOS.TASK
     stem = Path(overrides.trainer_file).stem if overrides.trainer_file else ""
     cfg.RUN.CONFIG = cfg.RUN.CONFIG or stem + changes(plain, cfg)
     cfg.RUN.TASK = cfg.RUN.TASK or task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)

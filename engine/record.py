@@ -52,6 +52,8 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
     }
     if trainer.extra_tests:
         facts["reading_notes"] = trainer.evaluation.notes
+    if trainer.evaluation.scenarios:
+        facts["scenarios"] = trainer.evaluation.scenarios
     if hasattr(dataset, "protocol"):
         facts["protocol"] = dataset.protocol
     return facts

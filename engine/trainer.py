@@ -37,6 +37,8 @@ from .loop import EpochLoop, random_states, restore_random
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import PRECISIONS, Precision
 from .record import trainer_facts, write_run
+from .scenario_tests import ScenarioTests
+from .scenarios import check_sizes
 from .schedule import EpochSchedule
 from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
 
@@ -143,6 +145,7 @@ class CLIPTrainer(TrainerX):
         views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
         self.dm = dm = DataManager(cfg, list(views), preprocess, dataset_wrapper=SeededImages)
         check_labels(dm.dataset, cfg.DATASET.NAME)
+        check_sizes(cfg, len(dm.dataset.test))
         self.train_loader_u, self.val_loader, self.test_loader = dm.train_loader_u, dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains, self.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
         self.classnames = list(dm.dataset.classnames)
@@ -294,6 +297,10 @@ class CLIPTrainer(TrainerX):
             extra = ExtraTests(self)  # outside the block above, since attacks need gradients
             self.evaluation.results |= extra.run()
             self.evaluation.notes = extra.notes
+        if split == "test" and "SCENARIOS" in self.cfg and self.cfg.SCENARIOS.TASK:
+            scenarios = ScenarioTests(self)
+            self.evaluation.results |= scenarios.run()
+            self.evaluation.scenarios = scenarios.facts
         return float(next(iter(metrics.values())))
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,10 @@ def _run_on(
     """One run: task `name` on domain `target` ("" for a data set without domains); `base`: the run to refine."""
     task, trainer, named = TASKS[name], config.TRAINER.NAME, config.RUN.CONFIG
     node, column = f"TRAINER.{trainer.upper()}", target_column(config, target)
-    shots = ALL_SHOTS if task.label_free else _shots(request.shots, config)
+    # Of a data set without domains that publishes test images, these alone are tested, as in the papers.
+    whole = bool((task.label_free or task.scenario) and (target or not tasks.publishes_test(config)))
+    across = task.across or bool(task.scenario and len(domains) > 1)
+    shots = ALL_SHOTS if task.label_free or (whole and not across) else _shots(request.shots, config)
     row, below = Row(trainer, named), named
     if base is not None:
         row = refined_row(trainer, named, base.row.method, base.row.config)
@@ -170,13 +173,12 @@ def _run_on(
     folder = Path(request.out, name, stem, trainer, below, f"shots{shots}", column, f"seed{seed}")
     flags = list(common.flags)
     if target:
-        sources = tuple(domain for domain in domains if domain != target) if task.across else (target,)
+        sources = tuple(domain for domain in domains if domain != target) if across else (target,)
         flags += [("DATASET.SOURCE_DOMAINS", sources), ("DATASET.TARGET_DOMAINS", (target,))]
     flags += [("RUN.TASK", name), ("SEED", seed), ("OUTPUT_DIR", str(folder))]
     pairs = [*_without_shots(common.pairs), ("DATASET.NUM_SHOTS", str(shots))]
-    # Of a data set without domains that publishes test images, these alone are tested, as in the papers.
-    if task.label_free and (target or not tasks.publishes_test(config)):
-        pairs += [("DATASET.PROTOCOL", "all-images")]
+    pairs += [("DATASET.PROTOCOL", "all-images")] if whole else []
+    pairs += [("SCENARIOS.TASK", task.scenario)] if task.scenario else []
     if further := tasks.extra_tests(trainer, name):
         pairs += [(f"{node}.EVALUATE", repr(further))]
     if base is not None:

@@ -9,6 +9,7 @@ from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named
 from dassl_clip.results.protocols import protocol_of
+from dassl_clip.results.scenarios import scenario_tables
 
 from . import state
 from .plan import Run
@@ -37,7 +38,10 @@ def task_tables(
     for group in groups:
         shown = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
         reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
-        made.append(tables.method_table(group, reference, shown, columns, seeds))
+        if TASKS[runs[0].task].scenario:
+            made += scenario_tables(group, reference, shown, columns, seeds)
+        else:
+            made.append(tables.method_table(group, reference, shown, columns, seeds))
     return made + (tables.extra_test_tables(groups, rows, columns, seeds) if further else [])
 
 

@@ -7,6 +7,8 @@ folders and lists) and trains on no label; `probe` and `attacks` do the same wit
 with attacked images. `styles` reads, on images of a domain that are not tested, whether class names are tied to styles.
 `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the
 papers': ImageNet) and evaluate on ten others, or on its variants.
+`batch`, `stream` and `online` test all images of a domain as lodo does, then again in batches, in streams and one at a
+time (`engine/scenarios.py`); without domains they test what fewshot tests.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine.scenarios import TASKS as SCENARIOS
 from dassl_clip.results.errors import UserError, did_you_mean
+
+from .identity import is_ours
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Task:
         needs_domains: for data sets with domains alone.
         tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
         new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
+        scenario: value of SCENARIOS.TASK; the target's fellow domains, where there are some, are the sources.
     """
 
     across: bool = False
@@ -38,6 +44,7 @@ class Task:
     needs_domains: bool = False
     tested_on: tuple[str, ...] = ()
     new_classes: bool = False
+    scenario: str = ""
 
     @property
     def transfers(self) -> bool:
@@ -60,6 +67,7 @@ TASKS = {
         )
     ),
     "dg": Task(tested_on=("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")),
+    **{name: Task(scenario=name) for name in SCENARIOS},
 }  # fmt: skip
 
 
@@ -116,6 +124,7 @@ def fits_tasks(trainer: str, names: Sequence[str]) -> bool:
         not (TASKS[name].label_free and trains_on_labels(trainer))
         and not (TASKS[name].transfers and not _fits_other_classes(trainer))
         and not (TASKS[name].needs_tests and not extra_tests(trainer, name))
+        and not (TASKS[name].scenario and not is_ours(registry.trainer_class(trainer)))
         for name in names
     )
 
@@ -146,9 +155,25 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
             f"{name} is for methods that train on no labels, so {trainer}, which does, has no place in it. "
             f"Methods for it: {', '.join(free)}; tasks for {trainer}: fewshot, lodo."
         )
+    if task.scenario and (reason := _no_scenario(trainer, config, domains)):
+        raise UserError(f"{name}: {reason}")
     if task.needs_tests and not extra_tests(trainer, name):
         able = _ours(lambda known: bool(extra_tests(known, name)))
         raise UserError(f"{trainer} has no {name}: that is for {', '.join(able)}")
+
+
+def _no_scenario(trainer: str, config: Any, domains: Sequence[str]) -> str:
+    """Why a method cannot be tested on all images of a target in batches, streams or orders; "" if it can."""
+    dataset = config.DATASET.NAME
+    if not is_ours(registry.trainer_class(trainer)):
+        return f"{trainer} is no CLIPTrainer of this project, which alone can be tested so"
+    if trains_on_labels(trainer) and len(domains) < 2 and (domains or not publishes_test(config)):
+        there = f"has only the domain {domains[0]}" if domains else "comes without test images of its own"
+        return (
+            f"all images of {dataset} are tested, which {there}, so {trainer} has none to train on; take a method that "
+            "trains on no labels"
+        )
+    return ""
 
 
 def _ours(fits: Callable[[str], bool]) -> list[str]:

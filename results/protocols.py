@@ -16,6 +16,11 @@ TRANSFER_TASKS = {
     "xd": "cross-dataset: trained on one data set, tested on others",
     "dg": "single-source generalisation: trained on one data set, tested on its variants",
 }
+SCENARIO_TASKS = {
+    "batch": "{tested} tested, and so are random batches of them",
+    "stream": "{tested} tested, and so are streams of them, block by block",
+    "online": "{tested} tested, and so are they in random orders, one at a time",
+}
 EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
 NOT_KNOWN = "data that is not recorded"
 # Selection rules, which records name; methods add what else they choose, and by what.
@@ -87,10 +92,11 @@ def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", da
         task: name of the task, "" for a run by hand.
         data_protocol: DATASET.PROTOCOL, which says what is tested; "" where an old record does not hold it.
     """
-    if task in LABEL_FREE_TASKS:
+    if task in LABEL_FREE_TASKS or task in SCENARIO_TASKS:
         whole = data_protocol == ALL_IMAGES if data_protocol else bool(target)
         tested = f"{'every image' if whole else 'the test part'} of {'a domain' if target else 'the data set'} is"
-        return LABEL_FREE_TASKS[task].format(tested=tested)
+        unseen = "; methods that train on labels train on the other domains" if len(source) and source != target else ""
+        return (LABEL_FREE_TASKS | SCENARIO_TASKS)[task].format(tested=tested) + unseen
     if task in TRANSFER_TASKS:
         return TRANSFER_TASKS[task]
     if not source or not target:

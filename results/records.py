@@ -80,6 +80,8 @@ _SHAPES: dict[str, Any] = {
     "classnames": list[str],
     "history": list[dict[str, float]],
     "reading_notes": list[str],  # how the extra tests were made
+    # Batches, streams or orders of the tested images: names of their metrics, and why some do not apply.
+    "scenarios": {"task": str, "seed": int, "cases": list[str], "not_applicable": dict[str, str], "needs": str},
     "skipped_images": list[str],
     "files": dict[str, str],
     "evaluated_from": str,

@@ -23,7 +23,7 @@ from .diagnosis import FORMS
 from .errors import UserError
 from .escaping import csv_text, markdown, one_line
 from .groups import MEAN, Group, Record, Row, column_of
-from .protocols import protocols
+from .protocols import SCENARIO_TASKS, protocols
 from .run_data import NOT_RECORDED, described
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
@@ -134,8 +134,8 @@ def method_table(
         against = [wanted.accuracies(base, name) for name in header[1:]]
         pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
         gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
-    below = _missing(wanted, rows, domains, seeds) + _unlike(wanted, rows) + _trained_on(wanted, rows) + group.remarks
     shown = [*header[:-1], group.summary_name]
+    below = footnotes(wanted, rows, domains, seeds)
     return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
 
 
@@ -152,6 +152,12 @@ def target_table(group: Group, row: Row) -> Table:
         header, lines = ["target", "accuracy (%)"], [[line[0], line[-1]] for line in lines]
     below = _missing(group, [row], group.domains, seeds) + group.remarks
     return Table(f"{row.label}: {group_title(group)}", header_lines(group, [row], seeds), header, lines, below)
+
+
+def further_tests(record: Record) -> list[str]:
+    """The extra tests of a run by name; batches, streams and orders have tables of their own (`scenarios.py`)."""
+    cases = record.get("scenarios", {}).get("cases", ())
+    return [name for name in record["metrics"] if name not in SPLITS and name not in cases]
 
 
 def extra_test_tables(
@@ -172,7 +178,7 @@ def _extra_test_table(
     seeds = list(seeds) if seeds is not None else group.seeds
     domains = list(columns) if columns is not None else group.domains
     header = [*domains, MEAN]
-    tests = dict.fromkeys(name for record in group.records() for name in record["metrics"] if name not in SPLITS)
+    tests = dict.fromkeys(name for record in group.records() for name in further_tests(record))
     results = {
         row: {name: _test_cells(group, row, name, domains, seeds) for name in tests}
         for row in (group.rows if rows is None else rows)
@@ -208,7 +214,7 @@ def test_table(records: Sequence[Record]) -> Table:
     """The further tests of one method's runs, a line per test: the columns are the domains, then their mean."""
     facts, domains = records[0], [column_of(record) for record in records]
     lines = []
-    for name in dict.fromkeys(name for record in records for name in record["metrics"] if name not in SPLITS):
+    for name in dict.fromkeys(name for record in records for name in further_tests(record)):
         values = [record["metrics"].get(name, {}).get("accuracy") for record in records]
         shown = ["-" if value is None else f"{value:.1f}" for value in values]
         lines.append([name, *shown, "-" if None in values else f"{statistics.fmean(values):.1f}"])
@@ -249,6 +255,9 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     if facts["shots"] < 1 and not any(run["num_train"] for run in runs):
         shots = "none"
     protocol, training = f"protocol: {'; '.join(sorted(protocols(runs)))}", f"training images: {shots}"
+    if facts["task"] in SCENARIO_TASKS:
+        used = {row: [{"used": shots if run["num_train"] else "none"} for run in records[row]] for row in rows}
+        training = f"training images: {_by_row(used, 'used')}"
     if facts["trained_on"]:
         targets = sorted({f"{run['dataset']}/{column_of(run)}" for run in runs})
         protocol = f"protocol: evaluation: trained on {facts['trained_on']}; tested on {', '.join(targets)}"
@@ -294,6 +303,11 @@ def _by_row(records: Mapping[Row, Sequence[Record]], key: str) -> str:
     if len(owners) == 1:
         return next(iter(owners))
     return "; ".join(f"{value} [{', '.join(labels)}]" for value, labels in owners.items())
+
+
+def footnotes(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """The lines below a table of methods: what is missing, and what a reader must know of its runs."""
+    return _missing(group, rows, domains, seeds) + _unlike(group, rows) + _trained_on(group, rows) + group.remarks
 
 
 def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: Sequence[int]) -> list[str]:

@@ -15,7 +15,8 @@ with one SEED, or several (1,2,3). Finished runs are skipped, broken ones redone
 
 Environment:
   TASK       fewshot, lodo, zeroshot, probe,       default: what the configs say
-             attacks, b2n, xd, dg, or several
+             attacks, batch, stream, online,
+             b2n, xd, dg, or several
   DATA       folder above the data sets            default: what the data set's config says
   OUT        folder above all runs                 default: output
   CFG        config of the method, name or file    default: the data set's own, else vit_b16

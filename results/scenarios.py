@@ -1,0 +1,217 @@
+"""Tables of the tasks `batch`, `stream` and `online`: methods (rows) by cases (columns), mean over the target domains.
+
+A cell is the mean over draws of a draw's accuracy, which is what papers print; `full` is the whole test set at once.
+Gains, and the share of draws that are worse, are over the reference on the same draws: same domain, same seed, same
+index lists.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .groups import Group, Record, Row
+from .tables import Table, cell_text, footnotes, group_title, header_lines
+
+FULL, WORST = "full", "worst cell"
+UNITS = {"batch": "batch", "stream": "block", "online": "image"}  # what `milliseconds` are of
+Figures = dict[tuple[str, int], float]  # domain, seed -> a number
+
+
+def has_scenarios(group: Group) -> bool:
+    """Whether runs of a group were tested in batches, streams or orders."""
+    return any(record.get("scenarios") for record in group.records())
+
+
+def scenario_tables(
+    group: Group,
+    reference: str = "",
+    rows: Sequence[Row] | None = None,
+    columns: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    per_domain: bool = False,
+) -> list[Table]:
+    """The accuracies of a group's runs, then what varies with the draws; arguments as of `tables.method_table`.
+
+    Args:
+        group: runs with scenarios.
+        reference: method of the reference row, or its whole label.
+        rows: the rows wanted.
+        columns: the domains wanted.
+        seeds: the seeds wanted.
+        per_domain: two tables for each domain, before those of their mean.
+    """
+    domains = list(columns) if columns is not None else group.domains
+    seeds = list(seeds) if seeds is not None else group.seeds
+    base = next((row for row in group.rows if reference in row.names), None)
+    rows = list(rows) if rows is not None else sorted(group.rows, key=lambda row: row != base)
+    sets = [[domain] for domain in domains] * (per_domain and len(domains) > 1) + [domains]
+    return [table for chosen in sets for table in _Tables(group, base, rows, chosen, seeds).tables()]
+
+
+class _Tables:
+    """The tables of some domains of a group."""
+
+    def __init__(
+        self, group: Group, base: Row | None, rows: Sequence[Row], domains: Sequence[str], seeds: Sequence[int]
+    ) -> None:
+        self.group, self.base, self.rows = group.selected(domains, seeds), base, rows
+        self.domains, self.seeds = domains, seeds
+        self.records = [record for record in self.group.records() if record.get("scenarios")]
+        self.facts = self.records[0]["scenarios"] if self.records else {}
+        self.cases = list(dict.fromkeys(name for record in self.records for name in record["scenarios"]["cases"]))
+
+    def tables(self) -> Iterator[Table]:
+        """Accuracies, then draws."""
+        if not self.records:
+            return
+        where = ", ".join(self.domains) if len(self.domains) == 1 else f"mean of {len(self.domains)} domains"
+        title = f"{group_title(self.group)}: {where}"
+        above = [*header_lines(self.group, self.rows, self.seeds, self.base), *self.about()]
+        names, several = [FULL, *self.cases], len(self.domains) > 1 and self.base is not None
+        lines, gains = [], []
+        for row in self.rows:
+            lines.append([row.label, *(self.cell(self.figures(row, name)) for name in names), *[""] * several])
+            if self.base is None or row == self.base:
+                continue
+            differences = {name: self.differences(row, name) for name in names}
+            worst = [self.worst(differences)] if several else []
+            cells = [self.cell(difference, signed=True) for difference in differences.values()]
+            gains.append([f"gain of {row.label}", *cells, *worst])
+        below = [*self.not_applicable(), *footnotes(self.group, self.rows, self.domains, self.seeds)]
+        yield Table(title, above, ["accuracy (%)", *names, *[WORST] * several], lines + gains, below)
+        yield Table(f"{title}: draws", self.about_draws(), ["", *self.cases], list(self.draw_lines()), [])
+
+    def runs(self, row: Row) -> Iterator[tuple[tuple[str, int], Record]]:
+        """The runs of a row, by domain and seed."""
+        for domain, runs in self.group.runs.get(row, {}).items():
+            yield from (((domain, seed), run) for seed, run in runs.items())
+
+    def figures(self, row: Row, name: str, key: str = "mean_of_draws") -> Figures:
+        """A metric of the runs of a row."""
+        split, key = (self.group.facts["split"], "accuracy") if name == FULL else (name, key)
+        values = {place: run["metrics"].get(split, {}).get(key) for place, run in self.runs(row)}
+        return {place: value for place, value in values.items() if value is not None}
+
+    def differences(self, row: Row, name: str) -> Figures:
+        """A row's accuracies minus those of the reference."""
+        assert self.base is not None
+        own, other = self.figures(row, name), self.figures(self.base, name)
+        return {place: own[place] - other[place] for place in own if place in other}
+
+    def by_seed(self, figures: Figures) -> list[float]:
+        """The means over the domains, of the seeds that have all of them."""
+        complete = [seed for seed in self.seeds if all((domain, seed) in figures for domain in self.domains)]
+        return [statistics.fmean(figures[domain, seed] for domain in self.domains) for seed in complete]
+
+    def cell(self, figures: Figures, signed: bool = False) -> str:
+        """A cell of the mean over the domains."""
+        return cell_text(self.by_seed(figures), len(self.seeds), signed)
+
+    def worst(self, differences: Mapping[str, Figures]) -> str:
+        """The least difference, mean over seeds, of a domain in a case: `-6.1 (flat, B64)`."""
+        cells = []
+        for name, figures in differences.items():
+            for domain in self.domains:
+                values = [value for (place, _), value in figures.items() if place == domain]
+                cells += [(statistics.fmean(values), f"{domain}, {name}")] if values else []
+        return "{:+.1f} ({})".format(*min(cells)) if cells else "-"
+
+    def about(self) -> list[str]:
+        """The lines that say how the images of each column were drawn, and what the methods need."""
+        task, draws = self.facts["task"], self.count("draws")
+        same = f"the same for all methods (seed {_several(record['scenarios']['seed'] for record in self.records)})"
+        full = f"{FULL}: all images of a target domain at once" if self.domains != ["all"] else f"{FULL}: all at once"
+        lines = [full]
+        if task == "batch":
+            lines += [
+                f"BN: {draws} random draws of N images each, {same}; KA-B: of A to B random classes, a number drawn "
+                "too; a batch is smaller where its classes have fewer images",
+                "cells of draws: accuracy over the images of a draw, mean over draws",
+            ]
+        elif task == "stream":
+            blocks = _several(record["scenarios"]["block"] for record in self.records)
+            lines += [
+                f"stream G: {draws} orders of all images, {same}: the images of a class lie together, the more so the "
+                "smaller G is, the parameter of a Dirichlet distribution; separate: one class after another; blocks of "
+                f"{blocks} images are scored one after another, the last, shorter one too",
+                "cells of streams: accuracy over all images, mean over orders",
+            ]
+        else:
+            lines += [
+                f"online: {draws} random orders of all images, {same}; each image is scored once, when it comes",
+                "cells of orders: accuracy over all images, mean over orders",
+            ]
+        needs: dict[str, list[str]] = {}
+        for row in self.rows:
+            for text in dict.fromkeys(run["scenarios"]["needs"] for _, run in self.runs(row) if "scenarios" in run):
+                needs.setdefault(text, []).append(row.label)
+        return [*lines, *(f"needs {text}: {', '.join(labels)}" for text, labels in needs.items())]
+
+    def count(self, key: str) -> str:
+        """A number that the metrics of all cases hold."""
+        return _several(
+            record["metrics"][name][key] for record in self.records for name in self.cases if name in record["metrics"]
+        )
+
+    def not_applicable(self) -> list[str]:
+        """One line for each row and case that does not apply."""
+        reasons: dict[tuple[str, str, str], list[str]] = {}
+        for row in self.rows:
+            for (domain, _), run in self.runs(row):
+                for name, reason in run.get("scenarios", {}).get("not_applicable", {}).items():
+                    domains = reasons.setdefault((row.label, name, reason), [])
+                    domains += [domain] if domain not in domains else []
+        lines = []
+        for (label, name, reason), domains in reasons.items():
+            where = f" ({', '.join(domains)})" if len(domains) < len(self.domains) else ""
+            lines.append(f"does not apply: {label}, {name}{where}: {reason}")
+        return lines
+
+    def about_draws(self) -> list[str]:
+        """What the lines of the second table are."""
+        unit = UNITS[self.facts["task"]]
+        lines = [
+            f"draws: {self.count('draws')} in each domain and seed",
+            "standard error: over draws, of the mean in the table above; the images drawn from stay the same",
+            f"ms: mean milliseconds per {unit}, without the encoding of images and texts; - where images are scored "
+            "whatever comes with them",
+        ]
+        if self.base is not None:
+            lines.insert(2, f"worse: percent of the draws in which a method has fewer hits than {self.base.label}")
+        return lines
+
+    def draw_lines(self) -> Iterator[list[str]]:
+        """Standard errors, shares of draws that are worse than the reference's, and milliseconds."""
+        for row in self.rows:
+            yield [f"standard error: {row.label}", *(self.standard_error(row, name) for name in self.cases)]
+        for row in self.rows:
+            if self.base is not None and row != self.base:
+                yield [f"worse: {row.label}", *(self.worse(row, name) for name in self.cases)]
+        for row in self.rows:
+            times = [list(self.figures(row, name, "milliseconds").values()) for name in self.cases]
+            if any(times):
+                yield [f"ms: {row.label}", *(f"{statistics.fmean(own):.2g}" if own else "-" for own in times)]
+
+    def standard_error(self, row: Row, name: str) -> str:
+        """Of the mean over domains and seeds."""
+        errors = list(self.figures(row, name, "standard_error").values())
+        return f"{math.sqrt(sum(error**2 for error in errors)) / len(errors):.1f}" if errors else "-"
+
+    def worse(self, row: Row, name: str) -> str:
+        """Percent of the draws of the same images in which a row has fewer hits than the reference."""
+        assert self.base is not None
+        others = dict(self.runs(self.base))
+        pairs = []
+        for place, run in self.runs(row):
+            own, other = (record["metrics"].get(name, {}) for record in (run, others.get(place, {"metrics": {}})))
+            if own and own.get("index_sha256") == other.get("index_sha256"):
+                pairs += list(zip(own["correct_of_draws"], other["correct_of_draws"]))
+        return f"{100 * sum(hits < others for hits, others in pairs) / len(pairs):.0f}" if pairs else "-"
+
+
+def _several(values: Iterable[Any]) -> str:
+    """The different values in their order, as one text."""
+    return " or ".join(dict.fromkeys(map(str, values)))
