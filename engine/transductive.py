@@ -31,7 +31,6 @@ from .styles import own_styles
 from .trainer import CLIPTrainer
 from .unused import EPOCH_LOOP
 
-ONE_IMAGE = "one image: its scores depend on no other"
 BATCH = "all images of a batch at once"
 STATE = "images one at a time, and what it kept of those before"
 
