@@ -74,6 +74,8 @@ class CLIPTrainer(TrainerX):
     has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
     refines = False  # True: it refines the finished run that `FROM` of its node names
     listed_last = False  # True: where all methods are listed, it comes last
+    listed_usually = True  # False: it is listed among all methods of tasks without labels and of scenarios alone
+    listed_refining = False  # True: where all methods are listed, every other one is listed refined by it too
     is_reference = False  # True: the method that others are compared with
     extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks (`extra_tests.py`)
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished

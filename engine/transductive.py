@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from yacs.config import CfgNode
 
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
@@ -68,9 +69,11 @@ class TransductiveTrainer(CLIPTrainer):
 
     Attributes:
         needs: What a method needs to score an image, for tables.
+        limits: What a setting has to be: whether a value is so, and the words for it.
     """
 
     needs = BATCH
+    limits: Mapping[str, tuple[Callable[[Any], bool], str]] = {}
     settings: Mapping[str, Any] = {
         "TEMPLATES": "single",
         "TASKS": (),  # what a script runs if no task is named
@@ -80,8 +83,18 @@ class TransductiveTrainer(CLIPTrainer):
     trains_on_labels = False
     has_epochs = False
     refines = True
+    listed_usually = False
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Also refuse settings outside their limits."""
+        super().check_cfg(cfg)
+        name = type(self).__name__.upper()
+        for key, (holds, expected) in self.limits.items():
+            value = cfg.TRAINER[name][key]
+            if not holds(value):
+                raise UserError(f"TRAINER.{name}.{key} is {value!r}; expected {expected}")
 
     def joint_logits(self, images: Images) -> Tensor:
         """Logits `[N, C]`, whose softmax are the shares of the classes, of images that are scored together."""
@@ -156,6 +169,13 @@ class TransductiveTrainer(CLIPTrainer):
             "with `task` or `eval`, or take a method that keeps what it learned"
         )
 
+    def refine_inputs(self, items: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Refused: there is no classifier that another method could start from."""
+        raise UserError(
+            f"{type(self).__name__} scores images together and learns no classifier, so there is nothing to refine; "
+            "refine the run that it starts from, or a method that keeps a classifier"
+        )
+
     def record_facts(self) -> dict[str, Any]:
         """Also that tested images were used, what the method needs, and the run that was refined."""
         facts = super().record_facts() | {"transductive": True, "needs": self.needs}
@@ -188,7 +208,7 @@ class OnlineTrainer(TransductiveTrainer):
 
     def joint_logits(self, images: Images) -> Tensor:
         """Logits `[N, C]` of one pass in an order that the seed fixes."""
-        order = torch.from_numpy(np.random.default_rng([self.cfg.SEED, 0]).permutation(len(images)))
+        order = torch.from_numpy(np.random.default_rng([max(self.cfg.SEED, 0), 0]).permutation(len(images)))
         logits = torch.empty_like(images.logits)
         logits[order] = self.logits_online(images, order)
         return logits

@@ -11,7 +11,7 @@ from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.protocols import flatten_config
 
-from .tasks import fits_tasks
+from .tasks import TASKS, fits_tasks
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,23 @@ def reference_name() -> str:
 def all_methods(dataset: str, tasks: Sequence[str], pairs: Pairs = ()) -> list[Method]:
     """Every trainer with a config for the data set, the reference first, with their variants on the same backbone.
 
-    Where the reference has no config for the data set, every trainer counts. Where a refiner is among them, the default
-    config of every method that it can refine is refined too. Methods that do not fit one of the tasks are left out.
+    Where the reference has no config for the data set, every trainer counts. Where a refiner is among them with
+    `listed_refining`, the default config of every method that it can refine is refined too. Methods that do not fit one
+    of the tasks are left out, and, unless all tasks are free of labels or scenarios, those without `listed_usually`.
     """
     reference, stem = reference_name(), catalogue.dataset_file(dataset).stem
     kinds = {name: registry.trainer_class(name) for name in catalogue.trainer_names()}
     names = sorted(kinds, key=lambda name: (name != reference, getattr(kinds[name], "listed_last", False), name))
     own = [name for name in names if catalogue.trainer_file(name, "", stem).stem == stem]
     own = [name for name in (own if reference in own else names) if fits_tasks(name, tasks)]
-    refiners = [name for name in own if kinds[name].refines]
+    if not all(TASKS[name].label_free or TASKS[name].scenario for name in tasks):
+        own = [name for name in own if getattr(kinds[name], "listed_usually", True)]
+    refiners = [name for name in own if getattr(kinds[name], "listed_refining", False)]
     methods = []
     for trainer in own:
         default, *variants = catalogue.trainer_configs(trainer, stem)
         methods.append(Method(trainer, default, pairs))
-        if trainer not in (*refiners, reference):
+        if trainer != reference and not kinds[trainer].refines:
             methods += [Method(name, catalogue.trainer_configs(name, stem)[0], pairs, methods[-1]) for name in refiners]
         files = (catalogue.trainer_file(trainer, name, "") for name in (default, *variants))
         own_backbone, *others = (read_yaml(file)["MODEL"]["BACKBONE"]["NAME"] for file in files)

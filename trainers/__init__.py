@@ -12,8 +12,28 @@ from .clap.trainer import CLAP
 from .coop import CoOp
 from .gopro.trainer import GOPro
 from .inmap.trainer import InMaP
+from .iota import IOTA
 from .linear_probe import LinearProbe
+from .onzeta import OnZeta
+from .stata import StatA
 from .style_projection import StyleProjection
+from .tda import TDA
+from .transclip import TransCLIP
 from .zeroshot import ZeroshotCLIP
+from .zlap import ZLaP
 
-__all__ = ["CLAP", "CoOp", "GOPro", "InMaP", "LinearProbe", "StyleProjection", "ZeroshotCLIP"]
+__all__ = [
+    "CLAP",
+    "IOTA",
+    "TDA",
+    "CoOp",
+    "GOPro",
+    "InMaP",
+    "LinearProbe",
+    "OnZeta",
+    "StatA",
+    "StyleProjection",
+    "TransCLIP",
+    "ZLaP",
+    "ZeroshotCLIP",
+]

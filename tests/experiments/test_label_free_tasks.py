@@ -81,7 +81,7 @@ def test_methods_that_train_on_labels_are_refused(world, method, name):
     if "InMaP" in method and name != "zeroshot":
         assert "InMaP has no" in sentence
     else:
-        assert f"{name} is for methods that train on no label" in sentence and "CLAP, InMaP, " in sentence
+        assert f"{name} is for methods that train on no label" in sentence and "CLAP, IOTA, InMaP, " in sentence
         assert "ZeroshotCLIP" in sentence and "tasks for " in sentence
 
 
@@ -161,6 +161,22 @@ def test_compare_has_the_reference_first_and_one_backbone(dataset):
     refined = [method.base.trainer for method in chosen if method.base]
     assert sorted(refined) == ["CLAP", "CoOp", "GOPro", "LinearProbe", "StyleProjection"]
     assert len({resolve_config(method.overrides(dataset)).MODEL.BACKBONE.NAME for method in chosen}) == 1
+
+
+@pytest.mark.parametrize(
+    ("tasks", "listed"),
+    [(("zeroshot",), True), (("stream", "zeroshot"), True), (("fewshot", "zeroshot"), False), (("lodo",), False)],
+)
+def test_compare_lists_methods_to_compare_with_where_they_are_meant_for(tasks, listed):
+    chosen = methods.all_methods("icons", tasks)
+    peers = {"TransCLIP", "StatA", "ZLaP", "IOTA", "TDA", "OnZeta"}
+    assert {method.trainer for method in chosen} & peers == (peers if listed else set())
+    assert not [method for method in chosen if method.base and {method.trainer, method.base.trainer} & peers]
+    assert ("OnZeta", "icons_alpha0") in [(method.trainer, method.config) for method in chosen] or not listed
+    assert [method.config for method in chosen if method.trainer == "InMaP" and not method.base] == [
+        "icons",
+        "icons_paper",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -74,6 +74,7 @@ class InMaP(CLIPTrainer):
     trains_on_labels = False
     has_epochs = False
     refines = True
+    listed_refining = True
     overridden = {
         "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
         "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
