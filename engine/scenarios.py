@@ -2,9 +2,9 @@
 
 The protocols of the literature on transductive zero-shot learning, as lists of indexes into the tested images:
 
-- `batch`: independent draws of images of a few classes (Zanella et al., StatA, CVPR 2025, arXiv 2501.03729);
+- `batch`: independent draws of images of a few classes (Zanella et al., CVPR 2025, arXiv 2501.03729);
 - `stream`: all images in one order in which classes cluster, cut into blocks (the same);
-- `online`: all images in a random order (Qian and Hu, OnZeta, ECCV 2024, arXiv 2408.13320).
+- `online`: all images in a random order (Qian and Hu, ECCV 2024, arXiv 2408.13320).
 
 Two deviations: every generator is seeded, by seed and number of the draw, so that all methods get the same lists; and
 the last short block of a stream is tested too. Labels make the lists and count the hits. No method sees them.
