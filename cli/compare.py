@@ -33,7 +33,8 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     request = task.request_of(args, args.dataset, args.tasks)
     chosen = [methods.method_of(word, pairs, "", request.imports) for word in args.methods]
     request = plan.with_tasks(request, methods.Method(methods.reference_name()))
-    chosen = chosen or methods.all_methods(request.dataset, request.tasks, pairs)
+    known = () if chosen else methods.all_methods(request.dataset, request.tasks, pairs)
+    chosen = chosen or [method for method in known if plan.has_place(request, method)]
     return task.run_methods(request, chosen, args.jobs, args.dry_run)
 
 

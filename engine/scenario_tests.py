@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ONE_IMAGE = "one image: its scores depend on no other"
+ALL_IMAGES = "all tested images at once"
 Draws = list[list[np.ndarray]]  # of each draw or order its blocks, each an index `[M]`
 
 
@@ -48,24 +49,22 @@ class ScenarioTests:
         tested = trainer.evaluation.predictions["test"]
         self.labels = tested["labels"].cpu().numpy()
         self.hits = tested["top"][:, 0].cpu().numpy() == self.labels
-        self.facts: dict[str, Any] = {
-            "task": self.node.TASK,
-            "seed": trainer.cfg.SEED,
-            "cases": [],
-            "not_applicable": {},
-            "needs": ONE_IMAGE if self.joint is None else self.joint.needs,
-        }
+        needs = ONE_IMAGE if self.joint is None else self.joint.needs
+        if self.joint is None and trainer.record_facts().get("transductive"):
+            needs = ALL_IMAGES
+        self.facts: dict[str, Any] = {"task": self.node.TASK, "seed": trainer.cfg.SEED}
+        self.facts |= {"needs": needs, "cases": [], "not_applicable": {}}
         if self.node.TASK == "stream":
             self.facts["block"] = self.node.BLOCK
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Metrics of every case that applies, by its name in the record."""
         images = None if self.joint is None else self.joint.images(self.trainer.test_loader.dataset.data_source)
-        shares_images = self.joint is None and self.trainer.record_facts().get("transductive")
+        learned = "it learned from all tested images, and is no TransductiveTrainer, which would score others anew"
         results = {}
         for name, draws in self.cases():
             self.facts["cases"].append(name)
-            reason = "it scores images with the help of others, but is no TransductiveTrainer" if shares_images else ""
+            reason = learned if self.facts["needs"] == ALL_IMAGES else ""
             if not draws:
                 reason = f"a batch has more images than the {len(self.labels)} that are tested"
             begin = time.perf_counter()

@@ -97,27 +97,25 @@ def check_scenarios(cfg: Any) -> None:
             parse(entry)  # type: ignore[operator]
             if entries.count(entry) > 1:
                 raise UserError(f"SCENARIOS.{key} names {entry!r} {entries.count(entry)} times; name each once")
-    if not node.TASK:
-        return
-    if cfg.SEED < 0:
-        raise UserError(f"SEED is {cfg.SEED}, but the draws of {node.TASK} are the same for all methods: give a seed")
-    if cfg.TEST.SPLIT != "test":
+    if node.TASK and cfg.TEST.SPLIT != "test":
         raise UserError(f"TEST.SPLIT is {cfg.TEST.SPLIT}, but {node.TASK} draws from the test images: take test")
 
 
-def check_sizes(cfg: Any, images: int) -> None:
-    """Refuse a run none of whose batches the tested images can fill.
+def check_draws(cfg: Any, images: int) -> None:
+    """Refuse a run whose lists have no seed, or none of whose batches the tested images can fill.
 
     Raises:
-        UserError: Every size of SCENARIOS.BATCHES is above the number of images.
+        UserError: SEED is negative, or every size of SCENARIOS.BATCHES is above the number of images.
     """
-    if cfg.get("SCENARIOS", {}).get("TASK") != "batch":
-        return
-    entries = list(map(str, cfg.SCENARIOS.BATCHES))
-    if all(parse_batch(entry).size > images for entry in entries):
+    task = cfg.get("SCENARIOS", {}).get("TASK")
+    if task and cfg.SEED < 0:
         raise UserError(
-            f"SCENARIOS.BATCHES is {', '.join(entries)}, but {images} images are tested here, fewer than any of these "
-            "batches has; give a smaller size"
+            f"SEED is {cfg.SEED}, but {task} draws the same images for all methods: give a seed of 0 or more"
+        )
+    if task == "batch" and all(parse_batch(str(entry)).size > images for entry in cfg.SCENARIOS.BATCHES):
+        raise UserError(
+            f"SCENARIOS.BATCHES is {', '.join(map(str, cfg.SCENARIOS.BATCHES))}, but {images} images are tested here, "
+            "fewer than any of these batches has; give a smaller size"
         )
 
 

@@ -38,7 +38,7 @@ from .metrics_log import MetricsLog, wants_wandb
 from .precision import PRECISIONS, Precision
 from .record import trainer_facts, write_run
 from .scenario_tests import ScenarioTests
-from .scenarios import check_sizes
+from .scenarios import check_draws
 from .schedule import EpochSchedule
 from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
 
@@ -147,7 +147,7 @@ class CLIPTrainer(TrainerX):
         views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
         self.dm = dm = DataManager(cfg, list(views), preprocess, dataset_wrapper=SeededImages)
         check_labels(dm.dataset, cfg.DATASET.NAME)
-        check_sizes(cfg, len(dm.dataset.test))
+        check_draws(cfg, len(dm.dataset.test))
         self.train_loader_u, self.val_loader, self.test_loader = dm.train_loader_u, dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains, self.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
         self.classnames = list(dm.dataset.classnames)

@@ -132,13 +132,17 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
     bases = {(run.task, run.target, run.seed): run for run in plan_runs(request, method.base)} if method.base else {}
     runs = []
     for name in names:
+        asked = common
+        if scenario := TASKS[name].scenario:  # with its keys, which the name of the configuration tells
+            asked = replace(common, pairs=(*common.pairs, ("SCENARIOS.TASK", scenario)))
+        config = resolve_config(asked)
         if TASKS[name].transfers:
             runs += [run for seed in request.seeds for run in _transfer_runs(request, method, config, name, seed)]
             continue
         for target in tasks.targets_of(request.targets, domains, config.DATASET.NAME):
             for seed in request.seeds:
                 base = bases.get((name, target_column(config, target), seed))
-                runs.append(_run_on(request, common, config, name, target, domains, seed, base))
+                runs.append(_run_on(request, asked, config, name, target, domains, seed, base))
     return runs
 
 
@@ -146,6 +150,15 @@ def target_column(config: Any, target: str) -> str:
     """What a run is tested on, for its folder and its column: the target domain, a subset of the classes, or both."""
     subset = config.DATASET.get("SUBSAMPLE_CLASSES", "all")
     return "-".join(filter(None, (target, subset if subset != "all" or not target else "")))
+
+
+def has_place(request: Request, method: Method) -> bool:
+    """Whether the data set has what a method needs for those of the tasks that test batches, streams or orders."""
+    config = resolve_config(request.overrides(method))
+    domains = tasks.dataset_domains(config)
+    names = [name for name in request.tasks if TASKS[name].scenario]
+    fits = not names or not tasks.no_scenario(config.TRAINER.NAME, config, domains)
+    return fits and (method.base is None or has_place(request, method.base))
 
 
 def _run_on(
@@ -178,7 +191,6 @@ def _run_on(
     flags += [("RUN.TASK", name), ("SEED", seed), ("OUTPUT_DIR", str(folder))]
     pairs = [*_without_shots(common.pairs), ("DATASET.NUM_SHOTS", str(shots))]
     pairs += [("DATASET.PROTOCOL", "all-images")] if whole else []
-    pairs += [("SCENARIOS.TASK", task.scenario)] if task.scenario else []
     if further := tasks.extra_tests(trainer, name):
         pairs += [(f"{node}.EVALUATE", repr(further))]
     if base is not None:

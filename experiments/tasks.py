@@ -155,14 +155,14 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
             f"{name} is for methods that train on no labels, so {trainer}, which does, has no place in it. "
             f"Methods for it: {', '.join(free)}; tasks for {trainer}: fewshot, lodo."
         )
-    if task.scenario and (reason := _no_scenario(trainer, config, domains)):
+    if task.scenario and (reason := no_scenario(trainer, config, domains)):
         raise UserError(f"{name}: {reason}")
     if task.needs_tests and not extra_tests(trainer, name):
         able = _ours(lambda known: bool(extra_tests(known, name)))
         raise UserError(f"{trainer} has no {name}: that is for {', '.join(able)}")
 
 
-def _no_scenario(trainer: str, config: Any, domains: Sequence[str]) -> str:
+def no_scenario(trainer: str, config: Any, domains: Sequence[str]) -> str:
     """Why a method cannot be tested on all images of a target in batches, streams or orders; "" if it can."""
     dataset = config.DATASET.NAME
     if not is_ours(registry.trainer_class(trainer)):

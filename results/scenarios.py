@@ -156,26 +156,27 @@ class _Tables:
             record["metrics"][name][key] for record in self.records for name in self.cases if name in record["metrics"]
         )
 
-    def not_applicable(self) -> list[str]:
-        """One line for each row and case that does not apply."""
-        reasons: dict[tuple[str, str, str], list[str]] = {}
+    def not_applicable(self) -> Iterator[str]:
+        """The cases of each row that do not apply, with the reason, a line for each."""
         for row in self.rows:
+            where: dict[tuple[str, str], list[str]] = {}
             for (domain, _), run in self.runs(row):
                 for name, reason in run.get("scenarios", {}).get("not_applicable", {}).items():
-                    domains = reasons.setdefault((row.label, name, reason), [])
-                    domains += [domain] if domain not in domains else []
-        lines = []
-        for (label, name, reason), domains in reasons.items():
-            where = f" ({', '.join(domains)})" if len(domains) < len(self.domains) else ""
-            lines.append(f"does not apply: {label}, {name}{where}: {reason}")
-        return lines
+                    where.setdefault((reason, name), []).append(domain)
+            cases: dict[tuple[str, str], list[str]] = {}
+            for (reason, name), domains in where.items():
+                some = ", ".join(dict.fromkeys(domains)) if set(domains) != set(self.domains) else ""
+                cases.setdefault((reason, some), []).append(name)
+            for (reason, some), names in cases.items():
+                yield f"does not apply: {row.label}, {', '.join(names)}{f' ({some})' if some else ''}: {reason}"
 
     def about_draws(self) -> list[str]:
         """What the lines of the second table are."""
         unit = UNITS[self.facts["task"]]
         lines = [
             f"draws: {self.count('draws')} in each domain and seed",
-            "standard error: over draws, of the mean in the table above; the images drawn from stay the same",
+            "standard error: over draws, of the mean (or, draw by draw, of the gain) in the table above; the images "
+            "that are drawn from stay the same",
             f"ms: mean milliseconds per {unit}, without the encoding of images and texts; - where images are scored "
             "whatever comes with them",
         ]
@@ -187,9 +188,14 @@ class _Tables:
         """Standard errors, shares of draws that are worse than the reference's, and milliseconds."""
         for row in self.rows:
             yield [f"standard error: {row.label}", *(self.standard_error(row, name) for name in self.cases)]
-        for row in self.rows:
-            if self.base is not None and row != self.base:
-                yield [f"worse: {row.label}", *(self.worse(row, name) for name in self.cases)]
+        others = [row for row in self.rows if self.base is not None and row != self.base]
+        pairs = {row: [self.pairs(row, name) for name in self.cases] for row in others}
+        for row in others:
+            errors = [_combined([_error([own - other for own, other in run]) for run in runs]) for runs in pairs[row]]
+            yield [f"standard error of the gain: {row.label}", *errors]
+        for row in others:
+            worse = [[own < other for run in runs for own, other in run] for runs in pairs[row]]
+            yield [f"worse: {row.label}", *(f"{100 * statistics.fmean(case):.0f}" if case else "-" for case in worse)]
         for row in self.rows:
             times = [list(self.figures(row, name, "milliseconds").values()) for name in self.cases]
             if any(times):
@@ -197,19 +203,33 @@ class _Tables:
 
     def standard_error(self, row: Row, name: str) -> str:
         """Of the mean over domains and seeds."""
-        errors = list(self.figures(row, name, "standard_error").values())
-        return f"{math.sqrt(sum(error**2 for error in errors)) / len(errors):.1f}" if errors else "-"
+        return _combined(list(self.figures(row, name, "standard_error").values()))
 
-    def worse(self, row: Row, name: str) -> str:
-        """Percent of the draws of the same images in which a row has fewer hits than the reference."""
+    def pairs(self, row: Row, name: str) -> list[list[tuple[float, float]]]:
+        """For each run of a row: its accuracy and the reference's in each draw, where both had the same draws."""
         assert self.base is not None
-        others = dict(self.runs(self.base))
-        pairs = []
+        others, found = dict(self.runs(self.base)), []
         for place, run in self.runs(row):
             own, other = (record["metrics"].get(name, {}) for record in (run, others.get(place, {"metrics": {}})))
             if own and own.get("index_sha256") == other.get("index_sha256"):
-                pairs += list(zip(own["correct_of_draws"], other["correct_of_draws"]))
-        return f"{100 * sum(hits < others for hits, others in pairs) / len(pairs):.0f}" if pairs else "-"
+                found.append(list(zip(_accuracies(own), _accuracies(other))))
+        return found
+
+
+def _accuracies(metrics: Mapping[str, Any]) -> list[float]:
+    """Of each draw, in percent."""
+    return [100 * hits / images for hits, images in zip(metrics["correct_of_draws"], metrics["images_of_draws"])]
+
+
+def _error(values: Sequence[float]) -> float | None:
+    """The standard error of a mean."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _combined(errors: Sequence[float | None]) -> str:
+    """The standard error of the mean of independent means with these standard errors, as a cell."""
+    known = [error for error in errors if error is not None]
+    return f"{math.sqrt(sum(error**2 for error in known)) / len(known):.1f}" if known else "-"
 
 
 def _several(values: Iterable[Any]) -> str:

@@ -180,27 +180,20 @@ def test_impossible_settings_are_one_line(key, value, sentence, registered):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("pairs", "sentence"),
-    [
-        ((("SEED", "-1"),), "SEED is -1, but the draws of stream are the same for all methods"),
-        ((("TEST.SPLIT", "val"),), "val, but stream draws from the test images"),
-    ],
-)
-def test_a_task_needs_a_seed_and_test_images(pairs, sentence, registered):
-    resolve_config(asked(*pairs))
-    with pytest.raises(UserError, match=sentence):
-        resolve_config(asked(("SCENARIOS.TASK", "stream"), *pairs))
-
-
-def test_one_entry_may_be_a_number_and_batches_above_the_test_set_are_refused(registered):
-    cfg = resolve_config(asked(("SCENARIOS.TASK", "batch"), ("SCENARIOS.BATCHES", "64"), ("SCENARIOS.STREAMS", "0.5")))
-    assert cfg.SCENARIOS.BATCHES == ("64",) and cfg.SCENARIOS.STREAMS == ("0.5",)
-    scenarios.check_sizes(cfg, 64)
+def test_a_task_needs_test_images_a_seed_and_as_many_images_as_its_least_batch(registered):
+    task, batches = ("SCENARIOS.TASK", "batch"), ("SCENARIOS.BATCHES", "64")
+    resolve_config(asked(("TEST.SPLIT", "val")))
+    with pytest.raises(UserError, match=r"TEST\.SPLIT is val, but batch draws from the test images"):
+        resolve_config(asked(task, ("TEST.SPLIT", "val")))
+    scenarios.check_draws(resolve_config(asked(("SEED", "-1"), batches)), 63)
+    with pytest.raises(UserError, match="SEED is -1, but batch draws the same images for all methods"):
+        scenarios.check_draws(resolve_config(asked(task, ("SEED", "-1"))), 1000)
+    cfg = resolve_config(asked(task, batches, ("SCENARIOS.STREAMS", "0.5")))
+    assert cfg.SCENARIOS.BATCHES == ("64",) and cfg.SCENARIOS.STREAMS == ("0.5",)  # one entry may be a number
+    scenarios.check_draws(cfg, 64)
     with pytest.raises(UserError, match=r"SCENARIOS\.BATCHES is 64, but 63 images are tested here"):
-        scenarios.check_sizes(cfg, 63)
-    some = resolve_config(asked(("SCENARIOS.TASK", "batch"), ("SCENARIOS.BATCHES", "(64, '8:1-2')")))
-    scenarios.check_sizes(some, 8)
+        scenarios.check_draws(cfg, 63)
+    scenarios.check_draws(resolve_config(asked(task, ("SCENARIOS.BATCHES", "(64, '8:1-2')"))), 8)
 
 
 def test_only_what_a_task_reads_is_part_of_a_runs_identity(registered):
