@@ -10,13 +10,14 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine import errors
-from dassl_clip.results import environment, plot_features, plots, records, report, tables
+from dassl_clip.results import environment, plot_features, plots, records, report
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.figures import NEEDED, Plot
 from dassl_clip.results.files import write_text_atomically
 from dassl_clip.results.groups import check_rows, group_records, row_of
 from dassl_clip.results.predictions import PREDICTIONS
+from dassl_clip.results.scenarios import group_tables
 
 NAME = "report.html"
 LOG = "log.txt"
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     check_rows("--reference", [args.reference] * bool(args.reference), groups)
     made = []
     for group in groups:
-        made += [tables.method_table(group, args.reference), *tables.extra_test_tables([group])]
+        made += group_tables(group, args.reference)
     figures, remarks = ([], []) if args.no_plots or not complete else draw(complete)
     missing = [line for table in made for line in table.below if line.startswith("missing: ")]
     for table in made:

@@ -20,8 +20,7 @@ from dassl_clip.results import published as sheets
 from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import check_rows, group_records
-from dassl_clip.results.protocols import SCENARIO_TASKS
-from dassl_clip.results.scenarios import has_scenarios, scenario_tables
+from dassl_clip.results.scenarios import group_tables
 
 OUTSIDE_EXIT = 1
 
@@ -130,11 +129,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
         if args.per_method:
             made += [tables.target_table(group, row) for row in (group.rows if chosen is None else chosen)]
         elif chosen != []:
-            if group.facts["task"] not in SCENARIO_TASKS:
-                made.append(tables.method_table(group, args.reference, chosen))
-            if has_scenarios(group):
-                made += scenario_tables(group, args.reference, chosen, per_domain=args.per_domain)
-            made += tables.extra_test_tables([group], chosen)
+            made += group_tables(group, args.reference, chosen, args.per_domain)
     made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .groups import Group, Record, Row
-from .tables import Table, cell_text, footnotes, group_title, header_lines
+from .protocols import SCENARIO_TASKS
+from .tables import Table, cell_text, extra_test_tables, footnotes, group_title, header_lines, method_table
 
 FULL, WORST = "full", "worst cell"
 UNITS = {"batch": "batch", "stream": "block", "online": "image"}  # what `milliseconds` are of
@@ -23,6 +24,16 @@ Figures = dict[tuple[str, int], float]  # domain, seed -> a number
 def has_scenarios(group: Group) -> bool:
     """Whether runs of a group were tested in batches, streams or orders."""
     return any(record.get("scenarios") for record in group.records())
+
+
+def group_tables(
+    group: Group, reference: str = "", rows: Sequence[Row] | None = None, per_domain: bool = False
+) -> list[Table]:
+    """Every table of a group: methods by domains, or by batches, streams or orders, then the extra tests."""
+    scenarios = has_scenarios(group)
+    made = [] if scenarios and group.facts["task"] in SCENARIO_TASKS else [method_table(group, reference, rows)]
+    made += scenario_tables(group, reference, rows, per_domain=per_domain) if scenarios else []
+    return [*made, *extra_test_tables([group], rows)]
 
 
 def scenario_tables(

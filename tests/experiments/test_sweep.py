@@ -383,6 +383,7 @@ def wanted_runs():
     wanted["gopro-xd"] = {(row, "imagenet", seed): 11 for row, seed in pairs}
     wanted["gopro-dg"] = {(row, "imagenet", seed): 5 for row, seed in pairs}
     wanted["inmap-imagenet"] = {("CLIP", "imagenet", 1): 1, ("InMaP", "imagenet", 1): 1}
+    wanted["transduction"] = {(row, name, 1): 2 for row in ("CLIP", "InMaP") for name in ELEVEN}
     plain = ("ZeroshotCLIP", "CLAP", "CoOp", "GOPro", "LinearProbe", "InMaP")
     refined = tuple(f"{name}+InMaP" for name in ("CLAP", "CoOp", "GOPro", "LinearProbe"))
     wanted["icons"] = {(row, "icons", seed): 8 for row in (*plain, *refined) for seed in (1, 2, 3)}
@@ -460,6 +461,12 @@ def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name
         ("clap-fewshot", "CLAP", {"DATASET.PROTOCOL": "all-images", "MODEL.BACKBONE.NAME": "ViT-B/16"}),
         ("gopro-b2n", "GOPro", {"MODEL.BACKBONE.NAME": "ViT-B/16", "OPTIM.MAX_EPOCH": 50, "OPTIM.LR": 0.002}),
         ("gopro-xd", "CoOp", {"MODEL.BACKBONE.NAME": "ViT-B/16"}),
+        ("transduction", "CLIP", {"SCENARIOS.BLOCK": 128, "TRAINER.ZEROSHOTCLIP.TEMPLATES": "coop"}),
+        (
+            "transduction",
+            "InMaP",
+            {"SCENARIOS.DRAWS": 1000, "TRAINER.INMAP.TEMPLATES": "coop", "DATASET.PROTOCOL": "dassl"},
+        ),
         ("inmap-imagenet", "CLIP", {"MODEL.BACKBONE.NAME": "ViT-L/14@336px"}),
         ("inmap-imagenet", "InMaP", {"MODEL.BACKBONE.NAME": "ViT-L/14@336px"}),
     ],
