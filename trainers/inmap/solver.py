@@ -8,6 +8,9 @@ arXiv 2310.19752. For features `x_i` and label distributions `p_i`, find the col
 Shapes: `N` images, `E` joint embedding, `C` classes. Features and labels are read in row blocks, so no `N x C` matrix
 needs to exist; all state of a solver is a few `[E, C]` matrices. Solvers decide with tensors and read a number on the
 host only once in `CHECK_EVERY` steps.
+
+`fast_steps` also solves many problems at once (`ManyObjectives`): every tensor then has the problems in front, values
+are `[D]` and proxies `[D, E, C]`, and each problem takes the steps that it would take alone.
 """
 
 import math
@@ -52,9 +55,9 @@ class Point(NamedTuple):
     """The objective at one set of proxies."""
 
     value: Tensor
-    """`f`, a float64 scalar."""
+    """`f`, a float64 scalar; `[D]` of several problems."""
     gradient: Tensor
-    """`[E, C]`, of the mean over images, in the space around the spheres."""
+    """`[E, C]`, of the mean over images, in the space around the spheres; `[D, E, C]`."""
 
 
 class Pair(NamedTuple):
@@ -129,18 +132,66 @@ class ProxyObjective:
         gradient = torch.zeros_like(proxy)
         for rows in self.blocks:
             x, p = self.features[rows].to(proxy), self.labels[rows].to(proxy)  # [n, E], [n, C]
-            z = x @ scaled
-            top, likeliest = z.max(dim=1, keepdim=True)
-            z.sub_(top)
-            q = z.exp().scatter_(1, likeliest, 0.0)
-            rest = q.sum(dim=1, keepdim=True)  # of the other classes, relative to the likeliest
-            total = p.sum(dim=1, keepdim=True)
-            losses = (rest.log1p() * total).squeeze(1) - z.mul_(p).sum(dim=1)  # [n]
+            losses, residuals = cross_entropy(x @ scaled, p)
             value += losses.sum(dtype=torch.float64)
-            q.mul_(total / (1 + rest)).sub_(p)
-            q.scatter_(1, likeliest, (total - p.gather(1, likeliest)) - total * rest / (1 + rest))
-            gradient.addmm_(x.T, q)
+            gradient.addmm_(x.T, residuals)
         return Point(value / self.images, gradient / (self.images * self.temperature))
+
+    def sample(self, proxy: Tensor) -> tuple[Tensor, Tensor]:
+        """Some of the features `[n, E]`, and the weight of each in a mean over them, `[n, 1]`."""
+        most = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[-1]))
+        rows = self.features[0 : self.images : max(1, self.images // most)].to(proxy)
+        return rows, rows.new_full((len(rows), 1), 1 / len(rows))
+
+
+class ManyObjectives:
+    """The objectives of several problems with few images each, `ProxyObjective` of each.
+
+    Args:
+        features: `[D, N, E]`; rows of 0 fill up problems with fewer images.
+        labels: `[D, N, C]`, rows that sum to 1, or to 0 where an image is missing.
+        temperature: `tau`.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, temperature: float):
+        self.features, self.labels, self.temperature = features, labels, temperature
+        self.present = labels.sum(dim=-1, keepdim=True)
+        self.images = self.present.sum(dim=-2, keepdim=True)  # [D, 1, 1]
+
+    def __call__(self, proxy: Tensor) -> Point:
+        """The objectives at `proxy`, `[D, E, C]`."""
+        losses, residuals = cross_entropy(self.features @ (proxy / self.temperature), self.labels)
+        gradient = self.features.mT @ residuals
+        value = losses.sum(dim=-1, dtype=torch.float64) / self.images[:, 0, 0]
+        return Point(value, gradient / (self.images * self.temperature))
+
+    def __getitem__(self, chosen: Tensor) -> "ManyObjectives":
+        """Some of the problems."""
+        return ManyObjectives(self.features[chosen], self.labels[chosen], self.temperature)
+
+    def sample(self, proxy: Tensor) -> tuple[Tensor, Tensor]:
+        """All features `[D, N, E]`, and the weight of each in a mean over them, `[D, N, 1]`."""
+        return self.features, self.present / self.images
+
+
+def cross_entropy(z: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of labels `p` and `softmax(z)`, both `[..., n, C]`, and its gradient by `z`, which is changed.
+
+    Returns:
+        `[..., n]` and `[..., n, C]`.
+    """
+    top, likeliest = z.max(dim=-1, keepdim=True)
+    z.sub_(top)
+    q = z.exp().scatter_(-1, likeliest, 0.0)
+    rest = q.sum(dim=-1, keepdim=True)  # of the other classes, relative to the likeliest
+    total = p.sum(dim=-1, keepdim=True)
+    losses = (rest.log1p() * total).squeeze(-1) - z.mul_(p).sum(dim=-1)
+    q.mul_(total / (1 + rest)).sub_(p)
+    q.scatter_(-1, likeliest, (total - p.gather(-1, likeliest)) - total * rest / (1 + rest))
+    return losses, q
+
+
+Objective = ProxyObjective | ManyObjectives
 
 
 class Curvature:
@@ -158,34 +209,35 @@ class Curvature:
         point: The objective there.
     """
 
-    def __init__(self, objective: ProxyObjective, proxy: Tensor, point: Point):
-        sample = min(SAMPLE_ROWS, max(1, SAMPLE_ELEMENTS // proxy.shape[1]))
-        every = max(1, objective.images // sample)
+    def __init__(self, objective: Objective, proxy: Tensor, point: Point):
         self.temperature = objective.temperature
-        self.rows = objective.features[0 : objective.images : every].to(proxy)  # [n, E]
-        values, self.feature_basis = _eigen(self.rows.T @ self.rows / len(self.rows))
-        self.feature_values = values[:, None] / self.temperature**2
+        self.rows, self.weights = objective.sample(proxy)  # [n, E], [n, 1]
+        values, self.feature_basis = _eigen(self.rows.mT @ (self.rows * self.weights))
+        self.feature_values = values[..., None] / self.temperature**2
         self.update(proxy, point)
 
     def update(self, proxy: Tensor, point: Point) -> None:
         """Take the classes' part anew at another proxy."""
-        lengths = point.gradient.norm(dim=0)
-        self.scale: Tensor = torch.maximum(lengths, lengths.mean()).clamp_min(1e-20).rsqrt()  # [C]
+        lengths = point.gradient.norm(dim=-2, keepdim=True)
+        mean = lengths.mean(dim=-1, keepdim=True)
+        self.scale: Tensor = torch.maximum(lengths, mean).clamp_min(1e-20).rsqrt()  # [1, C]
         self.class_basis: Tensor | None = None
-        q = (self.rows @ (proxy / self.temperature)).softmax(dim=1)  # [n, C]
-        if len(lengths) > JOINT_CLASSES:
-            self.class_values = (q - q.square()).sum(dim=0) / len(q) * self.scale.square()
+        q = (self.rows @ (proxy / self.temperature)).softmax(dim=-1)  # [n, C]
+        weighted = q * self.weights
+        if lengths.shape[-1] > JOINT_CLASSES:
+            self.class_values = (weighted - weighted * q).sum(dim=-2, keepdim=True) * self.scale.square()
             return
-        between = (q.sum(dim=0).diag() - q.T @ q) / len(q)  # [C, C]
-        self.class_values, self.class_basis = _eigen(between * self.scale * self.scale[:, None])
+        between = weighted.sum(dim=-2).diag_embed() - q.mT @ weighted  # [C, C]
+        values, self.class_basis = _eigen(between * self.scale * self.scale.mT)
+        self.class_values = values[..., None, :]  # [1, C]
 
     def solve(self, x: Tensor) -> Tensor:
         """The inverse times `x`, `[E, C]`."""
-        x = self.feature_basis.T @ (x * self.scale)
+        x = self.feature_basis.mT @ (x * self.scale)
         if self.class_basis is None:
             return self.feature_basis @ (x / (self.feature_values * self.class_values + 1)) * self.scale
         x = x @ self.class_basis / (self.feature_values * self.class_values + 1)
-        return self.feature_basis @ x @ self.class_basis.T * self.scale
+        return self.feature_basis @ x @ self.class_basis.mT * self.scale
 
 
 def lower_bound(proxy: Tensor, point: Point) -> Tensor:
@@ -195,8 +247,8 @@ def lower_bound(proxy: Tensor, point: Point) -> Tensor:
     right side is smallest at `f(W) - <grad, W> - sum_j |grad_j|` (the Frank-Wolfe gap).
     """
     gradient = point.gradient.double()
-    lengths: Tensor = gradient.norm(dim=0)
-    return point.value - (gradient * proxy).sum() - lengths.sum()
+    lengths: Tensor = gradient.norm(dim=-2)
+    return point.value - (gradient * proxy).sum(dim=(-2, -1)) - lengths.sum(dim=-1)
 
 
 def authors_steps(objective: ProxyObjective, start: Tensor, steps: int = 2000, lr: float = 10.0) -> Solution:
@@ -206,15 +258,21 @@ def authors_steps(objective: ProxyObjective, start: Tensor, steps: int = 2000, l
     `W <- normalise(W - lr / (N tau) G)`: `lr` times the gradient of the mean. `lr` is halved before the step whenever
     the norm of `G` is larger than it was one step earlier. All steps are taken.
     """
-    proxy, rate = start, start.new_tensor(lr)
-    previous = start.new_tensor(math.inf)
-    for _ in range(steps):
-        gradient = objective(proxy).gradient
-        norm = gradient.norm()
-        rate = torch.where(norm > previous, rate / 2, rate)
-        proxy, previous = F.normalize(proxy - rate * gradient, dim=0), norm
+    proxy = _authors_proxy(objective, start, steps, lr)
     end = objective(proxy)
     return Solution(proxy, end.value.item(), lower_bound(proxy, end).item(), steps, False)
+
+
+def _authors_proxy(objective: Objective, start: Tensor, steps: int, lr: float = 10.0) -> Tensor:
+    """Where `authors_steps` end, `[E, C]`; of one problem or of several."""
+    proxy, rate = start, start.new_full((*start.shape[:-2], 1, 1), lr)
+    previous = torch.full_like(rate, math.inf)
+    for _ in range(steps):
+        gradient = objective(proxy).gradient
+        norm = gradient.norm(dim=(-2, -1), keepdim=True)
+        rate = torch.where(norm > previous, rate / 2, rate)
+        proxy, previous = F.normalize(proxy - rate * gradient, dim=-2), norm
+    return proxy
 
 
 def fast_steps(objective: ProxyObjective, start: Tensor, steps: int = 500, tolerance: float = 1e-6) -> Solution:
@@ -236,22 +294,48 @@ def fast_steps(objective: ProxyObjective, start: Tensor, steps: int = 500, toler
     often fails. Accelerated projected gradient with restarts takes 34 to 66 steps of two passes to the authors' result
     after 300 only.
     """
+    best = solve_at_once(objective, start, steps, tolerance)
+    return Solution(best.proxy, best.value.item(), best.bound.item(), int(best.steps), bool(best.converged))
+
+
+class Solutions(NamedTuple):
+    """What `solve_at_once` found: `Solution` as tensors, of one problem or of `[D]`."""
+
+    proxy: Tensor
+    value: Tensor
+    bound: Tensor
+    steps: Tensor
+    converged: Tensor
+
+
+def solve_at_once(objective: Objective, start: Tensor, steps: int = 500, tolerance: float = 1e-6) -> Solutions:
+    """`fast_steps` of one problem, or of all of `ManyObjectives` from `[D, E, C]`."""
     best = _descend(objective, start, steps, tolerance)
-    far = best.objective - best.lower_bound > RESTART * best.objective
-    if not (best.converged and far):
+    again = best.converged & (best.value - best.bound > RESTART * best.value)
+    if not again.any():
         return best
-    inward = (best.proxy * objective(best.proxy).gradient).sum(dim=0) > 0
+    if isinstance(objective, ManyObjectives):
+        chosen = again.nonzero().squeeze(1)
+        part = _restarted(objective[chosen], start[chosen], Solutions(*(x[chosen] for x in best)), steps, tolerance)
+        return Solutions(*(x.index_copy(0, chosen, y) for x, y in zip(best, part)))
+    return _restarted(objective, start, best, steps, tolerance)
+
+
+def _restarted(objective: Objective, start: Tensor, best: Solutions, steps: int, tolerance: float) -> Solutions:
+    """The lowest of a solution and of two more descents."""
+    inward = (best.proxy * objective(best.proxy).gradient).sum(dim=-2, keepdim=True) > 0
     turned = torch.where(inward, -best.proxy, best.proxy)
     passes = best.steps + 1 + WARM_UP
-    for other in (turned, authors_steps(objective, start, WARM_UP).proxy):
+    for other in (turned, _authors_proxy(objective, start, WARM_UP)):
         found = _descend(objective, other, steps, tolerance)
-        passes += found.steps
-        best = min(best, found, key=lambda solution: solution.objective)
+        passes = passes + found.steps
+        lower = found.value < best.value
+        best = Solutions(*(torch.where(_beside(lower, x), x, y) for x, y in zip(found, best)))
     return best._replace(steps=passes)
 
 
-def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: float) -> Solution:
-    """One descent of `fast_steps`."""
+def _descend(objective: Objective, start: Tensor, steps: int, tolerance: float) -> Solutions:
+    """One descent of `fast_steps`; a problem that has converged stays where it is while others go on."""
     proxy, point = start, objective(start)
     slopes = _tangent(proxy, point.gradient)
     curvature = Curvature(objective, proxy, point)
@@ -259,35 +343,38 @@ def _descend(objective: ProxyObjective, start: Tensor, steps: int, tolerance: fl
     length, scale = torch.ones_like(point.value), torch.ones_like(point.value)
     noise = torch.finfo(start.dtype).eps / 4
     history, renew, step = [point.value], CHECK_EVERY, 0
-    converged = bool(point.value - lower_bound(proxy, point) <= tolerance * point.value)  # nothing better exists
-    while step < steps and not converged:
+    done = point.value - lower_bound(proxy, point) <= tolerance * point.value  # nothing better exists
+    taken, ended = torch.zeros_like(point.value), bool(done.all())
+    while step < steps and not ended:
         step += 1
+        taken = taken + ~done
         direction, scale = _direction(proxy, slopes, curvature, pairs, scale)
         slope = _dot(slopes, direction)
-        move = length.to(proxy.dtype) * direction
-        trial = F.normalize(proxy + move, dim=0)
+        move = _beside(length, proxy).to(proxy.dtype) * direction
+        trial = F.normalize(proxy + move, dim=-2)
         new = objective(trial)
         new_slopes = _tangent(trial, new.gradient)
-        lower = new.value <= point.value + 1e-4 * length * slope + noise * point.value
+        lower = ~done & (new.value <= point.value + 1e-4 * length * slope + noise * point.value)
         moved, change = _tangent(trial, move), new_slopes - _tangent(trial, slopes)
         product = _dot(moved, change)
         use = lower & (product > 1e-10 * (_dot(moved, moved) * _dot(change, change)).sqrt())
-        pairs.append(Pair(*(torch.where(use, x, 0) for x in (moved, change, product))))
+        pairs.append(Pair(*(torch.where(_beside(use, x), x, 0) for x in (moved, change, product))))
         bend = new.value - point.value - length * slope  # of the parabola through both values and the slope
         shorter = length * (-0.5 * length * slope / bend).clamp(0.1, 0.5)
         length = torch.where(lower, 1.0, shorter)
-        proxy, slopes = torch.where(lower, trial, proxy), torch.where(lower, new_slopes, slopes)
-        point = Point(*(torch.where(lower, after, before) for after, before in zip(new, point)))
+        at = _beside(lower, proxy)
+        proxy, slopes = torch.where(at, trial, proxy), torch.where(at, new_slopes, slopes)
+        point = Point(torch.where(lower, new.value, point.value), torch.where(at, new.gradient, point.gradient))
         history.append(point.value)
         if step % CHECK_EVERY == 0:
-            done = point.value - lower_bound(proxy, point) <= tolerance * point.value
+            done = done | (point.value - lower_bound(proxy, point) <= tolerance * point.value)
             if step >= STALL:
                 done = done | (history[-1 - STALL] - point.value <= tolerance * point.value)
-            converged = bool(done)
-        if step == renew and not converged:
+            ended = bool(done.all())
+        if step == renew and not ended:
             curvature.update(proxy, point)
             renew *= 2
-    return Solution(proxy, point.value.item(), lower_bound(proxy, point).item(), step + 1, converged)
+    return Solutions(proxy, point.value, lower_bound(proxy, point), taken + 1, done)
 
 
 def _direction(
@@ -297,17 +384,17 @@ def _direction(
     q, weights = slopes.clone(), []
     for pair in reversed(pairs):
         weight = _over(_dot(pair.move, q), pair.product)
-        q.sub_(weight.to(q.dtype) * pair.change)
+        q.sub_(_beside(weight, q).to(q.dtype) * pair.change)
         weights.append(weight)
     if pairs:
         newest = pairs[-1]
         fit = _over(newest.product, _dot(newest.change, curvature.solve(newest.change)))
         scale = torch.where(fit > 0, fit, scale)
-    q = scale.to(q.dtype) * curvature.solve(q)
+    q = _beside(scale, q).to(q.dtype) * curvature.solve(q)
     for pair, weight in zip(pairs, reversed(weights)):
-        q.add_((weight - _over(_dot(pair.change, q), pair.product)).to(q.dtype) * pair.move)
+        q.add_(_beside(weight - _over(_dot(pair.change, q), pair.product), q).to(q.dtype) * pair.move)
     direction = -_tangent(proxy, q)
-    return direction / direction.norm(dim=0).max().clamp_min(1.0), scale
+    return direction / direction.norm(dim=-2, keepdim=True).amax(dim=-1, keepdim=True).clamp_min(1.0), scale
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -318,11 +405,16 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tangent(proxy: Tensor, vectors: Tensor) -> Tensor:
     """The parts of columns that stand at right angles to the proxies."""
-    return torch.addcmul(vectors, proxy, (proxy * vectors).sum(dim=0), value=-1)
+    return torch.addcmul(vectors, proxy, (proxy * vectors).sum(dim=-2, keepdim=True), value=-1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dtype=torch.float64)
+    return (a * b).sum(dim=(-2, -1), dtype=torch.float64)
+
+
+def _beside(values: Tensor, x: Tensor) -> Tensor:
+    """One value of each problem, in a shape that goes with `x` of all problems."""
+    return values.reshape(values.shape + (1,) * (x.dim() - values.dim()))
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
