@@ -17,9 +17,11 @@ from scipy.optimize import minimize
 
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine.features import NormalizedRows
+from dassl_clip.engine.open_run import open_run
+from tests.trainers.plain_sizes import plain_choice, plain_theta
 
 TEMPLATES = ("a photo of a {}.", "the {} here.")
-TEXT, VISION, SINKHORN = "text proxy", "vision proxy", "vision proxy, Sinkhorn"
+TEXT, VISION, SINKHORN, SIZES = "text proxy", "vision proxy", "vision proxy, Sinkhorn", "vision proxy, class sizes"
 REFINED = "proxy of the refined run"
 BASES = {
     "ZeroshotCLIP": ("ZeroshotCLIP",),
@@ -37,7 +39,7 @@ BASES = {
 
 def inmap(**keys):
     """KEY VALUE pairs of InMaP's own node."""
-    keys = {"TEMPLATES": repr(TEMPLATES), **keys}
+    keys = {"TEMPLATES": repr(TEMPLATES), **({} if "GAMMA" in keys else {"MARGINAL": "uniform"}), **keys}
     return tuple(word for key, value in keys.items() for word in (f"TRAINER.INMAP.{key}", value))
 
 
@@ -292,7 +294,8 @@ def test_features_that_stay_on_the_disk_give_the_same_run(run, monkeypatch):
 def test_a_run_is_refined_from_its_own_scores(run, problem, base):
     """What the run predicts is what the refinement starts from, and the proxies solve the problem of its scores."""
     folder, before, _ = run(*BASES[base], name="base")
-    refined, record, _ = run("InMaP", "TRAINER.INMAP.FROM", folder, name="refined")
+    uniform = ("TRAINER.INMAP.MARGINAL", "uniform", "TRAINER.INMAP.FROM", folder)
+    refined, record, _ = run("InMaP", *uniform, name="refined")
     assert record["refines"]["folder"] == str(folder) and record["refines"]["method"] == BASES[base][0]
     assert record["refines"]["config_hash"] == before["config_hash"]
     for key in ("prompt", "num_train"):
@@ -318,9 +321,7 @@ def test_a_run_is_refined_from_its_own_scores(run, problem, base):
         assert value == pytest.approx(record["solutions"][SINKHORN]["objective"], rel=2e-3, abs=1e-5)
         lowest = best_found(features, proxies, labels, tau_i)
         assert value <= lowest * (1 + 1e-3) + 1e-6
-    _, evaluated, _ = run(
-        "InMaP", "TRAINER.INMAP.FROM", folder, name="loaded", flags=("--eval-only", "--model-dir", str(refined))
-    )
+    _, evaluated, _ = run("InMaP", *uniform, name="loaded", flags=("--eval-only", "--model-dir", str(refined)))
     assert evaluated["metrics"]["test"] == record["metrics"]["test"]
 
 
@@ -339,7 +340,7 @@ def test_zero_shot_refined_is_plain_inmap(run):
     _, record, _ = run("InMaP", "TRAINER.INMAP.TEMPLATES", "single", name="plain")
     base, _, _ = run("ZeroshotCLIP", name="base")
     _, other, _ = run("InMaP", "TRAINER.INMAP.FROM", base, name="refined")
-    for name in (VISION, SINKHORN):
+    for name in (VISION, SIZES):
         one, two = (facts["solutions"][name]["objective"] for facts in (record, other))
         assert one == pytest.approx(two, rel=1e-5)
     assert record["metrics"][TEXT] == other["metrics"][REFINED]
@@ -445,6 +446,109 @@ def test_odd_backbones_have_their_own_temperature(run, tiny_clip, tmp_path, plai
     assert record["solutions"][SINKHORN]["image_temperature"] == pytest.approx(4 / 40, rel=1e-5)
 
 
+# -------------------------------------------------------------------------------------- class sizes from the images
+
+
+def mixture(features, start, proxies, theta, share, scale):
+    """The scores of a run whose marginal is not uniform: two softmaxes, mixed."""
+    vision, text = softmax(features @ proxies.T * scale / 2), softmax(features @ start.T * scale + theta)
+    return share * vision + (1 - share) * text
+
+
+@pytest.mark.parametrize("value", ["auto", "zero-shot", "-0.8", "0.5"])
+def test_a_run_weighs_class_sizes_as_a_plain_program(run, problem, value, tmp_path):
+    folder, record, output = run("InMaP", *inmap(MARGINAL=value))
+    gram = torch.from_numpy(problem.start @ problem.start.T)
+    logits = torch.from_numpy(problem.scores * problem.scale)
+    theta, r, share = plain_choice(logits, gram)
+    if value != "auto":
+        r = 0.0 if value == "zero-shot" else float(value)
+        theta = plain_theta(logits, r)
+        assert f"class sizes: r = {r:.2f} as asked" in output.out
+    else:
+        assert "class sizes look" in output.out and f"r = {r:.2f}" in output.out
+    solution = record["solutions"][SIZES]
+    assert (solution["r"], solution["share"]) == pytest.approx((r, share), abs=1e-3)
+    assert solution["image_temperature"] == pytest.approx(2 / problem.scale, rel=1e-5)
+    labels = softmax(logits.numpy() + theta)
+    labels = np.where(labels.max(1, keepdims=True) > 0.6, labels >= labels.max(1, keepdims=True), labels)
+    proxies = proxies_of(folder).double().numpy()
+    tau = 2 / problem.scale
+    found = objective(problem.features, proxies, labels, tau)
+    assert found == pytest.approx(solution["objective"], rel=1e-3)
+    assert found <= best_found(problem.features, problem.start, labels, tau) * (1 + 1e-3) + 1e-6
+    shares = mixture(problem.features, problem.start, proxies, theta, share, problem.scale)
+    kept = np.load(folder / "predictions.npz")
+    place = {str(path): row for row, path in enumerate(problem.paths)}
+    rows = [place[path] for path in kept["paths"]]
+    np.testing.assert_allclose(kept["shares"][:, 0], shares[rows].max(1), atol=2e-3)
+    assert record["transductive"] and record["needs"] == "all images of a batch at once"
+    flags = ("--eval-only", "--model-dir", str(folder))
+    _, evaluated, _ = run("InMaP", *inmap(MARGINAL=value), name="loaded", flags=flags)
+    assert evaluated["metrics"]["test"] == record["metrics"]["test"]
+
+
+def test_known_sizes_from_a_file(run, problem, tmp_path):
+    sizes = tmp_path / "sizes.yaml"
+    sizes.write_text("".join(f"{name}: {size}\n" for name, size in zip(problem.names, (0.5, 0.4, 0.1))))
+    _, record, output = run("InMaP", *inmap(MARGINAL=sizes))
+    assert f"class sizes are those of {sizes}" in output.out and record["solutions"][SIZES]["r"] is None
+    sizes.write_text(sizes.read_text() + "unicorn: 0\n")
+    _, _, output = run("InMaP", *inmap(MARGINAL=sizes), name="odd", code=2)
+    assert "names unicorn, no class of the data set; the 3 classes are" in output.err
+
+
+@pytest.mark.parametrize("base", ["CoOp", "GOPro", "LinearProbe"])
+def test_class_sizes_of_a_refined_run(run, base):
+    """The scores of the refined run are half of the mixture, also of images that are tested later."""
+    folder, _, _ = run(*BASES[base], name="base")
+    refined, record, output = run("InMaP", "TRAINER.INMAP.FROM", folder, name="refined")
+    assert "class sizes look" in output.out and record["solutions"][SIZES]["share"] == pytest.approx(30 / 36)
+    flags = ("--eval-only", "--model-dir", str(refined))
+    _, evaluated, _ = run("InMaP", "TRAINER.INMAP.FROM", folder, name="loaded", flags=flags)
+    assert evaluated["metrics"]["test"] == record["metrics"]["test"]
+
+
+def built(run, root, **keys):
+    """The trainer of a finished run, and what it draws from."""
+    folder, _, _ = run("InMaP", *inmap(**keys), name="again")
+    trainer, _ = open_run(folder, root=str(root))
+    return trainer, trainer.images(trainer.dm.dataset.test)
+
+
+@pytest.mark.parametrize("keys", [{"MARGINAL": "auto"}, {"MARGINAL": "uniform"}, {"GAMMA": 0.5}])
+def test_a_draw_is_scored_as_a_run_on_its_images_scores(run, domain_tree, keys):
+    """A draw of all images has the scores of the run itself; others beside it, of other lengths, change nothing."""
+    trainer, images = built(run, domain_tree, **keys)
+    every = torch.arange(30)
+    draws = [every, every[::3], every[4:5], every.flip(0)]
+    whole, third, single, turned = trainer.logits_of_draws(images, draws)
+    features, _ = trainer.features.raw(trainer.dm.dataset.test)
+    own = trainer.feature_logits(features.to(trainer.device)).softmax(dim=1)
+    scale = 1 if keys.get("MARGINAL") == "auto" else trainer.tau_i * images.scale
+    torch.testing.assert_close((whole * scale).softmax(dim=1), own, atol=2e-3, rtol=0)
+    torch.testing.assert_close(turned.flip(0), whole, atol=2e-3, rtol=0)
+    torch.testing.assert_close(next(trainer.logits_of_draws(images, [every[::3]])), third, atol=2e-3, rtol=0)
+    if keys.get("MARGINAL") == "auto":
+        torch.testing.assert_close(single.softmax(dim=1), images.logits[4:5].softmax(dim=1))
+
+
+def test_an_online_pass_scores_each_image_from_those_before(run, domain_tree):
+    trainer, images = built(run, domain_tree, MARGINAL="auto", RENEW=7)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    found = trainer.logits_online(images, order)
+    torch.testing.assert_close(found[:7], images.logits[order[:7]])
+    for start in (7, 14, 21, 28):
+        past, block = order[:start], order[start : start + 7]
+        learned = trainer._learned(images.features[past][None], images.logits[past][None],
+                                   torch.ones(1, start, dtype=torch.bool), images)  # fmt: skip
+        expected = trainer._scored(images.features[block][None], images.logits[block][None], images.scale, *learned)[0]
+        torch.testing.assert_close(found[start : start + 7], expected)
+    later = order.clone()
+    later[20:] = order[20:].flip(0)
+    torch.testing.assert_close(trainer.logits_online(images, later)[:20], found[:20])  # the future is not seen
+
+
 # ---------------------------------------------------------------------------------------------------- wrong settings
 
 
@@ -461,6 +565,11 @@ def test_odd_backbones_have_their_own_temperature(run, tiny_clip, tmp_path, plai
         ({"SINKHORN_ITERATIONS": -1}, "SINKHORN_ITERATIONS and STEPS are at least 0"),
         ({"STEPS": -5}, "SINKHORN_ITERATIONS and STEPS are at least 0"),
         ({"LR": 0.0}, "lr is positive"),
+        ({"GAMMA": "much"}, "GAMMA is 'much'; expected a number"),
+        ({"GAMMA": 0.5, "MARGINAL": "uniform"}, "GAMMA 0.5 and MARGINAL 'uniform' both name the class sizes"),
+        ({"MARGINAL": 2}, "MARGINAL is '2'; as a number it is at most 1"),
+        ({"MARGINAL": "unifrom"}, "MARGINAL: "),
+        ({"RENEW": 0}, "RENEW is a number of images, at least 1, got 0"),
         ({"TOLERANCE": -1.0}, "tolerance is 0 or more"),
         ({"TEMPLATES": "inmap8"}, "unknown templates 'inmap8'. Did you mean 'inmap7' or 'imagenet80'?"),
         ({"PREC": "fp8"}, "TRAINER.INMAP.PREC is 'fp8'"),

@@ -35,6 +35,25 @@ from .solver import ProxyObjective, Solution, authors_steps, fast_steps, formed_
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
 
 
+class Scaled:
+    """Scores over a temperature, `[N, C]`, each row relative to its largest; formed for the rows that are asked for.
+
+    Args:
+        scores: `[N, C]`, a tensor or `Cosines`.
+        temperature: Positive.
+
+    Raises:
+        UserError: The temperature is not positive.
+    """
+
+    def __init__(self, scores: Tensor | Cosines, temperature: float):
+        _check_temperature(temperature)
+        self.scores, self.temperature, self.shape = scores, temperature, scores.shape
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return _logits(self.scores[rows], self.temperature)
+
+
 class PseudoLabels:
     """Label distributions of images, formed for the rows that are asked for.
 

@@ -1,4 +1,4 @@
-"""The class sizes behind unlabelled images: known, assumed to be equal, or weighed by what the images themselves show.
+"""The class sizes behind unlabelled images: known, assumed to be equal, or read off the images themselves.
 
 Labels are `softmax(L + theta)`, `L` the logits, with one number per class. The family has the fixed point
 
@@ -6,8 +6,14 @@ Labels are `softmax(L + theta)`, `L` the logits, with one number per class. The 
 
 `r` = 1 takes the predicted class sizes for true ones (the EM iteration of Saerens et al., Neural Computation 2002), 0
 leaves the labels as they are, `r` < 0 evens the sizes out (unbalanced optimal transport), and `r` -> -inf makes them
-equal (Sinkhorn's iterations, InMaP). A class that is predicted too often is large, or its text attracts images of other
-classes; with variances S of the sizes and B of this bias, the posterior mean of size minus bias has
+equal (Sinkhorn's iterations, InMaP).
+
+A class that is predicted too often is large, or its text attracts images of other classes. What tells the two apart is
+the mean of the logits over the images. Let images of class `c` lie around `m + a t_c`, `t_c` its text and `m` one shift
+for all. Then the mean logit of class `j` is `b_j + k sum_c q_c t_c . t_j`, with `q` the class sizes, and the bias `b_j`
+of its text is what the sizes leave unexplained (`text_bias`). It is taken off the logits as far as it stands out from
+its own uncertainty. What is left is weighed: with variances S of the sizes and B of the remaining bias, both of
+`C mass_c`, the posterior mean of size minus bias has
 
     r = (S - B) / (S + B) = 1 - 2 B / Z,   Z = S + B.
 
@@ -18,11 +24,356 @@ Shapes: `N` images, `C` classes; a leading `D` for several draws at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dassl_clip.clip.rows import Rows
+from dassl_clip.results.documents import read_yaml
+from dassl_clip.results.errors import UserError, listed
+from dassl_clip.results.files import no_file
+from dassl_clip.results.labels import display_name
 
+STEPS, CHECK_EVERY = 1000, 10
+LEAST_MASS = 1e-6  # of a class, relative to an even share: logarithms stay finite
+
+
+class Means(NamedTuple):
+    """Means over the images of labels `softmax(L + theta)`, float64; of draws each has `[D]` in front."""
+
+    mass: Tensor
+    """`[C]`, of the labels of each class; its sum is 1."""
+    top: Tensor
+    """Of the largest label."""
+    square: Tensor
+    """Of the sum of squared labels."""
+
+
+class SetLogits:
+    """The logits of one set of images, read in row blocks.
+
+    Args:
+        logits: `[N, C]`.
+        blocks: Row blocks that cover it.
+
+    Attributes:
+        images: `N`, a float64 scalar.
+        classes: `C`.
+    """
+
+    def __init__(self, logits: Rows, blocks: list[slice]):
+        self.logits, self.blocks, self.classes = logits, blocks, logits.shape[1]
+        device = logits[slice(0, 1)].device
+        self.images = torch.tensor(logits.shape[0], dtype=torch.float64, device=device)
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits `[n, C]` of each block, and the weight of an image in the mean over all."""
+        for rows in self.blocks:
+            yield self.logits[rows], 1 / self.images
+
+
+class DrawLogits:
+    """The logits of several draws of images.
+
+    Args:
+        logits: `[D, N, C]`.
+        present: `[D, N]`, 1 for the images of a draw and 0 for what fills it up.
+
+    Attributes:
+        images: `[D]`, of each draw, float64.
+        classes: `C`.
+    """
+
+    def __init__(self, logits: Tensor, present: Tensor):
+        self.logits, self.classes = logits, logits.shape[-1]
+        self.images = present.sum(dim=-1, dtype=torch.float64)
+        self.weights = (present / self.images[:, None])[..., None].to(logits)
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All logits, and the weight of each image in the mean over its draw, `[D, N, 1]`."""
+        yield self.logits, self.weights
+
+
+Logits = SetLogits | DrawLogits
+
+
+def label_means(logits: Logits, theta: Tensor) -> Means:
+    """The means of the labels `softmax(L + theta)`, theta `[C]` or `[D, C]`."""
+    mass, top, square = torch.zeros_like(theta), torch.zeros_like(logits.images), torch.zeros_like(logits.images)
+    for part, weight in logits.parts():
+        labels = (part + theta[..., None, :].to(part)).softmax(dim=-1)
+        mass += (labels * weight).sum(dim=-2, dtype=torch.float64)
+        top += (labels.amax(dim=-1, keepdim=True) * weight).sum(dim=(-2, -1), dtype=torch.float64)
+        square += (labels.square() * weight).sum(dim=(-2, -1), dtype=torch.float64)
+    return Means(mass, top, square)
+
+
+def no_theta(logits: Logits) -> Tensor:
+    """Zeros `[C]`, or `[D, C]` of draws, float64."""
+    images = logits.images
+    return torch.zeros((*images.shape, logits.classes), dtype=torch.float64, device=images.device)
+
+
+def potentials(logits: Logits, r: Tensor | float, steps: int = STEPS, bias: Tensor | None = None) -> Tensor:
+    """The fixed point `theta_c = r log(C mass_c)`, float64 `[C]`, or `[D, C]` of draws.
+
+    Args:
+        logits: `L`.
+        bias: Taken off the logits first, as `theta`; `[C]` or `[D, C]`.
+        r: At most 1; `-inf` gives Sinkhorn's limit. A number, or `[D]`.
+        steps: The most iterations; they end where theta stays as it is, to the precision of the logits. `r` near 1 is
+            slow where many images are in dispute.
+    """
+    even, dtype = 1 / logits.classes, next(logits.parts())[0].dtype
+    r = torch.as_tensor(r, dtype=torch.float64, device=logits.images.device).expand(logits.images.shape)[..., None]
+    damped = torch.where(r.isinf(), 1.0, r / (r - 1))  # Sinkhorn's form: for r < 0 it does not oscillate
+    theta = no_theta(logits)
+    for step in range(1, steps + 1):
+        surplus = (label_means(logits, theta if bias is None else theta - bias).mass / even).clamp_min(LEAST_MASS).log()
+        new = torch.where(r >= 0, r * surplus, damped * (theta - surplus))
+        moved, theta = (new - theta).abs().amax(), new
+        if step % CHECK_EVERY == 0 and moved < 4 * torch.finfo(dtype).eps:
+            break
+    return theta
+
+
+def spread(means: Means, images: Tensor) -> Tensor:
+    """`Z`: the variance over classes of `C mass_c`, without the part that drawing `N` images at random makes."""
+    classes = means.mass.shape[-1]
+    seen = (classes * means.mass - 1).square().mean(dim=-1)
+    return seen - (classes * means.square - 1) / images
+
+
+# ------------------------------------------------------------------------------------------------ which sizes to take
+
+AUTO, UNIFORM, ZEROSHOT = "auto", "uniform", "zero-shot"
+BIAS = 0.2  # B, of C mass: chosen on the emoji icons
+GUARD = 0.03  # confidence that evening out may cost before sizes are taken to be uneven: from label-free statistics
+LEAN = 2.0  # images per class at which half of a score is the proxies': chosen on the emoji icons
+SLACK = 0.1  # variance of text bias, in squared logits, that is within what texts may be off: chosen on emoji icons
+EM_STEPS = 30
+
+
+class Evidence(NamedTuple):
+    """What the mean logits say of the texts; of draws each field has `[D]` in front."""
+
+    bias: Tensor
+    """`b`, `[C]`, mean 0, in logits."""
+    variance: Tensor
+    """Of `b` over classes."""
+    noise: Tensor
+    """The part of it that another draw of classes and images would change."""
+
+    @property
+    def kept(self) -> Tensor:
+        """The share of `b` that stands out: `1 - (SLACK + noise) / variance`, at least 0 (James and Stein)."""
+        return (1 - (SLACK + self.noise) / self.variance.clamp_min(1e-12)).clamp(0, 1)
+
+
+def text_bias(logits: Logits, gram: Tensor) -> Evidence:
+    """The bias of each class's text, from mean logits that class sizes do not explain.
+
+    Sizes and labels are those of EM (`r` = 1), the hypothesis that explains most. The factor `k` of the texts'
+    products is the slope of an image's logits on them. The noise is the variance of a mean over clusters of images,
+    the predicted classes (Liang and Zeger, Biometrika 1986), over `1 - sum_c q_c^2`: a single class says nothing.
+
+    Args:
+        logits: `L`.
+        gram: `G`, products of the class proxies `[C, C]`.
+    """
+    theta, gram = potentials(logits, 1.0, EM_STEPS), gram.double()
+    classes = logits.classes
+    mean, size = no_theta(logits), no_theta(logits)
+    products, pairs = (torch.zeros((*theta.shape, classes), dtype=torch.float64, device=theta.device) for _ in range(2))
+    own = torch.zeros_like(logits.images)
+    for part, weight in logits.parts():
+        labels = (part + theta[..., None, :].to(part)).softmax(dim=-1)
+        weighted = labels * weight
+        mean += (part * weight).sum(dim=-2, dtype=torch.float64)
+        size += weighted.sum(dim=-2, dtype=torch.float64)
+        own += (weighted * part).sum(dim=(-2, -1), dtype=torch.float64)
+        products += (weighted.mT @ part).double()
+        pairs += (weighted.mT @ labels).double()
+    explained = size @ gram
+    within = (size * gram.diagonal()).sum(dim=-1) - (size * explained).sum(dim=-1)
+    slope = (own - (size * mean).sum(dim=-1)) / within.clamp_min(1e-12)
+    bias = _centred(mean - slope[..., None] * explained)
+    clusters = _centred(products - slope[..., None, None] * (pairs @ gram)) - size[..., None] * bias[..., None, :]
+    several = 1 - size.square().sum(dim=-1)
+    noise = clusters.square().sum(dim=(-2, -1)) / classes / several.clamp_min(1e-12)
+    return Evidence(bias, bias.square().mean(dim=-1), noise)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=-1, keepdim=True)
+
+
+class Choice(NamedTuple):
+    """The labels that were chosen, `softmax(L + theta)`, and why; of draws each field has `[D]` in front."""
+
+    theta: Tensor
+    """`[C]`, float64."""
+    r: Tensor
+    """How predicted sizes are taken: 1 true, 0 as they are, below 0 evened out; NaN for known sizes."""
+    share: Tensor
+    """`w = N / (N + 2 C)`, of the proxies in the scores."""
+    spread: Tensor
+    """`Z`."""
+    cost: Tensor
+    """Confidence that evening the sizes out (r = -1) costs: by how much the mean largest label falls."""
+    bias: Tensor
+    """Standard deviation over classes of the text bias that was taken off, in logits."""
+
+
+def proxy_share(logits: Logits) -> Tensor:
+    """The share of the proxies in the scores, `N / (N + 2 C)`; 0 for a single image, which says nothing of others."""
+    share = logits.images / (logits.images + LEAN * logits.classes)
+    return torch.where(logits.images > 1, share, 0.0)
+
+
+def choose(logits: Logits, gram: Tensor | None = None) -> Choice:
+    """The rule: text bias and `r` from the images alone, without labels.
+
+    Args:
+        logits: `L`.
+        gram: Products of the class proxies `[C, C]`; None: no text bias is looked for.
+    """
+    share, bias = proxy_share(logits), no_theta(logits)
+    if gram is not None:
+        evidence = text_bias(logits, gram)
+        bias = torch.where((logits.images > 1)[..., None], evidence.kept[..., None] * evidence.bias, 0.0)
+    before = label_means(logits, -bias)
+    z = spread(before, logits.images)
+    even = label_means(logits, potentials(logits, -1.0, bias=bias) - bias)
+    cost = before.top - even.top
+    r = torch.where(z > 0, 1 - 2 * BIAS / z, -1.0)
+    r = torch.where(cost < GUARD, -1.0, r).maximum(-share)
+    return Choice(potentials(logits, r, bias=bias) - bias, r, share, z, cost, bias.square().mean(dim=-1).sqrt())
+
+
+def fixed(logits: Logits, r: float) -> Choice:
+    """The labels for a given `r`, of the logits as they are."""
+    chosen = choose(logits)
+    return chosen._replace(theta=potentials(logits, r), r=torch.full_like(chosen.r, r))
+
+
+def known(logits: Logits, sizes: Tensor, steps: int = STEPS) -> Choice:
+    """The labels whose means are known class sizes (Sinkhorn's iterations).
+
+    Args:
+        logits: `L`.
+        sizes: `[C]`, shares of the classes, sum 1; a class of size 0 gets no image.
+    """
+    chosen = choose(logits)
+    target = sizes.to(chosen.theta).log()
+    theta = target.expand(chosen.theta.shape)
+    for step in range(1, steps + 1):
+        mass = label_means(logits, theta).mass.clamp_min(torch.finfo(torch.float64).tiny).log()
+        new = torch.where(target.isinf(), target, theta + target - mass)
+        moved, theta = (new - theta).nan_to_num(0.0).abs().amax(), new
+        if step % CHECK_EVERY == 0 and moved < 1e-9:
+            break
+    return chosen._replace(theta=theta, r=torch.full_like(chosen.r, float("nan")))
+
+
+def read_sizes(path: Path, classnames: Sequence[str], images: int) -> Tensor:
+    """Known class sizes from a file, as shares `[C]` that sum to 1.
+
+    Args:
+        path: Lines `name: size`, yaml or json; sizes are counts of the images, or shares.
+        classnames: The `C` names that it has to name, each once.
+        images: Number of unlabelled images, which counts sum to.
+
+    Raises:
+        UserError: The file is missing or no such list, lacks a class, names another one, or its sizes sum to neither.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"TRAINER.INMAP.MARGINAL: {no_file(path)}; it is {AUTO}, {UNIFORM}, {ZEROSHOT}, a number of at most 1, or "
+            "a file of lines 'class name: size'"
+        )
+    try:
+        sizes = read_yaml(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not isinstance(sizes, dict) or not all(_is_size(size) for size in sizes.values()):
+        raise UserError(f"{path} should hold a line 'class name: size' for each class, sizes 0 or more")
+    named = {display_name(str(name)): float(size) for name, size in sizes.items()}
+    wanted = [display_name(name) for name in classnames]
+    missing, odd = [name for name in wanted if name not in named], [name for name in named if name not in wanted]
+    if missing or odd or len(named) < len(sizes):
+        why = f"lacks {listed(missing)}" if missing else f"names {listed(odd)}, no class of the data set"
+        why = why if missing or odd else "names a class twice"
+        raise UserError(f"{path} {why}; the {len(wanted)} classes are {listed(wanted)}")
+    total = sum(named.values())
+    if not (math.isclose(total, 1, abs_tol=1e-3) or math.isclose(total, images, rel_tol=1e-9)):
+        raise UserError(
+            f"the sizes in {path} sum to {total:g}; counts sum to the number of unlabelled images, {images}, and "
+            "shares to 1"
+        )
+    return torch.tensor([named[name] / total for name in wanted], dtype=torch.float64)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def parse_marginal(value: object, key: str) -> str | float | Path:
+    """`auto`, `uniform`, a number `r` (0 for `zero-shot`), or the path of a file of known sizes.
+
+    Raises:
+        UserError: A number above 1, or no number, or a text that is no path of a file.
+    """
+    text = str(value).strip()
+    if text.lower() in (AUTO, UNIFORM):
+        return text.lower()
+    if text.lower() == ZEROSHOT:
+        return 0.0
+    try:
+        r = float(text)
+    except ValueError:
+        return Path(text).expanduser()
+    if not r <= 1:
+        raise UserError(
+            f"{key} is {value!r}; as a number it is at most 1 (1: predicted sizes are true, 0: as they are, below 0: "
+            "evened out)"
+        )
+    return r
+
+
+def marginal_potentials(logits: DrawLogits, gamma: float, iterations: int) -> Tensor:
+    """`sinkhorn_potentials` of every draw, `[D, C]`: the marginal is proportional to (predicted sizes)^gamma."""
+    theta = no_theta(logits)
+    target = torch.full_like(theta, -math.log(logits.classes))
+    for iteration in range(iterations):
+        mass = label_means(logits, theta).mass.clamp_min(torch.finfo(torch.float64).tiny).log()
+        if iteration == 0:
+            target = (gamma * mass).log_softmax(dim=-1)
+        theta = theta + target - mass
+    return theta
+
+
+def facts_of(choice: Choice) -> dict[str, Any]:
+    """What a record says of a choice."""
+    names = {"r": choice.r, "share": choice.share, "spread": choice.spread, "confidence_cost": choice.cost}
+    names |= {"text_bias": choice.bias}
+    return {name: None if value.isnan() else float(value) for name, value in names.items()}
+
+
+def sentence(choice: Choice, asked: str | float | Path) -> str:
+    """What was chosen, for the log: "class sizes look uneven: r = 0.71 ..."."""
+    facts = facts_of(choice)
+    detail = f"Z = {facts['spread']:.2f}, share of the proxies {facts['share']:.2f}"
+    if isinstance(asked, Path):
+        return f"class sizes are those of {asked} ({detail})"
+    if asked != AUTO:
+        return f"class sizes: r = {facts['r']:.2f} as asked ({detail})"
+    looks = "uneven" if facts["r"] > 0 else "even, as far as can be told"
+    return (
+        f"class sizes look {looks}: r = {facts['r']:.2f} ({detail}; text bias of {facts['text_bias']:.2f} logits taken "
+        f"off; evening sizes out costs {facts['confidence_cost']:.3f} of confidence)"
+    )

@@ -5,12 +5,18 @@ Source: Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categoriza
 train` or `val`, others (inductive: the tested images are unseen). `FROM` names the folder of a finished run, whose
 features, scores and class proxies take the place of CLIP's.
 
-Three classifiers are tested: the text proxy, the vision proxy from plain pseudo labels, and the one from Sinkhorn
-labels, which is the trainer's classifier.
+The paper's form (`MARGINAL: uniform`) assumes classes of equal size. By default nothing is assumed: the images
+themselves say how far the predicted sizes are evened out (`marginal.py`), and few images lean on the text's scores.
+
+Beside the trainer's classifier three others are tested: the text proxy, the vision proxy from plain pseudo labels, and
+the one from the refined labels alone.
 """
 
 import logging
+import math
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,114 +25,139 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.rows import Cosines, FeatureRows
-from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import metrics_of
-from dassl_clip.engine.features import NormalizedRows
-from dassl_clip.engine.refined import open_refined
-from dassl_clip.engine.styles import own_styles
+from dassl_clip.engine.features import Encoding, NormalizedRows
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.trainer import CLIPTrainer
-from dassl_clip.engine.unused import EPOCH_LOOP
+from dassl_clip.engine.transductive import Images, TransductiveTrainer
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.protocols import NOTHING_LEARNED
 
-from .labels import SOLVERS, PseudoLabels, sinkhorn_potentials, solve_vision_proxy
+from . import marginal
+from .draws import draws_at_once, filled_up, vision_proxies
+from .labels import SOLVERS, PseudoLabels, Scaled, harden, sinkhorn_potentials, solve_vision_proxy
+from .solver import formed_once, row_blocks
 
 logger = logging.getLogger(__name__)
 
-TEMPERATURES = {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 4.0}  # what `auto` stands for, over the logit scale
+# What `auto` stands for, over the logit scale: by default, and with the uniform marginal or GAMMA.
+TEMPERATURES = (
+    {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 2.0},
+    {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 4.0},
+)
 UNLABELED = ("test", "train", "val")
-TEXT, VISION, SINKHORN = "text proxy", "vision proxy", "vision proxy, Sinkhorn"
+TEXT, VISION, SINKHORN, SIZES = "text proxy", "vision proxy", "vision proxy, Sinkhorn", "vision proxy, class sizes"
 REFINED = "proxy of the refined run"
 
 
 class VisionProxies(nn.Module):
-    """Class proxies `[C, E]` of length 1."""
+    """What is learned: class proxies, and where class sizes were weighed the text's part of the scores.
 
-    def __init__(self, weight: Tensor):
+    Args:
+        weight: Class proxies `[C, E]` of length 1.
+        weighed: Whether scores are a mixture (`mixed_logits`).
+
+    Attributes:
+        theta: What the class sizes add to the text's logits, `[C]`.
+        share: Of the proxies in the mixture, 0 to 1.
+    """
+
+    def __init__(self, weight: Tensor, weighed: bool = False):
         super().__init__()
         self.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        if weighed:
+            self.theta = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
+            self.share = nn.Parameter(weight.new_zeros(()), requires_grad=False)
 
 
 @TRAINER_REGISTRY.register()
-class InMaP(CLIPTrainer):
-    """Pseudo labels from text proxies, refined by Sinkhorn's iterations, and a proxy in vision space for each class."""
+class InMaP(TransductiveTrainer):
+    """Pseudo labels from text proxies, refined by the class sizes, and a proxy in vision space for each class."""
 
     settings = {
+        **TransductiveTrainer.settings,
         "TEMPLATES": "inmap7",
-        "TASKS": (),  # what a script runs if no task is named
-        "FROM": "",
         "UNLABELED": "test",
+        "MARGINAL": marginal.AUTO,  # or uniform, zero-shot, a number r, or a file of known class sizes
         "TEXT_TEMPERATURE": AUTO,  # a number; auto: 1 over the logit scale (0.01 for OpenAI's models); auto:K: K
-        "IMAGE_TEMPERATURE": AUTO,  # the same; auto: 4 over it
-        "GAMMA": 0.0,
+        "IMAGE_TEMPERATURE": AUTO,  # the same; auto: 2 over it, with the uniform marginal and with GAMMA 4
+        "GAMMA": "",  # a number: the marginal is proportional to (predicted sizes)^GAMMA, as MARGINAL was once called
         "SINKHORN_ITERATIONS": 20,
         "THRESHOLD": 0.6,
         "SOLVER": "fast",  # or authors
         "STEPS": 0,  # 0: the solver's own number
         "TOLERANCE": 1e-6,
         "LR": 10.0,
+        "RENEW": 64,  # a stream's images after which the proxies are learned again from all that came
     }
     repairs = "classes that take too many images"
-    class_specific = True
-    trains_on_labels = False
-    has_epochs = False
-    refines = True
     listed_refining = True
     overridden = {
         "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
         "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
     }
-    unused_keys = EPOCH_LOOP
     used_instead = "its solver has SOLVER, STEPS, TOLERANCE and LR of TRAINER.INMAP"
+    score_jointly = CLIPTrainer.score_jointly  # what is learned scores any image, and can be refined
+    model_inference = CLIPTrainer.model_inference
+    refine_inputs = CLIPTrainer.refine_inputs
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse an unknown solver or source of images, and temperatures that are not positive."""
+        """Also refuse an unknown solver, marginal or source of images, and temperatures that are not positive."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.INMAP
         for key, known in (("SOLVER", tuple(SOLVERS)), ("UNLABELED", UNLABELED)):
             if node[key] not in known:
                 raise UserError(f"TRAINER.INMAP.{key} is {node[key]!r}; expected one of {', '.join(known)}")
-        for key, default in TEMPERATURES.items():
-            parse_temperature(node[key], f"TRAINER.INMAP.{key}", 1.0, default)
+        for key in TEMPERATURES[0]:
+            parse_temperature(node[key], f"TRAINER.INMAP.{key}", 1.0, 1.0)
         if node.SINKHORN_ITERATIONS < 0 or node.STEPS < 0:
             raise UserError(
                 f"TRAINER.INMAP.SINKHORN_ITERATIONS and STEPS are at least 0, got {node.SINKHORN_ITERATIONS} and "
                 f"{node.STEPS}"
             )
+        if node.RENEW < 1:
+            raise UserError(f"TRAINER.INMAP.RENEW is a number of images, at least 1, got {node.RENEW}")
+        kind, gamma = marginal.parse_marginal(node.MARGINAL, "TRAINER.INMAP.MARGINAL"), self._gamma(node)
+        if gamma is not None and kind != marginal.AUTO:
+            raise UserError(
+                f"TRAINER.INMAP.GAMMA {node.GAMMA} and MARGINAL {node.MARGINAL!r} both name the class sizes: leave one "
+                "of them out"
+            )
 
-    @property
-    def prompt(self) -> str:
-        """The templates of the text proxies, or the prompt of the refined run."""
-        return self.base.prompt if self.base is not None else " | ".join(self.templates)
+    @staticmethod
+    def _gamma(node: CfgNode) -> float | None:
+        """The exponent `GAMMA`, or None where it is not set."""
+        try:
+            gamma = float(node.GAMMA) if str(node.GAMMA).strip() else None
+        except ValueError:
+            gamma = float("nan")
+        if gamma is not None and not math.isfinite(gamma):
+            raise UserError(
+                f"TRAINER.INMAP.GAMMA is {node.GAMMA!r}; expected a number (0: classes of equal size, as with MARGINAL "
+                "uniform)"
+            )
+        return gamma
 
     def build_model(self) -> None:
         """The text proxies, which the vision proxies start from, or the run that is refined."""
-        self.base, self.base_record, self.templates = None, None, []
+        super().build_model()
         self.solutions: dict[str, dict] = {}
-        if self.node.FROM:
-            tested = {item.impath for item in self.dm.dataset.test}
-            self.base, self.base_record = open_refined(
-                self.node.FROM, self.run_cfg, self.backbone.describe(), tested, "TRAINER.INMAP.FROM"
-            )
-            start = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
-        else:
-            self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
-            with self.precision.autocast():
-                start = zeroshot_weights(
-                    self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
-                ).T.float()
-        self.text_proxies = start.to(self.device)
-        self.model = self.register_learner("proxies", VisionProxies(start))
+        self.marginal = marginal.parse_marginal(self.node.MARGINAL, "TRAINER.INMAP.MARGINAL")
+        self.gamma = 0.0 if self.marginal == marginal.UNIFORM else self._gamma(self.node)
+        if self.node.GAMMA:
+            logger.info("GAMMA %s: class sizes are taken as (predicted sizes)^GAMMA; see MARGINAL", self.gamma)
+        if self.base is not None:
+            self.text_proxies = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
+        unit, usual = 1 / float(self.logit_scale), TEMPERATURES[self.gamma is not None]
+        self.tau_t, self.tau_i = (
+            parse_temperature(self.node[key], f"TRAINER.INMAP.{key}", unit, usual[key]) for key in usual
+        )
+        proxies = VisionProxies(self.text_proxies.cpu(), weighed=self.gamma is None)
+        self.model = self.register_learner("proxies", proxies)
 
     def fit(self) -> None:
         """Learn the proxies from the unlabeled images; a resumed run learns them again."""
-        node, unit = self.node, 1 / float(self.logit_scale)
-        tau_t, tau_i = (
-            parse_temperature(node[key], f"TRAINER.INMAP.{key}", unit, default) for key, default in TEMPERATURES.items()
-        )
+        node = self.node
         items = self._unlabeled()
         if not items:
             raise UserError(
@@ -137,26 +168,44 @@ class InMaP(CLIPTrainer):
         if isinstance(features, NormalizedRows):
             features = features.held()
             scores = Cosines(features, scores.text_proxy)
-        potentials = sinkhorn_potentials(scores, tau_t, node.GAMMA, node.SINKHORN_ITERATIONS)
+        facts = {}
+        if self.gamma is not None:
+            theta = sinkhorn_potentials(scores, self.tau_t, self.gamma, node.SINKHORN_ITERATIONS)
+        else:
+            choice = self._choose(set_logits(scores, self.tau_t), start, len(scores))
+            theta, facts = choice.theta, marginal.facts_of(choice)
+            logger.info("%s", marginal.sentence(choice, self.marginal))
+            self.model.theta.copy_(distributed.broadcast(theta.float()))
+            self.model.share.copy_(distributed.broadcast(choice.share.float()))
+        refined = SIZES if self.gamma is None else SINKHORN
         labels = {
-            VISION: PseudoLabels(scores, tau_t, None, node.THRESHOLD),
-            SINKHORN: PseudoLabels(scores, tau_t, potentials, node.THRESHOLD),
+            VISION: PseudoLabels(scores, self.tau_t, None, node.THRESHOLD),
+            refined: PseudoLabels(scores, self.tau_t, theta, node.THRESHOLD),
         }
         options = {"solver": node.SOLVER, "steps": node.STEPS or None, "tolerance": node.TOLERANCE, "lr": node.LR}
         self.learned = {TEXT if self.base is None else REFINED: start}
         for name, own in labels.items():
             begin = time.monotonic()
-            solution = solve_vision_proxy(features, start.T, own, tau_i, **options)
+            solution = solve_vision_proxy(features, start.T, own, self.tau_i, **options)
             seconds = time.monotonic() - begin
             self.learned[name] = distributed.broadcast(solution.proxy.T.contiguous())
             self.solutions[name] = {
                 "solver": node.SOLVER, "steps": solution.steps, "objective": solution.objective, "seconds": seconds,
-                "converged": solution.converged, "text_temperature": tau_t, "image_temperature": tau_i,
+                "converged": solution.converged, "text_temperature": self.tau_t, "image_temperature": self.tau_i,
                 "images": len(items),
             }  # fmt: skip
             logger.info("%s: %d steps, objective %.6f, %.1f s", name, solution.steps, solution.objective, seconds)
-        self.losses = {"cross-entropy": self.solutions[SINKHORN]["objective"]}
-        self.model.weight.copy_(self.learned[SINKHORN])
+        self.solutions[refined] |= facts
+        self.losses = {"cross-entropy": self.solutions[refined]["objective"]}
+        self.model.weight.copy_(self.learned[refined])
+
+    def _choose(self, logits: marginal.Logits, proxies: Tensor, images: int) -> marginal.Choice:
+        """The labels under `MARGINAL`; proxies `[C, E]` are those that the logits come from."""
+        if self.marginal == marginal.AUTO:
+            return marginal.choose(logits, proxies @ proxies.T)
+        if isinstance(self.marginal, Path):
+            return marginal.known(logits, marginal.read_sizes(self.marginal, self.classnames, images))
+        return marginal.fixed(logits, self.marginal)
 
     def _unlabeled(self) -> list:
         """The images that the proxies are learned from; their labels are not read."""
@@ -185,13 +234,90 @@ class InMaP(CLIPTrainer):
         """The learned proxies, `[C, E]`."""
         return self.model.weight
 
+    @property
+    def encoding(self) -> Encoding:
+        """Features; those and more where the scores of the refined run take part, and read more."""
+        base = getattr(self, "base", None)  # asked for before it is known
+        return super().encoding if base is None or self.gamma is not None else base.encoding
+
     def feature_logits(self, features: Tensor) -> Tensor:
-        """Logits `[B, C]` of features `[B, E]`."""
-        return self.cosine_logits(self.content(features), self.model.weight)
+        """Logits `[B, C]` of features `[B, E]`, or of the rows `[B, W]` that the refined run reads."""
+        vision = self.cosine_logits(self.content(features[:, : self.backbone.embed_dim]), self.model.weight)
+        if self.gamma is not None:
+            return vision
+        if self.base is not None:
+            text = self.base.feature_logits(features).float()
+        else:
+            text = self.cosine_logits(features, self.text_proxies)
+        unit = 1 / self.logit_scale
+        text = text * (unit / self.tau_t) + self.model.theta
+        return mixed_logits(vision * (unit / self.tau_i), text, self.model.share)
+
+    # ------------------------------------------------------------------------------------------ batches and streams
+
+    @torch.no_grad()
+    def logits_of_draws(self, images: Images, draws: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Logits `[M, C]` of each draw, learned from it alone; many draws are solved at once."""
+        size, (width, classes) = max(map(len, draws)), (images.features.shape[1], images.logits.shape[1])
+        at_once = draws_at_once(size, width, classes, images.features.device)
+        for start in range(0, len(draws), at_once):
+            some = draws[start : start + at_once]
+            features, present = filled_up(images.features, some)
+            text = filled_up(images.logits, some)[0]
+            logits = self._scored(features, text, images.scale, *self._learned(features, text, present, images))
+            for rows, index in zip(logits, some):
+                yield rows[: len(index)]
+
+    def joint_logits(self, images: Images) -> Tensor:
+        """Logits `[N, C]` of images that the proxies are learned from."""
+        return next(self.logits_of_draws(images, [torch.arange(len(images))]))
+
+    @torch.no_grad()
+    def logits_online(self, images: Images, order: Tensor) -> Tensor:
+        """Logits `[N, C]`, rows as in `order`, from proxies of the images before.
+
+        They are learned again after `RENEW` images, or a tenth of all that came where that is more; the first images
+        have the scores that are refined.
+        """
+        features, text = images.features[order][None], images.logits[order][None]
+        end = min(self.node.RENEW, len(order))
+        logits, present = [text[:, :end]], torch.ones(1, len(order), dtype=torch.bool, device=features.device)
+        while end < len(order):
+            learned = self._learned(features[:, :end], text[:, :end], present[:, :end], images)
+            start, end = end, min(len(order), end + max(self.node.RENEW, end // 10))
+            logits.append(self._scored(features[:, start:end], text[:, start:end], images.scale, *learned))
+        return torch.cat(logits, dim=1)[0]
+
+    def _learned(self, features: Tensor, text: Tensor, present: Tensor, images: Images) -> tuple[Tensor, ...]:
+        """Proxies `[D, E, C]`, theta `[D, C]` and the share of the proxies `[D]`, learned from draws of images.
+
+        Args:
+            features: `[D, N, E]`.
+            text: The logits that are refined, `[D, N, C]`.
+            present: Which images are there, `[D, N]`.
+            images: What they were drawn from.
+        """
+        node, logits = self.node, marginal.DrawLogits(text / (images.scale * self.tau_t), present)
+        if self.gamma is not None:
+            theta = marginal.marginal_potentials(logits, self.gamma, node.SINKHORN_ITERATIONS)
+            share = torch.ones_like(logits.images)
+        else:
+            choice = self._choose(logits, images.proxies, int(present.sum()))
+            theta, share = choice.theta, choice.share
+        labels = (logits.logits + theta[:, None].to(text)).softmax(dim=-1)
+        labels = harden(labels.flatten(0, 1), node.THRESHOLD).view_as(labels) * present[..., None]
+        proxies = vision_proxies(features, images.proxies.T, labels, self.tau_i, node.STEPS or 500, node.TOLERANCE)
+        return proxies, theta, share
+
+    def _scored(self, features: Tensor, text: Tensor, scale: float, *learned: Tensor) -> Tensor:
+        """Logits `[D, N, C]` of images `[D, N, E]` under what `_learned` gave."""
+        proxies, theta, share = learned
+        text = text / (scale * self.tau_t) + theta[:, None].to(text)
+        return mixed_logits(features @ proxies / self.tau_i, text, share[:, None, None].to(text))
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on a split; where the proxies were learned in this run, test all three classifiers."""
+        """Evaluate on a split; where the proxies were learned in this run, also test the others."""
         value = super().test(split)
         if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
             features, labels = self._compared(self.dm.dataset.test)
@@ -202,21 +328,26 @@ class InMaP(CLIPTrainer):
 
     def record_facts(self) -> dict:
         """Also whether test images were used, how the proxies were found, and the run that was refined."""
-        facts = super().record_facts()
+        facts = CLIPTrainer.record_facts(self) | {"needs": self.needs}
         tested = {item.impath for item in self.dm.dataset.test}
         shared = any(item.impath in tested for item in self._unlabeled())
-        facts["transductive"] = shared or (self.base_record or {}).get("transductive", False)
+        facts["transductive"] = shared or self.base_record.get("transductive", False)
         facts["solutions"] = self.solutions
         seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
         if self.solutions:  # else another run learned them, from its own images
             facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
-        if self.base_record is not None:
-            keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed", "finished_at")
-            facts["refines"] = {"folder": self.node.FROM, "learned": self.base_record.get("learned", {})}
-            facts["refines"] |= {key: self.base_record[key] for key in keys}
-            facts["num_train"] = self.base_record["num_train"]
-            if facts["num_train"]:  # labels were seen by the refined run alone
-                facts |= {key: self.base_record[key] for key in ("shots", "source_domains", "protocol")}
-            if self.base_record["selection_rule"] != NOTHING_LEARNED:
-                facts["selection_rule"] = self.base_record["selection_rule"]
+        if self.base is not None:
+            facts |= self.refined_facts()
         return facts
+
+
+def set_logits(scores: Tensor | Cosines, temperature: float) -> marginal.SetLogits:
+    """The logits of one set of images with scores `[N, C]`, for the class sizes."""
+    blocks = row_blocks(*scores.shape, scores.device, "auto")
+    return marginal.SetLogits(formed_once(Scaled(scores, temperature), blocks, scores.device, "auto"), blocks)
+
+
+def mixed_logits(vision: Tensor, text: Tensor, share: Tensor) -> Tensor:
+    """The logarithm of `share softmax(vision) + (1 - share) softmax(text)`, `[..., C]`."""
+    vision, text = vision.log_softmax(dim=-1), text.log_softmax(dim=-1)
+    return torch.logaddexp(share.log() + vision, (1 - share).log() + text)
