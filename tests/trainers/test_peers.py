@@ -192,7 +192,7 @@ def naive_mixture(images, kind, soft=False, weight=1.0, alpha=1.0, outer=3, inne
 @pytest.mark.parametrize("weight", [1.0, 0.4])
 @pytest.mark.parametrize("start", ["images", "text"])
 def test_transclip_is_its_formulas(start, weight):
-    images = drawn(14, 3)
+    images = drawn(14, 3, scale=3.0)  # so that the ninth image of a class would count
     found = transclip(images.features, images.logits, images.proxies, weight, start, outer_steps=3, inner_steps=2)
     torch.testing.assert_close(found.exp(), naive_mixture(images, start, weight=weight), rtol=1e-9, atol=1e-12)
 
