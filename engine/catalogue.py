@@ -71,7 +71,8 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
 
     Args:
         trainer: registry name.
-        name: name of a config or path of a yaml file; "": the data set's own if there is one, else `vit_b16`.
+        name: name of a config or path of a yaml file; "": the data set's own if there is one, else `vit_b16`. A name
+            that no file has stands for that variant of the default: `paper` for `icons_paper` on icons.
         dataset: stem of the data set's file.
 
     Raises:
@@ -80,10 +81,12 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return existing_file(name)
     folder = _ROOT / "trainers" / trainer
-    if name:
-        return _pick(name, folder, f"config of {trainer}")
     own = folder / f"{dataset}.yaml"
-    return own if own.is_file() else _pick(GENERAL_CONFIG, folder, f"config of {trainer}")
+    default = own if own.is_file() else folder / f"{GENERAL_CONFIG}.yaml"
+    variant = folder / f"{default.stem}_{name}.yaml"
+    if name and variant.is_file() and not (folder / f"{name}.yaml").is_file():
+        return variant
+    return _pick(name or default.stem, folder, f"config of {trainer}")
 
 
 def config_names(trainer: str) -> list[str]:

@@ -119,6 +119,8 @@ def test_configs_are_found_by_data_set_then_general_then_path(world):
     assert catalogue.trainer_file("ZeroshotCLIP", "", "icons").stem == "icons"
     assert catalogue.trainer_file("ZeroshotCLIP", "", "pacs").stem == "vit_b16"
     assert catalogue.trainer_file("GOPro", "vit-b16-paper", "pacs").stem == "vit_b16_paper"
+    assert catalogue.trainer_file("InMaP", "paper", "icons").stem == "icons_paper"
+    assert catalogue.trainer_file("InMaP", "paper", "pacs").stem == "vit_b16_paper"
     assert catalogue.trainer_file("Any", str(world.config), "pacs") == world.config
     with pytest.raises(UserError, match=r"there is no config of GOPro 'vit_b17'\. Did you mean 'vit_b16'\? Known: "):
         catalogue.trainer_file("GOPro", "vit_b17", "pacs")
