@@ -318,12 +318,13 @@ def test_clap_has_the_published_settings_of_every_cell(dataset, backbone):
 
 
 def test_inmap_has_the_published_settings():
-    for name, backbone in (("vit_b16", "ViT-B/16"), ("vit_l14_336", "ViT-L/14@336px")):
+    for name, backbone in (("vit_b16_paper", "ViT-B/16"), ("vit_l14_336_paper", "ViT-L/14@336px")):
         cfg = resolved("InMaP", name, "imagenet")
         node = cfg.TRAINER.INMAP
         assert backbone == cfg.MODEL.BACKBONE.NAME
-        assert (node.TEMPLATES, node.GAMMA, node.SINKHORN_ITERATIONS, node.THRESHOLD) == ("inmap7", 0.0, 20, 0.6)
-        assert (node.TEXT_TEMPERATURE, node.IMAGE_TEMPERATURE, node.LR) == ("auto", "auto", 10.0)
+        assert (node.TEMPLATES, node.MARGINAL, node.SINKHORN_ITERATIONS) == ("inmap7", "uniform", 20)
+        assert (node.THRESHOLD, node.GAMMA, node.LR) == (0.6, "", 10.0)
+        assert (node.TEXT_TEMPERATURE, node.IMAGE_TEMPERATURE) == ("auto", "auto")
         assert (node.SOLVER, node.UNLABELED) == ("fast", "test")
 
 
