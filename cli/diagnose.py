@@ -20,7 +20,7 @@ from dassl_clip.experiments.tasks import dataset_domains
 from dassl_clip.results import records
 from dassl_clip.results.diagnosis import diagnosis, summary
 from dassl_clip.results.errors import MissingFileError, UserError, listed
-from dassl_clip.results.tables import test_table
+from dassl_clip.results.extra_tables import test_table
 
 TASK = "styles"
 

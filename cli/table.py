@@ -16,8 +16,9 @@ from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import state, sweeps
 from dassl_clip.experiments import tables as run_tables
+from dassl_clip.experiments.methods import reference_name
 from dassl_clip.results import published as sheets
-from dassl_clip.results import records, tables
+from dassl_clip.results import records, tables, trust
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import check_rows, group_records
 from dassl_clip.results.scenarios import group_tables
@@ -38,6 +39,7 @@ def build_parser() -> Parser:
                         "folders above them")  # fmt: skip
     parser.add_argument("--format", choices=tables.FORMATS, default="text", help="default: text")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these rows, in this order")
+    task.add_columns(parser)
     of_sweep = parser.add_argument_group("of a sweep")
     checked = "exit with 1 if a cell is further from the published number than its tolerance, 2 if no cell has both"
     of_sweep.add_argument("--check", action="store_true", help=checked)
@@ -53,6 +55,7 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
+    args.columns = trust.check_columns(args.columns)
     if is_sweep(args.what):
         return print_sweep(args, pairs)
     if args.check:
@@ -79,11 +82,13 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     if not named.published:
         if args.check:
             raise UserError(f"--check: the sweep {named.name} has no published table to check against")
-        made = run_tables.method_tables(named, entries)
+        made = run_tables.method_tables(named, entries, args.columns)
         if not made:
             raise UserError(f"no run of {named.name} is finished in {args.out}: dassl-clip sweep {args.what[0]}")
         print("\n\n".join(table.render(args.format) for table in made))
         return 0
+    if args.columns != trust.DEFAULT_COLUMNS:
+        raise UserError(f"--columns: {named.name} stands beside published accuracies; leave it out, or name folders")
     if args.targets:
         raise UserError(f"--targets: {named.name} stands beside means over all targets; leave it out")
     sheet = run_tables.make_sheet(named, entries)
@@ -124,12 +129,16 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     made = []
     check_rows("--rows", args.rows, groups)
     check_rows("--reference", [args.reference] * bool(args.reference), groups)
+    reference = args.reference or (reference_name() if trust.INTERVAL in args.columns else "")
+    if args.per_method and (summaries := [name for name in args.columns if name not in trust.METRICS]):
+        raise UserError(f"--per-method has a line for each domain, and no column {' or '.join(summaries)}")
     for group in groups:
         chosen = [row for name in args.rows for row in group.rows if name in row.names] if args.rows else None
         if args.per_method:
-            made += [tables.target_table(group, row) for row in (group.rows if chosen is None else chosen)]
+            each = group.rows if chosen is None else chosen
+            made += [tables.target_table(group, row, metric) for row in each for metric in args.columns]
         elif chosen != []:
-            made += group_tables(group, args.reference, chosen, args.per_domain)
+            made += group_tables(group, reference, chosen, shown=args.columns, per_domain=args.per_domain)
     made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made
 

@@ -17,6 +17,7 @@ from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import launchers, locks, plan, state, tables, tasks
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
+from dassl_clip.results import trust
 
 NO_REFERENCE = "none"
 
@@ -32,6 +33,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs at a time (default: 1 with a GPU, else as many as there are cores)")  # fmt: skip
     add_import(parser, "a trainer or data set")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, run nothing")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """The flag that chooses what tables show."""
+    parser.add_argument("--columns", nargs="+", default=trust.DEFAULT_COLUMNS, metavar="COLUMN",
+                        help=f"what the tables show, of {', '.join(trust.COLUMNS)}; one table for each measure, and "
+                        "'worst' (target domain) and 'interval' (of the gain over the reference, 95 %%, over the "
+                        "tested images) as further columns beside accuracy (default: accuracy)")  # fmt: skip
 
 
 def build_parser() -> Parser:
@@ -53,10 +62,12 @@ def build_parser() -> Parser:
     parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD[:CONFIG]",
                         help="method to run beside it for the gain; 'none' for none")  # fmt: skip
     add_run_arguments(parser)
+    add_columns(parser)
     return parser
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
+    columns = trust.check_columns(args.columns)
     request = request_of(args, args.dataset, args.task)
     method = method_of(args.method, pairs, args.config, request.imports)
     reference, _, config = args.reference.partition(":")
@@ -64,7 +75,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     reference = known_trainer(reference, config, request.imports) if compared else ""
     request = plan.with_tasks(request, method)
     methods = [reference_method(request.overrides(method), reference, config)] if compared else []
-    return run_methods(request, [*methods, method], args.jobs, args.dry_run)
+    return run_methods(request, [*methods, method], args.jobs, args.dry_run, columns=columns)
 
 
 def request_of(args: argparse.Namespace, dataset: str = "", words: Sequence[str] = ()) -> plan.Request:
@@ -88,7 +99,12 @@ def request_of(args: argparse.Namespace, dataset: str = "", words: Sequence[str]
 
 
 def run_methods(
-    request: plan.Request, methods: Sequence[Method], jobs: int | None, dry_run: bool = False, show: bool = True
+    request: plan.Request,
+    methods: Sequence[Method],
+    jobs: int | None,
+    dry_run: bool = False,
+    show: bool = True,
+    columns: Sequence[str] = trust.DEFAULT_COLUMNS,
 ) -> int:
     """Run what is missing of several methods and print one table per task; the first method is the reference.
 
@@ -98,6 +114,7 @@ def run_methods(
         jobs: runs at a time; None: as many as the machine takes.
         dry_run: print the runs and run nothing.
         show: print the tables.
+        columns: what these show.
 
     Returns:
         0, or 1 if a run failed, was refused or was left out.
@@ -125,7 +142,7 @@ def run_methods(
         make_folder(Path(request.out), "--out")
     failed = launchers.run_in_order(runs, todo, lambda some: launchers.run_locally(some, jobs))
     for name in dict.fromkeys(run.task for run in runs) if show else ():
-        made = tables.task_tables([run for run in runs if run.task == name])
+        made = tables.task_tables([run for run in runs if run.task == name], shown=columns)
         print("".join(f"\n{table.render()}\n" for table in made) or f"\n{name}: no finished run\n", end="")
     for outcome in failed:
         if outcome.code != locks.BUSY_EXIT:

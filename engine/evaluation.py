@@ -4,6 +4,7 @@ Shapes: `B` images of a batch, `N` of a split, `C` classes.
 """
 
 import logging
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import write_atomically
+from dassl_clip.results.trust import calibration
 
 from . import distributed, sharding
 from .data import progress_bar
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 TOP = 5
 ROWS_AT_ONCE = 8192  # of scores
 PREDICTIONS = "predictions.npz"
+SMALLEST = torch.finfo(torch.float16).min  # of the saved scores
 
 
 class Evaluation:
@@ -39,7 +42,8 @@ class Evaluation:
     Attributes:
         results: Metrics of each split, or of each further way to score it.
         predictions: The last predictions of each split: `paths`, `labels` `[N]`, the best classes `top` and their
-            softmax `shares` `[N, 5]`, best first.
+            softmax `shares` `[N, 5]`, best first; in the main process also `scores` `[N, C]`, the log-softmax in
+            float16 (11 bits: to 0.05 % of a score), on the CPU.
         notes: How the extra tests of the last test were made.
         scenarios: What the record says of the batches, streams or orders of the last test.
     """
@@ -51,7 +55,7 @@ class Evaluation:
         self.scenarios: dict[str, Any] = {}
 
     def measure(
-        self, split: str, batches: Iterable[tuple[Tensor, Tensor, list[str]]], evaluator: Any
+        self, split: str, batches: Iterable[tuple[Tensor, Tensor, list[str]]], evaluator: Any, images: int
     ) -> dict[str, float]:
         """Metrics of a split, which are kept with its predictions.
 
@@ -59,12 +63,14 @@ class Evaluation:
             split: Its name.
             batches: Logits `[B, C]`, float32, labels `[B]` and paths of its images.
             evaluator: Dassl's evaluator; it sees every batch, in the main process.
+            images: How many there are, readable or not.
 
         Raises:
             NotFiniteError: Logits are not finite.
         """
         evaluator.reset()
-        hits, top, shares, truth, paths, finite = [], [], [], [], [], []
+        hits, top, shares, truth, paths, finite, trust = [], [], [], [], [], [], []
+        scores: Tensor | None = None
         for logits, labels, names in batches:
             if not len(labels):
                 continue
@@ -73,15 +79,21 @@ class Evaluation:
                 evaluator.process(logits, labels)
             finite.append(logits.isfinite().all(dim=1))  # looked at after the last batch: a GPU need not wait for it
             hits.append(top_hits(logits, labels))
-            best = logits.softmax(dim=1).topk(min(TOP, logits.shape[1]), dim=1)
-            top.append(best.indices)
-            shares.append(best.values)
+            log_shares = logits.log_softmax(dim=1)
+            top.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices)
+            shares.append(log_shares.gather(1, top[-1]).exp())
             truth.append(labels)
+            trust.append(trust_rows(log_shares, labels))
+            if distributed.is_main():
+                scores = torch.empty(images, logits.shape[1], dtype=torch.float16) if scores is None else scores
+                scores[len(paths) - len(names) : len(paths)] = log_shares.clamp(min=SMALLEST)
         if hits and not bool((good := torch.cat(finite)).all()):
             check_rows(torch.where(good, 0.0, float("nan")), "scores", paths)
         metrics = distributed.from_main(lambda: {name: float(value) for name, value in evaluator.evaluate().items()})
-        self.results[split] = {**metrics, **count_hits(torch.cat(hits))}
+        self.results[split] = {**metrics, **count_hits(right := torch.cat(hits)), **calibrate(trust, right)}
         tensors = {"labels": torch.cat(truth), "top": torch.cat(top), "shares": torch.cat(shares)}
+        if scores is not None:
+            tensors["scores"] = scores[: len(paths)]
         self.predictions[split] = {"paths": paths, **tensors}
         return metrics
 
@@ -94,7 +106,18 @@ class Evaluation:
             for key, value in self.predictions[split].items()
         }
         arrays["classnames"] = np.array(classnames)
-        write_atomically(folder / PREDICTIONS, lambda file: np.savez_compressed(file, **arrays))
+
+        def write(file: Any) -> None:
+            with zipfile.ZipFile(file, "w") as archive:
+                for key, array in arrays.items():
+                    entry = zipfile.ZipInfo(
+                        f"{key}.npy"
+                    )  # scores are noise: to compress a fifth takes 13 s of ImageNet
+                    entry.compress_type = zipfile.ZIP_STORED if key == "scores" else zipfile.ZIP_DEFLATED
+                    with archive.open(entry, "w", force_zip64=True) as part:
+                        np.lib.format.write_array(part, array, allow_pickle=False)
+
+        write_atomically(folder / PREDICTIONS, write)
 
 
 def split_logits(
@@ -162,27 +185,50 @@ def count_hits(hits: Tensor) -> dict[str, float]:
     return {"top5_accuracy": 100 * near / len(hits), "correct": correct, "total": len(hits)}
 
 
-def metrics_of(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[str, Any]:
+def trust_rows(log_shares: Tensor, labels: Tensor) -> Tensor:
+    """Share of the best class, Brier score and negative log-likelihood in nats of each image, `[B, 3]`.
+
+    Args:
+        log_shares: The log-softmax of the logits, `[B, C]`, float32.
+        labels: `[B]`.
+    """
+    shares, label = log_shares.exp(), labels[:, None]
+    is_label = torch.arange(shares.shape[1], device=shares.device) == label
+    brier = (shares - is_label.float()).square().sum(dim=1)
+    return torch.stack([shares.amax(dim=1), brier, -log_shares.gather(1, label)[:, 0]], dim=1)
+
+
+def calibrate(rows: list[Tensor], hits: Tensor) -> dict[str, float]:
+    """`ece`, `brier` and `nll` from the `trust_rows` of all batches and the `top_hits` of all images `[N, 2]`."""
+    return calibration(torch.cat(rows).cpu().numpy(), hits[:, 0].cpu().numpy())
+
+
+def metrics_of(
+    scores: Tensor | Cosines, labels: Tensor, classes: int, logit_scale: float | None = None
+) -> dict[str, Any]:
     """Metrics of one way to score all images of a split, for a run's record.
 
     Args:
         scores: `[N, C]`; read in row blocks.
         labels: `[N]`.
         classes: `C`.
+        logit_scale: What the scores are multiplied by to be logits; 1 for logits, None where they are none.
 
     Returns:
         Accuracy, error, top-5 accuracy in percent, counts, and accuracy (None for one without images) and number
-        of images of each class.
+        of images of each class; with a logit scale also `ece` in percent, `brier` and `nll` in nats.
 
     Raises:
         NotFiniteError: Scores are not finite.
     """
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(labels), ROWS_AT_ONCE)]
-    parts = []
+    parts, trust = [], []
     for rows in blocks:
         part = scores[rows]
         check_rows(part, "scores", [f"image {number}" for number in range(rows.start, rows.start + len(part))])
         parts.append(top_hits(part, labels[rows]))
+        if logit_scale is not None:
+            trust.append(trust_rows((logit_scale * part).float().log_softmax(dim=1), labels[rows]))
     hits = torch.cat(parts)
     shown = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[hits[:, 0]], minlength=classes).tolist()
@@ -190,4 +236,5 @@ def metrics_of(scores: Tensor | Cosines, labels: Tensor, classes: int) -> dict[s
     accuracy = 100 * counts["correct"] / counts["total"]
     per_class = [100 * good / total if total else None for good, total in zip(right, shown)]
     facts = {"accuracy": accuracy, "error_rate": 100 - accuracy, **counts}
+    facts |= calibrate(trust, hits) if trust else {}
     return facts | {"per_class_accuracy": per_class, "per_class_total": shown}

@@ -104,7 +104,7 @@ class ExtraTests:
     """
 
     def __init__(self, trainer: "CLIPTrainer") -> None:
-        self.trainer, self.node = trainer, trainer.node
+        self.trainer, self.node, self.scale = trainer, trainer.node, float(trainer.logit_scale)
         self.images = trainer.test_loader.dataset.data_source
         self.notes: list[str] = []
 
@@ -127,7 +127,7 @@ class ExtraTests:
             batches = features.split(batch_size)
             proxies = self._proxies(draws=len(batches))
             logits = torch.cat([batch @ proxy.T for batch, proxy in zip(batches, proxies[NOISE])])
-            noise = metrics_of(logits, labels, self.trainer.num_classes)
+            noise = metrics_of(logits, labels, self.trainer.num_classes, self.scale)
             self.notes.append(f"NC: one draw of the noise for each batch of {batch_size} images")
         else:
             proxies = self._proxies(self.node.NC_DRAWS)
@@ -149,7 +149,7 @@ class ExtraTests:
             if not tested.any():
                 logger.warning("no image is left to test the %d-shot probe on", shots)
                 continue
-            metrics = metrics_of(classifier(features[tested]), labels[tested], self.trainer.num_classes)
+            metrics = metrics_of(classifier(features[tested]), labels[tested], self.trainer.num_classes, 1.0)
             yield f"{shots}-shot", metrics | {"shots_drawn": len(index)}
 
     def attacks(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -184,7 +184,7 @@ class ExtraTests:
                     for form in (*FORMS, NOISE):
                         yield f"{name} / {form}", self._mean_metrics(features, labels, proxies[form])
                 else:
-                    metrics = metrics_of(classifiers[target](features), labels, self.trainer.num_classes)
+                    metrics = metrics_of(classifiers[target](features), labels, self.trainer.num_classes, 1.0)
                     yield f"{name} / {target}", metrics
 
     def styles(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -215,7 +215,7 @@ class ExtraTests:
 
     def _mean_metrics(self, features: Tensor, labels: Tensor, proxies: Tensor) -> dict[str, Any]:
         """Metrics of features `[N, E]` under proxies `[draws, C, E]`: the means over the draws."""
-        draws = [metrics_of(features @ proxy.T, labels, self.trainer.num_classes) for proxy in proxies]
+        draws = [metrics_of(features @ proxy.T, labels, self.trainer.num_classes, self.scale) for proxy in proxies]
         if len(draws) == 1:
             return draws[0]
         means: dict[str, Any] = {}

@@ -86,9 +86,11 @@ def style_tests(trainer: CLIPTrainer, notes: list[str]) -> Iterator[tuple[str, d
     def encode(texts: Sequence[str]) -> Tensor:
         return F.normalize(trainer.features.texts(list(texts)), dim=-1)
 
-    def metrics(scores: Tensor, chosen: Tensor | None = None) -> dict[str, Any]:
+    scale = float(trainer.logit_scale)
+
+    def metrics(scores: Tensor, chosen: Tensor | None = None, scale: float = scale) -> dict[str, Any]:
         kept = slice(None) if chosen is None else chosen
-        return metrics_of(scores[kept], labels[kept], trainer.num_classes)
+        return metrics_of(scores[kept], labels[kept], trainer.num_classes, scale)
 
     plain = encode([PLAIN.replace("{}", name) for name in names])
     scores = features @ plain.T
@@ -117,7 +119,7 @@ def style_tests(trainer: CLIPTrainer, notes: list[str]) -> Iterator[tuple[str, d
     yield WRONG_WORD, _mean([each[number] for number, word in enumerate(words) if word != style])
     place = torch.tensor([words.index(word) for word in own])
     yield OWN_WORD, metrics(features @ styled[place, torch.arange(len(own))].T)
-    yield BALANCED, metrics(balanced(trainer.logit_scale * scores))
+    yield BALANCED, metrics(balanced(scale * scores), scale=1.0)
 
 
 def _by_own_style(

@@ -292,7 +292,8 @@ class CLIPTrainer(TrainerX):
             self.set_model_mode("eval")
             self.before_test()
             logger.info("evaluate on the %s images", split)
-            metrics = self.evaluation.measure(split, split_logits(self, loader, split), self.evaluator)
+            logits, images = split_logits(self, loader, split), len(loader.dataset)
+            metrics = self.evaluation.measure(split, logits, self.evaluator, images)
             for key, value in metrics.items():
                 self.write_scalar(f"{split}/{key}", value, self.epoch)
         if split == "test" and self.extra_tests:

@@ -9,7 +9,8 @@ from dassl_clip.results import records, tables
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named
 from dassl_clip.results.protocols import protocol_of
-from dassl_clip.results.scenarios import scenario_tables
+from dassl_clip.results.scenarios import group_tables
+from dassl_clip.results.trust import DEFAULT_COLUMNS
 
 from . import state
 from .plan import Run
@@ -18,7 +19,10 @@ from .tasks import TASKS
 
 
 def task_tables(
-    runs: Sequence[Run], further: bool = True, names: Mapping[Row, str] = MappingProxyType({})
+    runs: Sequence[Run],
+    further: bool = True,
+    names: Mapping[Row, str] = MappingProxyType({}),
+    shown: Sequence[str] = DEFAULT_COLUMNS,
 ) -> list[tables.Table]:
     """The tables of the runs of one task; the first run's row is the reference.
 
@@ -26,23 +30,22 @@ def task_tables(
         runs: of one task.
         further: with a table of the further tests too.
         names: names of rows that were given one.
+        shown: what the tables show, of `trust.COLUMNS`; the further tests stand beside accuracies.
     """
     columns = list(dict.fromkeys(run.target for run in runs))
     seeds = sorted({run.seed for run in runs})
     rows = list(dict.fromkeys(named(run.row, names) for run in runs))
     split = "val" if runs[0].config.TEST.SPLIT == "val" else "test"
-    finished = (records.read_record(run.folder) for run in runs if state.is_complete(run))
-    groups = group_records((record for record in finished if record is not None), split)
+    finished = ((run.folder, records.read_record(run.folder)) for run in runs if state.is_complete(run))
+    named_records = (record | {"folder": str(folder)} for folder, record in finished if record is not None)
+    groups = group_records(named_records, split)
     groups = [group.renamed(names) for group in groups]
     made = []
     for group in groups:
-        shown = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
+        present = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
         reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
-        if TASKS[runs[0].task].scenario:
-            made += scenario_tables(group, reference, shown, columns, seeds)
-        else:
-            made.append(tables.method_table(group, reference, shown, columns, seeds))
-    return made + (tables.extra_test_tables(groups, rows, columns, seeds) if further else [])
+        made += group_tables(group, reference, present, columns, seeds, shown, further=further)
+    return made
 
 
 def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
@@ -136,7 +139,7 @@ def _several(values: Iterable[Any]) -> str:
     return "; ".join(dict.fromkeys(map(str, values)))
 
 
-def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
+def method_tables(sweep: Sweep, entries: Sequence[Entry], shown: Sequence[str] = DEFAULT_COLUMNS) -> list[tables.Table]:
     """Tables of a sweep without a published one, for each task, data set and number of shots: methods by columns.
 
     Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
@@ -151,7 +154,7 @@ def method_tables(sweep: Sweep, entries: Sequence[Entry]) -> list[tables.Table]:
     made = []
     for own in groups.values():
         names = {entry.run.row: entry.label for entry in own if entry.named}
-        made += task_tables([entry.run for entry in own], further=bool(sweep.readings), names=names)
+        made += task_tables([entry.run for entry in own], bool(sweep.readings), names, shown)
     for table in made:
         table.below = [line for line in table.below if not line.startswith("missing: ")]
     if made:

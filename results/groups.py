@@ -16,6 +16,7 @@ from .run_data import NOT_RECORDED
 
 Record = Mapping[str, Any]
 MEAN = "mean"
+LOWEST = "lowest/"  # as no folder of a domain can be called
 SUMMARIES = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}  # title of the last column by task
 
 
@@ -109,19 +110,32 @@ class Group:
         rows = self.runs.values() if row is None else [self.runs.get(row, {})]
         return [record for cells in rows for runs in cells.values() for record in runs.values()]
 
-    def accuracies(self, row: Row, domain: str) -> dict[int, float]:
-        """Seed -> accuracy in percent of one cell; for the column `MEAN`, of the seeds that have every domain."""
+    @property
+    def averaged(self) -> list[str]:
+        """The columns that a mean is over: all, but the source data set's where others are tested."""
+        if self.is_harmonic:
+            return ["base", "new"]
+        transfers = self.facts["task"] in TRANSFER_TASKS
+        return [name for name in self.domains if not (transfers and name == self.facts["dataset"])]
+
+    @property
+    def is_harmonic(self) -> bool:
+        """Whether the mean of accuracies is the harmonic one, of base and new classes."""
+        return bool(self.facts["task"] == "b2n")
+
+    def accuracies(self, row: Row, domain: str, key: str = "accuracy") -> dict[int, float]:
+        """Seed -> accuracy in percent, or what else `key` names in the metrics, of one cell; absent ones are left out.
+
+        Of the column `MEAN`, and of `LOWEST`, for the lowest of the averaged columns: the seeds that have all of these.
+        """
         split = self.facts["split"]
-        if domain != MEAN:
-            return {
-                seed: record["metrics"][split]["accuracy"] for seed, record in self.runs[row].get(domain, {}).items()
-            }
-        # The mean is over all columns, but the source data set's where others are tested; of base and new, harmonic.
-        transfers, harmonic = self.facts["task"] in TRANSFER_TASKS, self.facts["task"] == "b2n"
-        names = [name for name in self.domains if not (transfers and name == self.facts["dataset"])]
-        names = ["base", "new"] if harmonic else names
-        summary: Callable[[list[float]], float] = statistics.harmonic_mean if harmonic else statistics.fmean
-        columns = [self.accuracies(row, name) for name in names]
+        if domain not in (MEAN, LOWEST):
+            found = {seed: record["metrics"][split] for seed, record in self.runs[row].get(domain, {}).items()}
+            return {seed: metrics[key] for seed, metrics in found.items() if key in metrics}
+        harmonic = self.is_harmonic and key.endswith("accuracy")  # errors are averaged as they are
+        mean: Callable[[list[float]], float] = statistics.harmonic_mean if harmonic else statistics.fmean
+        summary = min if domain == LOWEST else mean
+        columns = [self.accuracies(row, name, key) for name in self.averaged]
         seeds = set.intersection(*map(set, columns)) if columns else set()
         return {seed: summary([column[seed] for column in columns]) for seed in sorted(seeds)}
 

@@ -23,6 +23,8 @@ class Predictions:
         top: the best classes, best first, `[N, 5]` (fewer columns for fewer classes).
         shares: their softmax shares, `[N, 5]`.
         classnames: the class names, `C` texts.
+        scores: the log-softmax of the logits in float16, `[N, C]`: each is off by at most 2^-11 of itself. None where
+            they were not asked for, and of runs before version 0.2, which kept none.
     """
 
     paths: np.ndarray
@@ -30,10 +32,15 @@ class Predictions:
     top: np.ndarray
     shares: np.ndarray
     classnames: list[str]
+    scores: np.ndarray | None = None
 
 
-def read_predictions(folder: Path) -> Predictions:
+def read_predictions(folder: Path, scores: bool = False) -> Predictions:
     """The saved predictions of a run.
+
+    Args:
+        folder: of the run.
+        scores: read the scores of all classes too, which are nearly all of the file.
 
     Raises:
         UserError: the run kept none, or its file is damaged.
@@ -47,6 +54,8 @@ def read_predictions(folder: Path) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("paths", "labels", "top", "shares", "classnames")}
+            if scores and "scores" in file:
+                arrays["scores"] = file["scores"]
         _check(arrays)
     except Exception as error:  # damaged archives make their readers raise almost anything
         raise UserError(f"{path} is damaged ({error}); run it again") from error
@@ -62,6 +71,10 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
     rows = {key: len(arrays[key]) for key in ("paths", "labels", "top", "shares")}
     if len(set(rows.values())) > 1 or arrays["top"].shape != arrays["shares"].shape or not arrays["top"].shape[1]:
         raise UserError(f"its lists have different lengths: {rows}")
+    if "scores" in arrays:
+        found, expected = arrays["scores"], (rows["labels"], len(arrays["classnames"]))
+        if found.dtype.kind != "f" or found.shape != expected:
+            raise UserError(f"scores is {list(found.shape)} of {found.dtype}, expected {list(expected)} floats")
     for key in ("labels", "top"):
         if arrays[key].size and not 0 <= arrays[key].min() <= arrays[key].max() < len(arrays["classnames"]):
             raise UserError(f"{key} holds numbers of no class")

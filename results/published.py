@@ -3,8 +3,8 @@
 A sheet has rows (a method, and the split or extra test that was measured), groups of columns (a data set) and columns
 (its domains, its class subsets, or other data sets). Summaries are computed for each seed from the cells of that seed:
 the mean over domains, the harmonic mean of base and new classes, the mean over data sets; then come mean and sample
-standard deviation over seeds. `R`, `delta` and `Delta_NC` (`tables.MEASURES`) are computed from the summaries of the
-prompt forms.
+standard deviation over seeds. `R`, `delta` and `Delta_NC` (`extra_tables.MEASURES`) are computed from the
+summaries of the prompt forms.
 
 Published numbers are printed as published; none is computed here.
 """
@@ -20,8 +20,9 @@ from typing import Any
 
 from .errors import UserError
 from .escaping import csv_text
+from .extra_tables import MEASURES
 from .groups import MEAN
-from .tables import MEASURES, cell_text, check_style, framed, mean_and_spread, tabulated
+from .tables import cell_text, check_style, framed, mean_and_spread, tabulated
 
 HARMONIC = "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary

@@ -27,6 +27,7 @@ from typing import Any, get_args, get_origin
 
 from .errors import MissingFileError, UserError
 from .files import check_regular, kind_of, write_bytes_atomically, write_text_atomically
+from .trust import METRICS
 
 RECORD_NAME = "record.json"
 ARCHIVE = ".jsonl.gz"  # suffix of a file of many records
@@ -54,7 +55,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),  # words around the class name, or the template set's members or name
     "backbone": (dict,),  # at least name and weights_hash
     "num_train": (int,),
-    "metrics": (dict,),  # split or extra test -> {accuracy, error_rate, macro_f1 in percent, total, correct, ...}
+    "metrics": (dict,),  # split or extra test -> {accuracy, error_rate, macro_f1, ece in percent, total, ...}
     "losses": (dict,),  # name -> mean over the last epoch
     "seconds": (dict,),  # train, test, total
     "peak_memory_mb": _NUMBER,
@@ -168,7 +169,9 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(metrics, Mapping):
             yield f"'metrics.{split}' should be a dict of numbers, not {metrics!r:.80}"
             continue
-        faults = list(_number_faults(f"metrics.{split}", metrics, ("accuracy", "error_rate", "total", "correct")))
+        measured = (metric.key for metric in METRICS.values() if metric.key in metrics)
+        required = ("accuracy", "error_rate", "total", "correct", *measured)
+        faults = list(_number_faults(f"metrics.{split}", metrics, required))
         yield from faults
         if not faults and not 0 <= metrics["correct"] <= metrics["total"]:
             yield f"'metrics.{split}' counts {metrics['correct']} correct of {metrics['total']}"

@@ -12,9 +12,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .extra_tables import extra_test_tables
 from .groups import Group, Record, Row
 from .protocols import SCENARIO_TASKS
-from .tables import Table, cell_text, extra_test_tables, footnotes, group_title, header_lines, method_table
+from .tables import Table, cell_text, footnotes, group_title, header_lines, metric_tables
+from .trust import DEFAULT_COLUMNS, shows_accuracy
 
 FULL, WORST = "full", "worst cell"
 UNITS = {"batch": "batch", "stream": "block", "online": "image"}  # what `milliseconds` are of
@@ -27,13 +29,32 @@ def has_scenarios(group: Group) -> bool:
 
 
 def group_tables(
-    group: Group, reference: str = "", rows: Sequence[Row] | None = None, per_domain: bool = False
+    group: Group,
+    reference: str = "",
+    rows: Sequence[Row] | None = None,
+    columns: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    shown: Sequence[str] = DEFAULT_COLUMNS,
+    per_domain: bool = False,
+    further: bool = True,
 ) -> list[Table]:
-    """Every table of a group: methods by domains, or by batches, streams or orders, then the extra tests."""
-    scenarios = has_scenarios(group)
-    made = [] if scenarios and group.facts["task"] in SCENARIO_TASKS else [method_table(group, reference, rows)]
-    made += scenario_tables(group, reference, rows, per_domain=per_domain) if scenarios else []
-    return [*made, *extra_test_tables([group], rows)]
+    """The tables of a group: methods by domains, or by batches, streams or orders, then the extra tests.
+
+    Args:
+        group: runs that may share a table.
+        reference: as of `scenario_tables`, like rows, columns, seeds and per_domain.
+        rows: the rows wanted.
+        columns: the domains wanted.
+        seeds: the seeds wanted.
+        shown: what the tables show, of `trust.COLUMNS`; batches, streams, orders and extra tests stand by accuracies.
+        per_domain: tables for each domain too.
+        further: with the extra tests.
+    """
+    made = scenario_tables(group, reference, rows, columns, seeds, per_domain) if "accuracy" in shown else []
+    made += extra_test_tables([group], rows, columns, seeds) if further and shows_accuracy(shown) else []
+    if has_scenarios(group) and group.facts["task"] in SCENARIO_TASKS:
+        shown = [name for name in shown if name != "accuracy"]
+    return metric_tables(group, reference, rows, columns, seeds, shown) + made
 
 
 def scenario_tables(

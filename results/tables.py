@@ -4,37 +4,29 @@ The spread is the sample standard deviation over seeds (divisor n - 1); the figu
 the mean over the domains, then mean and spread of those figures over seeds. Gains are differences of runs of the same
 domain and seed.
 
-A record's `metrics` hold the split that was tested (`test`) and any number of extra tests by name, such as `C` (a form
-of the prompt), `4-shot` (a probe) or `FGSM / C` (an attack); these have a table of their own. Over the prompt forms C,
-CP and PC it has the measures of how much the prompt matters (Cai et al., ECCV 2024, Table 4): `R`, the range; `delta`,
-the population standard deviation; and `Delta_NC`, what four tokens of noise before the class name cost.
+The further tests that a record may hold have tables of their own (`extra_tables.py`).
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from .diagnosis import FORMS
 from .errors import UserError
 from .escaping import csv_text, markdown, one_line
-from .groups import MEAN, Group, Record, Row, column_of
+from .groups import LOWEST, MEAN, Group, Record, Row, column_of
+from .intervals import INTERVAL_NOTE, gain_intervals
 from .protocols import SCENARIO_TASKS, protocols
 from .run_data import NOT_RECORDED, described
+from .trust import DEFAULT_COLUMNS, INTERVAL, METRICS, WORST, WORST_NOTE
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
-SPLITS = ("test", "val", "train")
-MEASURES: Mapping[str, tuple[tuple[str, ...], Callable[..., float]]] = {
-    "R": (tuple(FORMS), lambda *forms: max(forms) - min(forms)),
-    "delta": (tuple(FORMS), lambda *forms: statistics.pstdev(forms)),
-    "Delta_NC": (("C", "NC"), lambda plain, noisy: plain - noisy),
-}
-Cells = Mapping[str, Mapping[int, float]]  # domain (and `MEAN`) -> seed -> accuracy
+FULL_NOTE = "cells: all images of a target domain at once"
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -42,14 +34,14 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def cell_text(values: Sequence[float], seeds: int, signed: bool = False) -> str:
+def cell_text(values: Sequence[float], seeds: int, signed: bool = False, digits: int = 1) -> str:
     """`61.2 +/- 0.8`, with `(n=2)` if there are fewer than `seeds` values, `-` if there is none."""
     if not values:
         return "-"
     mean, spread = mean_and_spread(values)
-    mean = round(mean, 1) + 0.0  # no "-0.0"
-    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
-    text += "" if spread is None else f" +/- {spread:.1f}"
+    mean = round(mean, digits) + 0.0  # no "-0.0"
+    text = f"{mean:+.{digits}f}" if signed else f"{mean:.{digits}f}"
+    text += "" if spread is None else f" +/- {spread:.{digits}f}"
     return text if len(values) == seeds else f"{text} (n={len(values)})"
 
 
@@ -103,12 +95,34 @@ def framed(title: str, above: Sequence[str], body: str, below: Sequence[str], st
     return "\n".join(part for part in (comments[0], body, comments[1]) if part)
 
 
+def metric_tables(
+    group: Group,
+    reference: str = "",
+    rows: Sequence[Row] | None = None,
+    columns: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    shown: Sequence[str] = DEFAULT_COLUMNS,
+) -> list[Table]:
+    """A table for each of the `trust.COLUMNS` in `shown`; `worst` and `interval` stand in that of accuracies.
+
+    The other arguments are those of `method_table`.
+    """
+    summaries = [name for name in shown if name not in METRICS]
+    metrics = dict.fromkeys(name if name in METRICS else "accuracy" for name in shown)
+    return [
+        method_table(group, reference, rows, columns, seeds, name, summaries if name == "accuracy" else ())
+        for name in metrics
+    ]
+
+
 def method_table(
     group: Group,
     reference: str = "",
     rows: Sequence[Row] | None = None,
     columns: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    metric: str = "accuracy",
+    summaries: Sequence[str] = (),
 ) -> Table:
     """Methods (rows) by target domains and their mean (columns), with the gain of each row over a reference.
 
@@ -118,125 +132,58 @@ def method_table(
         rows: the rows wanted, in this order; default: all, the reference first.
         columns: the domains wanted, in this order; default: all by name.
         seeds: the seeds wanted; default: all that occur.
+        metric: what the cells show, of `trust.METRICS`.
+        summaries: further columns, of `worst` and `interval`.
     """
     seeds = list(seeds) if seeds is not None else group.seeds
     domains = list(columns) if columns is not None else group.domains
     base = next((row for row in group.rows if reference in row.names), None)
     rows = list(rows) if rows is not None else sorted(group.rows, key=lambda row: row != base)
-    wanted = group.selected(domains, seeds)
-    header = ["accuracy (%)", *domains, MEAN]
-    lines, gains = [], []
-    for row in rows:
-        cells = [wanted.accuracies(row, name) if row in wanted.runs else {} for name in header[1:]]
-        lines.append([row.label, *(cell_text(list(cell.values()), len(seeds)) for cell in cells)])
-        if base is None or row == base:
-            continue
-        against = [wanted.accuracies(base, name) for name in header[1:]]
-        pairs = [[cell[seed] - ref[seed] for seed in cell if seed in ref] for cell, ref in zip(cells, against)]
-        gains.append([f"gain of {row.label}", *(cell_text(pair, len(seeds), signed=True) for pair in pairs)])
-    shown = [*header[:-1], group.summary_name]
-    below = footnotes(wanted, rows, domains, seeds)
-    return Table(group_title(group), header_lines(wanted, rows, seeds, base), shown, lines + gains, below)
+    wanted, what = group.selected(domains, seeds), METRICS[metric]
+    names = [*domains, MEAN, *([LOWEST] if WORST in summaries else [])]
+
+    def cells(row: Row) -> list[Mapping[int, float]]:
+        return [wanted.accuracies(row, name, what.key) if row in wanted.runs else {} for name in names]
+
+    def texts(each: Sequence[Mapping[int, float]], signed: bool = False) -> list[str]:
+        return [cell_text(list(cell.values()), len(seeds), signed, what.digits) for cell in each]
+
+    lines = [[row.label, *texts(cells(row))] for row in rows]
+    compared = [row for row in rows if row != base] if base is not None and what.gains else []
+    against = cells(base) if base is not None else []
+    for row in compared:
+        pairs = zip(cells(row), against)
+        gains = [{seed: cell[seed] - ref[seed] for seed in cell if seed in ref} for cell, ref in pairs]
+        lines.append([f"gain of {row.label}", *texts(gains, signed=True)])
+    mean = MEAN if group.is_harmonic and not what.gains else group.summary_name
+    header = [what.title, *domains, mean]
+    above = header_lines(wanted, rows, seeds, base if what.gains else None) + ([what.note] if what.note else [])
+    above += [FULL_NOTE] if group.facts["task"] in SCENARIO_TASKS else []
+    below = _not_recorded(wanted, rows, metric)
+    if WORST in summaries:
+        header, above = [*header, WORST], [*above, WORST_NOTE]
+    if INTERVAL in summaries:
+        intervals, reasons = gain_intervals(wanted, compared, base)
+        header, above, below = [*header, INTERVAL], [*above, INTERVAL_NOTE], below + reasons
+        ends = ["-" if base is None else ""] * len(rows) + [intervals.get(row, "-") for row in compared]
+        lines = [[*line, end] for line, end in zip(lines, ends, strict=True)]
+    return Table(group_title(group), above, header, lines, below + footnotes(wanted, rows, domains, seeds))
 
 
-def target_table(group: Group, row: Row) -> Table:
-    """One method's runs: a line a target domain with accuracy for each seed, mean and spread, then their mean."""
-    seeds = group.seeds
+def target_table(group: Group, row: Row, metric: str = "accuracy") -> Table:
+    """One method's runs: a line a target domain with a metric for each seed, mean and spread, then their mean."""
+    seeds, what = group.seeds, METRICS[metric]
     lines = []
     for name in [*group.domains, MEAN]:
-        cell = group.accuracies(row, name)
-        each = [f"{cell[seed]:.1f}" if seed in cell else "-" for seed in seeds]
-        lines.append([name, *each, cell_text(list(cell.values()), len(seeds))])
-    header = ["target", *(f"seed {seed}" for seed in seeds), "accuracy (%)"]
+        cell = group.accuracies(row, name, what.key)
+        each = [f"{cell[seed]:.{what.digits}f}" if seed in cell else "-" for seed in seeds]
+        lines.append([name, *each, cell_text(list(cell.values()), len(seeds), digits=what.digits)])
+    header = ["target", *(f"seed {seed}" for seed in seeds), what.title]
     if len(seeds) == 1:
-        header, lines = ["target", "accuracy (%)"], [[line[0], line[-1]] for line in lines]
-    below = _missing(group, [row], group.domains, seeds) + group.remarks
-    return Table(f"{row.label}: {group_title(group)}", header_lines(group, [row], seeds), header, lines, below)
-
-
-def further_tests(record: Record) -> list[str]:
-    """The extra tests of a run by name; batches, streams and orders have tables of their own (`scenarios.py`)."""
-    cases = record.get("scenarios", {}).get("cases", ())
-    return [name for name in record["metrics"] if name not in SPLITS and name not in cases]
-
-
-def extra_test_tables(
-    groups: Sequence[Group],
-    rows: Sequence[Row] | None = None,
-    columns: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[Table]:
-    """One table for each group whose runs have extra tests; rows, columns and seeds as in `method_table`."""
-    tables = (_extra_test_table(group, rows, columns, seeds) for group in groups)
-    return [table for table in tables if table.rows]
-
-
-def _extra_test_table(
-    group: Group, rows: Sequence[Row] | None, columns: Sequence[str] | None, seeds: Sequence[int] | None
-) -> Table:
-    """The extra tests of a group's runs: a line for each test and method, then the measures over the prompt forms."""
-    seeds = list(seeds) if seeds is not None else group.seeds
-    domains = list(columns) if columns is not None else group.domains
-    header = [*domains, MEAN]
-    tests = dict.fromkeys(name for record in group.records() for name in further_tests(record))
-    results = {
-        row: {name: _test_cells(group, row, name, domains, seeds) for name in tests}
-        for row in (group.rows if rows is None else rows)
-        if row in group.runs
-    }
-    results = {row: cells for row, cells in results.items() if any(cells.values())}
-
-    def line(name: str, row: Row, cells: Cells) -> list[str]:
-        return [f"{name}: {row.label}", *(cell_text(list(cells.get(d, {}).values()), len(seeds)) for d in header)]
-
-    lines = [line(name, row, results[row][name]) for name in tests for row in results if results[row][name]]
-    for measure, (needed, combine) in MEASURES.items():
-        for row in results:
-            forms = [results[row].get(name, {}) for name in needed]
-            if all(forms):
-                cells = {
-                    domain: {
-                        seed: combine(*(form[domain][seed] for form in forms))
-                        for seed in forms[0][domain]
-                        if all(seed in form[domain] for form in forms)
-                    }
-                    for domain in header
-                }
-                lines.append(line(measure, row, cells))
-    notes = {
-        f"{row.label}: {note}" for row in results for run in group.records(row) for note in run.get("reading_notes", [])
-    }
-    title = f"{group_title(group)}: extra tests"
-    return Table(title, header_lines(group, list(results), seeds), ["accuracy (%)", *header], lines, sorted(notes))
-
-
-def test_table(records: Sequence[Record]) -> Table:
-    """The further tests of one method's runs, a line per test: the columns are the domains, then their mean."""
-    facts, domains = records[0], [column_of(record) for record in records]
-    lines = []
-    for name in dict.fromkeys(name for record in records for name in further_tests(record)):
-        values = [record["metrics"].get(name, {}).get("accuracy") for record in records]
-        shown = ["-" if value is None else f"{value:.1f}" for value in values]
-        lines.append([name, *shown, "-" if None in values else f"{statistics.fmean(values):.1f}"])
-    backbone = f"backbone: {facts['backbone']['name']} (weights {facts['backbone']['weights_hash'][:12]})"
-    notes = sorted({note for record in records for note in record.get("reading_notes", [])})
-    return Table(f"{facts['dataset']}, task {facts['task']}", [backbone, *notes], ["%", *domains, MEAN], lines, [])
-
-
-def _test_cells(group: Group, row: Row, name: str, domains: Sequence[str], seeds: Sequence[int]) -> Cells:
-    """Accuracies of an extra test, `MEAN` for the seeds that have every domain; {} if no run has the test."""
-    cells = {
-        domain: {
-            seed: run["metrics"][name]["accuracy"]
-            for seed, run in sorted(group.runs[row].get(domain, {}).items())
-            if seed in seeds and name in run["metrics"]
-        }
-        for domain in domains
-    }
-    if not any(cells.values()):
-        return {}
-    complete = [seed for seed in seeds if all(seed in cell for cell in cells.values())]
-    return cells | {MEAN: {seed: statistics.fmean(cells[domain][seed] for domain in domains) for seed in complete}}
+        header, lines = ["target", what.title], [[line[0], line[-1]] for line in lines]
+    above = header_lines(group, [row], seeds) + ([what.note] if what.note else [])
+    below = _missing(group, [row], group.domains, seeds) + _not_recorded(group, [row], metric) + group.remarks
+    return Table(f"{row.label}: {group_title(group)}", above, header, lines, below)
 
 
 def group_title(group: Group) -> str:
@@ -319,6 +266,14 @@ def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: S
         named = [f"{name} (seed {absent})" for name, absent in gaps.items() if absent]
         lines += [f"missing: {row.label}: {'; '.join(named)}"] if named else []
     return lines
+
+
+def _not_recorded(group: Group, rows: Sequence[Row], metric: str) -> list[str]:
+    """A line that names the rows with runs whose records lack a metric."""
+    key, split, since = METRICS[metric].key, group.facts["split"], METRICS[metric].since
+    lacking = [row.label for row in rows if any(key not in run["metrics"][split] for run in group.records(row))]
+    when = f"before version {since}, or " if since else ""
+    return [f"{metric}: not recorded in runs {when}of other trainers: {', '.join(lacking)}"] if lacking else []
 
 
 def _trained_on(group: Group, rows: Sequence[Row]) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 
 from dassl_clip.cli.__main__ import main
 from dassl_clip.cli.train import main as train
+from dassl_clip.results.predictions import read_predictions
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "old_files.tar.xz"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -82,6 +83,20 @@ def test_tables_and_reports_read_every_record(place, capsys):
     assert evaluation[0].split() == ["solid", "mean"] and evaluation[2].split()[-1] == "71.6"
     assert main(["report", "output", "--no-plots", "--out", str(place / "report.html")]) == 0
     assert "7 finished runs" in capsys.readouterr().out
+
+
+def test_old_predictions_give_intervals_and_old_records_no_calibration(place, capsys):
+    folder = next(Path("output/fewshot").glob("icons/CoOp/*/shots2/line/seed1"))
+    predictions = read_predictions(folder, scores=True)
+    assert predictions.scores is None and len(predictions.labels) == 250
+    assert main(["table", "output/fewshot", "--columns", "interval", "ece", "top5", "--reference", "ZeroshotCLIP"]) == 0
+    accuracy, ece, top5, _ = (part.splitlines() for part in capsys.readouterr().out.split("\n\nIcons, "))
+    (gain,) = (row for row in accuracy if row.startswith("gain of LinearProbe + InMaP"))
+    low, high = map(float, gain.partition("[")[2].strip("]").split(", "))
+    assert low <= 1.6 <= high and high - low > 1  # of 86.8 and 88.4 on 250 images
+    assert "ece: not recorded in runs before version 0.2, or of other trainers: " in "\n".join(ece)
+    assert {row.split()[-1] for row in ece if row.startswith(("CLAP", "CoOp", "GOPro"))} == {"-"}
+    assert not any("not recorded" in row for row in top5)
 
 
 @pytest.mark.parametrize("method", STOPPED)

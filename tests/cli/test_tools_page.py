@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl_clip.cli import backbones, cache, compare, doctor, plot, predict, report, train
+from dassl_clip.cli import backbones, cache, compare, doctor, plot, predict, report, table, train
 from dassl_clip.cli.__main__ import main
 from dassl_clip.cli.arguments import split_command
 
@@ -25,7 +25,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("dassl-clip ")
 ]
-MODULES = {"plot": plot, "predict": predict, "report": report, "backbones": backbones, "doctor": doctor, "cache": cache}
+MODULES = {"plot": plot, "table": table, "predict": predict, "report": report}
+MODULES |= {"backbones": backbones, "doctor": doctor, "cache": cache}
 
 
 def test_the_page_shows_every_tool_and_kind():

@@ -115,12 +115,12 @@ def test_prompt_forms_are_those_of_a_plain_program(clap, plain, sketch):
     assert record["reading_notes"] == ["NC: mean over 3 draws of the noise"]
 
 
-def test_noise_follows_the_seed_and_not_the_batch_size(clap):
+def test_noise_follows_the_seed_and_not_the_batch_size(clap, but_for_rounding):
     base = clap("forms")[1]["metrics"]
     small = clap("forms", "DATALOADER.TEST.BATCH_SIZE", 7, name="small")[1]["metrics"]
     seeded = clap("forms", "SEED", 2, name="seeded")[1]["metrics"]
     assert len(base["NC"]["draws"]) == 8
-    assert base["NC"] == small["NC"] and base["C"] == small["C"] == seeded["C"]
+    assert base == but_for_rounding(small) and base["C"] == but_for_rounding(seeded)["C"]
     assert base["NC"]["draws"] != seeded["NC"]["draws"]
 
 
@@ -351,12 +351,12 @@ def test_in_the_authors_space_the_probe_is_attacked_through_features_that_are_no
     assert_accuracy(metrics["FGSM / 1-shot"], read, labels)
 
 
-def test_a_part_of_the_images_can_be_attacked(clap):
+def test_a_part_of_the_images_can_be_attacked(clap, but_for_rounding):
     keys = {"ATTACK_IMAGES": 7, "ATTACKS": "('FGSM',)", "NC_DRAWS": 1}
     _, record, _ = clap("attacks", **keys)
     _, again, _ = clap("attacks", "DATALOADER.TEST.BATCH_SIZE", 3, name="again", **keys)
     assert {name: metrics["total"] for name, metrics in record["metrics"].items()} == {
         "test": 30, "FGSM / C": 7, "FGSM / CP": 7, "FGSM / PC": 7, "FGSM / NC": 7, "FGSM / 1-shot": 7,
     }  # fmt: skip
-    assert record["metrics"] == again["metrics"]
+    assert record["metrics"] == but_for_rounding(again["metrics"])
     assert "attacks: on 7 of 30 tested images, a seeded draw" in record["reading_notes"]

@@ -1,6 +1,6 @@
 """Tables of extra tests: figures by hand, and CLAP's published measures from its published accuracies.
 
-Covers the extra tests of `results/tables.py`.
+Covers `results/extra_tables.py`.
 """
 
 import re
@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from dassl_clip.results import tables
+from dassl_clip.results import extra_tables
 from dassl_clip.results.groups import Row, group_records
 
 from .conftest import make_record
@@ -35,7 +35,7 @@ def shown(table):
 
 
 def table_of(records, **options):
-    (table,) = tables.extra_test_tables(group_records(records), **options)
+    (table,) = extra_tables.extra_test_tables(group_records(records), **options)
     return table
 
 
@@ -48,7 +48,7 @@ def test_the_published_measures_come_out_of_the_published_accuracies():
     means = {form: statistics.fmean(values) for form, values in CLIP.items()}
     exact = {
         name: round(combine(*(means[form] for form in needed)), 2)
-        for name, (needed, combine) in tables.MEASURES.items()
+        for name, (needed, combine) in extra_tables.MEASURES.items()
     }
     assert exact == {"R": 0.91, "delta": 0.37, "Delta_NC": 4.91}  # as they follow from the logs
     assert rows["R: ZeroshotCLIP (vit)"][:2] == ["4.0", "0.2"]
@@ -115,11 +115,11 @@ def test_notes_and_what_was_transductive_stand_in_the_table():
 
 def test_runs_without_extra_tests_make_no_table():
     plain = [record("a", {}), record("b", {})]
-    assert tables.extra_test_tables(group_records(plain)) == []
+    assert extra_tables.extra_test_tables(group_records(plain)) == []
     both = group_records([*plain, record("a", {"C": 2.0}, dataset="VLCS", target_domains=["a"])])
-    (table,) = tables.extra_test_tables(both)
+    (table,) = extra_tables.extra_test_tables(both)
     assert table.title.startswith("VLCS")
-    assert tables.extra_test_tables(both, rows=[Row("Other", "")]) == []
+    assert extra_tables.extra_test_tables(both, rows=[Row("Other", "")]) == []
 
 
 @pytest.mark.parametrize("style", ["text", "markdown"])

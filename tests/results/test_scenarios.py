@@ -2,17 +2,19 @@
 
 Covers `results/scenarios.py` and what `tables.py` says of such runs: means over domains and seeds, gains of the same
 domain and seed, the worst cell, standard errors of means and of paired gains, shares of worse draws on equal lists
-alone, times, what the lines above say, cases that do not apply in some domains, and records without them.
+alone, times, what the lines above say, cases that do not apply in some domains, records without them, and
+other columns.
 """
 
+import copy
 import statistics
 
 import pytest
 
-from dassl_clip.results import tables
+from dassl_clip.results.extra_tables import extra_test_tables
 from dassl_clip.results.groups import group_records
 from dassl_clip.results.protocols import protocol_of
-from dassl_clip.results.scenarios import has_scenarios, scenario_tables
+from dassl_clip.results.scenarios import group_tables, has_scenarios, scenario_tables
 
 from .conftest import make_record
 
@@ -153,9 +155,9 @@ def test_cases_that_do_not_apply_are_named_with_reason_and_domains():
 
 def test_they_are_no_extra_tests_and_other_runs_have_none():
     (group,) = group_records(RUNS)
-    assert has_scenarios(group) and tables.extra_test_tables([group]) == []
+    assert has_scenarios(group) and extra_test_tables([group]) == []
     more = RUNS[0] | {"metrics": RUNS[0]["metrics"] | {"C": RUNS[0]["metrics"]["test"]}}
-    (table,) = tables.extra_test_tables(group_records([more]))
+    (table,) = extra_test_tables(group_records([more]))
     assert list(shown(table)) == ["C: ZeroshotCLIP (vit)"]
     (plain,) = group_records([make_record()])
     assert not has_scenarios(plain) and scenario_tables(plain) == []
@@ -172,3 +174,20 @@ def test_they_are_no_extra_tests_and_other_runs_have_none():
 def test_the_protocol_in_words(source, target, kind, before, after):
     phrase = f"{before} is tested, and so are streams of them, block by block{after}"
     assert protocol_of(source, target, "stream", kind) == phrase
+
+
+def test_other_columns_are_of_the_whole_test_set():
+    (group,) = group_records(copy.deepcopy(RUNS))
+    for number, run in enumerate(group.records()):
+        run["metrics"]["test"]["ece"] = 10.0 + number
+    plain = scenario_tables(group, "ZeroshotCLIP")
+    assert [t.rows for t in group_tables(group, "ZeroshotCLIP")] == [t.rows for t in plain]
+    both = group_tables(group, "ZeroshotCLIP", shown=("accuracy", "worst", "ece"))
+    assert [t.rows for t in both[2:]] == [t.rows for t in plain]
+    assert (both[0].columns[-1], shown(both[0])["Other (vit)"]) == ("worst", ["61.0", "69.0", "65.0", "61.0"])
+    assert (both[1].columns[0], shown(both[1])["Other (vit)"]) == ("ECE (%)", ["12.0", "13.0", "12.5"])
+    assert all("cells: all images of a target domain at once" in t.above for t in both[:2])
+    assert [t.columns[0] for t in group_tables(group, shown=("ece",))] == ["ECE (%)"]
+    for run in group.records():
+        del run["scenarios"]
+    assert group_tables(group, "ZeroshotCLIP")[0].columns == ["accuracy (%)", "a", "b", "mean"]

@@ -322,7 +322,8 @@ class InMaP(TransductiveTrainer):
         if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
             features, labels = self._compared(self.dm.dataset.test)
             for name, proxies in self.learned.items():
-                self.evaluation.results[name] = metrics_of(Cosines(features, proxies.T), labels, self.num_classes)
+                cosines = Cosines(features, proxies.T)
+                self.evaluation.results[name] = metrics_of(cosines, labels, self.num_classes, float(self.logit_scale))
                 logger.info("* %s: %.2f%%", name, self.evaluation.results[name]["accuracy"])
         return value
 
