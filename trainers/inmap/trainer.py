@@ -142,18 +142,22 @@ class InMaP(TransductiveTrainer):
         """The text proxies, which the vision proxies start from, or the run that is refined."""
         super().build_model()
         self.solutions: dict[str, dict] = {}
-        self.marginal = marginal.parse_marginal(self.node.MARGINAL, "TRAINER.INMAP.MARGINAL")
-        self.gamma = 0.0 if self.marginal == marginal.UNIFORM else self._gamma(self.node)
+        self.read_settings(float(self.logit_scale))
         if self.node.GAMMA:
             logger.info("GAMMA %s: class sizes are taken as (predicted sizes)^GAMMA; see MARGINAL", self.gamma)
         if self.base is not None:
             self.text_proxies = F.normalize(torch.ones(self.num_classes, self.backbone.embed_dim), dim=-1)
-        unit, usual = 1 / float(self.logit_scale), TEMPERATURES[self.gamma is not None]
-        self.tau_t, self.tau_i = (
-            parse_temperature(self.node[key], f"TRAINER.INMAP.{key}", unit, usual[key]) for key in usual
-        )
         proxies = VisionProxies(self.text_proxies.cpu(), weighed=self.gamma is None)
         self.model = self.register_learner("proxies", proxies)
+
+    def read_settings(self, scale: float) -> None:
+        """The class sizes that are asked for, and the temperatures at a logit scale."""
+        self.marginal = marginal.parse_marginal(self.node.MARGINAL, "TRAINER.INMAP.MARGINAL")
+        self.gamma = 0.0 if self.marginal == marginal.UNIFORM else self._gamma(self.node)
+        usual = TEMPERATURES[self.gamma is not None]
+        self.tau_t, self.tau_i = (
+            parse_temperature(self.node[key], f"TRAINER.INMAP.{key}", 1 / scale, usual[key]) for key in usual
+        )
 
     def fit(self) -> None:
         """Learn the proxies from the unlabeled images; a resumed run learns them again."""
