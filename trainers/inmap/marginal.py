@@ -112,6 +112,15 @@ def label_means(logits: Logits, theta: Tensor) -> Means:
     return Means(mass, top, square)
 
 
+def class_mass(logits: Logits, theta: Tensor) -> Tensor:
+    """The mean labels of the classes alone, which iterations need: `[C]`, or `[D, C]` of draws, float64."""
+    mass = torch.zeros_like(theta)
+    for part, weight in logits.parts():
+        labels = (part + theta[..., None, :].to(part)).softmax(dim=-1)
+        mass += (labels * weight).sum(dim=-2, dtype=torch.float64)
+    return mass
+
+
 def no_theta(logits: Logits) -> Tensor:
     """Zeros `[C]`, or `[D, C]` of draws, float64."""
     images = logits.images
@@ -133,7 +142,7 @@ def potentials(logits: Logits, r: Tensor | float, steps: int = STEPS, bias: Tens
     damped = torch.where(r.isinf(), 1.0, r / (r - 1))  # Sinkhorn's form: for r < 0 it does not oscillate
     theta = no_theta(logits)
     for step in range(1, steps + 1):
-        surplus = (label_means(logits, theta if bias is None else theta - bias).mass / even).clamp_min(LEAST_MASS).log()
+        surplus = (class_mass(logits, theta if bias is None else theta - bias) / even).clamp_min(LEAST_MASS).log()
         new = torch.where(r >= 0, r * surplus, damped * (theta - surplus))
         moved, theta = (new - theta).abs().amax(), new
         if step % CHECK_EVERY == 0 and moved < 4 * torch.finfo(dtype).eps:
@@ -272,7 +281,7 @@ def known(logits: Logits, sizes: Tensor, steps: int = STEPS) -> Choice:
     target = sizes.to(chosen.theta).log()
     theta = target.expand(chosen.theta.shape)
     for step in range(1, steps + 1):
-        mass = label_means(logits, theta).mass.clamp_min(torch.finfo(torch.float64).tiny).log()
+        mass = class_mass(logits, theta).clamp_min(torch.finfo(torch.float64).tiny).log()
         new = torch.where(target.isinf(), target, theta + target - mass)
         moved, theta = (new - theta).nan_to_num(0.0).abs().amax(), new
         if step % CHECK_EVERY == 0 and moved < 1e-9:
@@ -350,7 +359,7 @@ def marginal_potentials(logits: DrawLogits, gamma: float, iterations: int) -> Te
     theta = no_theta(logits)
     target = torch.full_like(theta, -math.log(logits.classes))
     for iteration in range(iterations):
-        mass = label_means(logits, theta).mass.clamp_min(torch.finfo(torch.float64).tiny).log()
+        mass = class_mass(logits, theta).clamp_min(torch.finfo(torch.float64).tiny).log()
         if iteration == 0:
             target = (gamma * mass).log_softmax(dim=-1)
         theta = theta + target - mass
