@@ -42,7 +42,8 @@ def read_table(folder: Path, task: str) -> dict[str, dict[str, float]]:
     rows = {}
     for row in first["rows"]:
         label, *cells = row.values()
-        rows[label] = {name: float(cell.split()[0]) for name, cell in zip(list(row)[1:], cells, strict=True) if cell}
+        numbers = zip(list(row)[1:], cells, strict=True)
+        rows[label] = {name: float(cell.split()[0]) for name, cell in numbers if cell not in ("", "-")}
     return rows
 
 
