@@ -10,6 +10,7 @@ Shapes (letters of docs/methods.md): `N` images, `C` classes, `E` joint embeddin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,17 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl_clip.clip.rows import FeatureRows
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.protocols import NOTHING_LEARNED
 
 from . import distributed
-from .features import CachedImages
+from .features import ROWS_AT_ONCE, CachedImages
 from .refined import open_refined
 from .styles import own_styles
 from .trainer import CLIPTrainer
 from .unused import EPOCH_LOOP
+
+logger = logging.getLogger(__name__)
 
 BATCH = "all images of a batch at once"
 STATE = "images one at a time, and what it kept of those before"
@@ -119,7 +123,16 @@ class TransductiveTrainer(CLIPTrainer):
         return self.base.prompt if self.base is not None else " | ".join(self.templates)
 
     def build_model(self) -> None:
-        """The text proxies `[C, E]`, or the run that is refined."""
+        """The text proxies `[C, E]`, or the run that is refined.
+
+        Raises:
+            UserError: There is a single class, or the run cannot be refined.
+        """
+        if self.num_classes < 2:
+            raise UserError(
+                f"{type(self).__name__} tells classes apart, but the class list holds {self.classnames[0]!r} alone: "
+                "give it two classes or more"
+            )
         self.base: Any = None
         self.base_record: dict[str, Any] = {}
         self.templates: list[str] = []
@@ -151,6 +164,7 @@ class TransductiveTrainer(CLIPTrainer):
             cosines = features @ proxies.T
         if len(features) == 0:
             raise UserError(f"none of the {len(items)} images can be read, so {type(self).__name__} has none to score")
+        check_images(features, type(self).__name__)
         return Images(features, scale * cosines, proxies, scale)
 
     @torch.no_grad()
@@ -227,3 +241,27 @@ class OnlineTrainer(TransductiveTrainer):
     def logits_online(self, images: Images, order: Tensor) -> Tensor:
         """One pass in the order given."""
         return next(self.logits_of_stream(images, [order]))
+
+
+def check_images(features: FeatureRows, method: str) -> None:
+    """Refuse images that are all one, which tell nothing of each other; warn of a single one.
+
+    Args:
+        features: `[N, E]`, of length 1.
+        method: Its name, for the message.
+
+    Raises:
+        UserError: There are several images, and all have the same features.
+    """
+    count = features.shape[0]
+    if count == 1:
+        logger.warning("%s has a single image: its scores are those that it starts from", method)
+        return
+    first = features[slice(0, 1)]
+    for start in range(0, count, ROWS_AT_ONCE):
+        if not torch.allclose(features[slice(start, start + ROWS_AT_ONCE)], first, atol=1e-6):
+            return
+    raise UserError(
+        f"all {count} images have the same features, so they are copies of one image, or empty ones, and {method} has "
+        "nothing to tell them apart by; look at the files, or take a method that scores each image by itself"
+    )

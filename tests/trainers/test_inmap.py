@@ -549,6 +549,22 @@ def test_an_online_pass_scores_each_image_from_those_before(run, domain_tree):
     torch.testing.assert_close(trainer.logits_online(images, later)[:20], found[:20])  # the future is not seen
 
 
+@pytest.mark.parametrize("method", ["InMaP", "StatA", "OnZeta"])
+def test_images_that_tell_nothing_of_each_other(run, tmp_path, domain_tree, method):
+    """Copies of one image and a single class are refused in one line each."""
+    whole = ("DATASET.NAME", "FolderClasses", "DATASET.SOURCE_DOMAINS", "()", "DATASET.TARGET_DOMAINS", "()")
+    image = next((domain_tree / "sketch").rglob("*.png"))
+    for folder, classes in (("copies", ("cat", "dog")), ("alone", ("cat",))):
+        for name in classes:
+            (tmp_path / folder / "test" / name).mkdir(parents=True)
+            for number in range(3):
+                shutil.copy(image, tmp_path / folder / "test" / name / f"{number}.png")
+    _, _, output = run(method, *whole, root=tmp_path / "copies", name="copies", code=2)
+    assert "all 6 images have the same features" in output.err and output.err.count("\n") == 1
+    _, _, output = run(method, *whole, root=tmp_path / "alone", name="alone", code=2)
+    assert "tells classes apart, but the class list holds 'cat' alone" in output.err
+
+
 # ---------------------------------------------------------------------------------------------------- wrong settings
 
 

@@ -15,9 +15,10 @@ read in every step is formed once. Features are read in the same row blocks: the
 precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
 
     scores = Cosines(features, text_proxy)
-    potentials = sinkhorn_potentials(scores, temperature)
-    labels = PseudoLabels(scores, temperature, potentials, threshold=0.6)
-    proxy = solve_vision_proxy(features, text_proxy, labels, 4 * temperature).proxy
+    theta = choose(set_logits(scores, temperature), text_proxy.T @ text_proxy).theta  # `marginal.py`; or, as the paper:
+    theta = sinkhorn_potentials(scores, temperature)
+    labels = PseudoLabels(scores, temperature, theta, threshold=0.6)
+    proxy = solve_vision_proxy(features, text_proxy, labels, 2 * temperature).proxy  # the paper: 4
 """
 
 import math
@@ -30,6 +31,7 @@ from dassl_clip.clip.losses import at_least_float32
 from dassl_clip.clip.rows import Cosines, FeatureRows, Rows
 from dassl_clip.results.errors import UserError
 
+from .marginal import SetLogits
 from .solver import ProxyObjective, Solution, authors_steps, fast_steps, formed_once, row_blocks
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
@@ -139,18 +141,10 @@ def sinkhorn_potentials(
         raise UserError(f"iterations is a number of iterations, 0 or more, got {iterations!r}")
     if not math.isfinite(gamma):
         raise UserError(f"gamma is a finite exponent of the class marginal (0: uniform), got {gamma}")
-    if len(scores.shape) != 2 or 0 in scores.shape:
-        raise UserError(f"scores have one row per image and one column per class, [N, C], got {tuple(scores.shape)}")
+    _check_shape(scores)
     blocks = row_blocks(*scores.shape, scores.device, block_rows)
     formed = formed_once(scores, blocks, scores.device, block_rows)
-    extremes = at_least_float32(formed[slice(0, 1)]).new_empty(2, len(blocks))  # one tensor, as in `_check_finite`
-    for number, rows in enumerate(blocks):
-        extremes[0, number], extremes[1, number] = at_least_float32(formed[rows]).aminmax()
-    span = extremes[1].max() - extremes[0].min()
-    if not torch.isfinite(span):
-        raise UserError("scores are finite numbers; these hold NaN or infinite ones")
-    if not torch.isfinite(span / temperature * 8):
-        raise UserError(f"scores divided by the temperature must be finite; {temperature} is too small")
+    _check_scores(formed, blocks, temperature)
     potentials = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device)
     target = torch.full_like(potentials, -math.log(scores.shape[1]))
     for iteration in range(iterations):
@@ -164,6 +158,25 @@ def sinkhorn_potentials(
             target = (gamma * mass).log_softmax(dim=0)
         potentials = potentials + target - (mass - math.log(scores.shape[0]))
     return potentials
+
+
+@torch.no_grad()
+def set_logits(scores: Tensor | Cosines, temperature: float, block_rows: int | str | None = "auto") -> SetLogits:
+    """The logits of a set of images, for the choice of class sizes (`marginal.choose`).
+
+    Args:
+        scores: `[N, C]`, a tensor or `Cosines`; formed once (`formed_once`).
+        temperature: `tau_t`, positive.
+        block_rows: As in `sinkhorn_potentials`.
+
+    Raises:
+        UserError: As `sinkhorn_potentials`.
+    """
+    _check_shape(scores)
+    blocks = row_blocks(*scores.shape, scores.device, block_rows)
+    logits = formed_once(Scaled(scores, temperature), blocks, scores.device, block_rows)
+    _check_scores(logits, blocks, 1.0)
+    return SetLogits(logits, blocks)
 
 
 def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
@@ -292,6 +305,23 @@ def _check_finite(x: FeatureRows, blocks: list[slice], what: str) -> None:
         rows = blocks[int(finite.logical_not().nonzero()[0])]
         bad = (rows.start or 0) + int((~x[rows].isfinite()).any(dim=1).nonzero()[0])
         raise UserError(f"{what} are finite numbers; row {bad} holds NaN or infinite ones")
+
+
+def _check_shape(scores: Tensor | Cosines) -> None:
+    if len(scores.shape) != 2 or 0 in scores.shape:
+        raise UserError(f"scores have one row per image and one column per class, [N, C], got {tuple(scores.shape)}")
+
+
+def _check_scores(formed: Rows, blocks: list[slice], temperature: float) -> None:
+    """Refuse scores that are not finite, or are not when they are divided by a temperature."""
+    extremes = at_least_float32(formed[slice(0, 1)]).new_empty(2, len(blocks))  # one tensor, as in `_check_finite`
+    for number, rows in enumerate(blocks):
+        extremes[0, number], extremes[1, number] = at_least_float32(formed[rows]).aminmax()
+    span = extremes[1].max() - extremes[0].min()
+    if not torch.isfinite(span):
+        raise UserError("scores are finite numbers; these hold NaN or infinite ones")
+    if not torch.isfinite(span / temperature * 8):
+        raise UserError(f"scores divided by the temperature must be finite; {temperature} is too small")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -30,13 +30,12 @@ from dassl_clip.engine.evaluation import metrics_of
 from dassl_clip.engine.features import Encoding, NormalizedRows
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.trainer import CLIPTrainer
-from dassl_clip.engine.transductive import Images, TransductiveTrainer
+from dassl_clip.engine.transductive import Images, TransductiveTrainer, check_images
 from dassl_clip.results.errors import UserError
 
 from . import marginal
 from .draws import draws_at_once, filled_up, vision_proxies
-from .labels import SOLVERS, PseudoLabels, Scaled, harden, sinkhorn_potentials, solve_vision_proxy
-from .solver import formed_once, row_blocks
+from .labels import SOLVERS, PseudoLabels, harden, set_logits, sinkhorn_potentials, solve_vision_proxy
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +171,7 @@ class InMaP(TransductiveTrainer):
         if isinstance(features, NormalizedRows):
             features = features.held()
             scores = Cosines(features, scores.text_proxy)
+        check_images(features, "InMaP")
         facts = {}
         if self.gamma is not None:
             theta = sinkhorn_potentials(scores, self.tau_t, self.gamma, node.SINKHORN_ITERATIONS)
@@ -344,12 +344,6 @@ class InMaP(TransductiveTrainer):
         if self.base is not None:
             facts |= self.refined_facts()
         return facts
-
-
-def set_logits(scores: Tensor | Cosines, temperature: float) -> marginal.SetLogits:
-    """The logits of one set of images with scores `[N, C]`, for the class sizes."""
-    blocks = row_blocks(*scores.shape, scores.device, "auto")
-    return marginal.SetLogits(formed_once(Scaled(scores, temperature), blocks, scores.device, "auto"), blocks)
 
 
 def mixed_logits(vision: Tensor, text: Tensor, share: Tensor) -> Tensor:
