@@ -62,7 +62,19 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
 
 
-@pytest.mark.parametrize("method", FINISHED)
+def test_runs_of_another_default_are_named_and_stay(place, capsys):
+    """InMaP's class marginal was 0.75 of the predicted one; what was made with it is not taken for today's default."""
+    _, pairs = FINISHED["LinearProbe+InMaP"]
+    before = times(place / "output")
+    assert main(["task", "LinearProbe+InMaP", *TASK, *pairs]) == 1
+    assert "TRAINER.INMAP.GAMMA: 0.75 there, '' now" in capsys.readouterr().err
+    assert times(place / "output") == before
+    assert main(["table", "output/fewshot"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert next(row.split()[-1] for row in rows if row.startswith("LinearProbe + InMaP (")) == "88.4"
+
+
+@pytest.mark.parametrize("method", [name for name in FINISHED if "InMaP" not in name])
 def test_finished_runs_are_shown_and_not_run_again(place, method, capsys):
     accuracy, pairs = FINISHED[method]
     before = times(place / "output")

@@ -330,7 +330,7 @@ def test_every_shipped_config_resolves_and_is_accepted_by_its_trainer(trainer):
 
     folder = catalogue.trainer_file(trainer, "vit_b16", "").parent
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    assert len(names) == {"CLAP": 13, "InMaP": 4}[trainer]
+    assert len(names) == {"CLAP": 13, "InMaP": 7}[trainer]
     kind = TRAINER_REGISTRY.get(trainer)
     for name in names:
         dataset = "icons" if name.startswith("icons") else "pacs"
