@@ -60,6 +60,8 @@ class ScenarioTests:
     def run(self) -> dict[str, dict[str, Any]]:
         """Metrics of every case that applies, by its name in the record."""
         images = None if self.joint is None else self.joint.images(self.trainer.test_loader.dataset.data_source)
+        if images is not None and len(images) != len(self.labels):
+            raise RuntimeError(f"{len(images)} images to draw from, but {len(self.labels)} were tested")
         learned = "it learned from all tested images, and is no TransductiveTrainer, which would score others anew"
         results = {}
         for name, draws in self.cases():

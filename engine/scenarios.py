@@ -94,7 +94,7 @@ def check_scenarios(cfg: Any) -> None:
         if not entries:
             raise UserError(f"SCENARIOS.{key} is empty; name at least one, such as {'64' if key == 'BATCHES' else 0.1}")
         for entry in entries:
-            parse(entry)  # type: ignore[operator]
+            parse(entry)
             if entries.count(entry) > 1:
                 raise UserError(f"SCENARIOS.{key} names {entry!r} {entries.count(entry)} times; name each once")
     if node.TASK and cfg.TEST.SPLIT != "test":

@@ -17,9 +17,9 @@ TRANSFER_TASKS = {
     "dg": "single-source generalisation: trained on one data set, tested on its variants",
 }
 SCENARIO_TASKS = {
-    "batch": "{tested} tested, and so are random batches of them",
-    "stream": "{tested} tested, and so are streams of them, block by block",
-    "online": "{tested} tested, and so are they in random orders, one at a time",
+    "batch": "{tested} tested, all at once and in random batches",
+    "stream": "{tested} tested, all at once and in streams, block by block",
+    "online": "{tested} tested, all at once and one at a time in random orders",
 }
 EVALUATION = "eval"  # task of a record that evaluates the learned parts of another run
 NOT_KNOWN = "data that is not recorded"

@@ -231,7 +231,7 @@ class _Tables:
         for row in self.rows:
             times = [list(self.figures(row, name, "milliseconds").values()) for name in self.cases]
             if any(times):
-                yield [f"ms: {row.label}", *(f"{statistics.fmean(own):.2g}" if own else "-" for own in times)]
+                yield [f"ms: {row.label}", *(_milliseconds(own) for own in times)]
 
     def standard_error(self, row: Row, name: str) -> str:
         """Of the mean over domains and seeds."""
@@ -262,6 +262,12 @@ def _combined(errors: Sequence[float | None]) -> str:
     """The standard error of the mean of independent means with these standard errors, as a cell."""
     known = [error for error in errors if error is not None]
     return f"{math.sqrt(sum(error**2 for error in known)) / len(known):.1f}" if known else "-"
+
+
+def _milliseconds(times: Sequence[float]) -> str:
+    """Their mean, with two digits at least: 0.034, 2.5, 25, 250."""
+    mean = statistics.fmean(times) if times else None
+    return "-" if mean is None else f"{mean:.2g}" if mean < 10 else f"{mean:.0f}"
 
 
 def _several(values: Iterable[Any]) -> str:

@@ -7,6 +7,7 @@ are larger than the test set; and errors of one line.
 """
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from dassl_clip.results.predictions import read_predictions
 DRAWS = ("SCENARIOS.DRAWS", "6", "SCENARIOS.BATCHES", "('8', '8:1-2', '20:1-1', '500')", "SCENARIOS.BLOCK", "8",
          "SCENARIOS.ORDERS", "2", "SCENARIOS.STREAMS", "('0.1', 'separate')")  # fmt: skip
 PLUGIN = '''
-"""A method of batches, one of streams, and one of single images that reads them."""
+"""A method of batches, one of streams, one of single images that reads them, and one that learned from all of them."""
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
@@ -74,6 +75,14 @@ class Mirrored(CLIPTrainer):
 
     def model_inference(self, images):
         return self.cosine_logits(self.backbone.embed_image(images.flip(-1)), self.weights)
+
+
+@TRAINER_REGISTRY.register()
+class Whole(Mirrored):
+    """Says that it learned from the tested images."""
+
+    def record_facts(self):
+        return super().record_facts() | {"transductive": True}
 '''
 
 
@@ -93,7 +102,8 @@ def plugin_file(tmp_path_factory):
 def clip_world(world, tiny_clip, plugin_file, domain_tree):
     """The small tree of three domains, with a config of the small CLIP for every method that is used here."""
     for method, node in {
-        "ZeroshotCLIP": {"TEMPLATES": "single"}, "CoOp": {"N_CTX": 2}, "Centred": {}, "Running": {}, "Mirrored": {}
+        "ZeroshotCLIP": {"TEMPLATES": "single"}, "CoOp": {"N_CTX": 2},
+        **{name: {} for name in ("Centred", "Running", "Mirrored", "Whole")},
     }.items():  # fmt: skip
         tree = {
             "MODEL": {"BACKBONE": {"NAME": f"local-dir:{tiny_clip}"}},
@@ -358,12 +368,16 @@ def test_tables_of_folders_show_each_domain_on_request(clip_world):
     assert other.returncode == 0 and "7 random draws" in other.stdout  # in a folder of its own
 
 
-def test_a_data_set_without_domains_and_one_that_is_too_small(clip_world):
+def test_a_data_set_without_domains_with_a_bad_file_and_one_that_is_too_small(clip_world):
     world = clip_world
     dataset = world.root / "plain.yaml"
     dataset.write_text("DATASET: {NAME: FolderClasses}\n")
-    data = world.images / "photo"
-    done = compare(world, ("stream",), ("ZeroshotCLIP", "Centred"), *DRAWS, dataset=dataset, data=data)
+    data = world.root / "photo"
+    shutil.copytree(world.images / "photo", data)
+    (data / "dog" / "003b.png").write_bytes(b"no image")
+    skip = ("DATALOADER.ON_BAD_IMAGE", "skip")
+    names = ("ZeroshotCLIP", "Centred", "Whole")
+    done = compare(world, ("stream",), names, *skip, *DRAWS, dataset=dataset, data=data)
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
     runs = found(world)
     shares, labels = log_shares(runs["ZeroshotCLIP", False, "stream", ""][0])
@@ -371,8 +385,13 @@ def test_a_data_set_without_domains_and_one_that_is_too_small(clip_world):
         runs["Centred", False, "stream", ""][1], "stream", labels,
         lambda blocks: [(shares[i] - shares[i].mean(axis=0)).argmax(axis=1) for i in blocks],
     )  # fmt: skip
-    assert "protocol: every image of the data set is tested, and so are streams of them" in done.stdout
-    assert "full: all at once" in done.stdout and "tested images: all 30" in done.stdout
+    learned = runs["Whole", False, "stream", ""][1]
+    assert set(learned["scenarios"]["not_applicable"]) == {"stream 0.1", "stream separate"}
+    assert list(learned["metrics"]) == ["test"] and learned["scenarios"]["needs"] == "all tested images at once"
+    assert "it learned from all tested images, and is no TransductiveTrainer" in done.stdout
+    assert "protocol: every image of the data set is tested, all at once and in streams" in done.stdout
+    assert "full: all at once" in done.stdout and "tested images: all 30" in done.stdout  # of 31 files
+    (data / "dog" / "003b.png").unlink()
     large = ("SCENARIOS.BATCHES", "('31:1-4', '64')")
     failed = compare(world, ("batch",), ("ZeroshotCLIP",), *large, dataset=dataset, data=data)
     sentence = "SCENARIOS.BATCHES is 31:1-4, 64, but 30 images are tested here, fewer than any of these batches has"
