@@ -147,13 +147,19 @@ def prepare(options: argparse.Namespace) -> None:
 # -------------------------------------------------------------------------------------------------------- measure
 
 
-def run_cases(options: argparse.Namespace, section: str, cases: Cases) -> dict[str, dict]:
+def run_cases(
+    options: argparse.Namespace,
+    section: str,
+    cases: Cases,
+    table: Callable[[Sequence[Mapping]], str] = claims_table,
+) -> dict[str, dict]:
     """Measure the cases of a script, print a table of them, and write them when asked.
 
     Args:
         options: Of `make_parser`.
         section: Name of the script, under which results are written.
         cases: The works by name; built when their turn comes.
+        table: Makes a table of the entries.
 
     Returns:
         The entries by case.
@@ -190,7 +196,7 @@ def run_cases(options: argparse.Namespace, section: str, cases: Cases) -> dict[s
         release()
     heading = ", ".join([getattr(options, "architecture", ""), options.device, f"{options.threads} threads"])
     print(f"{heading.removeprefix(', ')}; load {os.getloadavg()[0]:.1f}")
-    print(claims_table(entries.values()))
+    print(table(entries.values()))
     print("\n".join(notes(entries.values())))
     return entries
 

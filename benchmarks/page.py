@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reporting import (
     RESULTS,
+    batches_table,
     claims_table,
     digits,
     notes,
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 FORM = "github"
 CLAIMS = ("text_tower", "gopro_step", "gopro_eval", "clap_training", "inmap", "cache")
-OTHERS = ("precision", "datapath", "scaling")
+OTHERS = ("transduction", "precision", "datapath", "scaling")
 IMAGENET, BILLION = 1_281_167, 10**9
 SHOTS, BATCH, EPOCHS = 16, 4, 50  # GOPro's protocol
 SINKHORN_ITERATIONS, SOLUTIONS = 20, 2  # a run solves for plain and for Sinkhorn's labels
@@ -59,6 +60,11 @@ def device_tables(content: Mapping[str, Mapping]) -> list[str]:
         parts.append(claims_table(claims, FORM))
         parts.append("\n".join(f"- {line}" for line in notes(claims)))
     parts += bounds(claims)
+    if "transduction" in content:
+        scored = list(content["transduction"].values())
+        parts.append("Methods that score images together, one draw of images or many, and images per second:")
+        parts.append(batches_table(scored, FORM))
+        parts.append("\n".join(f"- {line}" for line in notes(scored)))
     if "precision" in content:
         parts.append("Lower precision of the frozen towers, against `fp32`:")
         parts.append(precision_table(list(content["precision"].values()), FORM))

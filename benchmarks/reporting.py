@@ -113,6 +113,17 @@ def _claim(entry: Mapping) -> list[str]:
     ]
 
 
+def batches_table(entries: Sequence[Mapping], form: str = "simple") -> str:
+    """The entries of `transduction.py` as a table, with the images that each side scores in a second."""
+    headers = [*CLAIMS[:5], "images per second", "plain", CLAIMS[-2]]
+    rows = []
+    for entry in entries:
+        claim = _claim(entry)
+        rates = [entry["facts"]["images"] / statistics.median(entry["seconds"][side]) for side in SIDES]
+        rows.append([*claim[:5], *(f"{rate:,.0f}" for rate in rates), claim[-2]])
+    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+
+
 def times(ratio: float) -> str:
     """A ratio with two digits, or whole."""
     return f"{digits(ratio)} x"

@@ -31,6 +31,7 @@ def plan(options: argparse.Namespace) -> list[list[str]]:
         "clap_training.py": ["--repeats", "2", "--budget", "60"],
         "inmap.py": ["--full"] if gpu else ["--authors-steps", "3" if quick else "10"],
         "cache.py": ["--budget", "40"],
+        "transduction.py": ["--many", "100"] if quick else [],
         "precision.py": [],
         "datapath.py": ["--repeats", "2"],
         "scaling.py": ["--repeats", "2"],
