@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import FeatureRows
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
@@ -164,6 +165,7 @@ class TransductiveTrainer(CLIPTrainer):
             cosines = features @ proxies.T
         if len(features) == 0:
             raise UserError(f"none of the {len(items)} images can be read, so {type(self).__name__} has none to score")
+        check_rows(cosines, "scores", [f"image {number}" for number in range(len(cosines))])
         check_images(features, type(self).__name__)
         return Images(features, scale * cosines, proxies, scale)
 

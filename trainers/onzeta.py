@@ -26,6 +26,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.transductive import Images, OnlineTrainer, Step
+from dassl_clip.results.errors import UserError
 
 TEMPERATURES = {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 4.0}  # what `auto` stands for, over the logit scale
 
@@ -35,7 +36,7 @@ class OnlineProxies:
 
     Args:
         proxies: `[C, E]`, of length 1, where the learned ones start.
-        horizon: `n`, how many images will come; `beta_i` stays at `beta` for those after them.
+        horizon: `n`, how many images will come.
         sharpness: 1 / (`tau_t` times the logit scale): what logits are multiplied by.
         image_temperature: `tau_i`.
         alpha: The share of the images that each class gets at least, over 1 / C.
@@ -46,6 +47,9 @@ class OnlineProxies:
     Attributes:
         proxies: `W^T`, `[C, E]`.
         rho: `[C]`.
+
+    Raises:
+        UserError: The horizon is not positive, or more images come.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class OnlineProxies:
         proxy_rate: float = 0.5,
         dual_rate: float = 20.0,
     ):
+        if horizon < 1:
+            raise UserError(f"the horizon is the number of images that will come, 1 or more, got {horizon}")
         self.proxies, self.rho, self.count, self.horizon = proxies, torch.zeros_like(proxies[:, 0]), 0, horizon
         self.sharpness, self.image_temperature, self.least = sharpness, image_temperature, alpha / len(proxies)
         self.beta, self.proxy_rate, self.dual_rate = beta, proxy_rate, dual_rate
@@ -66,11 +72,16 @@ class OnlineProxies:
     def __call__(self, feature: Tensor, logits: Tensor) -> Tensor:
         """Logarithms `[C]` of the shares of the next image, from its feature `[E]` and logits `[C]`."""
         self.count += 1
+        if self.count > self.horizon:
+            raise UserError(
+                f"a stream of {self.horizon} images was announced, and image {self.count} has come: OnZeta must know "
+                "the number of images beforehand; begin again with the right one"
+            )
         root = math.sqrt(self.count)
         text = (self.sharpness * logits + self.rho).softmax(dim=0)
         self.rho = (self.rho - self.dual_rate / root * (text - self.least)).clamp_min(0)
         image = (self.proxies @ feature / self.image_temperature).softmax(dim=0)
-        weight = self.beta * min(1.0, root / math.sqrt(self.horizon))
+        weight = self.beta * root / math.sqrt(self.horizon)
         step = self.proxy_rate / (root * self.image_temperature)
         self.proxies = F.normalize(self.proxies - step * torch.outer(image - text, feature), dim=1)
         shares = weight * image + (1 - weight) * text

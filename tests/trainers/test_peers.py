@@ -20,6 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip import neighbours
 from dassl_clip.engine.config import default_config
 from dassl_clip.engine.transductive import Images
+from dassl_clip.results.errors import UserError
 from dassl_clip.trainers.inmap.labels import sinkhorn, solve_vision_proxy
 from dassl_clip.trainers.iota import hardened, transported_labels
 from dassl_clip.trainers.onzeta import OnlineProxies
@@ -458,7 +459,8 @@ def test_runs_score_the_tested_images_and_a_refined_run_starts_from_its_base(nam
     assert record["needs"] == TRAINER_REGISTRY.get(name).needs
     base, _, _ = run("ZeroshotCLIP", name="base")
     _, refined, _ = run(name, f"TRAINER.{name.upper()}.FROM", base, *pairs, name="refined")
-    assert refined["metrics"]["test"] == test and refined["refines"]["method"] == "ZeroshotCLIP"
+    assert refined["metrics"]["test"] == pytest.approx(test, rel=1e-5)
+    assert refined["refines"]["method"] == "ZeroshotCLIP"
     probe, trained, _ = run("LinearProbe", name="probe")
     _, refined, _ = run(name, f"TRAINER.{name.upper()}.FROM", probe, name="refined-probe")
     assert refined["num_train"] == trained["num_train"] > 0 and refined["transductive"]
@@ -480,6 +482,18 @@ def test_refined_runs_read_features_scores_and_proxies_of_the_base(run, plain, s
     images = Images(features, plain.scale * features @ weights.T, proxies, plain.scale)
     _, record, _ = run("StatA", "TRAINER.STATA.FROM", folder, name="refined")
     assert abs(record["metrics"]["test"]["correct"] - int((labels_of("StatA", images) == labels).sum())) <= 1
+
+
+def test_a_horizon_that_is_too_short_is_refused():
+    images, _ = golden("all")
+    step = trainer("OnZeta").begin(images, 3)
+    for row in range(3):
+        step(images.features[row], images.logits[row])
+    with pytest.raises(UserError, match=r"^a stream of 3 images was announced, and image 4 has come") as found:
+        step(images.features[3], images.logits[3])
+    assert "\n" not in str(found.value)
+    with pytest.raises(UserError, match="the horizon is the number of images that will come, 1 or more, got 0"):
+        trainer("OnZeta").begin(images, 0)
 
 
 @pytest.mark.parametrize(
