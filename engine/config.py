@@ -281,9 +281,8 @@ def coerce(value: Any, present: Any, key: str, origin: str) -> Any:
         names = value if isinstance(value, (tuple, list)) else [] if value is None else [value]
         odd = next((name for name in names if isinstance(name, bool) or not isinstance(name, (str, int, float))), None)
         if odd is not None:
-            raise UserError(
-                f"{origin}: {key} names domains, but {odd!r} is none; put quotes around a name such as 'on'"
-            )
+            what = "domains" if key.endswith("DOMAINS") else "entries"
+            raise UserError(f"{origin}: {key} names {what}, but {odd!r} is none; put quotes around a name such as 'on'")
         return type(present)(map(str, names))
     if present is None or type(value) is type(present) or (value is None and not isinstance(present, (int, float))):
         return value

@@ -164,6 +164,7 @@ def test_entries_and_their_names():
         ("BATCHES", "many", "expected SIZE, or SIZE:LEAST-MOST"),
         ("BATCHES", "()", "SCENARIOS.BATCHES is empty"),
         ("BATCHES", "('64', 64)", "SCENARIOS.BATCHES names '64' 2 times"),
+        ("BATCHES", "True", "SCENARIOS.BATCHES names entries, but True is none"),
         ("STREAMS", "0", "'0'; expected a positive number"),
         ("STREAMS", "-0.1", "expected a positive number"),
         ("STREAMS", "apart", "or separate for one class after another"),
