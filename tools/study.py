@@ -35,7 +35,7 @@ REFERENCE = "ZeroshotCLIP (icons)"
 BACKBONE = "MODEL.BACKBONE.NAME"
 METHODS = {
     "lodo": ("ZeroshotCLIP", "StyleProjection", "CLAP", "CLAP:icons_source_val", "InMaP", "InMaP:icons_paper",
-             "LinearProbe", "CoOp", "GOPro"),
+             "InMaP:icons_gamma", "LinearProbe", "CoOp", "GOPro"),
     "fewshot": ("ZeroshotCLIP", "LinearProbe", "CoOp", "GOPro"),
     "styles": ("ZeroshotCLIP",),
 }  # fmt: skip
@@ -48,8 +48,8 @@ def strength(name: str) -> str:
     return name.partition("-seed")[0]
 
 
-def run_world(name: str, folder: Path, seeds: Sequence[int], jobs: int) -> None:
-    """Run every method on one model; finished runs are skipped."""
+def run_world(name: str, folder: Path, seeds: Sequence[int], jobs: int, chosen: Sequence[str] = ()) -> None:
+    """Run the methods on one model, or those chosen; finished runs are skipped."""
     words = folder / WORDS_FILE
     texts = [
         template.replace("{style}", word) for ws in STYLE_WORDS.values() for word in ws for template in STYLE_TEMPLATES
@@ -58,26 +58,41 @@ def run_world(name: str, folder: Path, seeds: Sequence[int], jobs: int) -> None:
     model = [BACKBONE, f"local-dir:{folder.name}/{name}"]
     out = ["--out", f"{folder.name}/runs/{name}", "--jobs", str(jobs)]
     numbers = [str(seed) for seed in seeds]
-    commands = [
-        ["compare", "icons", "--seeds", *numbers, "--tasks", task, "--methods", *methods, *out, *model]
-        for task, methods in METHODS.items()
-    ]
+    commands = []
+    for task, methods in METHODS.items():
+        wanted = [word for word in methods if not chosen or word.partition(":")[0] in chosen]
+        if wanted:
+            asked = ["--seeds", *numbers, "--tasks", task, "--methods", *wanted]
+            commands.append(["compare", "icons", *asked, *out, *model])
     own_words = ["TRAINER.CLAP.SOURCE", f"{folder.name}/{WORDS_FILE}"]
-    commands.append(["task", "CLAP", "icons", ",".join(numbers), "--task", "lodo", *out, *model, *own_words])
+    if not chosen or "CLAP" in chosen:
+        commands.append(["task", "CLAP", "icons", ",".join(numbers), "--task", "lodo", *out, *model, *own_words])
     for command in commands:
         subprocess.run([sys.executable, "-m", "dassl_clip.cli", *command], cwd=folder.parent, check=True)
 
 
 def keep(name: str, folder: Path) -> Path:
-    """Write the records of a model's runs to `results/worlds/`; returns the file."""
+    """Write the records of a model's runs to `results/worlds/`; returns the file.
+
+    Records that were kept before of the same weights, and whose runs are not in the folder, stay.
+    """
     file = folder / name / OWN_STYLES_NAME
     own = json.loads(file.read_text(encoding="utf-8"))["own_styles"] if file.is_file() else None
     found = [item for item in find_records(folder / "runs" / name) if item.record is not None]
     records = [kept_record(item.record, item.folder, own, name) for item in found]
-    records.sort(key=lambda r: (r["task"], r["method"], r["config"], r["target_domains"], r["seed"]))
+    run_again = {_cell(record) for record in records}
+    weights = {record["backbone"]["weights_hash"] for record in records}
+    records += [record for record in read_kept().get(name, [])
+                if _cell(record) not in run_again and record["backbone"]["weights_hash"] in weights]  # fmt: skip
+    records.sort(key=_cell)
     KEPT.mkdir(exist_ok=True)
     write_archive(records, KEPT / f"{name}{ARCHIVE}")
     return KEPT / f"{name}{ARCHIVE}"
+
+
+def _cell(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the runs of a model apart."""
+    return record["task"], record["method"], record["config"], tuple(record["target_domains"]), record["seed"]
 
 
 def kept_record(record: Mapping[str, Any], folder: Path, own: Mapping[str, str] | None, name: str) -> dict[str, Any]:
@@ -235,6 +250,8 @@ def parser() -> argparse.ArgumentParser:
     run = steps.add_parser("run", help="run the methods on finished models, and keep the records")
     run.add_argument("folder", type=Path, metavar="FOLDER", help="of `python -m tools.build_icons worlds --out FOLDER`")
     run.add_argument("--only", nargs="+", metavar="NAME", help="these models")
+    run.add_argument("--methods", nargs="+", default=[], metavar="TRAINER",
+                     help="only these trainers; what was kept of others stays")  # fmt: skip
     run.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="of the methods (1)")
     run.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
     show = steps.add_parser("show", help="print the tables of the kept records")
@@ -251,8 +268,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = options.only or [name for name in study_recipes() if (folder / name / RECORD_NAME).is_file()]
         if absent := [name for name in names if not (folder / name / RECORD_NAME).is_file()]:
             line.exit(2, f"no finished model in {folder}: {', '.join(absent)}; `python -m tools.build_icons worlds`\n")
+        known = {word.partition(":")[0] for methods in METHODS.values() for word in methods}
+        if odd := sorted({*options.methods} - known):
+            line.exit(2, f"--methods: the study has no {', '.join(odd)}; its trainers: {', '.join(sorted(known))}\n")
         for name in names:
-            run_world(name, folder, options.seeds, options.jobs)
+            run_world(name, folder, options.seeds, options.jobs, options.methods)
             print(keep(name, folder).relative_to(ROOT))
         return 0
     archives = read_kept()
