@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tabulate import tabulate
@@ -126,26 +126,46 @@ def kept_record(record: Mapping[str, Any], folder: Path, own: Mapping[str, str] 
     return kept | {"metrics": metrics}
 
 
-Cells = dict[tuple[str, str], dict[str, tuple[np.ndarray, np.ndarray]]]  # (task, row) -> group -> right, all [R, C]
+class Runs(NamedTuple):
+    """Right and all images of runs, `[R, C]` each, and which run (model, domains, seed) a row is of."""
+
+    right: np.ndarray
+    total: np.ndarray
+    names: list[tuple[Any, ...]]
+
+
+Cells = dict[tuple[str, str], dict[str, Runs]]  # (task, row) -> group of images
 
 
 def cells_of(records: Sequence[Mapping[str, Any]]) -> Cells:
-    """Right and all images by run and class; the runs (model, domain, seed) of all rows are in one order."""
+    """Right and all images by run and class, in the order of model, domain and seed."""
     rows: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for record in sorted(records, key=lambda r: (r["world"], r["target_domains"], r["seed"])):
         row = rows.setdefault((record["task"], f"{record['method']} ({record['config']})"), {})
         for group, split in GROUPS.items():
             if split in record["metrics"]:
                 row.setdefault(group, []).append(record)
-    return {key: {group: counts(runs, GROUPS[group]) for group, runs in groups.items()} for key, groups in rows.items()}
+    return {
+        key: {group: Runs(*counts(runs, GROUPS[group]), list(map(_name, runs))) for group, runs in groups.items()}
+        for key, groups in rows.items()
+    }
+
+
+def _name(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["world"], tuple(record["target_domains"]), record["seed"]
 
 
 def gain_of(cells: Cells, task: str, row: str, group: str) -> Gain | None:
-    """The gain of a row over the reference, same model, domain and seed; None where a run is missing."""
+    """The gain of a row over the reference, same model, domain and seed, of the runs that both have; None for none."""
     ours, theirs = (cells.get((task, name), {}).get(group) for name in (row, REFERENCE))
-    if ours is None or theirs is None or not np.array_equal(ours[1], theirs[1]):
+    if ours is None or theirs is None:
         return None
-    return interval(ours[0] - theirs[0], ours[1])
+    place = {name: number for number, name in enumerate(theirs.names)}
+    pairs = [(number, place[name]) for number, name in enumerate(ours.names) if name in place]
+    mine, other = ([pair[side] for pair in pairs] for side in (0, 1))
+    if not pairs or not np.array_equal(ours.total[mine], theirs.total[other]):
+        return None
+    return interval(ours.right[mine] - theirs.right[other], ours.total[mine])
 
 
 def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -179,7 +199,7 @@ def recipe_text(name: str) -> str:
 def accuracies(cells: Cells, task: str) -> str:
     """Zero-shot accuracy of a task: all, own, other."""
     table = cells.get((task, REFERENCE), {})
-    return " / ".join(f"{interval(*table[group]).mean:.1f}" for group in GROUPS if group in table) or "-"
+    return " / ".join(f"{interval(*table[group][:2]).mean:.1f}" for group in GROUPS if group in table) or "-"
 
 
 def gain_text(cells: Cells, task: str, row: str) -> str:
@@ -188,7 +208,9 @@ def gain_text(cells: Cells, task: str, row: str) -> str:
     if gains[0] is None:
         return "-"
     parts = [f"{gain.mean:+.1f}" for gain in gains[1:] if gain is not None]
-    return str(gains[0]) + (f", {' / '.join(parts)}" if parts else "")
+    models, every = ({name[0] for name in cells[task, label]["all"].names} for label in (row, REFERENCE))
+    fewer = f" ({len(models)} of {len(every)} models)" if len(models) < len(every) else ""
+    return str(gains[0]) + (f", {' / '.join(parts)}" if parts else "") + fewer
 
 
 def style_text(records: Sequence[Mapping[str, Any]], test: str) -> str:

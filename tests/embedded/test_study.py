@@ -98,7 +98,11 @@ def test_gains_are_paired_by_model_domain_and_seed():
     gain = study.gain_of(cells, "lodo", "New (icons)", "all")
     assert gain.mean == pytest.approx((100 * 3 / 30 + 100 * 8 / 20) / 2) and 0 <= gain.low < gain.mean < gain.high
     assert study.gain_of(cells, "lodo", "New (icons)", "own") is None
-    assert study.gain_of(study.cells_of(records[:-1]), "lodo", "New (icons)", "all") is None  # a run is missing
+    fewer = study.cells_of(records[:-1])  # a run is missing: its pair does not count
+    assert study.gain_of(fewer, "lodo", "New (icons)", "all").mean == pytest.approx((10 + 40 + 10) / 3)
+    assert "models" not in study.gain_text(fewer, "lodo", "New (icons)")
+    gone = study.cells_of([r for r in records if (r["method"], r["world"]) != ("New", "s0-seed2")])
+    assert study.gain_text(gone, "lodo", "New (icons)").endswith(" (1 of 2 models)")
 
 
 def test_kept_records_print(capsys):
