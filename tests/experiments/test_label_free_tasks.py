@@ -173,6 +173,8 @@ def test_compare_lists_methods_to_compare_with_where_they_are_meant_for(tasks, l
     assert {method.trainer for method in chosen} & peers == (peers if listed else set())
     assert not [method for method in chosen if method.base and {method.trainer, method.base.trainer} & peers]
     assert ("OnZeta", "icons_alpha0") in [(method.trainer, method.config) for method in chosen] or not listed
+    assert ("InMaP", None) in [(method.trainer, method.base) for method in chosen]
+    assert "CLAP" in [method.base.trainer for method in chosen if method.base] or "fewshot" in tasks
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -90,6 +90,7 @@ class InMaP(TransductiveTrainer):
         "RENEW": 64,  # a stream's images after which the proxies are learned again from all that came
     }
     repairs = "classes that take too many images"
+    listed_usually = True
     listed_refining = True
     overridden = {
         "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
