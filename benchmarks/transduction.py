@@ -53,7 +53,7 @@ class Batches(Work):
     def __init__(self, word: str, size: int, options: argparse.Namespace, at_once: int | None = None):
         self.title = f"{word}, {size} images" if at_once is None else f"{word}, {at_once} draws of {size} images"
         self.word, self.size, self.at_once = word, size, at_once
-        features, proxies, labels, scale = draw(Mixture(options.classes, options.dimensions))
+        features, proxies, labels, scale = draw(Mixture(options.classes, options.dimensions, scale=options.scale))
         features, proxies = features.to(options.device), proxies.to(options.device)
         self.images = Images(features, scale * features @ proxies.T, proxies, scale)
         count = options.draws if at_once is None else at_once
@@ -100,6 +100,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, budget=5)
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"of the mixture ({value})")
+    parser.add_argument("--scale", type=float, default=0.0, help="logit scale; 0: the calibrated one")
     parser.add_argument("--draws", type=int, default=4, help="that each side scores in a measurement (4)")
     parser.add_argument("--many", type=int, default=1000, help="draws of the last case (1000)")
     return parser.parse_args(argv)
