@@ -15,6 +15,7 @@ example: python benchmarks/mixtures.py --only "C 25" "long tail" --methods InMaP
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -207,7 +208,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def table(options: argparse.Namespace) -> str:
-    """The table, and below it a line for each method.
+    """The table, and below it a line for each method; rows are also written to stderr when they are there.
 
     Raises:
         UserError: No mixture is named so, or a method is not one that scores images together.
@@ -223,6 +224,8 @@ def table(options: argparse.Namespace) -> str:
         for word, own in found.items():
             rows.append([f"gain of {word}", *map(gain_text, own.values())])
             gains[word][mixture.name] = own
+        for row in rows[-1 - len(found) :]:  # the table may take an hour
+            print(" | ".join(row), file=sys.stderr, flush=True)
     above = [f"accuracy (%) and gains in points, with the standard error over {options.draws} draws of a case"]
     body = tabulated(["mixture", *zeroshot], rows, "text")
     return framed("Synthetic mixtures", above, body, [summary(word, own) for word, own in gains.items()], "text")
