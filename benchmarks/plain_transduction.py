@@ -71,15 +71,22 @@ def text_bias(logits: Tensor, gram: Tensor) -> tuple[Tensor, float]:
     theta = torch.zeros(c).to(logits)
     for _ in range(30):
         theta = (c * (logits + theta).softmax(dim=1).mean(0)).clamp_min(1e-6).log()
-    labels, mean = (logits + theta).softmax(dim=1), logits.mean(0)
-    size = labels.mean(0)
-    up = sum(labels[:, k] @ (logits[:, k] - mean[k]) for k in range(c)) / n
-    down = sum(size[k] * (gram[k, k] - gram[k] @ size) for k in range(c))
-    residual = logits - up / down * labels @ gram
+    labels = (logits + theta).softmax(dim=1)
+    alone = (labels.mean(0) ** 2).sum()
+    up, down = slope(logits, labels, gram)
+    plain_up, plain_down = slope(logits, logits.softmax(dim=1), gram)
+    residual = logits - (up + 0.05 * plain_up / plain_down) / (down + 0.05) * labels @ gram
     residual = residual - residual.mean(dim=1, keepdim=True)
     bias = residual.mean(0)
     noise = sum((labels[:, k] @ (residual - bias) / n) ** 2 for k in range(c)).mean()
-    return bias, float(noise / (1 - (size**2).sum()))
+    return bias, float(noise.maximum(alone) / (1 - alone))
+
+
+def slope(logits: Tensor, labels: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariance of an image's logits with the products of its label's texts, and the variance of these."""
+    size, mean = labels.mean(0), logits.mean(0)
+    up = sum(labels[:, k] @ (logits[:, k] - mean[k]) for k in range(len(size))) / len(logits)
+    return up, sum(size[k] * (gram[k, k] - gram[k] @ size) for k in range(len(size)))
 
 
 def fixed_point(logits: Tensor, r: float) -> Tensor:

@@ -17,6 +17,15 @@ def plain_theta(logits, r, tolerance=1e-12):
     raise AssertionError("the plain loop did not end")
 
 
+def plain_slope(logits, labels, gram):
+    """Sums of an image's logits along the texts of its label: covariance and variance."""
+    n, c = logits.shape
+    size, mean = labels.mean(0), logits.mean(0)
+    up = sum(labels[i, k] * (logits[i, k] - mean[k]) for i in range(n) for k in range(c)) / n
+    down = sum(size[k] * (k == m) * gram[k, k] - size[k] * size[m] * gram[k, m] for k in range(c) for m in range(c))
+    return up, down
+
+
 def plain_bias(logits, gram, steps=30):
     """Text bias, its variance and its noise, image by image and class by class."""
     logits, gram = logits.numpy(), gram.numpy()
@@ -26,16 +35,16 @@ def plain_bias(logits, gram, steps=30):
         labels = np.exp(logits + theta) / np.exp(logits + theta).sum(1, keepdims=True)
         theta = np.log(np.maximum(c * labels.mean(0), 1e-6))
     labels = np.exp(logits + theta) / np.exp(logits + theta).sum(1, keepdims=True)
-    size, mean = labels.mean(0), logits.mean(0)
-    up = sum(labels[i, k] * (logits[i, k] - mean[k]) for i in range(n) for k in range(c)) / n
-    down = sum(size[k] * (k == m) * gram[k, k] - size[k] * size[m] * gram[k, m] for k in range(c) for m in range(c))
-    residual = logits - up / down * labels @ gram
+    up, down = plain_slope(logits, labels, gram)
+    plain_up, plain_down = plain_slope(logits, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), gram)
+    residual = logits - (up + 0.05 * plain_up / plain_down) / (down + 0.05) * labels @ gram
     residual -= residual.mean(1, keepdims=True)
-    bias = residual.mean(0)
+    bias, size = residual.mean(0), labels.mean(0)
     noise = np.zeros(c)
     for k in range(c):
         noise += (sum(labels[i, k] * (residual[i] - bias) for i in range(n)) / n) ** 2
-    return bias, (bias**2).mean(), (noise / (1 - (size**2).sum())).mean()
+    alone = (size**2).sum()
+    return bias, (bias**2).mean(), max(noise.mean(), alone) / (1 - alone)
 
 
 def plain_choice(logits, gram):

@@ -164,6 +164,8 @@ BIAS = 0.2  # B, of C mass: chosen on the emoji icons
 GUARD = 0.03  # confidence that evening out may cost before sizes are taken to be uneven: from label-free statistics
 LEAN = 2.0  # images per class at which half of a score is the proxies': chosen on the emoji icons
 SLACK = 0.1  # variance of text bias, in squared logits, that is within what texts may be off: chosen on emoji icons
+MISFIT = 1.0  # variance, in squared logits, of how a class's images are off its text: read off whole sets, no labels
+RIDGE = 0.05  # weight of the slope under the labels as they are, beside EM's: 1 - sum_c q_c^2 or less
 EM_STEPS = 30
 
 
@@ -187,14 +189,45 @@ def text_bias(logits: Logits, gram: Tensor) -> Evidence:
     """The bias of each class's text, from mean logits that class sizes do not explain.
 
     Sizes and labels are those of EM (`r` = 1), the hypothesis that explains most. The factor `k` of the texts'
-    products is the slope of an image's logits on them. The noise is the variance of a mean over clusters of images,
-    the predicted classes (Liang and Zeger, Biometrika 1986), over `1 - sum_c q_c^2`: a single class says nothing.
+    products is the slope of an image's logits on them; where EM leaves few classes it leans on the slope under the
+    labels as they are. The noise is the variance of a mean over clusters of images, the predicted classes (Liang and
+    Zeger, Biometrika 1986), and at least what classes are off their texts; over `1 - sum_c q_c^2`, as a single class
+    says nothing.
 
     Args:
         logits: `L`.
         gram: `G`, products of the class proxies `[C, C]`.
     """
-    theta, gram = potentials(logits, 1.0, EM_STEPS), gram.double()
+    gram, classes = gram.double(), logits.classes
+    plain, em = (_label_sums(logits, theta) for theta in (no_theta(logits), potentials(logits, 1.0, EM_STEPS)))
+    up, down = em.along(gram)
+    plain_up, plain_down = plain.along(gram)
+    slope = (up + RIDGE * plain_up / plain_down.clamp_min(1e-12)) / (down + RIDGE)
+    bias = _centred(em.mean - slope[..., None] * (em.size @ gram))
+    clusters = _centred(em.products - slope[..., None, None] * (em.pairs @ gram))
+    clusters = clusters - em.size[..., None] * bias[..., None, :]
+    alone = em.size.square().sum(dim=-1)  # 1 / effective number of classes
+    noise = (clusters.square().sum(dim=(-2, -1)) / classes).maximum(MISFIT * alone) / (1 - alone).clamp_min(1e-12)
+    return Evidence(bias, bias.square().mean(dim=-1), noise)
+
+
+class _LabelSums(NamedTuple):
+    """Means over the images of products of labels `softmax(L + theta)`, float64; of draws with `[D]` in front."""
+
+    mean: Tensor  # of the logits, [C]
+    size: Tensor  # of the labels, [C]
+    own: Tensor  # of the logit of an image's own label
+    products: Tensor  # of labels and logits, [C, C]
+    pairs: Tensor  # of labels and labels, [C, C]
+
+    def along(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariance of an image's logits with its label's products of texts, and their variance: slope times."""
+        explained = self.size @ gram
+        down = (self.size * gram.diagonal()).sum(dim=-1) - (self.size * explained).sum(dim=-1)
+        return self.own - (self.size * self.mean).sum(dim=-1), down
+
+
+def _label_sums(logits: Logits, theta: Tensor) -> _LabelSums:
     classes = logits.classes
     mean, size = no_theta(logits), no_theta(logits)
     products, pairs = (torch.zeros((*theta.shape, classes), dtype=torch.float64, device=theta.device) for _ in range(2))
@@ -207,14 +240,7 @@ def text_bias(logits: Logits, gram: Tensor) -> Evidence:
         own += (weighted * part).sum(dim=(-2, -1), dtype=torch.float64)
         products += (weighted.mT @ part).double()
         pairs += (weighted.mT @ labels).double()
-    explained = size @ gram
-    within = (size * gram.diagonal()).sum(dim=-1) - (size * explained).sum(dim=-1)
-    slope = (own - (size * mean).sum(dim=-1)) / within.clamp_min(1e-12)
-    bias = _centred(mean - slope[..., None] * explained)
-    clusters = _centred(products - slope[..., None, None] * (pairs @ gram)) - size[..., None] * bias[..., None, :]
-    several = 1 - size.square().sum(dim=-1)
-    noise = clusters.square().sum(dim=(-2, -1)) / classes / several.clamp_min(1e-12)
-    return Evidence(bias, bias.square().mean(dim=-1), noise)
+    return _LabelSums(mean, size, own, products, pairs)
 
 
 def _centred(rows: Tensor) -> Tensor:

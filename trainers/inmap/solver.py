@@ -9,7 +9,7 @@ Shapes: `N` images, `E` joint embedding, `C` classes. Features and labels are re
 needs to exist; all state of a solver is a few `[E, C]` matrices. Solvers decide with tensors and read a number on the
 host only once in `CHECK_EVERY` steps.
 
-`fast_steps` also solves many problems at once (`ManyObjectives`): every tensor then has the problems in front, values
+`descend` also solves many problems at once (`ManyObjectives`): every tensor then has the problems in front, values
 are `[D]` and proxies `[D, E, C]`, and each problem takes the steps that it would take alone.
 """
 
@@ -165,10 +165,6 @@ class ManyObjectives:
         value = losses.sum(dim=-1, dtype=torch.float64) / self.images[:, 0, 0]
         return Point(value, gradient / (self.images * self.temperature))
 
-    def __getitem__(self, chosen: Tensor) -> "ManyObjectives":
-        """Some of the problems."""
-        return ManyObjectives(self.features[chosen], self.labels[chosen], self.temperature)
-
     def sample(self, proxy: Tensor) -> tuple[Tensor, Tensor]:
         """All features `[D, N, E]`, and the weight of each in a mean over them, `[D, N, 1]`."""
         return self.features, self.present / self.images
@@ -294,12 +290,20 @@ def fast_steps(objective: ProxyObjective, start: Tensor, steps: int = 500, toler
     often fails. Accelerated projected gradient with restarts takes 34 to 66 steps of two passes to the authors' result
     after 300 only.
     """
-    best = solve_at_once(objective, start, steps, tolerance)
-    return Solution(best.proxy, best.value.item(), best.bound.item(), int(best.steps), bool(best.converged))
+    best = descend(objective, start, steps, tolerance)
+    passes = int(best.steps)
+    if best.converged and best.value - best.bound > RESTART * best.value:
+        inward = (best.proxy * objective(best.proxy).gradient).sum(dim=0) > 0
+        passes += 1 + WARM_UP
+        for other in (torch.where(inward, -best.proxy, best.proxy), _authors_proxy(objective, start, WARM_UP)):
+            found = descend(objective, other, steps, tolerance)
+            passes += int(found.steps)
+            best = min(best, found, key=lambda descent: float(descent.value))
+    return Solution(best.proxy, best.value.item(), best.bound.item(), passes, bool(best.converged))
 
 
-class Solutions(NamedTuple):
-    """What `solve_at_once` found: `Solution` as tensors, of one problem or of `[D]`."""
+class Descent(NamedTuple):
+    """Where a descent ended: `Solution` as tensors, of one problem or of `[D]`."""
 
     proxy: Tensor
     value: Tensor
@@ -308,34 +312,11 @@ class Solutions(NamedTuple):
     converged: Tensor
 
 
-def solve_at_once(objective: Objective, start: Tensor, steps: int = 500, tolerance: float = 1e-6) -> Solutions:
-    """`fast_steps` of one problem, or of all of `ManyObjectives` from `[D, E, C]`."""
-    best = _descend(objective, start, steps, tolerance)
-    again = best.converged & (best.value - best.bound > RESTART * best.value)
-    if not again.any():
-        return best
-    if isinstance(objective, ManyObjectives):
-        chosen = again.nonzero().squeeze(1)
-        part = _restarted(objective[chosen], start[chosen], Solutions(*(x[chosen] for x in best)), steps, tolerance)
-        return Solutions(*(x.index_copy(0, chosen, y) for x, y in zip(best, part)))
-    return _restarted(objective, start, best, steps, tolerance)
+def descend(objective: Objective, start: Tensor, steps: int, tolerance: float) -> Descent:
+    """One descent of `fast_steps`, of one problem or of all of `ManyObjectives` from `[D, E, C]`.
 
-
-def _restarted(objective: Objective, start: Tensor, best: Solutions, steps: int, tolerance: float) -> Solutions:
-    """The lowest of a solution and of two more descents."""
-    inward = (best.proxy * objective(best.proxy).gradient).sum(dim=-2, keepdim=True) > 0
-    turned = torch.where(inward, -best.proxy, best.proxy)
-    passes = best.steps + 1 + WARM_UP
-    for other in (turned, _authors_proxy(objective, start, WARM_UP)):
-        found = _descend(objective, other, steps, tolerance)
-        passes = passes + found.steps
-        lower = found.value < best.value
-        best = Solutions(*(torch.where(_beside(lower, x), x, y) for x, y in zip(found, best)))
-    return best._replace(steps=passes)
-
-
-def _descend(objective: Objective, start: Tensor, steps: int, tolerance: float) -> Solutions:
-    """One descent of `fast_steps`; a problem that has converged stays where it is while others go on."""
+    A problem that has converged stays where it is while others go on.
+    """
     proxy, point = start, objective(start)
     slopes = _tangent(proxy, point.gradient)
     curvature = Curvature(objective, proxy, point)
@@ -374,7 +355,7 @@ def _descend(objective: Objective, start: Tensor, steps: int, tolerance: float) 
         if step == renew and not ended:
             curvature.update(proxy, point)
             renew *= 2
-    return Solutions(proxy, point.value, lower_bound(proxy, point), taken + 1, done)
+    return Descent(proxy, point.value, lower_bound(proxy, point), taken + 1, done)
 
 
 def _direction(

@@ -34,7 +34,7 @@ from dassl_clip.engine.transductive import Images, TransductiveTrainer, check_im
 from dassl_clip.results.errors import UserError
 
 from . import marginal
-from .draws import draws_at_once, filled_up, vision_proxies
+from .draws import TOLERANCE_OF_DRAWS, draws_at_once, filled_up, vision_proxies
 from .labels import SOLVERS, PseudoLabels, harden, set_logits, sinkhorn_potentials, solve_vision_proxy
 
 logger = logging.getLogger(__name__)
@@ -311,7 +311,8 @@ class InMaP(TransductiveTrainer):
             theta, share = choice.theta, choice.share
         labels = (logits.logits + theta[:, None].to(text)).softmax(dim=-1)
         labels = harden(labels.flatten(0, 1), node.THRESHOLD).view_as(labels) * present[..., None]
-        proxies = vision_proxies(features, images.proxies.T, labels, self.tau_i, node.STEPS or 500, node.TOLERANCE)
+        tolerance = max(node.TOLERANCE, TOLERANCE_OF_DRAWS)
+        proxies = vision_proxies(features, images.proxies.T, labels, self.tau_i, node.STEPS or 500, tolerance)
         return proxies, theta, share
 
     def _scored(self, features: Tensor, text: Tensor, scale: float, *learned: Tensor) -> Tensor:
