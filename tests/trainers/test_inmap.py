@@ -488,6 +488,18 @@ def test_a_run_weighs_class_sizes_as_a_plain_program(run, problem, value, tmp_pa
     assert evaluated["metrics"]["test"] == record["metrics"]["test"]
 
 
+def test_images_that_were_not_learned_from_lean_on_the_text_twice_as_much(run):
+    shares = []
+    for part in ("test", "train"):
+        _, record, _ = run("InMaP", *inmap(MARGINAL="auto", UNLABELED=part), name=part)
+        images = record["solutions"][SIZES]["images"]
+        assert record["solutions"][SIZES]["share"] == pytest.approx(
+            images / (images + (2 if part == "test" else 4) * 3)
+        )
+        shares.append(record["transductive"])
+    assert shares == [True, False]
+
+
 def test_known_sizes_from_a_file(run, problem, tmp_path):
     sizes = tmp_path / "sizes.yaml"
     sizes.write_text("".join(f"{name}: {size}\n" for name, size in zip(problem.names, (0.5, 0.4, 0.1))))
@@ -542,6 +554,7 @@ def test_an_online_pass_scores_each_image_from_those_before(run, domain_tree):
         past, block = order[:start], order[start : start + 7]
         learned = trainer._learned(images.features[past][None], images.logits[past][None],
                                    torch.ones(1, start, dtype=torch.bool), images)  # fmt: skip
+        learned = (*learned[:2], learned[2] / (2 - learned[2]))  # these images were not learned from
         expected = trainer._scored(images.features[block][None], images.logits[block][None], images.scale, *learned)[0]
         torch.testing.assert_close(found[start : start + 7], expected)
     later = order.clone()

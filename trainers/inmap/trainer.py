@@ -178,6 +178,8 @@ class InMaP(TransductiveTrainer):
             theta = sinkhorn_potentials(scores, self.tau_t, self.gamma, node.SINKHORN_ITERATIONS)
         else:
             choice = self._choose(set_logits(scores, self.tau_t), start, len(scores))
+            if not self._tests_unlabeled():
+                choice = choice._replace(share=marginal.share_of_new(choice.share))
             theta, facts = choice.theta, marginal.facts_of(choice)
             logger.info("%s", marginal.sentence(choice, self.marginal))
             self.model.theta.copy_(distributed.broadcast(theta.float()))
@@ -216,6 +218,11 @@ class InMaP(TransductiveTrainer):
         """The images that the proxies are learned from; their labels are not read."""
         dataset = self.dm.dataset
         return {"test": dataset.test, "train": dataset.train_x, "val": dataset.val}[self.node.UNLABELED] or []
+
+    def _tests_unlabeled(self) -> bool:
+        """Whether images that the proxies are learned from are tested."""
+        tested = {item.impath for item in self.dm.dataset.test}
+        return any(item.impath in tested for item in self._unlabeled())
 
     def _inputs(self, items: list) -> tuple[FeatureRows, Tensor | Cosines, Tensor]:
         """Features `[N, E]`, scores `[N, C]` and proxies to start from `[C, E]`, of CLIP or of the refined run."""
@@ -288,7 +295,8 @@ class InMaP(TransductiveTrainer):
         end = min(self.node.RENEW, len(order))
         logits, present = [text[:, :end]], torch.ones(1, len(order), dtype=torch.bool, device=features.device)
         while end < len(order):
-            learned = self._learned(features[:, :end], text[:, :end], present[:, :end], images)
+            proxies, theta, share = self._learned(features[:, :end], text[:, :end], present[:, :end], images)
+            learned = proxies, theta, share if self.gamma is not None else marginal.share_of_new(share)
             start, end = end, min(len(order), end + max(self.node.RENEW, end // 10))
             logits.append(self._scored(features[:, start:end], text[:, start:end], images.scale, *learned))
         return torch.cat(logits, dim=1)[0]
@@ -336,8 +344,7 @@ class InMaP(TransductiveTrainer):
     def record_facts(self) -> dict:
         """Also whether test images were used, how the proxies were found, and the run that was refined."""
         facts = CLIPTrainer.record_facts(self) | {"needs": self.needs}
-        tested = {item.impath for item in self.dm.dataset.test}
-        shared = any(item.impath in tested for item in self._unlabeled())
+        shared = self._tests_unlabeled()
         facts["transductive"] = shared or self.base_record.get("transductive", False)
         facts["solutions"] = self.solutions
         seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
