@@ -53,7 +53,7 @@ def class_sizes(logits: Tensor, gram: Tensor) -> tuple[Tensor, float]:
     """
     n, c = logits.shape
     bias, noise = text_bias(logits, gram)
-    bias = max(0.0, 1 - (0.1 + noise) / float((bias**2).mean())) * bias
+    bias = max(0.0, 1 - (0.13 + noise) / float((bias**2).mean())) * bias
     logits = logits - bias
     labels = logits.softmax(dim=1)
     z = float(((c * labels.mean(0) - 1) ** 2).mean() - (c * (labels**2).sum(1).mean() - 1) / n)

@@ -50,7 +50,7 @@ def plain_bias(logits, gram, steps=30):
 def plain_choice(logits, gram):
     """Theta, r and the share of the proxies, by the rule as it is written down."""
     bias, variance, noise = plain_bias(logits, gram)
-    less = logits - max(0.0, 1 - (0.1 + noise) / variance) * torch.from_numpy(bias)
+    less = logits - max(0.0, 1 - (0.13 + noise) / variance) * torch.from_numpy(bias)
     n, c = logits.shape
     labels = less.softmax(dim=1)
     z = float((c * labels.mean(0) - 1).square().mean() - (c * labels.square().sum(1).mean() - 1) / n)
