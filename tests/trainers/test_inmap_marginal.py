@@ -141,7 +141,7 @@ def test_text_bias_is_found_whatever_the_sizes(present):
     evidence = marginal.text_bias(one_set(logits, 100), texts @ texts.T)
     expected = scale * (shift @ texts.T)
     torch.testing.assert_close(evidence.bias, expected - expected.mean(), atol=0.3 * C / len(present), rtol=0)
-    assert float(evidence.kept) > (0.9 if len(present) == C else 0.5)
+    assert float(evidence.kept) > (0.85 if len(present) == C else 0.5)
     raw = logits.mean(0) - logits.mean()
     assert len(present) == C or float((raw - expected).abs().max()) > 2  # the mean alone would be far off
 
