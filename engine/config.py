@@ -132,7 +132,7 @@ KEYS: dict[str, Key] = {
     "SCENARIOS.BATCHES": Key(
         ("64", "64:1-4", "64:2-10", "64:5-25", "256"), names=True, comparable=True, scenarios=("batch",)
     ),
-    "SCENARIOS.DRAWS": Key(1000, least=1, comparable=True, scenarios=("batch",)),  # of each entry of BATCHES
+    "SCENARIOS.DRAWS": Key(100, least=1, comparable=True, scenarios=("batch",)),  # of each entry of BATCHES
     "SCENARIOS.STREAMS": Key(("0.1", "0.01", "separate"), names=True, comparable=True, scenarios=("stream",)),
     "SCENARIOS.BLOCK": Key(64, least=2, comparable=True, scenarios=("stream",)),  # images of a block of a stream
     "SCENARIOS.ORDERS": Key(5, least=1, comparable=True, scenarios=("stream", "online")),

@@ -20,7 +20,7 @@ SETTINGS = {
         *("TRAINER.CLAP.MAX_STEPS", "20", "TRAINER.CLAP.LATENT_DIM", "8", "TRAINER.CLAP.TEMPLATES", "single"),
         *("TRAINER.CLAP.ALPHA", "source-val", "TRAINER.CLAP.ALPHA_CANDIDATES", "(50.0, 80.0)"),
     ),
-    "InMaP": (),
+    "InMaP": ("TRAINER.INMAP.MARGINAL", "uniform"),
     "CLAP+InMaP": (),
 }
 

@@ -218,7 +218,7 @@ def test_a_file_becomes_a_run_folder_again(world, tmp_path, tiny_clip, capsys):
 def test_what_a_file_says_of_itself(world, capsys, monkeypatch, tmp_path):
     assert export.main([str(world / "CLAP+InMaP.safetensors")]) == 0
     out = capsys.readouterr().out
-    assert "refines: CLAP" in out and "plain classifier: none: " in out and "learned parts: proxies (48 numbers)" in out
+    assert "refines: CLAP" in out and "plain classifier: none: " in out and "learned parts: proxies (52 numbers)" in out
     monkeypatch.chdir(tmp_path)
     assert export.main([str(world / "CoOp")]) == 0
     assert (tmp_path / "CoOp-FolderDomains-sketch-seed1.safetensors").is_file()

@@ -250,7 +250,8 @@ class InMaP(TransductiveTrainer):
     def encoding(self) -> Encoding:
         """Features; those and more where the scores of the refined run take part, and read more."""
         base = getattr(self, "base", None)  # asked for before it is known
-        return super().encoding if base is None or self.gamma is not None else base.encoding
+        plain = base is None or self.gamma is not None or base.encoding is base.features.encoding
+        return super().encoding if plain else base.encoding
 
     def feature_logits(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of features `[B, E]`, or of the rows `[B, W]` that the refined run reads."""
