@@ -162,7 +162,7 @@ print((peak() - before) / 80e6)
 def test_scores_of_many_images_take_two_bytes_each():
     """40,000 images of 1,000 classes: 80 MB beside a batch; collected in float32, or in a list first, it is twice that.
 
-    Whether freed memory goes back is a matter of the allocator, which is told to return every batch.
+    Whether freed memory goes back depends on the allocator, which is set to return it after every batch.
     """
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, env=env)

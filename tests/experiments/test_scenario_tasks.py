@@ -280,7 +280,7 @@ def test_counts_are_those_of_a_naive_loop(clip_world):
     assert batch["scenarios"]["cases"] == ["B8", "B8 K1-2", "B20 K1-1", "B500"]
     reason = "a batch has more images than the 30 that are tested"
     assert batch["scenarios"]["not_applicable"] == {"B500": reason}
-    assert batch["metrics"]["B20 K1-1"]["images_of_draws"] == [10] * 6  # ten images a class: smaller than asked
+    assert batch["metrics"]["B20 K1-1"]["images_of_draws"] == [10] * 6  # ten images per class: smaller than asked
     check_tables(text, runs)
 
 

@@ -545,6 +545,14 @@ def test_a_draw_is_scored_as_a_run_on_its_images_scores(run, domain_tree, keys):
         torch.testing.assert_close(single.softmax(dim=1), images.logits[4:5].softmax(dim=1))
 
 
+def test_counts_in_a_file_are_of_the_set_that_is_drawn_from(run, domain_tree, problem, tmp_path):
+    sizes = tmp_path / "sizes.yaml"
+    sizes.write_text("".join(f"{name}: {count}\n" for name, count in zip(problem.names, (15, 12, 3))))
+    trainer, images = built(run, domain_tree, MARGINAL=sizes)
+    draws = [torch.arange(0, 30, 3), torch.arange(12)]
+    assert [len(logits) for logits in trainer.logits_of_draws(images, draws)] == [10, 12]
+
+
 def test_an_online_pass_scores_each_image_from_those_before(run, domain_tree):
     trainer, images = built(run, domain_tree, MARGINAL="auto", RENEW=7)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))

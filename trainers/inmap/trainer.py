@@ -316,7 +316,7 @@ class InMaP(TransductiveTrainer):
             theta = marginal.marginal_potentials(logits, self.gamma, node.SINKHORN_ITERATIONS)
             share = torch.ones_like(logits.images)
         else:
-            choice = self._choose(logits, images.proxies, int(present.sum()))
+            choice = self._choose(logits, images.proxies, len(images))
             theta, share = choice.theta, choice.share
         labels = (logits.logits + theta[:, None].to(text)).softmax(dim=-1)
         labels = harden(labels.flatten(0, 1), node.THRESHOLD).view_as(labels) * present[..., None]
