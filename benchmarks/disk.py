@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.trainers.inmap.labels import PseudoLabels, sinkhorn_potentials, solve_vision_proxy
-from dassl_clip.trainers.inmap.solver import BLOCK_ELEMENTS, ProxyObjective
+from dassl_clip.trainers.inmap.objective import BLOCK_ELEMENTS, ProxyObjective
 
 CLASSES, DIMENSIONS = 1000, 512
 TAU = 0.01

@@ -35,7 +35,7 @@ from reporting import describe, rounded, scaling_table, write
 from dassl_clip.clip.rows import Cosines
 from dassl_clip.trainers.clap.texts import training_texts
 from dassl_clip.trainers.inmap.labels import sinkhorn_potentials
-from dassl_clip.trainers.inmap.solver import ProxyObjective
+from dassl_clip.trainers.inmap.objective import ProxyObjective
 from dassl_clip.trainers.linear_probe import fit_probe
 
 TAU, SCALE = 0.01, 100.0

@@ -26,7 +26,8 @@ from dassl_clip.trainers.inmap.labels import (
     sinkhorn_potentials,
     solve_vision_proxy,
 )
-from dassl_clip.trainers.inmap.solver import ProxyObjective, lower_bound
+from dassl_clip.trainers.inmap.objective import ProxyObjective
+from dassl_clip.trainers.inmap.solver import lower_bound
 
 
 def clip_like(n, e, c, seed=0, noise=1.0, imbalance=0.0, dtype=torch.float32):
@@ -393,10 +394,10 @@ def test_blocks_leave_no_memory_behind():
 def test_what_is_read_in_every_step_is_formed_once_where_there_is_room(room, times, monkeypatch):
     """With the same digits either way."""
     features, text_proxy = clip_like(1300, 16, 6)
-    monkeypatch.setattr("dassl_clip.trainers.inmap.solver.BLOCK_ELEMENTS", dict.fromkeys(("cpu", "cuda"), 6 * 100))
+    monkeypatch.setattr("dassl_clip.trainers.inmap.objective.BLOCK_ELEMENTS", dict.fromkeys(("cpu", "cuda"), 6 * 100))
     own = {}
     for name, budget in (("known", 0), ("asked", room)):
-        monkeypatch.setattr("dassl_clip.trainers.inmap.solver.activation_budget", lambda device, b=budget: b)
+        monkeypatch.setattr("dassl_clip.trainers.inmap.objective.activation_budget", lambda device, b=budget: b)
         seen = []
 
         class Counted(Cosines):

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from dassl_clip.results.errors import UserError
-from dassl_clip.trainers.inmap import marginal
+from dassl_clip.trainers.inmap import marginal, sizes
 from dassl_clip.trainers.inmap.draws import filled_up, vision_proxies
 from dassl_clip.trainers.inmap.labels import PseudoLabels, harden, sinkhorn, solve_vision_proxy
-from dassl_clip.trainers.inmap.solver import ProxyObjective, descend
+from dassl_clip.trainers.inmap.objective import ProxyObjective
+from dassl_clip.trainers.inmap.solver import descend
 from tests.trainers.plain_sizes import plain_bias, plain_choice, plain_theta
 
 N, C, E = 40, 6, 12
@@ -202,12 +203,12 @@ def test_a_problem_takes_no_notice_of_others():
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("Uniform", "uniform"), ("zero-shot", 0.0), (-2, -2.0)])
 def test_marginals_by_name_and_number(text, value):
-    assert marginal.parse_marginal(text, "KEY") == value
+    assert sizes.parse_marginal(text, "KEY") == value
 
 
 def test_a_number_above_one_is_refused():
     with pytest.raises(UserError, match=r"^KEY is 1.5; as a number it is at most 1"):
-        marginal.parse_marginal(1.5, "KEY")
+        sizes.parse_marginal(1.5, "KEY")
 
 
 NAMES = ["cat", "dog", "gnu"]
@@ -228,7 +229,7 @@ def test_files_of_sizes_that_do_not_fit(tmp_path, text, words):
     path = tmp_path / "sizes.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=words) as found:
-        marginal.read_sizes(path, NAMES, 10)
+        sizes.read_sizes(path, NAMES, 10)
     assert "\n" not in str(found.value)
 
 
@@ -236,9 +237,9 @@ def test_files_of_sizes(tmp_path):
     path = tmp_path / "sizes.yaml"
     for text in ("gnu: 2\ncat: 5\ndog: 3\n", "cat: 0.5\ndog: 0.3\ngnu: 0.2\n", '{"cat": 5, "dog": 3, "gnu": 2}'):
         path.write_text(text)
-        assert marginal.read_sizes(path, NAMES, 10).tolist() == pytest.approx([0.5, 0.3, 0.2])
+        assert sizes.read_sizes(path, NAMES, 10).tolist() == pytest.approx([0.5, 0.3, 0.2])
     with pytest.raises(UserError, match=r"^TRAINER.INMAP.MARGINAL: .*none.yaml"):
-        marginal.read_sizes(tmp_path / "none.yaml", NAMES, 10)
+        sizes.read_sizes(tmp_path / "none.yaml", NAMES, 10)
 
 
 def test_labels_stay_rows_that_sum_to_one():

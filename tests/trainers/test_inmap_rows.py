@@ -17,7 +17,7 @@ from dassl_clip.trainers.inmap.labels import (
     sinkhorn_potentials,
     solve_vision_proxy,
 )
-from dassl_clip.trainers.inmap.solver import SAMPLE_ROWS
+from dassl_clip.trainers.inmap.objective import SAMPLE_ROWS
 
 N, E, C, TAU, BLOCK = 300, 24, 7, 0.05, 32
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dassl_clip.clip.memory import activation_budget
 
-from .solver import ManyObjectives, descend
+from .objective import ManyObjectives
+from .solver import descend
 
 TOLERANCE_OF_DRAWS = 1e-4
 COPIES = 48  # of a draw's proxies that a solver holds: its last steps, gradients and curvature

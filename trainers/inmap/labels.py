@@ -32,7 +32,8 @@ from dassl_clip.clip.rows import Cosines, FeatureRows, Rows
 from dassl_clip.results.errors import UserError
 
 from .marginal import SetLogits
-from .solver import ProxyObjective, Solution, authors_steps, fast_steps, formed_once, row_blocks
+from .objective import ProxyObjective, formed_once, row_blocks
+from .solver import Solution, authors_steps, fast_steps
 
 SOLVERS = {"fast": fast_steps, "authors": authors_steps}
 

@@ -33,7 +33,7 @@ from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.transductive import Images, TransductiveTrainer, check_images
 from dassl_clip.results.errors import UserError
 
-from . import marginal
+from . import marginal, sizes
 from .draws import TOLERANCE_OF_DRAWS, draws_at_once, filled_up, vision_proxies
 from .labels import SOLVERS, PseudoLabels, harden, set_logits, sinkhorn_potentials, solve_vision_proxy
 
@@ -77,7 +77,7 @@ class InMaP(TransductiveTrainer):
         **TransductiveTrainer.settings,
         "TEMPLATES": "inmap7",
         "UNLABELED": "test",
-        "MARGINAL": marginal.AUTO,  # or uniform, zero-shot, a number r, or a file of known class sizes
+        "MARGINAL": sizes.AUTO,  # or uniform, zero-shot, a number r, or a file of known class sizes
         "TEXT_TEMPERATURE": AUTO,  # a number; auto: 1 over the logit scale (0.01 for OpenAI's models); auto:K: K
         "IMAGE_TEMPERATURE": AUTO,  # the same; auto: 2 over it, with the uniform marginal and with GAMMA 4
         "GAMMA": "",  # a number: the marginal is proportional to (predicted sizes)^GAMMA, as MARGINAL was once called
@@ -117,8 +117,8 @@ class InMaP(TransductiveTrainer):
             )
         if node.RENEW < 1:
             raise UserError(f"TRAINER.INMAP.RENEW is a number of images, at least 1, got {node.RENEW}")
-        kind, gamma = marginal.parse_marginal(node.MARGINAL, "TRAINER.INMAP.MARGINAL"), self._gamma(node)
-        if gamma is not None and kind != marginal.AUTO:
+        kind, gamma = sizes.parse_marginal(node.MARGINAL, "TRAINER.INMAP.MARGINAL"), self._gamma(node)
+        if gamma is not None and kind != sizes.AUTO:
             raise UserError(
                 f"TRAINER.INMAP.GAMMA {node.GAMMA} and MARGINAL {node.MARGINAL!r} both name the class sizes: leave one "
                 "of them out"
@@ -152,8 +152,8 @@ class InMaP(TransductiveTrainer):
 
     def read_settings(self, scale: float) -> None:
         """The class sizes that are asked for, and the temperatures at a logit scale."""
-        self.marginal = marginal.parse_marginal(self.node.MARGINAL, "TRAINER.INMAP.MARGINAL")
-        self.gamma = 0.0 if self.marginal == marginal.UNIFORM else self._gamma(self.node)
+        self.marginal = sizes.parse_marginal(self.node.MARGINAL, "TRAINER.INMAP.MARGINAL")
+        self.gamma = 0.0 if self.marginal == sizes.UNIFORM else self._gamma(self.node)
         usual = TEMPERATURES[self.gamma is not None]
         self.tau_t, self.tau_i = (
             parse_temperature(self.node[key], f"TRAINER.INMAP.{key}", 1 / scale, usual[key]) for key in usual
@@ -180,8 +180,8 @@ class InMaP(TransductiveTrainer):
             choice = self._choose(set_logits(scores, self.tau_t), start, len(scores))
             if not self._tests_unlabeled():
                 choice = choice._replace(share=marginal.share_of_new(choice.share))
-            theta, facts = choice.theta, marginal.facts_of(choice)
-            logger.info("%s", marginal.sentence(choice, self.marginal))
+            theta, facts = choice.theta, sizes.facts_of(choice)
+            logger.info("%s", sizes.sentence(choice, self.marginal))
             self.model.theta.copy_(distributed.broadcast(theta.float()))
             self.model.share.copy_(distributed.broadcast(choice.share.float()))
         refined = SIZES if self.gamma is None else SINKHORN
@@ -208,10 +208,10 @@ class InMaP(TransductiveTrainer):
 
     def _choose(self, logits: marginal.Logits, proxies: Tensor, images: int) -> marginal.Choice:
         """The labels under `MARGINAL`; proxies `[C, E]` are those that the logits come from."""
-        if self.marginal == marginal.AUTO:
+        if self.marginal == sizes.AUTO:
             return marginal.choose(logits, proxies @ proxies.T)
         if isinstance(self.marginal, Path):
-            return marginal.known(logits, marginal.read_sizes(self.marginal, self.classnames, images))
+            return marginal.known(logits, sizes.read_sizes(self.marginal, self.classnames, images))
         return marginal.fixed(logits, self.marginal)
 
     def _unlabeled(self) -> list:
