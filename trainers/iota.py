@@ -12,7 +12,8 @@ open is assumed here, so expect other numbers than the authors':
   whose largest label exceeds the threshold of its class become one-hot. Empirical: labels above the threshold become 1
   and all others 0, so an image counts for several classes, or for none.
 - InMaP's cross-entropy is minimised over the proxies, from the text's. Assumed: at 4 over the logit scale, as in InMaP,
-  by InMaP's solver, and scores are `X W` without the class sizes.
+  by InMaP's solver (in batches of fewer images than dimensions as InMaP solves its draws), and scores are `X W`
+  without the class sizes.
 
 `lambda` is in units of the cosine, as the cost is. With eps 0.01 the exponents kappa lie near 1 for the lambdas of the
 paper (0.05 to 5): nearly balanced.
@@ -29,10 +30,12 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.transductive import Images, TransductiveTrainer
 
+from .inmap.draws import vision_proxies
 from .inmap.labels import solve_vision_proxy
 
 MARGINALS = ("uniform", "empirical")
 IMAGE_TEMPERATURE = 4.0  # what `auto` stands for, over the logit scale
+STEPS, TOLERANCE = 500, 1e-5  # of a small batch
 
 
 def transported_labels(logits: Tensor, strength: float, marginal: str = "uniform", steps: int = 100) -> Tensor:
@@ -103,7 +106,11 @@ def iota(
     images, labels = hardened(transported_labels(logits, weight * scale, marginal), marginal)
     if len(images) == 0:
         return proxies
-    return solve_vision_proxy(features[images], proxies.T, labels, image_temperature).proxy.T
+    if len(features) >= features.shape[1]:
+        return solve_vision_proxy(features[images], proxies.T, labels, image_temperature).proxy.T
+    summed = labels.new_zeros(logits.shape).index_add_(0, images, labels)  # an image of several classes once
+    few = vision_proxies(features[None], proxies.T, summed[None], image_temperature, STEPS, TOLERANCE)
+    return few[0].T
 
 
 @TRAINER_REGISTRY.register()

@@ -44,7 +44,7 @@ def vision_proxies(
     Args:
         features: `[D, N, E]`, of length 1; 0 for what fills a draw up.
         text_proxy: Where proxies start, `[E, C]`, columns of length 1.
-        labels: `[D, N, C]`, rows that sum to 1; 0 for what fills a draw up.
+        labels: `[D, N, C]`, rows sum to the weight of an image: 1, and 0 for what fills a draw up.
         temperature: `tau_i`.
         steps: The most steps of a descent.
         tolerance: Relative to the objective.
