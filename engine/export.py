@@ -163,8 +163,16 @@ def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, An
         half: Store the learned parts in float16; what that changes is measured.
 
     Raises:
-        UserError: What the trainer holds is not what the record was written of, or does not fit into float16.
+        UserError: What the trainer holds is not what the record was written of, or does not fit into float16; or it
+            scores images together and keeps nothing.
     """
+    from .trainer import CLIPTrainer
+
+    if type(trainer).score_jointly is not CLIPTrainer.score_jointly:
+        raise UserError(
+            f"{record['method']} scores images together and keeps nothing that could score others, so there is nothing "
+            "to export; export the run that it starts from, or one of a method that keeps what it learned"
+        )
     learned = {
         name: {key: value.detach().cpu().clone().contiguous() for key, value in part.state_dict().items()}
         for name, part in ((name, trainer._models[name]) for name in trainer.get_model_names())

@@ -271,6 +271,12 @@ def test_what_is_no_export(world, tmp_path, capsys):
     assert "[3, 16], but classes and backbone say [2, 16]" in refusal(capsys, bad)
 
 
+def test_a_method_that_keeps_nothing_is_not_exported(world, tmp_path, tiny_clip, capsys):
+    assert train.main(run_words("ZLaP", tmp_path / "run", world / "moved", tiny_clip, "TRAINER.ZLAP.K", "3")) == 0
+    error = refusal(capsys, tmp_path / "run", "--out", tmp_path / "head.safetensors")
+    assert "ZLaP scores images together and keeps nothing" in error and not (tmp_path / "head.safetensors").exists()
+
+
 def test_what_cannot_be_exported(world, tmp_path, capsys):
     assert "there is no folder" in refusal(capsys, tmp_path / "nothing")
     assert "no finished run in" in refusal(capsys, world)
