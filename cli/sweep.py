@@ -32,6 +32,7 @@ def build_parser() -> Parser:
     parser.add_argument("name", metavar="NAME_OR_FILE", help=f"{', '.join(sweeps.sweep_names())}, or a yaml file")
     parser.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
     parser.add_argument("--rows", nargs="+", default=(), metavar="LABEL", help="only these rows of the table")
+    parser.add_argument("--datasets", nargs="+", default=(), metavar="NAME", help="only these data sets")
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")
     parser.add_argument("--retry", action="store_true", help="try failed runs again")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         if getattr(args, flag) and args.launcher != flag:
             raise UserError(f"--{flag} goes with --launcher {flag}, and this is --launcher {args.launcher}")
     sweep = sweeps.read_sweep(args.name)
-    runs = sweeps.runs_of(sweeps.expand(sweep, task.request_of(args), pairs, args.rows))
+    runs = sweeps.runs_of(sweeps.expand(sweep, task.request_of(args), pairs, args.rows, args.datasets))
     states = {run.folder: state.state_of(run) for run in runs}
     print(f"{sweep.title}: {len(runs)} runs: {state.count_states(states.values())}")
     for run in runs:
@@ -61,8 +62,9 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     wanted = (*state.UNFINISHED, state.FAILED) if args.retry else state.UNFINISHED
     todo = [run for run in runs if states[run.folder].name in wanted]
     if args.status:
+        width = max(len(run.dataset) for run in runs)
         for run in runs:
-            print(f"{states[run.folder].name:<9} {state.run_id(run)} {run.name}")
+            print(f"{states[run.folder].name:<9} {state.run_id(run)} {run.dataset:<{width}} {run.name}")
         return 0
     if args.dry_run:
         print("".join(f"{run.command}\n" for run in todo), end="")
@@ -78,13 +80,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
 
 def table_command(args: argparse.Namespace, pairs: Pairs) -> str:
     """The command that shows the runs of a sweep, with what decides which runs they are."""
-    words = ["dassl-clip", "table", args.name]
-    words += ["--out", args.out] if args.out != "output" else []
-    words += ["--data", args.data] if args.data else []
-    words += ["--shots", str(args.shots)] if args.shots is not None else []
-    words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
-    words += ["--rows", *args.rows] if args.rows else []
-    words += [word for name in args.imports for word in ("--import", name)]
+    words = ["dassl-clip", "table", args.name, *task.sweep_words(args)]
     return shlex.join([*words, *(word for pair in pairs for word in pair)])
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def build_parser() -> Parser:
     checked = "exit with 1 if a cell is further from the published number than its tolerance, 2 if no cell has both"
     of_sweep.add_argument("--check", action="store_true", help=checked)
     of_sweep.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
+    of_sweep.add_argument("--datasets", nargs="+", default=(), metavar="NAME", help="only these data sets")
     task.add_run_arguments(of_sweep)
     of_folders = parser.add_argument_group("of folders")
     of_folders.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
@@ -74,26 +76,43 @@ def is_sweep(words: Sequence[str]) -> bool:
 def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     """The table of a sweep; with `--check`, `OUTSIDE_EXIT` if a cell is outside its tolerance."""
     named = sweeps.read_sweep(args.what[0])
-    entries = sweeps.expand(named, task.request_of(args), pairs, args.rows)
+    entries = sweeps.expand(named, task.request_of(args), pairs, args.rows, args.datasets)
     if args.dry_run:
         for run in sweeps.runs_of(entries):
             print(f"{state.state_of(run).name}: {run.command}")
         return 0
+    command_line = sweep_command(args, pairs)
     if not named.published:
         if args.check:
             raise UserError(f"--check: the sweep {named.name} has no published table to check against")
         made = run_tables.method_tables(named, entries, args.columns)
         if not made:
-            raise UserError(f"no run of {named.name} is finished in {args.out}: dassl-clip sweep {args.what[0]}")
+            raise UserError(f"{run_tables.progress(entries, command_line)}; so there is no table")
+        print_progress(args, entries, command_line)
         print("\n\n".join(table.render(args.format) for table in made))
         return 0
     if args.columns != trust.DEFAULT_COLUMNS:
         raise UserError(f"--columns: {named.name} stands beside published accuracies; leave it out, or name folders")
-    if args.targets:
-        raise UserError(f"--targets: {named.name} stands beside means over all targets; leave it out")
-    sheet = run_tables.make_sheet(named, entries)
+    chosen = run_tables.Choice(bool(args.rows), bool(args.datasets), bool(args.targets))
+    sheet = run_tables.make_sheet(named, entries, chosen)
+    print_progress(args, entries, command_line)
     print(sheet.render(args.format))
     return check_sheet(sheet, args.what[0]) if args.check else 0
+
+
+def print_progress(args: argparse.Namespace, entries: Sequence[sweeps.Entry], command_line: str) -> None:
+    """Where cells are missing, the first line: how many there are, and the command that fills them.
+
+    It goes to stderr where stdout is read by a program.
+    """
+    if missing := run_tables.progress(entries, command_line):
+        print(f"{missing}\n", file=sys.stdout if args.format in ("text", "markdown") else sys.stderr)
+
+
+def sweep_command(args: argparse.Namespace, pairs: Pairs) -> str:
+    """The command that runs what the table shows."""
+    words = ["dassl-clip", "sweep", *args.what, *task.sweep_words(args)]
+    return shlex.join([*words, *(word for pair in pairs for word in pair)])
 
 
 def check_sheet(sheet: sheets.Sheet, name: str) -> int:

@@ -35,6 +35,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, run nothing")
 
 
+def sweep_words(args: argparse.Namespace) -> list[str]:
+    """The arguments that decide which runs of a sweep are meant, for a command that is printed."""
+    words = ["--out", args.out] if args.out != "output" else []
+    words += ["--data", args.data] if args.data else []
+    words += ["--shots", str(args.shots)] if args.shots is not None else []
+    for flag in ("seeds", "rows", "datasets", "targets"):
+        words += [f"--{flag}", *map(str, getattr(args, flag))] if getattr(args, flag) else []
+    return words + [word for name in args.imports for word in ("--import", name)]
+
+
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """The flag that chooses what tables show."""
     parser.add_argument("--columns", nargs="+", default=trust.DEFAULT_COLUMNS, metavar="COLUMN",

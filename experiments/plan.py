@@ -89,6 +89,11 @@ class Run:
         return f"{self.row.label} {self.task} {self.target} seed {self.seed}"
 
     @property
+    def dataset(self) -> str:
+        """The data set as a command names it: `office_home`."""
+        return Path(self.overrides.dataset_file).stem
+
+    @property
     def words(self) -> list[str]:
         """The arguments of `train.py` that make the same run."""
         evaluation = ["--eval-only", "--model-dir", str(self.needs)] if self.evaluates else []

@@ -38,7 +38,8 @@ _KINDS |= {"seeds": ("a list of whole numbers", int), "shots": ("a whole number"
 class Entry:
     """One run of a sweep and where it stands in the table: row label, group of columns, column.
 
-    A run that no row asks for, but that one of them refines, has no label. `named`: the file gives the row a label.
+    A run that no row asks for, but that one of them refines or evaluates, has no label. `named`: the file gives the row
+    a label.
     """
 
     label: str
@@ -46,6 +47,11 @@ class Entry:
     group: str
     column: str
     named: bool = False
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What `--targets` may call the column; a data set that is tested has the name of its configuration, too."""
+        return (self.run.dataset, self.column) if TASKS[self.run.task].tested_on else (self.column,)
 
 
 @dataclass(frozen=True)
@@ -122,43 +128,78 @@ def _check_keys(tree: Mapping[str, Any], known: Sequence[str], place: str) -> No
             raise UserError(f"{place}: `{key}` should be {what}, not {value!r}")
 
 
-def expand(sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequence[str] = ()) -> list[Entry]:
+def expand(
+    sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequence[str] = (), datasets: Sequence[str] = ()
+) -> list[Entry]:
     """Every run of a sweep, those that others need first.
 
     Args:
         sweep: the sweep.
-        request: `out`, `data`, `imports`, `targets`, and (if not empty) `seeds` in place of the sweep's own.
+        request: `out`, `data`, `imports`, `targets` (columns to keep), and (if not empty) `seeds` in place of the
+            sweep's own.
         pairs: KEY VALUE pairs for all runs.
         only: labels of rows to keep; empty: all.
+        datasets: names of data sets to keep; empty: all.
+
+    Raises:
+        UserError: a row, data set or target that the sweep does not have, or no run that has all of them.
     """
     entries: list[Entry] = []
     refined: list[plan.Run] = []
-    labels = [row["label"] for row in sweep.rows]
-    for name in only:
-        if name not in labels:
-            rows = ", ".join(labels)
-            raise UserError(f"{sweep.name} has no row '{name}'.{did_you_mean(name, labels)} Its rows: {rows}.")
-    for label, row in zip(labels, sweep.rows):
-        if only and label not in only:
+    check_known(sweep, "row", only, (row["label"] for row in sweep.rows))
+    check_known(sweep, "data set", datasets, (name for row in sweep.rows for name in row["datasets"]))
+    for row in sweep.rows:
+        if only and row["label"] not in only:
             continue
         tasks = row.get("tasks") or ([row["task"]] if "task" in row else [])
         settings = row.get("set", {}).items()
         settings = tuple((key, value if isinstance(value, str) else repr(value)) for key, value in settings)
         for dataset in row["datasets"]:
+            if datasets and dataset not in datasets:
+                continue
             seeds = tuple(request.seeds)[: 1 if row["once"] else None] or tuple(row.get("seeds", (1,)))
             shots = row.get("shots") if request.shots is None else request.shots
-            of_row = replace(request, dataset=dataset, seeds=seeds, tasks=tuple(tasks), shots=shots)
+            of_row = replace(request, dataset=dataset, seeds=seeds, tasks=tuple(tasks), shots=shots, targets=())
             word = row.get("method_for", {}).get(dataset, row["method"])
             word = word.replace("{dataset}", catalogue.dataset_file(dataset).stem)
             method = method_of(word, (*settings, *pairs), "", request.imports)
             for run in plan.plan_runs(of_row, method):
                 group = "" if TASKS[run.task].tested_on else run.config.DATASET.NAME
-                entries.append(Entry(label, run, group, run.target, row["named"]))
+                entries.append(Entry(row["label"], run, group, run.target, row["named"]))
             refined += plan.plan_runs(of_row, method.base) if method.base else []
     folders = {entry.run.folder for entry in entries}
     bases = {run.folder: run for run in refined if run.folder not in folders}
     entries = [*(Entry("", run, run.config.DATASET.NAME, run.target) for run in bases.values()), *entries]
-    return sorted(entries, key=lambda entry: entry.run.needs is not None)
+    entries = sorted(entries, key=lambda entry: entry.run.needs is not None)
+    if request.targets:
+        known = {name for entry in entries for name in entry.target_names}
+        unknown = [name for name in request.targets if name not in known]
+        check_known(sweep, "target", unknown, (entry.target_names[0] for entry in entries))
+        entries = _of_targets(entries, set(request.targets))
+    if not entries:
+        raise UserError(f"{sweep.name} has no run of these rows, data sets and targets together; leave one of them out")
+    return entries
+
+
+def check_known(sweep: Sweep, what: str, given: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse names of rows, data sets or targets that a sweep does not have."""
+    there = list(dict.fromkeys(known))
+    for name in given:
+        if name not in there:
+            several = f" Separate several {what}s by spaces." if "," in name else ""
+            hint = did_you_mean(name, there)
+            raise UserError(f"{sweep.name} has no {what} '{name}'.{hint} Its {what}s: {', '.join(there)}.{several}")
+
+
+def _of_targets(entries: Sequence[Entry], targets: set[str]) -> list[Entry]:
+    """The entries of some columns and, without label, the runs that these refine or evaluate."""
+    kept = {entry.run.folder for entry in entries if entry.label and targets.intersection(entry.target_names)}
+    needed = {entry.run.needs for entry in entries if entry.run.folder in kept} - kept
+    return [
+        entry if entry.run.folder in kept else replace(entry, label="")
+        for entry in entries
+        if entry.run.folder in kept or entry.run.folder in needed
+    ]
 
 
 def runs_of(entries: Iterable[Entry]) -> list[plan.Run]:

@@ -1,6 +1,7 @@
 """The tables of planned runs, from their records: of a task, and of a sweep beside what was published."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -48,7 +49,16 @@ def task_tables(
     return made
 
 
-def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
+@dataclass(frozen=True)
+class Choice:
+    """What of a sweep was asked for by name. Means over data sets or targets of which some are left out are not shown."""
+
+    rows: bool = False
+    datasets: bool = False
+    targets: bool = False
+
+
+def make_sheet(sweep: Sweep, entries: Sequence[Entry], chosen: Choice = Choice()) -> sheets.Sheet:
     """The sheet of a sweep with a published table, from the records that are there."""
     published = sheets.read_published(sweep.published)
     accuracies: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
@@ -70,10 +80,15 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
                 cell = accuracies.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
                 cell[entry.run.seed] = record["metrics"][name]["accuracy"]
     first = shown[0].run
-    summary = SUMMARIES.get(first.task, MEAN)
+    summary = "" if chosen.targets else SUMMARIES.get(first.task, MEAN)
     left_out = (first.config.RUN.SOURCE,) if TASKS[first.task].tested_on else ()
+    labels = {entry.label for entry in shown}
+    printed = {label: tests for label, tests in published["cells"].items() if label in labels or not chosen.rows}
+    overall = not chosen.datasets and not chosen.targets
     misprints = published.get("misprints", {})
-    cells, shown_columns = sheets.build_cells(accuracies, places, published["cells"], summary, left_out, misprints)
+    cells, shown_columns = sheets.build_cells(accuracies, places, printed, summary, left_out, misprints, overall)
+    asked = {(group, column) for group, columns in shown_columns.items() for column in columns}
+    cells = {key: {place: cell for place, cell in row.items() if place in asked} for key, row in cells.items()}
     return sheets.Sheet(
         title=f"{published['title']}: ours and published",
         above=_about(shown, finished, published),
@@ -85,17 +100,35 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry]) -> sheets.Sheet:
     )
 
 
+def progress(entries: Sequence[Entry], command: str) -> str:
+    """How many cells of a sweep are run, and the command that runs the others; "" where all are."""
+    cells = {entry.run.folder: entry.run for entry in entries if entry.label}
+    done = sum(state.is_complete(run) for run in cells.values())
+    return f"{done} of {len(cells)} cells run; `{command}` runs the others" if done < len(cells) else ""
+
+
 def unfinished(entries: Sequence[Entry]) -> list[str]:
-    """One line for each run that is not there: the command that makes it, or why its folder cannot be used."""
-    lines = []
+    """One line for the missing runs of each row and data set, unless all are, and for each folder that cannot be used.
+
+    `progress` says it where all are missing.
+    """
+    lines, missing, complete = [], dict[str, dict[str, list[int]]](), False
     for entry in entries:
         now = state.state_of(entry.run)
-        row = entry.label or f"{entry.run.row.label}, which another row refines"
-        what = f"{row}, {entry.run.task}, {entry.group or 'all'}/{entry.column}, seed {entry.run.seed}"
+        row = entry.label or f"{entry.run.row.label}, which another row needs"
+        what = f"{row}, {entry.run.task}, {entry.group or entry.run.config.RUN.SOURCE}"
         if now.name == state.REFUSED:
-            lines.append(f"refused: {what}: {now.reason}")
+            lines.append(f"refused: {what}/{entry.column}, seed {entry.run.seed}: {now.reason}")
         elif now.name != state.COMPLETE:
-            lines.append(f"missing: {what}: {entry.run.command}")
+            missing.setdefault(what, {}).setdefault(entry.column, []).append(entry.run.seed)
+        else:
+            complete = True
+    for what, columns in missing.items() if complete else ():
+        of_seeds: dict[str, list[str]] = {}
+        for column, seeds in columns.items():
+            of_seeds.setdefault(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}", []).append(column)
+        cells = (f"{', '.join(names)} ({seeds})" for seeds, names in of_seeds.items())
+        lines.append(f"missing: {what}: {'; '.join(cells)}")
     return lines
 
 
@@ -143,7 +176,7 @@ def method_tables(sweep: Sweep, entries: Sequence[Entry], shown: Sequence[str] =
     """Tables of a sweep without a published one, for each task, data set and number of shots: methods by columns.
 
     Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
-    missing, each with its command.
+    missing.
     """
     groups: dict[tuple[str, str, int], list[Entry]] = {}
     for entry in entries:

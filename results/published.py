@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
+
+import tabulate
 
 from .errors import UserError
 from .escaping import csv_text
@@ -27,6 +30,8 @@ from .tables import cell_text, check_style, framed, mean_and_spread, tabulated
 HARMONIC = "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
 
+WIDTH = 120  # of text, in columns of a terminal
+_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _ROUNDING = 1e-9  # of sums of decimal fractions in binary
 Key = tuple[str, str]  # label of the method, split or extra test
 Place = tuple[str, str]  # group, column
@@ -103,8 +108,14 @@ class Sheet:
                 apart = [cell_text([] if (d := cell.difference) is None else [d], 1, signed=True) for cell in cells]
                 every = {name: got, f"{name}, published": printed, f"{name}, difference": apart}
                 lines += [[title, *texts] for title, texts in every.items() if set(texts) - {"-"}]
-            blocks += [tabulated([group or "accuracy (%)", *columns], lines, style)] if lines else []
-        return framed(self.title, self.above, "\n\n".join(blocks), self.below, style)
+            blocks += _fitted([group or "accuracy (%)", *columns], lines, style) if lines else []
+        above, below = (
+            [part for line in lines for part in (textwrap.wrap(line, WIDTH, subsequent_indent="  ", **_WORDS))]
+            if style == "text"
+            else lines
+            for lines in (self.above, self.below)
+        )
+        return framed(self.title, above, "\n\n".join(blocks), below, style)
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell that holds something, flat."""
@@ -148,6 +159,20 @@ class Sheet:
         ]
 
 
+def _fitted(head: Sequence[str], lines: Sequence[Sequence[str]], style: str) -> list[str]:
+    """A table, as text in several parts of whole columns where it is wider than `WIDTH`; each has the first column."""
+    pad = tabulate.MIN_PADDING  # of every heading; two more spaces part the columns
+    widths = [max(len(title) + pad, *map(len, column)) + 2 for title, *column in zip(head, *lines)]
+    parts: list[list[int]] = [[]]
+    for number in range(1, len(head)):
+        full = sum(widths[column] for column in (0, *parts[-1], number)) - 2 > WIDTH
+        if parts[-1] and full and style == "text":
+            parts.append([])
+        parts[-1].append(number)
+    chosen = ([0, *part] for part in parts)
+    return [tabulated([head[n] for n in part], [[row[n] for n in part] for row in lines], style) for part in chosen]
+
+
 def build_cells(
     got: Mapping[Key, Mapping[Place, Mapping[int, float]]],
     places: Mapping[str, Sequence[str]],
@@ -155,6 +180,7 @@ def build_cells(
     summary: str,
     left_out: Sequence[str] = (),
     misprints: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    overall: bool = True,
 ) -> tuple[dict[Key, dict[Place, Cell]], dict[str, list[str]]]:
     """All cells of a sheet, with summaries and measures, and the columns of each group.
 
@@ -163,22 +189,24 @@ def build_cells(
         places: group -> columns that runs fill.
         published: method -> split or extra test -> "group/column" -> number.
         summary: how a group is summed up: `MEAN`, `HARMONIC` (of the columns base and new), or another title for the
-            mean of the columns that are not in `left_out`.
+            mean of the columns that are not in `left_out`; "": it is not, since not all of its columns are there.
         left_out: columns that a summary leaves out.
         misprints: method -> split or extra test -> "group/column" of published numbers that are known to be wrong.
+        overall: whether the groups are all of the published ones, so that a summary over them is a published one, too.
     """
+    overall = overall and bool(summary) and len(places) > 1
     keys = dict.fromkeys([*got, *((label, test) for label, tests in published.items() for test in tests)])
-    columns = {group: [*names, summary] for group, names in places.items()}
-    if len(places) > 1:
+    columns = {group: [*names, *([summary] if summary else [])] for group, names in places.items()}
+    if overall:
         across = ["base", "new", HARMONIC] if summary == HARMONIC else [*places, summary]
         columns[OVERALL.get(summary, "Overall")] = across
     cells: dict[Key, dict[Place, Cell]] = {key: {} for key in keys}
     for key in keys:
         accuracies = {place: dict(by_seed) for place, by_seed in got.get(key, {}).items()}
-        for group, names in places.items():
+        for group, names in places.items() if summary else ():
             counted = ["base", "new"] if summary == HARMONIC else [name for name in names if name not in left_out]
             accuracies[group, summary] = _combine([accuracies.get((group, name), {}) for name in counted], summary)
-        if len(places) > 1:
+        if overall:
             accuracies |= _overall(accuracies, places, summary)
         for place, by_seed in accuracies.items():
             if by_seed:

@@ -76,15 +76,20 @@ def rows_of(text):
         elif head is None:
             head = cells
         else:
-            found[head[0], cells[0]] = dict(zip(head[1:], cells[1:]))
+            found.setdefault((head[0], cells[0]), {}).update(zip(head[1:], cells[1:]))
     return found
 
 
 def missing_in(text):
-    """(what is missing, arguments of train.py that make it) of each line."""
-    lines = [line for line in text.splitlines() if line.startswith("missing: ")]
-    parts = [re.fullmatch(r"missing: (.*?): python \S*train\.py (.*)", line) for line in lines]
-    return [(part[1], shlex.split(part[2])) for part in parts]
+    """What is missing, line by line; continued lines are one."""
+    lines = text.replace("\n  ", " ").splitlines()
+    return [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
+
+
+def commands_of(capsys, *words):
+    """Arguments of `train.py` of each missing run."""
+    lines = show(capsys, *words, "--dry-run").splitlines()
+    return [shlex.split(re.fullmatch(r"missing: python \S*train\.py (.*)", line)[1]) for line in lines]
 
 
 def cells_in(text):
@@ -95,8 +100,10 @@ def cells_in(text):
 # -------------------------------------------------------------------------------------------------- without records
 
 
-def test_clap_zeroshot_without_records_is_the_published_table_with_a_command_a_cell(place, capsys):
+def test_clap_zeroshot_without_records_is_the_published_table_and_the_command_that_fills_it(place, capsys):
     out = show(capsys, "clap-zeroshot")
+    assert out.startswith("0 of 72 cells run; `dassl-clip sweep clap-zeroshot` runs the others\n\n")
+    assert not missing_in(out)  # the first line says it
     rows, published = rows_of(out), sheets.read_published("clap-zeroshot")
     shown = 0
     for method, readings in published["cells"].items():
@@ -109,10 +116,9 @@ def test_clap_zeroshot_without_records_is_the_published_table_with_a_command_a_c
     assert not any(label.endswith(", difference") or not label.endswith(", published") for _, label in rows)
 
     entries = entries_of("clap-zeroshot")
-    lines = missing_in(out)
-    assert len(lines) == len(entries) == 72
-    for entry, (what, command) in zip(entries, lines):
-        assert what == f"{entry.label}, zeroshot, {entry.group}/{entry.column}, seed 2024"
+    commands = commands_of(capsys, "clap-zeroshot")
+    assert len(commands) == len(entries) == 72
+    for entry, command in zip(entries, commands):
         overrides, _ = train.parse(command)
         flags = dict(overrides.flags)
         assert flags["OUTPUT_DIR"] == str(entry.run.folder)
@@ -133,8 +139,8 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
         "ours: seeds: 2024; tolerance of a check: 1 points",
         *(f"note: {note}" for note in published["footnotes"]),
     ):
-        assert part in out, part
-    b2n = show(capsys, "gopro-b2n")
+        assert part in out.replace("\n  ", " "), part
+    b2n = show(capsys, "gopro-b2n").replace("\n  ", " ")
     assert (
         "training images per class: 16" in b2n and "ours: seeds: 1; 2; 3; 4; 5 (CLIP: one seed; CoOp: 1, 2, 3);" in b2n
     )
@@ -143,9 +149,7 @@ def test_the_header_says_how_numbers_were_taken_and_where_the_printed_ones_are_f
 
 @pytest.mark.parametrize("name", [*sheets.published_names()])
 def test_every_command_of_every_named_table_parses(place, capsys, name):
-    out = show(capsys, name)
-    entries = entries_of(name)
-    commands = [command for _, command in missing_in(out)]
+    entries, commands = entries_of(name), commands_of(capsys, name)
     assert len(commands) == len(entries)
     for entry, command in list(zip(entries, commands))[:: max(1, len(entries) // 12)]:
         overrides, job = train.parse(command)
@@ -173,7 +177,13 @@ def test_clap_zeroshot_with_planted_records(place, capsys):
     printed = sheets.read_published("clap-zeroshot")["cells"]
     out = show(capsys, "clap-zeroshot")
     rows, cells = rows_of(out), cells_in(show(capsys, "clap-zeroshot", "--format", "json"))
-    assert len(missing_in(out)) == 36  # ViT-L/14
+    columns = ("clipart, infograph, painting, quickdraw, real, sketch", "art_painting, cartoon, photo, sketch")
+    assert len(missing_in(out)) == 8  # ViT-L/14: two rows on four data sets
+    for line in (
+        f"CLAP ViT-L/14, zeroshot, {group}: {names} (seed 2024)" for group, names in zip(("DomainNet", "PACS"), columns)
+    ):
+        assert line in missing_in(out)
+    assert out.startswith("36 of 72 cells run; `dassl-clip sweep clap-zeroshot` runs the others\n")
     assert "templates: a photo of a {}." in out
 
     plain = {
@@ -249,8 +259,8 @@ def test_gopro_b2n_with_planted_records(place, capsys):
     assert "(n=4)" in rows["EuroSAT", "GOPro"]["new"] and "(n=4)" in rows["EuroSAT", "GOPro"]["HM"]
     assert " +/- " in rows["EuroSAT", "CoOp"]["new"]
     assert rows["Average", "CLIP, published"] == {"base": "69.34", "new": "74.22", "HM": "71.7"}
-    ours = [what for what, _ in missing_in(out) if not what.startswith("CLIP")]
-    assert ours == ["GOPro, b2n, EuroSAT/new, seed 3"]
+    ours = [what for what in missing_in(out) if not what.startswith("CLIP")]
+    assert ours == ["GOPro, b2n, EuroSAT: new (seed 3)"]
 
 
 @pytest.mark.parametrize("name", ["gopro-b2n", "gopro-xd", "gopro-dg"])
@@ -318,8 +328,9 @@ def test_a_record_of_another_configuration_or_a_broken_one_fills_no_cell(place, 
     (second.run.folder / "record.json").write_text("{")
     out = show(capsys, "inmap-imagenet")
     assert "12.0" not in out
-    assert re.search(r"refused: CLIP, zeroshot, ImageNet/all, seed 1: .* holds a finished run of another config", out)
-    assert [what for what, _ in missing_in(out)] == ["InMaP, zeroshot, ImageNet/all, seed 1"]
+    line = r"refused: CLIP, zeroshot, ImageNet/all, seed 1: .* holds a finished run of another config"
+    assert re.search(line, out.replace("\n  ", " "))
+    assert out.startswith("0 of 2 cells run; `dassl-clip sweep inmap-imagenet` runs the others\n")
 
 
 # ------------------------------------------------------------------------------------------------ checks and formats
@@ -391,18 +402,78 @@ def test_other_formats(place, capsys):
 
 
 def test_rows_and_seeds_can_be_chosen(place, capsys):
-    out = show(capsys, "gopro-b2n", "--rows", "GOPro", "--seeds", "7")
-    missing = missing_in(out)
-    assert len(missing) == 22 and all(what.startswith("GOPro, b2n, ") for what, _ in missing)
-    assert all(dict(train.parse(command)[0].flags)["SEED"] == 7 for _, command in missing)
+    words = ["gopro-b2n", "--rows", "GOPro", "--seeds", "7"]
+    commands = commands_of(capsys, *words)
+    assert len(commands) == 22
+    assert all(dict(train.parse(command)[0].flags)["SEED"] == 7 for command in commands)
+    out = show(capsys, *words)
+    assert out.startswith("0 of 22 cells run; `dassl-clip sweep gopro-b2n --seeds 7 --rows GOPro` runs the others\n")
+    assert {label for _, label in rows_of(out)} == {"GOPro, published"}
+
+
+def test_a_published_table_can_be_narrowed_to_one_cell(place, capsys):
+    """Rows, data sets and targets; what is averaged over others is left out, or it would stand beside another mean."""
+    for index, entry in enumerate(entries_of("clap-zeroshot", ["CLAP"])):
+        plant(entry.run, dict.fromkeys(FORMS, 20.0 + index))
+    words = ["clap-zeroshot", "--rows", "CLAP", "--datasets", "pacs", "--targets", "photo"]
+    printed = sheets.read_published("clap-zeroshot")["cells"]["CLAP"]
+    got = {f: show(capsys, *words, "--format", f) for f in ("json", "text")}
+    cells = cells_in(got["json"])
+    assert set(cells) == {("CLAP", form, "PACS", "photo") for form in FORMS} | {
+        ("CLAP", measure, "PACS", "photo") for measure in ("R", "delta", "Delta_NC")
+    }
+    for form in FORMS:
+        assert cells["CLAP", form, "PACS", "photo"]["published"] == printed[form]["PACS/photo"]
+        assert cells["CLAP", form, "PACS", "photo"]["got"] == pytest.approx(22.0)
+    rows = rows_of(got["text"])
+    assert rows["PACS", "C: CLAP"] == {"photo": "22.0"} and "cells run" not in got["text"]
+    two = cells_in(show(capsys, "clap-zeroshot", "--rows", "CLAP", "--datasets", "pacs", "vlcs", "--format", "json"))
+    assert {key[2] for key in two} == {"PACS", "VLCS"}  # and no Overall, whose printed mean is over four
+    assert two["CLAP", "C", "PACS", "mean"]["got"] == pytest.approx(21.5)
+
+
+def test_a_transfer_can_be_narrowed_to_one_tested_data_set(place, capsys):
+    """The run that it evaluates is brought along, but is no cell; a target has two names."""
+    for name in ("eurosat", "EuroSAT"):
+        entries = sheet.expand(
+            sheet.read_sweep("gopro-xd"), plan.Request("", (1,), out="output", targets=(name,)), (), ["GOPro"]
+        )
+        assert [(entry.label, entry.column) for entry in entries] == [("", "ImageNet"), ("GOPro", "EuroSAT")]
+        assert entries[1].run.needs == entries[0].run.folder
+    out = show(capsys, "gopro-xd", "--rows", "GOPro", "--targets", "eurosat")
+    assert out.startswith("0 of 5 cells run; ") and rows_of(out)["accuracy (%)", "GOPro, published"].keys() == {
+        "EuroSAT"
+    }
+
+
+@pytest.mark.parametrize("name", [*sheets.published_names()])
+def test_a_table_fits_a_terminal(place, capsys, name):
+    entry = entries_of(name)[-1]
+    plant(entry.run, dict.fromkeys(sheet.read_sweep(name).readings or ("test",), 50.0))
+    out = show(capsys, name)
+    assert max(map(len, out.splitlines())) <= 120
+    whole, cells = sheets.read_published(name)["cells"], rows_of(out)
+    if name == "gopro-xd":  # wider than 120 columns: in two parts, each with the rows' names
+        shown = {(label, column): text for (_, label), row in cells.items() for column, text in row.items()}
+        for label, readings in whole.items():
+            for where, value in readings["test"].items():
+                assert shown[f"{label}, published", where.partition("/")[2]] == str(value)
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["clap-zero"], "there is no sweep 'clap-zero'. Did you mean 'clap-zeroshot'? Known: "),
-        (["gopro-xd", "--targets", "eurosat"], "--targets: gopro-xd stands beside means over all targets; leave it"),
-        (["icons"], "no run of icons is finished in output: dassl-clip sweep icons"),
+        (
+            ["gopro-xd", "--targets", "eurosta"],
+            "gopro-xd has no target 'eurosta'. Did you mean 'eurosat'? Its targets: ",
+        ),
+        (["clap-zeroshot", "--datasets", "pac"], "clap-zeroshot has no data set 'pac'. Did you mean 'pacs'? Its data "),
+        (
+            ["clap-zeroshot", "--datasets", "vlcs", "--targets", "photo"],
+            "clap-zeroshot has no target 'photo'. Its targ",
+        ),
+        (["icons"], "0 of 240 cells run; `dassl-clip sweep icons` runs the others; so there is no table"),
         (["absent/runs"], "no folder absent/runs"),
     ],
 )
@@ -444,9 +515,10 @@ def test_icons_shows_methods_by_domains_with_gains_and_commands(place, capsys):
         ]
         cell = lodo["accuracy (%)", "gain of GOPro (icons)"][column]
         assert float(cell.split()[0]) == pytest.approx(statistics.fmean(gains), abs=0.0501)
-    ((what, command),) = missing_in(out)
-    assert what == "GOPro, lodo, Icons/line, seed 2"
-    overrides, _ = train.parse(command)
+    assert missing_in(out) == ["GOPro, lodo, Icons: line (seed 2)"]
+    shown = show(capsys, "icons", "--seeds", "1", "2", "--rows", "ZeroshotCLIP", "GOPro", "--dry-run")
+    (line,) = [line for line in shown.splitlines() if line.startswith("missing: ")]
+    overrides, _ = train.parse(shlex.split(line.partition("train.py ")[2]))
     assert dict(overrides.flags).items() >= {"DATASET.TARGET_DOMAINS": ("line",), "SEED": 2}.items()
     tree = show(capsys, "icons", "--seeds", "1", "--rows", "GOPro", "--format", "csv")
     assert tree.count("accuracy (%),emoji,flat,line,solid,mean") == 2

@@ -75,7 +75,7 @@ def commands_in(text):
 def states_in(text):
     """(method, target, seed) -> state of a `--status` listing."""
     rows = [line.split() for line in text.splitlines()[1:] if " seed " in line and ":" not in line]
-    return {(row[2], row[-3], row[-1], row[3]): row[0] for row in rows}
+    return {(row[3], row[-3], row[-1], row[4]): row[0] for row in rows}
 
 
 def accuracies(out):
@@ -178,8 +178,13 @@ def test_a_file_without_data_sets_or_that_is_no_yaml(world, capsys):
     [
         ("absent.yaml", [], "there is no sweep 'absent.yaml'."),
         ("gopro-xd", ["--rows", "GOPr"], "gopro-xd has no row 'GOPr'. Did you mean 'GOPro'? Its rows: CLIP, CoOp, GOP"),
-        ("gopro-xd", ["--targets", "eurosta"], "xd has no target 'eurosta'. Did you mean 'eurosat'? Its targets: calt"),
-        ("gopro-b2n", ["--targets", "eurosat"], "b2n tests base and new classes of one data set, so no target can be"),
+        (
+            "gopro-xd",
+            ["--targets", "eurosta"],
+            "gopro-xd has no target 'eurosta'. Did you mean 'eurosat'? Its targets: i",
+        ),
+        ("clap-zeroshot", ["--datasets", "vlc"], "clap-zeroshot has no data set 'vlc'. Did you mean 'vlcs'? Its data "),
+        ("gopro-b2n", ["--targets", "eurosat"], "gopro-b2n has no target 'eurosat'. Its targets: base, new."),
         ("icons", ["--launcher", "clouds"], "argument --launcher: invalid choice: 'clouds'"),
         ("icons", ["--rtry"], "unrecognized arguments: --rtry. Did you mean '--retry'?"),
         ("icons", ["SEED", "3"], "SEED 3: a task sets SEED itself"),
@@ -261,6 +266,10 @@ def test_states_failures_and_retries(world):
     assert {key[1] for key, state in told.items() if state == "failed"} == {"day", "night"}
     assert "    RuntimeError: a bug in the method" in status.stdout  # the last lines of a failed run
     assert "    killed by SIGKILL" in status.stdout and "exit code -9" in status.stdout
+
+    listed = status.stdout.splitlines()[1:]
+    runs = [line for line in listed if re.match(rf"(complete|failed) +[0-9a-f]{{12}} {world.dataset.stem} Tiny", line)]
+    assert len(runs) == 4  # one line a run: its state, id, data set and name
 
     rest = world.run(words(world, path))  # failed ones are left alone
     assert rest.returncode == 1 and " at a time" not in rest.stdout
