@@ -74,6 +74,7 @@ class CLIPTrainer(TrainerX):
     has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
     refines = False  # True: it refines the finished run that `FROM` of its node names
     listed_last = False  # True: where all methods are listed, it comes last
+    listed = True  # False: it is not among all methods where these are listed; it is run by its name
     listed_usually = True  # False: it is listed among all methods of tasks without labels and of scenarios alone
     listed_refining = False  # True: where all methods are listed, every other one is listed refined by it too
     is_reference = False  # True: the method that others are compared with

@@ -95,11 +95,13 @@ def all_methods(dataset: str, tasks: Sequence[str], pairs: Pairs = ()) -> list[M
 
     Where the reference has no config for the data set, every trainer counts. Where a refiner is among them with
     `listed_refining`, the default config of every method that it can refine is refined too. Methods that do not fit one
-    of the tasks are left out, and, unless all tasks are free of labels or scenarios, those without `listed_usually`.
+    of the tasks are left out, and, unless all tasks are free of labels or scenarios, those without `listed_usually`;
+    those without `listed` always.
     """
     reference, stem = reference_name(), catalogue.dataset_file(dataset).stem
     kinds = {name: registry.trainer_class(name) for name in catalogue.trainer_names()}
     names = sorted(kinds, key=lambda name: (name != reference, getattr(kinds[name], "listed_last", False), name))
+    names = [name for name in names if getattr(kinds[name], "listed", True)]
     own = [name for name in names if catalogue.trainer_file(name, "", stem).stem == stem]
     own = [name for name in (own if reference in own else names) if fits_tasks(name, tasks)]
     if not all(TASKS[name].label_free or TASKS[name].scenario for name in tasks):

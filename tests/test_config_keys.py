@@ -137,10 +137,13 @@ def reads(key: str, found: set[tuple[str, ...]]) -> bool:
 
 
 def made_of(name: str) -> set[Path]:
-    """The files of a trainer: those of its own file or folder in `trainers/`, and the engine."""
-    own = Path(inspect.getfile(TRAINER_REGISTRY.get(name))).resolve()
-    files = [own] if own.parent == ROOT / "trainers" else sorted(own.parent.glob("*.py"))
-    return {*files, *sorted((ROOT / "engine").glob("*.py"))}
+    """The files of a trainer: those of the files or folders in `trainers/` of its classes, and the engine."""
+    files = set((ROOT / "engine").glob("*.py"))
+    for kind in TRAINER_REGISTRY.get(name).__mro__:
+        if kind.__module__.startswith("dassl_clip.trainers."):
+            own = Path(inspect.getfile(kind)).resolve()
+            files |= {own} if own.parent == ROOT / "trainers" else set(own.parent.glob("*.py"))
+    return files
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from .coop import CoOp
 from .gopro.trainer import GOPro
 from .inmap.trainer import InMaP
 from .iota import IOTA
+from .kgcoop import KgCoOp
 from .linear_probe import LinearProbe
 from .onzeta import OnZeta
 from .stata import StatA
@@ -29,6 +30,7 @@ __all__ = [
     "CoOp",
     "GOPro",
     "InMaP",
+    "KgCoOp",
     "LinearProbe",
     "OnZeta",
     "StatA",

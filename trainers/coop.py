@@ -37,11 +37,10 @@ class CoOp(CLIPTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse an unknown class-token position."""
         super().check_cfg(cfg)
-        if cfg.TRAINER.COOP.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise UserError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {cfg.TRAINER.COOP.CLASS_TOKEN_POSITION!r}; expected one of "
-                f"{POSITIONS}"
-            )
+        name = type(self).__name__.upper()
+        position = cfg.TRAINER[name].CLASS_TOKEN_POSITION
+        if position not in POSITIONS:
+            raise UserError(f"TRAINER.{name}.CLASS_TOKEN_POSITION is {position!r}; expected one of {POSITIONS}")
 
     @property
     def class_specific(self) -> bool:
@@ -68,8 +67,9 @@ class CoOp(CLIPTrainer):
         text, node = self.backbone.text, self.node
         if node.CSC and not self.class_specific:
             logger.warning(
-                "TRAINER.COOP.CSC is ignored: a context that starts from words (CTX_INIT %r) is shared by all classes, "
+                "TRAINER.%s.CSC is ignored: a context that starts from words (CTX_INIT %r) is shared by all classes, "
                 "as in CoOp's program; for one per class, empty CTX_INIT",
+                type(self).__name__.upper(),
                 node.CTX_INIT,
             )
         learner = ContextLearner(text, node.CTX_INIT, node.N_CTX, self.num_classes, node.CSC)
@@ -87,12 +87,22 @@ class CoOp(CLIPTrainer):
         views, labels = self.parse_batch_train(batch)
         rows = self.cached_view(batch)
         features = F.normalize(self.features.encode(views[0]) if rows is None else rows, dim=-1)
+        terms, weights, tensors = self.loss_terms(features, labels)
+        seen = {"images": views[0]} if views else {}
+        return self.optimise(terms, weights, {**seen, "image features": features, **tensors})
+
+    def loss_terms(
+        self, features: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Tensor]]:
+        """The loss terms by name, unweighted, their weights, and the tensors that they are made of.
+
+        Args:
+            features: Normalised image features, `[B, E]`.
+            labels: `[B]`.
+        """
         text = self.class_proxies()
         logits = self.logit_scale * features @ text.T
-        terms = {"ce": F.cross_entropy(logits, labels)}
-        seen = {"images": views[0]} if views else {}
-        tensors = {**seen, "image features": features, "text features": text, "logits": logits}
-        return self.optimise(terms, {"ce": 1.0}, tensors)
+        return {"ce": F.cross_entropy(logits, labels)}, {"ce": 1.0}, {"text features": text, "logits": logits}
 
     def before_test(self) -> None:
         """All images share the classifier."""
