@@ -17,6 +17,7 @@ from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.engine.paths import ROOT
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import Row, refined_row
+from dassl_clip.results.protocols import part_name
 
 from . import tasks
 from .methods import Method
@@ -24,6 +25,7 @@ from .tasks import TASKS
 
 DEFAULT_SHOTS = 16  # of the few-shot literature
 ALL_SHOTS = -1
+ALL_CLASSES = "all"
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ def plan_runs(request: Request, method: Method) -> list[Run]:
             asked = replace(common, pairs=(*common.pairs, ("SCENARIOS.TASK", scenario)))
         config = resolve_config(asked)
         if TASKS[name].transfers:
-            runs += [run for seed in request.seeds for run in _transfer_runs(request, method, config, name, seed)]
+            runs += [
+                run for seed in request.seeds for run in _transfer_runs(request, method, config, name, domains, seed)
+            ]
             continue
         for target in tasks.targets_of(request.targets, domains, config.DATASET.NAME):
             for seed in request.seeds:
@@ -205,35 +209,73 @@ def _run_on(
     return Run(folder, overrides, resolve_config(overrides), row, name, column, seed, needs)
 
 
-def _transfer_runs(request: Request, method: Method, config: Any, name: str, seed: int) -> list[Run]:
-    """The run that is trained by `config`, then those that evaluate it on new classes or other data sets."""
+def _transfer_runs(
+    request: Request, method: Method, config: Any, name: str, domains: Sequence[str], seed: int
+) -> list[Run]:
+    """The run that is trained by `config`, then those that evaluate it on new classes, other domains or data sets."""
     task, stem = TASKS[name], catalogue.dataset_file(request.dataset).stem
     shots, row = _shots(request.shots, config), Row(method.trainer, config.RUN.CONFIG)
     below = (stem, method.trainer, config.RUN.CONFIG, f"shots{shots}")
     above = Path(request.out, name, *below)
-    tasks.check_tested(request.targets, name, task.tested_on)
-    trained = above / ("base" if task.new_classes else config.DATASET.NAME) / f"seed{seed}"
-    tested = [(request.dataset, "base"), (request.dataset, "new")] if task.new_classes else [(request.dataset, "")]
-    tested += [(other, "") for other in task.tested_on if not request.targets or other in request.targets]
+    tested = _tested_parts(request, config, name, domains)
+    first = tested[0]
+    source = first.name(config.DATASET.NAME) if task.tested_on else config.DATASET.NAME
     # On the other data sets the method keeps the config that it was trained with.
     method = replace(method, config=str(catalogue.trainer_file(method.trainer, method.config, stem)))
-    others = [other for other in TASKS if task.tested_on and TASKS[other].tested_on and other != name]
+    others = [other for other in TASKS if task.tested_on and TASKS[other].tested_on and other != name and not domains]
     runs: list[Run] = []
-    for dataset, subset in tested:
-        common = replace(request, dataset=dataset).overrides(method)
-        column = subset or resolve_config(replace(common, pairs=())).DATASET.NAME
-        folder = above / column / f"seed{seed}"
-        flags = (*common.flags, ("RUN.TASK", name), ("SEED", seed), ("OUTPUT_DIR", str(folder)))
-        pairs = [*_without_shots(method.pairs), ("DATASET.NUM_SHOTS", str(shots)), ("RUN.SOURCE", config.DATASET.NAME)]
-        pairs += [("DATASET.SUBSAMPLE_CLASSES", subset)] if subset else []
-        overrides = replace(common, flags=flags, pairs=tuple(pairs))
-        run = Run(folder, overrides, resolve_config(overrides), row, name, column, seed)
+    for part in tested:
+        common = replace(request, dataset=part.dataset).overrides(method)
+        dataset = resolve_config(replace(common, pairs=())).DATASET.NAME
+        column = part.name(dataset) if task.tested_on else part.subset
+        place = part.folder or dataset
+        flags = [*common.flags, ("RUN.TASK", name), ("SEED", seed)]
+        flags += [("OUTPUT_DIR", str(above / place / f"seed{seed}"))]
+        flags += (
+            [("DATASET.SOURCE_DOMAINS", first.targets), ("DATASET.TARGET_DOMAINS", part.targets)] if domains else []
+        )
+        pairs = [*_without_shots(method.pairs), ("DATASET.NUM_SHOTS", str(shots)), ("RUN.SOURCE", source)]
+        pairs += [("DATASET.SUBSAMPLE_CLASSES", part.subset)] if part.subset != ALL_CLASSES else []
+        overrides = replace(common, flags=tuple(flags), pairs=tuple(pairs))
+        run = Run(above / place / f"seed{seed}", overrides, resolve_config(overrides), row, name, column, seed)
         if runs:  # the first is the one that is trained
-            run = replace(run, needs=trained, evaluates=True)
+            run = replace(run, needs=runs[0].folder, evaluates=True)
         else:
-            run = replace(run, twins=tuple(Path(request.out, other, *below, column, f"seed{seed}") for other in others))
+            run = replace(run, twins=tuple(Path(request.out, other, *below, place, f"seed{seed}") for other in others))
         runs.append(run)
     return runs
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one run of a transfer tests: a data set, some of its domains, a subset of its classes, and its folder."""
+
+    dataset: str
+    targets: tuple[str, ...] = ()
+    subset: str = ALL_CLASSES
+    folder: str = ""
+
+    def name(self, dataset: str) -> str:
+        """The column, and the name of a source."""
+        return part_name(dataset, self.targets, self.subset)
+
+
+def _tested_parts(request: Request, config: Any, name: str, domains: Sequence[str]) -> list[_Part]:
+    """What a transfer tests; first what it trains on."""
+    task, dataset = TASKS[name], request.dataset
+    if not task.tested_on:
+        tasks.check_tested(request.targets, name, ())
+        return [_Part(dataset, tuple(domains), subset, subset) for subset in ("base", "new")]
+    if not domains:
+        tasks.check_tested(request.targets, name, task.tested_on)
+        others = (other for other in task.tested_on if not request.targets or other in request.targets)
+        return [_Part(dataset), *map(_Part, others)]
+    sources, targets = tasks.parted_domains(request.targets, domains, name, config.DATASET.NAME)
+    base, new = ("base", "new") if task.new_classes else (ALL_CLASSES, ALL_CLASSES)
+    trained = "+".join(sources) + ("-base" if task.new_classes else "")
+    tested = [(domain, f"{trained}-to-{domain}" + ("-new" if task.new_classes else "")) for domain in targets]
+    first = _Part(dataset, tuple(sources), base, trained)
+    return [first, *(_Part(dataset, (domain,), new, folder) for domain, folder in tested)]
 
 
 def _shots(given: int | None, config: Any) -> int:

@@ -50,8 +50,9 @@ class Entry:
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """What `--targets` may call the column; a data set that is tested has the name of its configuration, too."""
-        return (self.run.dataset, self.column) if TASKS[self.run.task].tested_on else (self.column,)
+        """What `--targets` may call the column; other data that are tested also by the name of their configuration."""
+        tested = "+".join(self.run.config.DATASET.TARGET_DOMAINS) or self.run.dataset
+        return (tested, self.column) if TASKS[self.run.task].tested_on else (self.column,)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def task_tables(
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a sweep was asked for by name. Means over data sets or targets of which some are left out are not shown."""
+    """What of a sweep was asked for by name; means over more than that are not shown."""
 
     rows: bool = False
     datasets: bool = False

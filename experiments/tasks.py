@@ -6,7 +6,8 @@ stays inside a domain (or a data set without domains): trained on a few images p
 folders and lists) and trains on no label; `probe` and `attacks` do the same with few-shot probes of the features, and
 with attacked images. `styles` reads, on images of a domain that are not tested, whether class names are tied to styles.
 `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the
-papers': ImageNet) and evaluate on ten others, or on its variants.
+papers': ImageNet) and evaluate on ten others, or on its variants. In a data set with domains other domains take the
+place of other data sets: `xd` trains on base classes and evaluates new ones there, `dg` keeps the classes.
 `batch`, `stream` and `online` test all images of a domain as lodo does, then again in batches, in streams and one at a
 time (`engine/scenarios.py`); without domains they test what fewshot tests.
 """
@@ -32,8 +33,9 @@ class Task:
         extra_tests: the further tests that a method takes, of those that it can take.
         needs_tests: for methods that can take them alone.
         needs_domains: for data sets with domains alone.
-        tested_on: data sets on which the trained run is evaluated too (`transfer_runs`).
-        new_classes: train on the base classes, evaluate on the new ones too (`transfer_runs`).
+        tested_on: data sets on which the trained run is evaluated too (`plan.py`).
+        new_classes: train on the base classes, evaluate on the new ones too (`plan.py`); with `tested_on` only in
+            a data set with domains.
         scenario: value of SCENARIOS.TASK; the target's fellow domains, where there are some, are the sources.
     """
 
@@ -61,6 +63,7 @@ TASKS = {
     "styles": Task(extra_tests=("styles",), needs_tests=True, needs_domains=True),
     "b2n": Task(new_classes=True),
     "xd": Task(
+        new_classes=True,
         tested_on=(
             "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd",
             "eurosat", "ucf101",
@@ -143,12 +146,13 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
         raise UserError(f"{name} compares the styles of domains, but {dataset} has no domains")
     context_per_class = config.TRAINER.get(trainer.upper(), {}).get("CSC")
     fixed = not _fits_other_classes(trainer) or context_per_class
-    if task.transfers and (domains or fixed):
-        why = "is a data set of domains" if domains else "learns parts for its own classes alone"
+    if task.transfers and fixed:
         raise UserError(
-            f"{name} evaluates on other classes than were trained on; {dataset if domains else trainer} {why}. "
-            f"Take a data set without domains, and a method such as {', '.join(_ours(_fits_other_classes))}"
+            f"{name} evaluates on other classes than were trained on; {trainer} learns parts for its own classes "
+            f"alone. Take a method such as {', '.join(_ours(_fits_other_classes))}"
         )
+    if task.tested_on and len(domains) == 1:
+        raise UserError(f"{name} trains on some domains and tests others, but {dataset} has only {domains[0]}")
     if task.label_free and trains_on_labels(trainer):
         free = [known for known in registry.trainer_names() if not trains_on_labels(known)]
         raise UserError(
@@ -193,6 +197,24 @@ def targets_of(given: Sequence[str], domains: Sequence[str], dataset: str) -> li
             near = did_you_mean(name, domains)
             raise UserError(f"{dataset} has no domain '{name}'.{near} Its domains: {', '.join(domains)}.{several}")
     return list(given) or list(domains)
+
+
+def parted_domains(
+    given: Sequence[str], domains: Sequence[str], task: str, dataset: str
+) -> tuple[list[str], list[str]]:
+    """The domains that a transfer inside a data set trains on, and those that it tests: those given, or all but the
+    first.
+
+    Raises:
+        UserError: an unknown domain, or none is left to train on.
+    """
+    targets = targets_of(given or domains[1:], domains, dataset)
+    sources = [name for name in domains if name not in targets]
+    if not sources:
+        raise UserError(
+            f"{task} trains on the domains that are no targets, and here all are: leave one out of --targets"
+        )
+    return sources, targets
 
 
 def check_tested(given: Sequence[str], task: str, known: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import UserError, did_you_mean
-from .protocols import TRANSFER_TASKS, trained_on
+from .protocols import TRANSFER_TASKS, part_name, trained_on
 from .run_data import NOT_RECORDED
 
 Record = Mapping[str, Any]
@@ -58,9 +58,14 @@ def row_of(record: Record) -> Row:
 
 
 def column_of(record: Record) -> str:
-    """The column of a run: its target domains, or its class subset where a data set has no domains."""
+    """The column of a run: its target domains, or its class subset where a data set has no domains.
+
+    Of base to new it is the class subset, and of transfers to other data what is tested.
+    """
     if record["task"] in ("xd", "dg"):
-        return str(record["dataset"])
+        return part_name(record["dataset"], record["target_domains"], record["class_subset"])
+    if record["task"] == "b2n":
+        return str(record["class_subset"])
     return "+".join(record["target_domains"]) or str(record["class_subset"])
 
 
@@ -205,7 +210,7 @@ def _shared_facts(record: Record, split: str) -> dict[str, Any]:
     data, across = record.get("data"), record["task"] in TRANSFER_TASKS
     if across:  # one table for the trained run and those that evaluate it
         facts["dataset"] = record.get("source_dataset", record["dataset"])
-        facts["class_subset"] = "base and new" if record["task"] == "b2n" else "all"
+        facts["class_subset"] = "all" if record["class_subset"] == "all" else "base and new"
     facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
     facts["split"] = split
     facts["trained_on"] = _trained_elsewhere(record, facts["dataset"])
@@ -218,8 +223,10 @@ def _trained_elsewhere(record: Record, source: str) -> str:
     if not record.get("evaluated_from"):
         return ""
     trained = record.get("trained", {})
-    expected = {"b2n": "base", "xd": "all", "dg": "all"}.get(record["task"])
-    if expected and (trained.get("dataset"), trained.get("class_subset")) == (source, expected):
+    dataset, subset = str(trained.get("dataset")), str(trained.get("class_subset"))
+    if record["task"] == "b2n" and (dataset, subset) == (source, "base"):
+        return ""
+    if record["task"] in ("xd", "dg") and part_name(dataset, trained.get("source_domains", ()), subset) == source:
         return ""
     return trained_on(trained)
 

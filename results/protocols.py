@@ -16,6 +16,11 @@ TRANSFER_TASKS = {
     "xd": "cross-dataset: trained on one data set, tested on others",
     "dg": "single-source generalisation: trained on one data set, tested on its variants",
 }
+DOMAIN_TRANSFER_TASKS = {  # the same where a data set has domains, which then take the place of other data sets
+    "b2n": "base to new: trained on the base classes of every domain, tested on base and on new classes",
+    "xd": "cross-dataset, by domains: trained on the base classes of some, tested on the new classes of the others",
+    "dg": "single-source generalisation, by domains: trained on some, tested on the others",
+}
 SCENARIO_TASKS = {
     "batch": "{tested} tested, all at once and in random batches",
     "stream": "{tested} tested, all at once and in streams, block by block",
@@ -98,7 +103,7 @@ def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", da
         unseen = "; methods that train on labels train on the other domains" if len(source) and source != target else ""
         return (LABEL_FREE_TASKS | SCENARIO_TASKS)[task].format(tested=tested) + unseen
     if task in TRANSFER_TASKS:
-        return TRANSFER_TASKS[task]
+        return (DOMAIN_TRANSFER_TASKS if source else TRANSFER_TASKS)[task]
     if not source or not target:
         return "training split to test split of one data set"
     if set(source) == set(target) and data_protocol == ALL_IMAGES:
@@ -114,6 +119,11 @@ def protocols(records: Sequence[Mapping[str, Any]]) -> set[str]:
         protocol_of(run["source_domains"], run["target_domains"], run["task"], run.get("data_protocol", ""))
         for run in records
     }
+
+
+def part_name(dataset: str, domains: Sequence[str], subset: str) -> str:
+    """A part of a data set, for a column or a source of transfers: `ImageNet`, `Icons/emoji base`."""
+    return dataset + ("/" + "+".join(domains) if domains else "") + (f" {subset}" if subset != "all" else "")
 
 
 def trained_on(facts: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Covers `transfer_runs` and the refusals in `experiments/plan.py`, the stages in 
 with a small CLIP of random weights on small class folders, and a list of other images as the other data set.
 """
 
+import csv
 import json
 import re
 import shlex
@@ -16,7 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from dassl_clip.cli import __main__ as door
 from dassl_clip.cli import train
+from dassl_clip.embedded import ICONS_FOLDER
 from dassl_clip.engine import registry
 from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.experiments import plan
@@ -289,6 +292,76 @@ def test_an_evaluation_of_another_backbones_run_is_refused(small, other_clip):
     assert not records.is_complete(small.root / "hand")
 
 
+# ------------------------------------------------------------------------------- domains in place of other data sets
+
+STYLES = ("emoji", "flat", "line", "solid")
+THREE = ("emoji", "flat", "solid")
+
+
+def parts(run):
+    node = run.config.DATASET
+    return tuple(node.SOURCE_DOMAINS), tuple(node.TARGET_DOMAINS), node.SUBSAMPLE_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "expected"),
+    [
+        ("b2n", (), [("base", "base", STYLES, STYLES, "base"), ("new", "new", STYLES, STYLES, "new")]),
+        (
+            "xd",
+            (),
+            [
+                ("Icons/emoji base", "emoji-base", ("emoji",), ("emoji",), "base"),
+                *((f"Icons/{t} new", f"emoji-base-to-{t}-new", ("emoji",), (t,), "new") for t in STYLES[1:]),
+            ],
+        ),
+        (
+            "dg",
+            ("line",),
+            [
+                ("Icons/emoji+flat+solid", "emoji+flat+solid", THREE, THREE, "all"),
+                ("Icons/line", "emoji+flat+solid-to-line", THREE, ("line",), "all"),
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_plans_inside_a_data_set_with_domains(name, targets, expected):
+    runs = planned("icons", "CoOp", name, (2,), out="out", targets=targets)
+    assert [(run.target, run.folder.parts[-2], *parts(run)) for run in runs] == expected
+    first = runs[0]
+    for run in runs:
+        assert str(run.folder.parent.parent) == f"out/{name}/icons/CoOp/icons/shots16"
+        assert ("Icons" if name == "b2n" else first.target) == run.config.RUN.SOURCE
+        assert (run.needs, run.evaluates) == ((None, False) if run is first else (first.folder, True))
+        assert not run.twins
+        overrides, job = train.parse(run.words)
+        assert resolve_config(overrides) == run.config and job.eval_only == run.evaluates
+
+
+def test_cross_data_set_on_the_icons(tmp_path, capsys):
+    """Trained on the base classes of three styles, tested on the new classes of the fourth: images and table."""
+    place = ["--out", str(tmp_path), "--targets", "solid", "--shots", "1", "--jobs", "1", "OPTIM.MAX_EPOCH", "1"]
+    assert door.main(["task", "CoOp", "icons", "1", "--task", "xd", *place]) == 0
+    shown = rows_of(capsys.readouterr().out)
+    source, target = (record(next(tmp_path.rglob(f"*-{end}/seed1"))) for end in ("base", "new"))
+    with (ICONS_FOLDER / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = json.loads((ICONS_FOLDER / "manifest.json").read_text())["classes"]
+    base, new = names[:23], names[23:]  # 45 classes
+    assert (source["classnames"], target["classnames"]) == (base, new)
+    counted = [row for row in rows if row["domain"] != "solid" and row["class"] in base and row["split"] == "test"]
+    assert source["metrics"]["test"]["total"] == len(counted)
+    assert target["metrics"]["test"]["total"] == sum(row["domain"] == "solid" and row["class"] in new for row in rows)
+    assert source["num_train"] == 23  # one per class, of the three styles together
+    assert target["learned"] == source["learned"] and "tested_training_images" not in target
+    assert shown["accuracy (%)"] == ["Icons/emoji+flat+line base", "Icons/solid new", "mean of targets"]
+    cells = [source["metrics"]["test"]["accuracy"], *2 * [target["metrics"]["test"]["accuracy"]]]
+    (row,) = [row for name, row in shown.items() if name.startswith("CoOp")]
+    assert [float(cell) for cell in row] == pytest.approx(cells, abs=0.0501)
+    assert door.main(["table", str(tmp_path)]) == 0
+    assert row in rows_of(capsys.readouterr().out).values()  # from the folders too: one table
+
+
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -296,11 +369,12 @@ def test_an_evaluation_of_another_backbones_run_is_refused(small, other_clip):
     ("dataset", "trainer", "name", "changes", "sentence"),
     [
         ("caltech101", "LinearProbe", "b2n", {}, r"^b2n evaluates on other classes than were trained on; LinearProbe "),
-        ("imagenet", "LinearProbe", "xd", {}, r"learns parts for its own classes alone\. Take a data set without"),
+        ("imagenet", "LinearProbe", "xd", {}, r"learns parts for its own classes alone\. Take a method such as CL"),
         ("caltech101", "InMaP", "b2n", {}, r"InMaP learns parts for its own classes alone"),
         ("caltech101", "CoOp", "b2n", {"pairs": (("TRAINER.COOP.CSC", "True"),)}, r"CoOp learns parts for its own cl"),
-        ("pacs", "CoOp", "b2n", {}, r"^b2n evaluates on other classes .*; PACS is a data set of domains\. Take a data"),
-        ("icons", "GOPro", "dg", {}, r"Icons is a data set of domains.* and a method such as CLAP, CoOp, GOPro, Sty"),
+        ("pacs", "CoOp", "b2n", {"targets": ("photo",)}, r"^b2n tests base and new classes of one data set, so no"),
+        ("icons", "GOPro", "xd", {"targets": ("lin",)}, r"^Icons has no domain 'lin'\. Did you mean 'line'\?"),
+        ("icons", "GOPro", "dg", {"targets": STYLES}, r"^dg trains on the domains that are"),
         ("imagenet", "CoOp", "dg", {"targets": ("dtd",)}, r"^dg has no target 'dtd'\..* Its targets: imagenet_v2, im"),
     ],
 )  # fmt: skip
