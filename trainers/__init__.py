@@ -9,6 +9,7 @@ except ModuleNotFoundError:
     ) from None
 
 from .clap.trainer import CLAP
+from .cocoop import CoCoOp
 from .coop import CoOp
 from .gopro.trainer import GOPro
 from .inmap.trainer import InMaP
@@ -27,6 +28,7 @@ __all__ = [
     "CLAP",
     "IOTA",
     "TDA",
+    "CoCoOp",
     "CoOp",
     "GOPro",
     "InMaP",

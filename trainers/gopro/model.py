@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_clip.clip.losses import nt_xent, prompt_consistency
+from dassl_clip.clip.prompts import image_conditioned_scores
 from dassl_clip.results.errors import UserError
 
 STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
@@ -226,9 +227,3 @@ def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _plain(name: str) -> str:
     """A published name without the prefix of a wrapped model."""
     return name.removeprefix("module.")
-
-
-def image_conditioned_scores(features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosines of images `[B, E]` with their own prompts' text features `[B, C, E]`, giving `[B, C]`."""
-    features, text = F.normalize(features, dim=-1), F.normalize(text, dim=-1)
-    return logit_scale * torch.einsum("be,bce->bc", features, text)

@@ -18,9 +18,9 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import initial_context
 from dassl_clip.clip.views import augmix_view, moco_view
-from dassl_clip.engine import distributed, sharding
+from dassl_clip.engine import distributed
+from dassl_clip.engine.conditioned import ConditionedTrainer
 from dassl_clip.engine.features import Encoding
-from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
 
@@ -29,7 +29,6 @@ from .model import (
     VIEWS,
     GOProLearner,
     PromptGenerator,
-    image_conditioned_scores,
     image_statistics,
     is_published,
     published_state,
@@ -42,7 +41,7 @@ VARIANTS = ("released", "paper")
 
 
 @TRAINER_REGISTRY.register()
-class GOPro(CLIPTrainer):
+class GOPro(ConditionedTrainer):
     """Cross-entropy, contrastive loss between views, and consistency of the views' prompts."""
 
     listed_last = True
@@ -170,11 +169,7 @@ class GOPro(CLIPTrainer):
         """Features `[B, E]` and block statistics of rows."""
         return rows[:, : self.backbone.embed_dim], rows[:, self.backbone.embed_dim :]
 
-    def feature_logits(self, features: Tensor) -> Tensor:
-        """Logits `[B, C]` of rows `[B, W]`: the original view alone."""
-        return image_conditioned_scores(*self._compared(features), self.logit_scale)
-
-    def _compared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def compared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[B, E]` of images and `[B, C, E]` of their prompts, projected in the paper's variant."""
         features, statistics = self._parts(rows)
         contexts = self.model.generator(statistics)
@@ -186,31 +181,6 @@ class GOPro(CLIPTrainer):
         """What scores compare of image features `[B, E]`: projected in the paper's variant."""
         projected = self.model.text_projector is not None
         return self.model.image_projector(F.normalize(features, dim=-1)) if projected else features
-
-    @torch.no_grad()
-    def refine_inputs(self, items: list) -> tuple[Tensor, Tensor, Tensor]:
-        """As in the base; the proxies are the means, over the images, of the text features of their prompts."""
-
-        def refined(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Features `[B, E]`, cosines `[B, C]` and the sum over the images of their text features `[1, C, E]`."""
-            image, text = self._compared(rows)
-            cosines = image_conditioned_scores(image, text, torch.ones_like(self.logit_scale))
-            return F.normalize(image, dim=-1), cosines, F.normalize(text, dim=-1).sum(0, keepdim=True)
-
-        cached = self.cached_images(items)
-        if cached is None:
-            loader = self.features.loader(items)
-            own = (self._encode(self.parse_batch_test(batch)[0]) for batch in sharding.shard_batches(loader))
-        else:
-            loader = cached.batches(self.features.batch_size)
-            own = (cached[places].to(self.device) for places in sharding.shard_batches(loader))
-        features, scores, proxies = [], [], 0.0
-        for image, cosines, texts in sharding.merge_shards(map(refined, own), loader):
-            features.append(image)
-            scores.append(cosines)
-            for text in texts:  # of each batch; in their order, so that the digits do not depend on who made them
-                proxies = proxies + text
-        return torch.cat(features), torch.cat(scores), F.normalize(proxies, dim=-1)
 
 
 def parse_shift_scale(value: str | float) -> tuple[float, bool]:
