@@ -4,12 +4,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES_AT_THE_TOP = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
+PACKAGES_AT_THE_TOP = (
+    "clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs"
+)  # fmt: skip
 PACKAGES = {
     f"dassl_clip.{package}": package.replace(".", "/")
     for room in PACKAGES_AT_THE_TOP
     for package in (room, *(f"{room}.{name}" for name in find_packages(room)))
 }
+
+PACKAGES["dassl_clip"] = "api/top"  # names for `from dassl_clip import ...`
 
 setup(
     name="dassl-clip",

@@ -1,6 +1,7 @@
 """Images of a data source as the trainers see them: reproducible views, and errors that name the file."""
 
 import hashlib
+import os
 import random
 import sys
 import warnings
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DatasetWrapper
+from dassl.utils import set_random_seed
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.results.errors import UserError
 
@@ -52,6 +54,20 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def seed_everything(cfg: CfgNode) -> None:
+    """Seed all generators, and choose deterministic algorithms, as a configuration says."""
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    elif distributed.world_size() > 1:
+        set_random_seed(distributed.from_main(lambda: random.randrange(2**32)))
+    if cfg.RUN.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
+    loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
+    torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
 
 
 def mix_seed(*parts: int) -> int:

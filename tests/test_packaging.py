@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
+ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_every_tracked_file_of_a_room_is_in_the_wheel(wheel):
 def test_the_wheel_holds_nothing_else(wheel):
     tops = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
     assert tops == {"dassl_clip"}
-    assert {name.split("/")[1] for name in wheel if name.startswith("dassl_clip/")} == set(ROOMS)
+    assert {name.split("/")[1] for name in wheel if name.startswith("dassl_clip/")} == {*ROOMS, "__init__.py"}
 
 
 @pytest.mark.parametrize("room", ["datasets", "trainers"])
