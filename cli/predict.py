@@ -20,6 +20,7 @@ from typing import Any
 from dassl_clip.cli.arguments import Parser, add_import, check_format, command
 from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import printable
+from dassl_clip.results import image_rows
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import write_text_atomically
@@ -47,7 +48,12 @@ def build_parser() -> Parser:
         epilog="examples: dassl-clip predict photos --run output/fewshot/icons/METHOD/icons/shots16/line/seed1 "
         "--out preds.csv    dassl-clip predict photos --names 'cat,dog,no animal'",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are read with all below them")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE_OR_FOLDER",
+        help="folders are read with all below them, FILE.parquet row by row (or FILE.parquet#ROW)",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="RUN",
                         help="finished run's folder, or exported file; its training data may be gone")  # fmt: skip
@@ -152,7 +158,7 @@ def load_batch(preprocess: Callable, paths: list[Path]) -> tuple[list[Path], Any
         try:
             good[path] = preprocess(read_image(path))
         except UnidentifiedImageError:
-            bad.append((path, "is empty" if not path.stat().st_size else "is no image that can be decoded"))
+            bad.append((path, "is empty" if not image_rows.size_of(path) else "is no image that can be decoded"))
         except OSError as error:
             bad.append((path, " ".join(str(error).split()) or type(error).__name__))
     return list(good), stack(list(good.values())) if good else None, bad
@@ -174,7 +180,7 @@ def open_scorer(args: argparse.Namespace, paths: Sequence[Path]) -> Scorer:
 
     from dassl_clip.engine.open_run import open_run
 
-    trainer, record = open_run(args.run, paths[:1], imports=args.imports)
+    trainer, record = open_run(args.run, [Path(image_rows.file_of(paths[0]))], imports=args.imports)
     keys = ("method", "config", "dataset", "task", "source_domains", "target_domains", "shots", "seed", "prompt")
     facts = {"run": str(args.run)} | {key: record[key] for key in keys} | {"backbone": record["backbone"]["name"]}
 

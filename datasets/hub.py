@@ -60,9 +60,8 @@ def published_layout(cfg, spec: Spec, pools: Sequence[str], rule: TableParts) ->
     """
     root = Path(cfg.DATASET.ROOT or ".").expanduser().absolute()
     entry = next((entry for entry in map(read_entry, entries()) if entry["name"] == spec.name), {})
-    copy = (
-        find_copy(root, (*spec.folders, *(Path(name).name for name in entry.get("hub", ())))) if root.is_dir() else None
-    )
+    mirrors = [link["url"].rpartition("/")[2] for link in entry.get("mirrors", ())]
+    copy = find_copy(root, (*spec.folders, *mirrors))
     if copy is None:
         return None
     label, note = published_labels(copy, spec, entry)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_clip.results import image_rows
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
 
@@ -15,6 +16,7 @@ def find_images(given: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files that were named, and all images in and below the folders, each once, folders in sorted order.
 
     A name with `*`, `?` or `[` that is no file stands for all that it matches, in sorted order; `**` for any folders.
+    A parquet or arrow file stands for all its rows; `FILE.parquet#7` is one of them.
 
     Raises:
         MissingFileError: a name that does not exist.
@@ -22,7 +24,10 @@ def find_images(given: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """
     images: dict[Path, None] = {}
     for path in (path for name in given for path in _matched(name)):
-        if path.is_file():
+        if path.suffix in image_rows.ENDINGS and path.is_file():
+            table = image_rows.open_table(path)
+            images |= dict.fromkeys(Path(table.address(row)) for row in range(table.rows))
+        elif path.is_file() or (image_rows.split_address(path) and os.path.isfile(image_rows.file_of(path))):
             images[path] = None
         elif not path.is_dir():
             raise MissingFileError(no_file(path).replace("no file ", "no file or folder "))

@@ -187,8 +187,8 @@ class Parquet(Table):
         size = self.file.metadata.row_group(group).total_byte_size
         if size > MAX_GROUP:
             raise OSError(
-                f"its row group of {size >> 20} MiB would be read as a whole, and at most {MAX_GROUP >> 20} MiB are: "
-                "write the file again with 100 rows in a group"
+                f"its {size >> 20} MiB would be read as a whole, and at most {MAX_GROUP >> 20} MiB are: write the file "
+                "again with 100 rows in a group"
             )
         column = self.file.read_row_group(group, columns=[f"{IMAGE}.bytes"], use_threads=False)[IMAGE]
         return column, column.nbytes
@@ -250,8 +250,6 @@ def _kept(table: Table, group: int) -> Any:
             return _groups[key][0]
         try:
             _groups[key] = table.load(group)
-        except OSError:
-            raise
         except Exception as error:
             raise OSError(f"the row group around it cannot be read: {_said(error)}") from error
         while len(_groups) > 1 and sum(size for _, size in _groups.values()) > MAX_KEPT:
