@@ -30,7 +30,7 @@ from dassl_clip.engine.scenarios import batch_draws, parse_batch
 from dassl_clip.engine.transductive import Images, TransductiveTrainer
 from dassl_clip.experiments.methods import method_of
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.tables import framed, tabulated
+from dassl_clip.results.rendering import framed, tabulated
 from dassl_clip.trainers.inmap.trainer import InMaP
 
 METHODS = ("InMaP", "InMaP:paper", "StatA", "TransCLIP")

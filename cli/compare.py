@@ -9,7 +9,6 @@ from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import methods, plan
-from dassl_clip.results.trust import check_columns
 
 
 def build_parser() -> Parser:
@@ -26,19 +25,19 @@ def build_parser() -> Parser:
                         "the data set, and the variants of those configs)")  # fmt: skip
     parser.add_argument("--tasks", "--task", nargs="+", default=(), metavar="TASK", help="default: the data set's own")
     task.add_run_arguments(parser)
-    task.add_columns(parser)
+    task.add_printing(parser)
     return parser
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Run what is missing of the methods, and print the tables."""
-    columns = check_columns(args.columns)
+    printing = task.printing_of(args)
     request = task.request_of(args, args.dataset, args.tasks)
     chosen = [methods.method_of(word, pairs, "", request.imports) for word in args.methods]
     request = plan.with_tasks(request, methods.Method(methods.reference_name()))
     known = () if chosen else methods.all_methods(request.dataset, request.tasks, pairs)
     chosen = chosen or [method for method in known if plan.has_place(request, method)]
-    return task.run_methods(request, chosen, args.jobs, args.dry_run, columns=columns)
+    return task.run_methods(request, chosen, args.jobs, args.dry_run, printing)
 
 
 main = command(build_parser, run, RESUMES)

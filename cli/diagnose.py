@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         )
     if args.own_styles and not Path(args.own_styles).expanduser().is_file():
         raise MissingFileError(f"--own-styles: there is no file {args.own_styles}")
-    failed = task.run_methods(request, [method], args.jobs, args.dry_run, show=False)
+    failed = task.run_methods(request, [method], args.jobs, args.dry_run)
     finished = (records.read_record(run.folder) for run in runs if state.is_complete(run))
     found = [record for record in finished if record is not None]
     if failed or args.dry_run or not found:

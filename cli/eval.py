@@ -26,6 +26,7 @@ from dassl_clip.experiments.run import Job, start
 from dassl_clip.results import records, tables
 from dassl_clip.results.groups import Row, group_records
 from dassl_clip.results.protocols import EVALUATION
+from dassl_clip.results.rendering import render_tables
 from dassl_clip.results.scenarios import has_scenarios, scenario_tables
 
 SUBSETS = ("all", "base", "new")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     shown = [records.read_record(each.folder) for each in runs if state.is_complete(each)]
     for group in group_records(record for record in shown if record is not None):
         made = [tables.method_table(group), *(scenario_tables(group) if has_scenarios(group) else ())]
-        print("".join(f"\n{table.render()}\n" for table in made), end="")
+        print(f"\n{render_tables(made)}")
     return 0 if len(shown) == len(runs) else 1
 
 

@@ -19,9 +19,9 @@ from dassl_clip.experiments import state, sweeps
 from dassl_clip.experiments import tables as run_tables
 from dassl_clip.experiments.methods import reference_name
 from dassl_clip.results import published as sheets
-from dassl_clip.results import records, tables, trust
+from dassl_clip.results import records, rendering, tables, trust
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.groups import check_rows, group_records
+from dassl_clip.results.groups import check_rows, group_records, relabelled
 from dassl_clip.results.scenarios import group_tables
 
 OUTSIDE_EXIT = 1
@@ -38,9 +38,9 @@ def build_parser() -> Parser:
     parser.add_argument("what", nargs="+", metavar="NAME_OR_FOLDER",
                         help=f"a sweep ({', '.join(sweeps.sweep_names())}, or a yaml file), or run folders, or any "
                         "folders above them")  # fmt: skip
-    parser.add_argument("--format", choices=tables.FORMATS, default="text", help="default: text")
+    parser.add_argument("--format", choices=rendering.FORMATS, default="text", help="default: text")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these rows, in this order")
-    task.add_columns(parser)
+    task.add_printing(parser)
     of_sweep = parser.add_argument_group("of a sweep")
     checked = "exit with 1 if a cell is further from the published number than its tolerance, 2 if no cell has both"
     of_sweep.add_argument("--check", action="store_true", help=checked)
@@ -57,12 +57,12 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
-    args.columns = trust.check_columns(args.columns)
+    args.columns = task.printing_of(args).columns
     if is_sweep(args.what):
         return print_sweep(args, pairs)
     if args.check:
         raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sweeps.sweep_names())}")
-    print("\n\n".join(table.render(args.format) for table in make_tables(args)))
+    print(rendering.render_tables(make_tables(args), args.format, not args.drop_header))
     return 0
 
 
@@ -85,18 +85,20 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     if not named.published:
         if args.check:
             raise UserError(f"--check: the sweep {named.name} has no published table to check against")
-        made = run_tables.method_tables(named, entries, args.columns)
+        made = run_tables.method_tables(named, entries, args.columns, args.label)
         if not made:
             raise UserError(f"{run_tables.progress(entries, command_line)}; so there is no table")
         print_progress(args, entries, command_line)
-        print("\n\n".join(table.render(args.format) for table in made))
+        print(rendering.render_tables(made, args.format, not args.drop_header))
         return 0
+    if args.label:
+        raise UserError(f"--label: the rows of {named.name} are called as they were published; leave it out")
     if args.columns != trust.DEFAULT_COLUMNS:
         raise UserError(f"--columns: {named.name} stands beside published accuracies; leave it out, or name folders")
     chosen = run_tables.Choice(bool(args.rows), bool(args.datasets), bool(args.targets))
     sheet = run_tables.make_sheet(named, entries, chosen)
     print_progress(args, entries, command_line)
-    print(sheet.render(args.format))
+    print(sheet.render(args.format, not args.drop_header))
     return check_sheet(sheet, args.what[0]) if args.check else 0
 
 
@@ -132,7 +134,7 @@ def check_sheet(sheet: sheets.Sheet, name: str) -> int:
     return OUTSIDE_EXIT if outside else 0
 
 
-def make_tables(args: argparse.Namespace) -> list[tables.Table]:
+def make_tables(args: argparse.Namespace) -> list[rendering.Table]:
     """The tables that the arguments ask for.
 
     Raises:
@@ -145,7 +147,7 @@ def make_tables(args: argparse.Namespace) -> list[tables.Table]:
     if not groups:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in broken)
         raise UserError(f"no finished run with {args.split} images below {', '.join(args.what)}{reasons}")
-    made = []
+    made, groups = [], relabelled(groups, args.label)
     check_rows("--rows", args.rows, groups)
     check_rows("--reference", [args.reference] * bool(args.reference), groups)
     reference = args.reference or (reference_name() if trust.INTERVAL in args.columns else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser, add_import, command, seeds
@@ -18,6 +19,8 @@ from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import launchers, locks, plan, state, tables, tasks
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
 from dassl_clip.results import trust
+from dassl_clip.results.groups import check_labels
+from dassl_clip.results.rendering import render_tables
 
 NO_REFERENCE = "none"
 
@@ -45,12 +48,35 @@ def sweep_words(args: argparse.Namespace) -> list[str]:
     return words + [word for name in args.imports for word in ("--import", name)]
 
 
-def add_columns(parser: argparse.ArgumentParser) -> None:
-    """The flag that chooses what tables show."""
+@dataclass(frozen=True)
+class Printing:
+    """What tables show, under which names, and whether with the lines above them."""
+
+    columns: Sequence[str] = trust.DEFAULT_COLUMNS
+    labels: Sequence[str] = ()
+    header: bool = True
+
+
+def add_printing(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose what tables show."""
     parser.add_argument("--columns", nargs="+", default=trust.DEFAULT_COLUMNS, metavar="COLUMN",
                         help=f"what the tables show, of {', '.join(trust.COLUMNS)}; one table for each measure, and "
                         "'worst' (target domain) and 'interval' (of the gain over the reference, 95 %%, over the "
                         "tested images) as further columns beside accuracy (default: accuracy)")  # fmt: skip
+    parser.add_argument("--label", nargs="+", default=(), metavar="PATTERN=NAME",
+                        help="names of rows, or of the weights in them: 'METHOD (*)=mine' '*/x.pt=ours'")  # fmt: skip
+    parser.add_argument("--drop-header", action="store_true",
+                        help="leave out the lines above a table: protocol, prompts, selection rule, seeds")  # fmt: skip
+
+
+def printing_of(args: argparse.Namespace) -> Printing:
+    """What a command's arguments say of its tables.
+
+    Raises:
+        UserError: there is no such column, or a label is no `PATTERN=NAME`.
+    """
+    check_labels(args.label)
+    return Printing(trust.check_columns(args.columns), args.label, not args.drop_header)
 
 
 def build_parser() -> Parser:
@@ -72,12 +98,12 @@ def build_parser() -> Parser:
     parser.add_argument("--reference", default=NO_REFERENCE, metavar="METHOD[:CONFIG]",
                         help="method to run beside it for the gain; 'none' for none")  # fmt: skip
     add_run_arguments(parser)
-    add_columns(parser)
+    add_printing(parser)
     return parser
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
-    columns = trust.check_columns(args.columns)
+    printing = printing_of(args)
     request = request_of(args, args.dataset, args.task)
     method = method_of(args.method, pairs, args.config, request.imports)
     reference, _, config = args.reference.partition(":")
@@ -85,7 +111,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     reference = known_trainer(reference, config, request.imports) if compared else ""
     request = plan.with_tasks(request, method)
     methods = [reference_method(request.overrides(method), reference, config)] if compared else []
-    return run_methods(request, [*methods, method], args.jobs, args.dry_run, columns=columns)
+    return run_methods(request, [*methods, method], args.jobs, args.dry_run, printing)
 
 
 def request_of(args: argparse.Namespace, dataset: str = "", words: Sequence[str] = ()) -> plan.Request:
@@ -113,8 +139,7 @@ def run_methods(
     methods: Sequence[Method],
     jobs: int | None,
     dry_run: bool = False,
-    show: bool = True,
-    columns: Sequence[str] = trust.DEFAULT_COLUMNS,
+    printing: Printing | None = None,
 ) -> int:
     """Run what is missing of several methods and print one table per task; the first method is the reference.
 
@@ -123,8 +148,7 @@ def run_methods(
         methods: the rows of the tables.
         jobs: runs at a time; None: as many as the machine takes.
         dry_run: print the runs and run nothing.
-        show: print the tables.
-        columns: what these show.
+        printing: how the tables are printed; None: they are not.
 
     Returns:
         0, or 1 if a run failed, was refused or was left out.
@@ -151,9 +175,8 @@ def run_methods(
     if todo:
         make_folder(Path(request.out), "--out")
     failed = launchers.run_in_order(runs, todo, lambda some: launchers.run_locally(some, jobs))
-    for name in dict.fromkeys(run.task for run in runs) if show else ():
-        made = tables.task_tables([run for run in runs if run.task == name], shown=columns)
-        print("".join(f"\n{table.render()}\n" for table in made) or f"\n{name}: no finished run\n", end="")
+    if printing is not None:
+        print_tables(runs, printing)
     for outcome in failed:
         if outcome.code != locks.BUSY_EXIT:
             print(f"failed: {outcome.run.name}, log: {state.log_file(outcome.run)}", file=sys.stderr)
@@ -161,6 +184,15 @@ def run_methods(
     if absent:
         print(f"{len(absent)} of {len(runs)} runs are missing from the table", file=sys.stderr)
     return 1 if absent else 0
+
+
+def print_tables(runs: Sequence[plan.Run], printing: Printing) -> None:
+    """The tables of each task among some runs."""
+    for name in dict.fromkeys(run.task for run in runs):
+        own = [run for run in runs if run.task == name]
+        made = tables.task_tables(own, shown=printing.columns, labels=printing.labels)
+        text = render_tables(made, header=printing.header)
+        print(f"\n{text or f'{name}: no finished run'}")
 
 
 main = command(build_parser, run, RESUMES)

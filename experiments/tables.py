@@ -6,10 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 from dassl_clip.results import published as sheets
-from dassl_clip.results import records, tables
+from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named
+from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named, relabelled
 from dassl_clip.results.protocols import protocol_of
+from dassl_clip.results.rendering import Table
 from dassl_clip.results.scenarios import group_tables
 from dassl_clip.results.trust import DEFAULT_COLUMNS
 
@@ -24,7 +25,8 @@ def task_tables(
     further: bool = True,
     names: Mapping[Row, str] = MappingProxyType({}),
     shown: Sequence[str] = DEFAULT_COLUMNS,
-) -> list[tables.Table]:
+    labels: Sequence[str] = (),
+) -> list[Table]:
     """The tables of the runs of one task; the first run's row is the reference.
 
     Args:
@@ -32,6 +34,7 @@ def task_tables(
         further: with a table of the further tests too.
         names: names of rows that were given one.
         shown: what the tables show, of `trust.COLUMNS`; the further tests stand beside accuracies.
+        labels: `PATTERN=NAME`, see `relabelled`.
     """
     columns = list(dict.fromkeys(run.target for run in runs))
     seeds = sorted({run.seed for run in runs})
@@ -40,11 +43,11 @@ def task_tables(
     finished = ((run.folder, records.read_record(run.folder)) for run in runs if state.is_complete(run))
     named_records = (record | {"folder": str(folder)} for folder, record in finished if record is not None)
     groups = group_records(named_records, split)
-    groups = [group.renamed(names) for group in groups]
+    groups = relabelled([group.renamed(names) for group in groups], labels, all_fit=False)
     made = []
     for group in groups:
-        present = rows if len(groups) == 1 else [row for row in rows if row in group.runs]
-        reference = rows[0].label if len(rows) > 1 and rows[0] in group.runs else ""
+        present = [group.own(row) for row in rows if len(groups) == 1 or row in group.runs]
+        reference = group.own(rows[0]).label if len(rows) > 1 and rows[0] in group.runs else ""
         made += group_tables(group, reference, present, columns, seeds, shown, further=further)
     return made
 
@@ -172,7 +175,9 @@ def _several(values: Iterable[Any]) -> str:
     return "; ".join(dict.fromkeys(map(str, values)))
 
 
-def method_tables(sweep: Sweep, entries: Sequence[Entry], shown: Sequence[str] = DEFAULT_COLUMNS) -> list[tables.Table]:
+def method_tables(
+    sweep: Sweep, entries: Sequence[Entry], shown: Sequence[str] = DEFAULT_COLUMNS, labels: Sequence[str] = ()
+) -> list[Table]:
     """Tables of a sweep without a published one, for each task, data set and number of shots: methods by columns.
 
     Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
@@ -187,7 +192,7 @@ def method_tables(sweep: Sweep, entries: Sequence[Entry], shown: Sequence[str] =
     made = []
     for own in groups.values():
         names = {entry.run.row: entry.label for entry in own if entry.named}
-        made += task_tables([entry.run for entry in own], bool(sweep.readings), names, shown)
+        made += task_tables([entry.run for entry in own], bool(sweep.readings), names, shown, labels)
     for table in made:
         table.below = [line for line in table.below if not line.startswith("missing: ")]
     if made:

@@ -14,6 +14,10 @@ _UNPRINTABLE = re.compile(
 _BREAK = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
 _MARKDOWN = re.compile(r"[\\|`<>*]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=\])(?=\()")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}",  # the last two mean something after a row
+}  # fmt: skip
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?( \+/- [\d.]+)?( \(n=\d+\))?")
 _FORMULA = re.compile("[=+\\-@\t\r\uff1d\uff0b\uff0d\uff20].", re.S)
 
@@ -34,6 +38,11 @@ def one_line(text: str) -> str:
 def markdown(text: str) -> str:
     """A text on one line that Markdown shows as it is, in a cell of a table too: no markup, links or HTML."""
     return _MARKDOWN.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
+
+
+def latex(text: str) -> str:
+    """A text on one line that LaTeX sets as it is."""
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

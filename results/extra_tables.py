@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .diagnosis import FORMS
 from .groups import MEAN, Group, Record, Row, column_of
-from .tables import Table, cell_text, group_title, header_lines
+from .rendering import Contest, Table, Value, over_seeds
+from .tables import group_facts, group_title, header_lines, legend
 
 SPLITS = ("test", "val", "train")
 MEASURES: Mapping[str, tuple[tuple[str, ...], Callable[..., float]]] = {
@@ -56,11 +57,17 @@ def _extra_test_table(
     }
     results = {row: cells for row, cells in results.items() if any(cells.values())}
 
-    def line(name: str, row: Row, cells: Cells) -> list[str]:
-        return [f"{name}: {row.label}", *(cell_text(list(cells.get(d, {}).values()), len(seeds)) for d in header)]
+    def line(name: str, row: Row, cells: Cells) -> list[str | Value]:
+        return [f"{name}: {row.label}", *(over_seeds(cells.get(d, {}), len(seeds)) for d in header)]
 
-    lines = [line(name, row, results[row][name]) for name in tests for row in results if results[row][name]]
+    lines: list[list[str | Value]] = []
+    contests: list[Contest] = []
+    for name in tests:
+        first = len(lines)
+        lines += [line(name, row, results[row][name]) for row in results if results[row][name]]
+        contests.append((range(first, len(lines)), True))
     for measure, (needed, combine) in MEASURES.items():
+        first = len(lines)
         for row in results:
             forms = [results[row].get(name, {}) for name in needed]
             if all(forms):
@@ -73,11 +80,13 @@ def _extra_test_table(
                     for domain in header
                 }
                 lines.append(line(measure, row, cells))
+        contests.append((range(first, len(lines)), False))  # they say how much the prompt matters
     notes = {
         f"{row.label}: {note}" for row in results for run in group.records(row) for note in run.get("reading_notes", [])
     }
     title = f"{group_title(group)}: extra tests"
-    return Table(title, header_lines(group, list(results), seeds), ["accuracy (%)", *header], lines, sorted(notes))
+    above, below = header_lines(group, list(results), seeds), legend(group, list(results)) + sorted(notes)
+    return Table(title, above, ["accuracy (%)", *header], lines, below, group_facts(group), contests)
 
 
 def test_table(records: Sequence[Record]) -> Table:

@@ -5,13 +5,16 @@ Records of different tasks, data sets, shots, class subsets, backbones, weights 
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from .errors import UserError, did_you_mean
 from .protocols import TRANSFER_TASKS, part_name, trained_on
+from .row_names import short_config, weights_file
 from .run_data import NOT_RECORDED
 
 Record = Mapping[str, Any]
@@ -22,20 +25,30 @@ SUMMARIES = {"b2n": "HM", "xd": "mean of targets", "dg": "mean of targets"}  # t
 
 @dataclass(frozen=True)
 class Row:
-    """One method in one configuration; `config` "" stands for a run without a named configuration."""
+    """One method in one configuration; `config` "" stands for a run without a named configuration.
+
+    `name` is what tables call it, where records or a user have given it one.
+    """
 
     method: str
     config: str
+    name: str = field(default="", compare=False)
 
     @property
     def label(self) -> str:
-        """`Method (config)`."""
-        return f"{self.method} ({self.config})" if self.config else self.method
+        """`Method (config)`, short: see `row_names`."""
+        return self.name or self.with_weights("own weights")
+
+    def with_weights(self, weights: str) -> str:
+        """The label in which `weights` stands for a file of weights."""
+        config = short_config(self.config, weights)
+        return f"{self.method} ({config})" if config else self.method
 
     @property
-    def names(self) -> tuple[str, str]:
-        """The two names under which a user may ask for the row."""
-        return self.method, self.label
+    def names(self) -> tuple[str, ...]:
+        """The names under which a user may ask for the row; the last has every key that was changed."""
+        whole = f"{self.method} ({self.config})" if self.config else self.method
+        return self.method, self.label, whole
 
 
 def refined_row(method: str, config: str, base_method: str, base_config: str) -> Row:
@@ -51,10 +64,10 @@ def named(row: Row, names: Mapping[Row, str]) -> Row:
 
 def row_of(record: Record) -> Row:
     """The row that a run stands in."""
-    base = record.get("refines")
-    if not base:
-        return Row(record["method"], record["config"])
-    return refined_row(record["method"], record["config"], base["method"], base["config"])
+    base, row = record.get("refines"), Row(record["method"], record["config"])
+    if base:
+        row = refined_row(record["method"], record["config"], base["method"], base["config"])
+    return replace(row, name=row.with_weights(f"weights {record['backbone']['weights_hash'][:8]}"))
 
 
 def column_of(record: Record) -> str:
@@ -83,6 +96,10 @@ class Group:
     def renamed(self, names: Mapping[Row, str]) -> Group:
         """The same runs with other names for some rows."""
         return replace(self, runs={named(row, names): cells for row, cells in self.runs.items()})
+
+    def own(self, row: Row) -> Row:
+        """A row under the name that it has here."""
+        return next((own for own in self.runs if own == row), row)
 
     def selected(self, domains: Sequence[str], seeds: Sequence[int]) -> Group:
         """The same group with these domains and seeds only."""
@@ -156,12 +173,63 @@ def check_rows(flag: str, asked: Iterable[str], groups: Sequence[Group]) -> None
     Raises:
         UserError: which one, and what there is.
     """
-    known = sorted({name for group in groups for row in group.rows for name in row.names})
+    rows = [row for group in groups for row in group.rows]
+    known = sorted({name for row in rows for name in row.names[:2]})
     for name in asked:
-        if name not in known:
+        if not any(name in row.names for row in rows):
             raise UserError(
                 f"{flag}: no row '{name}'.{did_you_mean(name, known)} The records hold: {', '.join(known)}."
             )
+
+
+def check_labels(words: Sequence[str]) -> None:
+    """Refuse words of `--label` that are no `PATTERN=NAME`."""
+    for word in words:
+        pattern, _, name = word.rpartition("=")
+        if not pattern or not name.strip():
+            raise UserError(f"--label {word}: expected PATTERN=NAME, such as 'METHOD (*)=mine'")
+
+
+def relabelled(groups: Sequence[Group], words: Sequence[str], all_fit: bool = True) -> list[Group]:
+    """The groups with other names for some rows, or for the weights in their names.
+
+    Args:
+        groups: as of `group_records`.
+        words: `PATTERN=NAME` each. A pattern (as of a shell) of a row's name renames the row; one of the file or the
+            hash of its weights renames these. The last word that fits a row counts.
+        all_fit: every pattern has to fit something, which rows that are not there yet cannot.
+
+    Raises:
+        UserError: a word is no such pair, its pattern fits nothing, or two rows of a table would have one name.
+    """
+    check_labels(words)
+    pairs = [word.rpartition("=") for word in words]
+    fitting: set[str] = set()
+
+    def own(group: Group, row: Row) -> Row:
+        backbone, file = group.facts["weights_hash"], weights_file(next(iter(group.records(row)), {}))
+        for pattern, _, name in pairs:
+            if any(fnmatchcase(known, pattern) for known in row.names):
+                row = replace(row, name=name)
+            elif any(known and fnmatchcase(known, pattern) for known in (file, backbone, backbone[:8])):
+                row = replace(row, name=row.with_weights(name))
+            else:
+                continue
+            fitting.add(pattern)
+        return row
+
+    made = [replace(group, runs={own(group, row): cells for row, cells in group.runs.items()}) for group in groups]
+    for pattern, _, _ in pairs:
+        if all_fit and pattern not in fitting:
+            rows = sorted({row.label for group in groups for row in group.runs})
+            raise UserError(f"--label: no row and no weights are called '{pattern}'. The rows are: {', '.join(rows)}.")
+    for group, before in zip(made, groups):
+        names: dict[str, str] = {}
+        for row, old in zip(group.runs, before.runs):
+            if row.label in names:
+                raise UserError(f"--label: {names[row.label]} and {old.label} would both be called '{row.label}'")
+            names[row.label] = old.label
+    return made
 
 
 def group_records(records: Iterable[Record], split: str = "test") -> list[Group]:
@@ -201,7 +269,19 @@ def group_records(records: Iterable[Record], split: str = "test") -> list[Group]
     for variants in groups.values():
         for group in variants:
             group.variants = len(variants)
-    return [group for key in sorted(groups, key=str) for group in groups[key]]
+    return [_told_apart(group) for key in sorted(groups, key=str) for group in groups[key]]
+
+
+def _told_apart(group: Group) -> Group:
+    """The group, in which rows of one short name have the first letters of a hash of their configuration in it."""
+    labels = [row.label for row in group.runs]
+    twice = {row for row in group.runs if labels.count(row.label) > 1}
+
+    def own(row: Row) -> Row:
+        digest = hashlib.sha256(row.config.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+        return replace(row, name=f"{row.label} [{digest}]") if row in twice else row
+
+    return replace(group, runs={own(row): cells for row, cells in group.runs.items()}) if twice else group
 
 
 def _shared_facts(record: Record, split: str) -> dict[str, Any]:

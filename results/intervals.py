@@ -19,6 +19,7 @@ import numpy as np
 from .errors import UserError
 from .groups import Group, Record, Row
 from .predictions import PREDICTIONS, read_predictions
+from .rendering import Value
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 AT_ONCE = 2**22  # counts of a block of resamples
@@ -87,7 +88,7 @@ def tested_images(record: Record) -> Tested:
     return images, np.bincount(index), np.bincount(index, right).astype(np.int64)
 
 
-def gain_intervals(group: Group, rows: Sequence[Row], base: Row | None) -> tuple[dict[Row, str], list[str]]:
+def gain_intervals(group: Group, rows: Sequence[Row], base: Row | None) -> tuple[dict[Row, Value], list[str]]:
     """The interval of each row's gain over a reference in the mean column, and a line for each row that has none.
 
     Args:
@@ -104,7 +105,7 @@ def gain_intervals(group: Group, rows: Sequence[Row], base: Row | None) -> tuple
             tested[id(record)] = tested_images(record)
         return tested[id(record)]
 
-    found: dict[Row, str] = {}
+    found: dict[Row, Value] = {}
     missing: dict[str, list[str]] = {}
     for row in rows:
         try:
@@ -112,7 +113,8 @@ def gain_intervals(group: Group, rows: Sequence[Row], base: Row | None) -> tuple
         except UserError as error:
             missing.setdefault(str(error), []).append(row.label)
         else:
-            found[row] = f"[{round(low, 1) + 0.0:+.1f}, {round(high, 1) + 0.0:+.1f}]"  # no "-0.0"
+            text = f"[{round(low, 1) + 0.0:+.1f}, {round(high, 1) + 0.0:+.1f}]"  # no "-0.0"
+            found[row] = Value(text, more={"low": low, "high": high})
     return found, [f"interval: none for {', '.join(labels)}: {why}" for why, labels in missing.items()]
 
 

@@ -27,7 +27,7 @@ from .figures import (
     styled,
 )
 from .groups import MEAN, Record, column_of, group_records, row_of
-from .tables import mean_and_spread
+from .rendering import mean_and_spread
 
 _LARGEST = 1e100  # beyond it there are no ticks
 MOST_PANELS = 12

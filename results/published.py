@@ -13,25 +13,31 @@ from __future__ import annotations
 
 import json
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-import tabulate
-
 from .errors import UserError
-from .escaping import csv_text
 from .extra_tables import MEASURES
 from .groups import MEAN
-from .tables import cell_text, check_style, framed, mean_and_spread, tabulated
+from .rendering import (
+    Contest,
+    Value,
+    cell_text,
+    check_style,
+    csv_lines,
+    framed,
+    json_text,
+    mean_and_spread,
+    over_seeds,
+    tabulated,
+    unlike_labels,
+)
 
 HARMONIC = "HM"
 OVERALL = {MEAN: "Overall", HARMONIC: "Average"}  # the group of summaries over data sets, by kind of summary
 
-WIDTH = 120  # of text, in columns of a terminal
-_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _ROUNDING = 1e-9  # of sums of decimal fractions in binary
 Key = tuple[str, str]  # label of the method, split or extra test
 Place = tuple[str, str]  # group, column
@@ -88,34 +94,36 @@ class Sheet:
     tolerance: float | None  # largest difference that passes a check, in points; None if nothing is published
     below: list[str]  # footnotes, missing cells
 
-    def render(self, style: str = "text") -> str:
-        """The sheet as text in a style of `FORMATS`."""
+    def render(self, style: str = "text", header: bool = True, width: int | None = None) -> str:
+        """The sheet as text in a style of `FORMATS`; arguments as of `Table.render`."""
         check_style(style)
-        if style == "json":
-            sheet = {"title": self.title, "about": self.above, "cells": self.records(), "notes": self.below}
-            return json.dumps(sheet, indent=1, ensure_ascii=False)
         if style == "csv":
-            rows = [{**row, "got_by_seed": json.dumps(row["got_by_seed"])} for row in self.records()]
-            return csv_text([list(rows[0]) if rows else [], *(list(row.values()) for row in rows)]).rstrip("\n")
-        blocks = []  # ours, published and difference for each row that has anything in a group of columns
-        for group, columns in self.places.items():
-            lines = []
-            for (label, test), row in self.cells.items():
-                cells = [row.get((group, column), Cell()) for column in columns]
-                name = label if test == "test" else f"{test}: {label}"
-                got = [cell_text(list(cell.got.values()), self.seeds) for cell in cells]
-                printed = ["-" if cell.published is None else str(cell.published) for cell in cells]
-                apart = [cell_text([] if (d := cell.difference) is None else [d], 1, signed=True) for cell in cells]
-                every = {name: got, f"{name}, published": printed, f"{name}, difference": apart}
-                lines += [[title, *texts] for title, texts in every.items() if set(texts) - {"-"}]
-            blocks += _fitted([group or "accuracy (%)", *columns], lines, style) if lines else []
-        above, below = (
-            [part for line in lines for part in (textwrap.wrap(line, WIDTH, subsequent_indent="  ", **_WORDS))]
-            if style == "text"
-            else lines
-            for lines in (self.above, self.below)
-        )
-        return framed(self.title, above, "\n\n".join(blocks), below, style)
+            return csv_lines(self.records())
+        if style == "json":
+            about = {"about": self.above} if header else {}
+            return json_text({"title": self.title, **about, "cells": self.records(), "notes": self.below})
+        blocks = [self._block(group, columns, style, width) for group, columns in self.places.items()]
+        body = "\n\n".join(block for block in blocks if block)
+        return unlike_labels(framed(self.title, self.above if header else [], body, self.below, style, width))
+
+    def _block(self, group: str, columns: Sequence[str], style: str, width: int | None) -> str:
+        """Ours, published and difference for each row that has anything in a group of columns; "" where none has."""
+        lines: list[list[str | Value]] = []
+        ours: dict[str, list[int]] = {}  # extra test -> places of the rows that compete
+        for (label, test), row in self.cells.items():
+            cells = [row.get((group, column), Cell()) for column in columns]
+            name = label if test == "test" else f"{test}: {label}"
+            got = [over_seeds(cell.got, self.seeds) for cell in cells]
+            printed = [Value("-" if cell.published is None else str(cell.published)) for cell in cells]
+            apart = [Value(cell_text([] if (d := cell.difference) is None else [d], 1, signed=True)) for cell in cells]
+            if any(cell.got for cell in cells):
+                ours.setdefault(test, []).append(len(lines))
+            every = {name: got, f"{name}, published": printed, f"{name}, difference": apart}
+            lines += [[title, *own] for title, own in every.items() if {cell.text for cell in own} - {"-"}]
+        contests: list[Contest] = [(rows, test not in MEASURES) for test, rows in ours.items()]
+        caption = f"{self.title}, {group}" if group else self.title
+        header = [group or "accuracy (%)", *columns]
+        return tabulated(header, lines, style, width, contests, caption) if lines else ""
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell that holds something, flat."""
@@ -131,10 +139,11 @@ class Sheet:
                         "reading": test,
                         "data": group,
                         "column": column,
-                        "got": mean,
+                        "mean": mean,
                         "std": spread,
-                        "seeds": len(cell.got),
-                        "got_by_seed": {str(seed): value for seed, value in cell.got.items()},
+                        "n": len(cell.got),
+                        "seeds": list(cell.got),
+                        "by_seed": {str(seed): value for seed, value in cell.got.items()},
                         "published": cell.published,
                         "difference": cell.difference,
                         "tolerance": None if cell.published is None or cell.misprint else self.tolerance,
@@ -150,27 +159,13 @@ class Sheet:
     def outside(self) -> list[str]:
         """One line for each cell whose difference from the published number is larger than the tolerance."""
         return [
-            f"{row['method']}, {row['reading']}, {row['data']}/{row['column']}: {row['got']:.2f}, published "
+            f"{row['method']}, {row['reading']}, {row['data']}/{row['column']}: {row['mean']:.2f}, published "
             f"{row['published']:g}, difference {row['difference']:+.2f}, tolerance {row['tolerance']:g}"
             for row in self.records()
             if row["difference"] is not None
             and row["tolerance"] is not None
             and abs(row["difference"]) > row["tolerance"] + _ROUNDING
         ]
-
-
-def _fitted(head: Sequence[str], lines: Sequence[Sequence[str]], style: str) -> list[str]:
-    """A table, as text in several parts of whole columns where it is wider than `WIDTH`; each has the first column."""
-    pad = tabulate.MIN_PADDING  # of every heading; two more spaces part the columns
-    widths = [max(len(title) + pad, *map(len, column)) + 2 for title, *column in zip(head, *lines)]
-    parts: list[list[int]] = [[]]
-    for number in range(1, len(head)):
-        full = sum(widths[column] for column in (0, *parts[-1], number)) - 2 > WIDTH
-        if parts[-1] and full and style == "text":
-            parts.append([])
-        parts[-1].append(number)
-    chosen = ([0, *part] for part in parts)
-    return [tabulated([head[n] for n in part], [[row[n] for n in part] for row in lines], style) for part in chosen]
 
 
 def build_cells(

@@ -15,7 +15,8 @@ from typing import Any
 from .extra_tables import extra_test_tables
 from .groups import Group, Record, Row
 from .protocols import SCENARIO_TASKS
-from .tables import Table, cell_text, footnotes, group_title, header_lines, metric_tables
+from .rendering import Table, Value, over_seeds
+from .tables import footnotes, group_facts, group_title, header_lines, metric_tables
 from .trust import DEFAULT_COLUMNS, shows_accuracy
 
 FULL, WORST = "full", "worst cell"
@@ -103,9 +104,10 @@ class _Tables:
         title = f"{group_title(self.group)}: {where}"
         above = [*header_lines(self.group, self.rows, self.seeds, self.base), *self.about()]
         names, several = [FULL, *self.cases], len(self.domains) > 1 and self.base is not None
-        lines, gains = [], []
+        lines: list[list[str | Value]] = []
+        gains: list[list[str | Value]] = []
         for row in self.rows:
-            lines.append([row.label, *(self.cell(self.figures(row, name)) for name in names), *[""] * several])
+            lines.append([row.label, *(self.cell(self.figures(row, name)) for name in names), *[Value("")] * several])
             if self.base is None or row == self.base:
                 continue
             differences = {name: self.differences(row, name) for name in names}
@@ -113,8 +115,9 @@ class _Tables:
             cells = [self.cell(difference, signed=True) for difference in differences.values()]
             gains.append([f"gain of {row.label}", *cells, *worst])
         below = [*self.not_applicable(), *footnotes(self.group, self.rows, self.domains, self.seeds)]
-        yield Table(title, above, ["accuracy (%)", *names, *[WORST] * several], lines + gains, below)
-        yield Table(f"{title}: draws", self.about_draws(), ["", *self.cases], list(self.draw_lines()), [])
+        facts, contests = group_facts(self.group), [(range(len(lines)), True)]
+        yield Table(title, above, ["accuracy (%)", *names, *[WORST] * several], lines + gains, below, facts, contests)
+        yield Table(f"{title}: draws", self.about_draws(), ["", *self.cases], list(self.draw_lines()), [], facts)
 
     def runs(self, row: Row) -> Iterator[tuple[tuple[str, int], Record]]:
         """The runs of a row, by domain and seed."""
@@ -133,23 +136,23 @@ class _Tables:
         own, other = self.figures(row, name), self.figures(self.base, name)
         return {place: own[place] - other[place] for place in own if place in other}
 
-    def by_seed(self, figures: Figures) -> list[float]:
-        """The means over the domains, of the seeds that have all of them."""
+    def cell(self, figures: Figures, signed: bool = False) -> Value:
+        """A cell of the mean over the domains, of the seeds that have all of them."""
         complete = [seed for seed in self.seeds if all((domain, seed) in figures for domain in self.domains)]
-        return [statistics.fmean(figures[domain, seed] for domain in self.domains) for seed in complete]
+        means = {seed: statistics.fmean(figures[domain, seed] for domain in self.domains) for seed in complete}
+        return over_seeds(means, len(self.seeds), signed)
 
-    def cell(self, figures: Figures, signed: bool = False) -> str:
-        """A cell of the mean over the domains."""
-        return cell_text(self.by_seed(figures), len(self.seeds), signed)
-
-    def worst(self, differences: Mapping[str, Figures]) -> str:
+    def worst(self, differences: Mapping[str, Figures]) -> Value:
         """The least difference, mean over seeds, of a domain in a case: `-6.1 (flat, B64)`."""
         cells = []
         for name, figures in differences.items():
             for domain in self.domains:
                 values = [value for (place, _), value in figures.items() if place == domain]
                 cells += [(statistics.fmean(values), f"{domain}, {name}")] if values else []
-        return "{:+.1f} ({})".format(*min(cells)) if cells else "-"
+        if not cells:
+            return Value("-")
+        least, where = min(cells)
+        return Value(f"{least:+.1f} ({where})", (least,), more={"where": where})
 
     def about(self) -> list[str]:
         """The lines that say how the images of each column were drawn, and what the methods need."""
@@ -216,7 +219,7 @@ class _Tables:
             lines.insert(2, f"worse: percent of the draws in which a method has fewer hits than {self.base.label}")
         return lines
 
-    def draw_lines(self) -> Iterator[list[str]]:
+    def draw_lines(self) -> Iterator[list[str | Value]]:
         """Standard errors, shares of draws that are worse than the reference's, and milliseconds."""
         for row in self.rows:
             yield [f"standard error: {row.label}", *(self.standard_error(row, name) for name in self.cases)]
@@ -227,13 +230,13 @@ class _Tables:
             yield [f"standard error of the gain: {row.label}", *errors]
         for row in others:
             worse = [[own < other for run in runs for own, other in run] for runs in pairs[row]]
-            yield [f"worse: {row.label}", *(f"{100 * statistics.fmean(case):.0f}" if case else "-" for case in worse)]
+            yield [f"worse: {row.label}", *(_share(case) for case in worse)]
         for row in self.rows:
             times = [list(self.figures(row, name, "milliseconds").values()) for name in self.cases]
             if any(times):
                 yield [f"ms: {row.label}", *(_milliseconds(own) for own in times)]
 
-    def standard_error(self, row: Row, name: str) -> str:
+    def standard_error(self, row: Row, name: str) -> Value:
         """Of the mean over domains and seeds."""
         return _combined(list(self.figures(row, name, "standard_error").values()))
 
@@ -258,16 +261,29 @@ def _error(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def _combined(errors: Sequence[float | None]) -> str:
+def _combined(errors: Sequence[float | None]) -> Value:
     """The standard error of the mean of independent means with these standard errors, as a cell."""
     known = [error for error in errors if error is not None]
-    return f"{math.sqrt(sum(error**2 for error in known)) / len(known):.1f}" if known else "-"
+    if not known:
+        return Value("-")
+    error = math.sqrt(sum(error**2 for error in known)) / len(known)
+    return Value(f"{error:.1f}", (error,))
 
 
-def _milliseconds(times: Sequence[float]) -> str:
+def _share(worse: Sequence[bool]) -> Value:
+    """How many are worse, in percent."""
+    if not worse:
+        return Value("-")
+    share = 100 * statistics.fmean(worse)
+    return Value(f"{share:.0f}", (share,))
+
+
+def _milliseconds(times: Sequence[float]) -> Value:
     """Their mean, with two digits at least: 0.034, 2.5, 25, 250."""
-    mean = statistics.fmean(times) if times else None
-    return "-" if mean is None else f"{mean:.2g}" if mean < 10 else f"{mean:.0f}"
+    if not times:
+        return Value("-")
+    mean = statistics.fmean(times)
+    return Value(f"{mean:.2g}" if mean < 10 else f"{mean:.0f}", (mean,))
 
 
 def _several(values: Iterable[Any]) -> str:

@@ -9,90 +9,18 @@ The further tests that a record may hold have tables of their own (`extra_tables
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from tabulate import tabulate
-
-from .errors import UserError
-from .escaping import csv_text, markdown, one_line
-from .groups import LOWEST, MEAN, Group, Record, Row, column_of
+from .groups import LOWEST, MEAN, Group, Record, Row, column_of, row_of
 from .intervals import INTERVAL_NOTE, gain_intervals
 from .protocols import SCENARIO_TASKS, protocols
+from .rendering import SPREAD, Table, Value, over_seeds
+from .row_names import changed_keys
 from .run_data import NOT_RECORDED, described
 from .trust import DEFAULT_COLUMNS, INTERVAL, METRICS, WORST, WORST_NOTE
 
-FORMATS = ("text", "markdown", "latex", "csv", "json")
-STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
 FULL_NOTE = "cells: all images of a target domain at once"
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; the latter is None for fewer than two values."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def cell_text(values: Sequence[float], seeds: int, signed: bool = False, digits: int = 1) -> str:
-    """`61.2 +/- 0.8`, with `(n=2)` if there are fewer than `seeds` values, `-` if there is none."""
-    if not values:
-        return "-"
-    mean, spread = mean_and_spread(values)
-    mean = round(mean, digits) + 0.0  # no "-0.0"
-    text = f"{mean:+.{digits}f}" if signed else f"{mean:.{digits}f}"
-    text += "" if spread is None else f" +/- {spread:.{digits}f}"
-    return text if len(values) == seeds else f"{text} (n={len(values)})"
-
-
-@dataclass
-class Table:
-    """A table ready to be printed: lines above, header, rows of texts, lines below."""
-
-    title: str
-    above: list[str]
-    columns: list[str]
-    rows: list[list[str]]
-    below: list[str]
-
-    def render(self, style: str = "text") -> str:
-        """The table as text in a style of `FORMATS`; CSV holds the rows alone."""
-        check_style(style)
-        if style == "json":
-            rows = [dict(zip(self.columns, row)) for row in self.rows]
-            sheet = {"title": self.title, "about": self.above, "rows": rows, "notes": self.below}
-            return json.dumps(sheet, indent=1, ensure_ascii=False)
-        if style == "csv":
-            return csv_text([self.columns, *self.rows]).rstrip("\n")
-        return framed(self.title, self.above, tabulated(self.columns, self.rows, style), self.below, style)
-
-
-def check_style(style: str) -> None:
-    """Refuse a style that is none of `FORMATS`."""
-    if style not in FORMATS:
-        raise UserError(f"unknown table format '{style}': expected one of {', '.join(FORMATS)}")
-
-
-def tabulated(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """Header and rows of texts as text, Markdown or LaTeX, the first column to the left; every cell is as it is."""
-    escape = markdown if style == "markdown" else one_line  # tabulate escapes LaTeX itself
-    head, *body = [[escape(cell) for cell in row] for row in (columns, *rows)]
-    align = ("left", *["right"] * (len(columns) - 1))
-    return str(tabulate(body, head, tablefmt=STYLES[style], colalign=align, disable_numparse=True))
-
-
-def framed(title: str, above: Sequence[str], body: str, below: Sequence[str], style: str) -> str:
-    """A table with the lines around it, as text, Markdown or LaTeX (where they are comments)."""
-    escape = markdown if style == "markdown" else one_line
-    title, above, below = escape(title), [escape(line) for line in above], [escape(line) for line in below]
-    if style == "text":
-        return "\n".join([title, *above, "", body, *below])
-    if style == "markdown":
-        parts = [f"**{title}**", "  \n".join(above), body, "\n".join(f"- {line}" for line in below)]
-        return "\n\n".join(part for part in parts if part).replace("+/-", "±")
-    comments = ["\n".join(f"% {line}" for line in lines) for lines in ([title, *above], below)]
-    body = body.replace("+/-", "$\\pm$")
-    return "\n".join(part for part in (comments[0], body, comments[1]) if part)
 
 
 def metric_tables(
@@ -145,16 +73,16 @@ def method_table(
     def cells(row: Row) -> list[Mapping[int, float]]:
         return [wanted.accuracies(row, name, what.key) if row in wanted.runs else {} for name in names]
 
-    def texts(each: Sequence[Mapping[int, float]], signed: bool = False) -> list[str]:
-        return [cell_text(list(cell.values()), len(seeds), signed, what.digits) for cell in each]
+    def values(each: Sequence[Mapping[int, float]], signed: bool = False) -> list[Value]:
+        return [over_seeds(cell, len(seeds), signed, what.digits) for cell in each]
 
-    lines = [[row.label, *texts(cells(row))] for row in rows]
+    lines: list[list[str | Value]] = [[row.label, *values(cells(row))] for row in rows]
     compared = [row for row in rows if row != base] if base is not None and what.gains else []
     against = cells(base) if base is not None else []
     for row in compared:
         pairs = zip(cells(row), against)
         gains = [{seed: cell[seed] - ref[seed] for seed in cell if seed in ref} for cell, ref in pairs]
-        lines.append([f"gain of {row.label}", *texts(gains, signed=True)])
+        lines.append([f"gain of {row.label}", *values(gains, signed=True)])
     mean = MEAN if group.is_harmonic and not what.gains else group.summary_name
     header = [what.title, *domains, mean]
     above = header_lines(wanted, rows, seeds, base if what.gains else None) + ([what.note] if what.note else [])
@@ -165,31 +93,43 @@ def method_table(
     if INTERVAL in summaries:
         intervals, reasons = gain_intervals(wanted, compared, base)
         header, above, below = [*header, INTERVAL], [*above, INTERVAL_NOTE], below + reasons
-        ends = ["-" if base is None else ""] * len(rows) + [intervals.get(row, "-") for row in compared]
+        none = Value("-" if base is None else "")
+        ends = [none] * len(rows) + [intervals.get(row, Value("-")) for row in compared]
         lines = [[*line, end] for line, end in zip(lines, ends, strict=True)]
-    return Table(group_title(group), above, header, lines, below + footnotes(wanted, rows, domains, seeds))
+    below += footnotes(wanted, rows, domains, seeds)
+    contests = [(range(len(rows)), what.gains)]
+    return Table(group_title(group), above, header, lines, below, group_facts(group), contests)
 
 
 def target_table(group: Group, row: Row, metric: str = "accuracy") -> Table:
     """One method's runs: a line a target domain with a metric for each seed, mean and spread, then their mean."""
     seeds, what = group.seeds, METRICS[metric]
-    lines = []
+    lines: list[list[str | Value]] = []
     for name in [*group.domains, MEAN]:
         cell = group.accuracies(row, name, what.key)
-        each = [f"{cell[seed]:.{what.digits}f}" if seed in cell else "-" for seed in seeds]
-        lines.append([name, *each, cell_text(list(cell.values()), len(seeds), digits=what.digits)])
+        each = [{seed: cell[seed]} if seed in cell else {} for seed in seeds]
+        alone = [over_seeds(own, 1, digits=what.digits) for own in each]
+        lines.append([name, *alone, over_seeds(cell, len(seeds), digits=what.digits)])
     header = ["target", *(f"seed {seed}" for seed in seeds), what.title]
     if len(seeds) == 1:
         header, lines = ["target", what.title], [[line[0], line[-1]] for line in lines]
     above = header_lines(group, [row], seeds) + ([what.note] if what.note else [])
-    below = _missing(group, [row], group.domains, seeds) + _not_recorded(group, [row], metric) + group.remarks
-    return Table(f"{row.label}: {group_title(group)}", above, header, lines, below)
+    below = legend(group, [row]) + _missing(group, [row], group.domains, seeds)
+    below += _not_recorded(group, [row], metric) + group.remarks
+    return Table(f"{row.label}: {group_title(group)}", above, header, lines, below, group_facts(group))
 
 
 def group_title(group: Group) -> str:
     """Data set, task and split."""
     facts = group.facts
     return f"{facts['dataset']}, task {facts['task'] or 'by hand'}, {facts['split']} images"
+
+
+def group_facts(group: Group) -> dict[str, Any]:
+    """What all cells of a group's tables share, for CSV and JSON."""
+    keys = {"dataset": "dataset", "task": "task", "split": "split", "shots": "shots", "classes": "class_subset",
+            "backbone": "backbone", "weights": "weights_hash"}  # fmt: skip
+    return {name: group.facts[key] for name, key in keys.items()}
 
 
 def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: Row | None = None) -> list[str]:
@@ -216,7 +156,7 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
         f"{training}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
         f"selection rule: {_by_row(records, 'selection_rule')}",
         f"prompt: {_by_row(records, 'prompt')}",
-        f"seeds: {listed}" + ("; cells: mean +/- sample standard deviation over seeds" if len(seeds) > 1 else ""),
+        f"seeds: {listed}" + (f"; cells: {SPREAD}" if len(seeds) > 1 else ""),
     ]
     tested = {
         column: f"{column} {run['metrics'][facts['split']]['total']:,}"
@@ -254,7 +194,27 @@ def _by_row(records: Mapping[Row, Sequence[Record]], key: str) -> str:
 
 def footnotes(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """The lines below a table of methods: what is missing, and what a reader must know of its runs."""
-    return _missing(group, rows, domains, seeds) + _unlike(group, rows) + _trained_on(group, rows) + group.remarks
+    missing = legend(group, rows) + _missing(group, rows, domains, seeds)
+    return missing + _unlike(group, rows) + _trained_on(group, rows) + group.remarks
+
+
+def legend(group: Group, rows: Sequence[Row]) -> list[str]:
+    """What the short names of the rows leave out: the keys that were changed, with paths; once what all rows share."""
+    changed = {row: changed_keys(record) for row in rows for record in group.records(row)[:1]}
+    each = [set(keys.items()) for keys in changed.values()]
+    shared = set.intersection(*each) if len(each) > 1 else set()
+    lines = [f"all rows: {_pairs(shared)}"] if shared else []
+    for row, keys in changed.items():
+        record = group.records(row)[0]
+        known = row_of(record).label
+        own = [] if row.label.startswith(known) else [known]
+        own += [_pairs(keys.items() - shared)] if keys.items() - shared else []
+        lines += [f"{row.label}: {', '.join(own)}"] if own else []
+    return lines
+
+
+def _pairs(keys: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(keys))
 
 
 def _missing(group: Group, rows: Sequence[Row], domains: Sequence[str], seeds: Sequence[int]) -> list[str]:

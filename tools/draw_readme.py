@@ -38,12 +38,10 @@ def read_table(folder: Path, task: str) -> dict[str, dict[str, float]]:
         code = table.main([str(folder / task), "--reference", REFERENCE, "--format", "json"])
     if code:
         sys.exit(code)
-    first, _ = json.JSONDecoder().raw_decode(printed.getvalue())  # tables of further metrics may follow
-    rows = {}
-    for row in first["rows"]:
-        label, *cells = row.values()
-        numbers = zip(list(row)[1:], cells, strict=True)
-        rows[label] = {name: float(cell.split()[0]) for name, cell in numbers if cell not in ("", "-")}
+    rows: dict[str, dict[str, float]] = {}
+    for cell in json.loads(printed.getvalue())[0]["cells"]:  # tables of further metrics may follow
+        if cell["mean"] is not None:
+            rows.setdefault(cell["row"], {})[cell["column"]] = cell["mean"]
     return rows
 
 

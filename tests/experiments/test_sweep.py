@@ -249,7 +249,7 @@ def test_a_sweep_runs_what_is_missing_and_nothing_else(world, monkeypatch):
     said = shlex.split(again.stdout.splitlines()[-1].partition("the table: dassl-clip ")[2])
     shown = world.run(said)
     assert shown.returncode == 0, shown.stderr
-    assert "missing" not in shown.stdout and "TinyNet" not in shown.stdout
+    assert "missing" not in shown.stdout and "fast: TinyNet (tiny, LR=0.5), OPTIM.LR 0.5\n" in shown.stdout
     assert re.search(r"^gain of fast +[+-]", shown.stdout, re.M) and re.search(r"^slow +\d", shown.stdout, re.M)
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dassl_clip.results import plots, report, tables
+from dassl_clip.results import plots, rendering, report, tables
 from dassl_clip.results import published as sheets
 from dassl_clip.results.escaping import csv_text, markdown, one_line, printable
 
@@ -26,7 +26,8 @@ NAMES = ["a|b", "<b>bold</b><script>", "`code`", "two\nlines", "*x* _y_ ~~z~~", 
 
 
 def table_of(name):
-    return tables.Table(f"title {name}", [f"above {name}"], ["accuracy (%)", name], [[name, "+1.0"]], [f"below {name}"])
+    value = rendering.Value("-2.5", (-2.5,), (1,))
+    return tables.Table(f"title {name}", [f"above {name}"], ["accuracy (%)", name], [[name, value]], [f"below {name}"])
 
 
 def unmarked(text):
@@ -67,14 +68,15 @@ def test_8_7_no_name_breaks_out_of_its_line(style, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_8_7_csv_holds_no_formula(name):
-    (head, row) = csv.reader(io.StringIO(table_of(name).render("csv")))
-    assert row[1] == "+1.0" and head[1] == row[0] and row[0] in (name, f"'{name}")
-    assert not re.match(r"[=+\-@\t\r].", row[0])
+    (row,) = csv.DictReader(io.StringIO(table_of(name).render("csv")))
+    assert row["mean"] == "-2.5" and row["column"] == row["row"] and row["row"] in (name, f"'{name}")
+    assert row["table"] == f"title {name}" and not re.match(r"[=+\-@\t\r].", row["row"])
     cell = sheets.Cell(got={1: 50.0}, published=51.0)
     sheet = sheets.Sheet("t", [], {(name, "test"): {(name, name): cell}}, {name: [name]}, 1, 1.0, [])
     (line,) = csv.DictReader(io.StringIO(sheet.render("csv")))
-    assert line["method"] == row[0] == line["data"] == line["column"] and line["difference"] == "-1.0"
-    assert json.loads(table_of(name).render("json"))["rows"][0]["accuracy (%)"] == name
+    assert line["method"] == row["row"] == line["data"] == line["column"] and line["difference"] == "-1.0"
+    (table,) = json.loads(table_of(name).render("json"))
+    assert (table["cells"][0]["row"], table["cells"][0]["column"], table["title"]) == (name, name, f"title {name}")
 
 
 def test_8_7_numbers_of_tables_are_no_formulas():

@@ -22,7 +22,7 @@ from dassl_clip.engine.registry import register
 from dassl_clip.results import published as sheets
 from dassl_clip.results.groups import MEAN
 from dassl_clip.results.published import Cell, Sheet, build_cells
-from dassl_clip.results.tables import FORMATS
+from dassl_clip.results.rendering import FORMATS
 
 DOMAINS = {"Birds": ("day", "night"), "Cars": ("city", "farm", "road")}
 FORMS = ("C", "CP", "PC", "NC")
@@ -230,13 +230,16 @@ def test_tables_read_back(style):
     assert float(apart["day"]) == pytest.approx(sheet.cells["Ours", "test"]["Birds", "day"].difference, abs=0.0501)
 
 
-def test_latex_is_comments_and_tabulars_only():
+def test_latex_is_comments_and_tables_only():
     _, _, sheet = example()
     sheet.above, sheet.below = ["50 % of it", "two_words"], ["missing: x: python train.py --seed 1"]
-    depth = 0
-    for line in sheet.render("latex").splitlines():
-        depth += line.startswith("\\begin{tabular}") - line.startswith("\\end{tabular}")
-        assert depth or not line or line.startswith(("%", "\\end{tabular}")), line
+    depth, text = 0, sheet.render("latex")
+    for line in text.splitlines():
+        depth += line.startswith("\\begin{table}") - line.startswith("\\end{table}")
+        assert depth or not line or line.startswith(("%", "\\end{table}")), line
+    assert re.findall(r"^\\label\{(.*)\}$", text, re.M) == [
+        f"tab:a-title-{name}" for name in ("birds", "cars", "overall")
+    ]
 
 
 def test_json_and_csv_hold_every_cell():
@@ -248,25 +251,26 @@ def test_json_and_csv_hold_every_cell():
     for key, places in got.items():
         for place, values in places.items():
             row = rows[(*key, *place)]
-            assert row["got_by_seed"] == {str(s): value for s, value in values.items()}
-            assert row["got"] == pytest.approx(statistics.fmean(values.values()))
+            assert row["by_seed"] == {str(s): value for s, value in values.items()}
+            assert row["mean"] == pytest.approx(statistics.fmean(values.values()))
             assert row["std"] == pytest.approx(statistics.stdev(values.values()))
-            assert row["seeds"] == len(SEEDS)
+            assert (row["n"], row["seeds"]) == (len(SEEDS), list(SEEDS))
     for method, readings in published.items():
         for reading, places in readings.items():
             for place, value in places.items():
                 row = rows[(method, reading, *place.split("/"))]
                 assert (row["published"], row["tolerance"]) == (value, 1.0)
-    assert rows["Theirs", "test", "Cars", "farm"]["got"] is None
+    assert rows["Theirs", "test", "Cars", "farm"]["mean"] is None
     assert rows["CLIP", "C", "Cars", "farm"]["tolerance"] is None
 
     table = list(csv.DictReader(io.StringIO(sheet.render("csv"))))
     assert len(table) == len(rows)
     for line in table:
         row = rows[line["method"], line["reading"], line["data"], line["column"]]
-        for name in ("got", "std", "published", "difference", "tolerance"):
+        for name in ("mean", "std", "published", "difference", "tolerance"):
             assert (float(line[name]) if line[name] else None) == row[name]
-        assert json.loads(line["got_by_seed"]) == row["got_by_seed"]
+        assert json.loads(line["by_seed"]) == row["by_seed"]
+        assert line["seeds"] == " ".join(map(str, row["seeds"])) and int(line["n"]) == row["n"]
 
 
 def test_gaps_are_counted():

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from dassl_clip.results import tables
+from dassl_clip.results import rendering, tables
 from dassl_clip.results.groups import Row, check_rows, group_records
 
 from .conftest import make_record
@@ -186,8 +186,8 @@ def test_rows_that_saw_other_images_are_named():
 
 
 def test_no_change_is_plus_zero():
-    assert tables.cell_text([-0.04], 1, signed=True) == "+0.0"
-    assert tables.cell_text([-0.06], 1, signed=True) == "-0.1"
+    assert rendering.cell_text([-0.04], 1, signed=True) == "+0.0"
+    assert rendering.cell_text([-0.06], 1, signed=True) == "-0.1"
 
 
 def with_data(record, test="t1", listing="l1", names="n1", drawn=False):
