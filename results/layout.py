@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from tabulate import tabulate
+import tabulate
 
 from .escaping import one_line
 
@@ -35,10 +35,10 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
     longest = max(16, (width - _GAP) // 3)
     for line in table:
         line[1:] = [_broken(cell, longest) for cell in line[1:]]
-    sizes = [max(map(_length, column)) for column in zip(*table)]
+    sizes = [max(_length(head) + tabulate.MIN_PADDING, *map(_length, column), 0) for head, *column in zip(*table)]
     first = min(sizes[0], width - _GAP - max(sizes[1:], default=-_GAP))
-    for line in table:
-        line[0] = _broken(line[0], first)
+    for number, line in enumerate(table):
+        line[0] = _broken(line[0], first - tabulate.MIN_PADDING * (number == 0))
     blocks: list[list[int]] = [[]]
     left = width - first
     for place, size in enumerate(sizes[1:], 1):
@@ -52,7 +52,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
 
 def _block(table: Sequence[Sequence[str]]) -> str:
     align = ("left", *["right"] * (len(table[0]) - 1))
-    text = str(tabulate(table[1:], table[0], tablefmt="simple", colalign=align, disable_numparse=True))
+    text = str(tabulate.tabulate(table[1:], table[0], tablefmt="simple", colalign=align, disable_numparse=True))
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
