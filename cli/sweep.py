@@ -89,7 +89,7 @@ def launcher_of(args: argparse.Namespace) -> launchers.Launcher:
     if args.launcher == "slurm":
         return slurm.launcher(slurm.parameters(args.slurm), Path(args.out), args.jobs)
     if args.launcher == "local":
-        return lambda runs: launchers.run_locally(runs, args.jobs)
+        return lambda runs, outlook: launchers.run_locally(runs, args.jobs, outlook=outlook)
     if args.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(args.gpus)
     gpus = launchers.count_gpus()
@@ -99,7 +99,7 @@ def launcher_of(args: argparse.Namespace) -> launchers.Launcher:
     if not gpus and not args.gpus:
         raise UserError("--launcher gpus: this machine has no usable GPU; take --launcher local")
     count = len(args.gpus) or gpus
-    return lambda runs: launchers.run_locally(runs, args.jobs or count, count)
+    return lambda runs, outlook: launchers.run_locally(runs, args.jobs or count, count, outlook)
 
 
 def devices(text: str) -> list[str]:

@@ -174,7 +174,9 @@ def run_methods(
         return 0
     if todo:
         make_folder(Path(request.out), "--out")
-    failed = launchers.run_in_order(runs, todo, lambda some: launchers.run_locally(some, jobs))
+    failed = launchers.run_in_order(
+        runs, todo, lambda some, outlook: launchers.run_locally(some, jobs, outlook=outlook)
+    )
     if printing is not None:
         print_tables(runs, printing)
     for outcome in failed:

@@ -1,8 +1,9 @@
-"""How long a run has trained and tested."""
+"""How long a run has trained and tested, and how long a loop has left."""
 
 import contextlib
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 
 class Clock:
@@ -46,3 +47,28 @@ class Clock:
     def total(self) -> float:
         """Seconds since the run began, with those before a resume."""
         return time.monotonic() - self._began
+
+
+class Pace:
+    """How long the rest of a loop will take, from the steps since it began here.
+
+    Args:
+        done: Steps that an earlier start has done.
+        total: Most steps in all.
+    """
+
+    SILENCE = 5.0  # seconds after which a line is due
+
+    def __init__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        self._began = self._said = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether nothing was said for a while."""
+        return time.monotonic() - self._said >= self.SILENCE
+
+    def line(self, step: int) -> str:
+        """`step 480 of at most 8000, eta 0:00:12`, which counts as said."""
+        self._said = now = time.monotonic()
+        left = (now - self._began) / max(step - self.done, 1) * (self.total - step)
+        return f"step {step} of at most {self.total}, eta {timedelta(seconds=round(left))}"

@@ -117,7 +117,7 @@ def _cached_rows(facts: dict[str, object], count: int | None, make: Maker, uncha
         return array
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(turn(path))
+            stack.enter_context(turn(path, str(facts.get("kind", "features"))))
         except OSError as error:
             warn_not_cached(error)
             return Rows(count).fill(make)
@@ -138,8 +138,8 @@ def _cached_rows(facts: dict[str, object], count: int | None, make: Maker, uncha
 
 
 @contextlib.contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """Be the one process that makes the entry at a path; waits while another one is.
+def turn(path: Path, what: str = "features") -> Iterator[None]:
+    """Be the one process that makes the entry at a path; waits while another one is, and says so.
 
     Raises:
         OSError: Nothing can be written there.
@@ -150,7 +150,7 @@ def turn(path: Path) -> Iterator[None]:
     waits = False
     while (held := locking.acquire(place, 0.0)) is None:
         if not waits:
-            logger.info("another process is making the same features: waiting for it (%s)", path)
+            logger.info("waiting: another process makes the same %s, which this run then reads (%s)", what, path)
         waits = True
         signals.raise_if_stopped()
         time.sleep(POLL_SECONDS)

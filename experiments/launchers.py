@@ -25,11 +25,12 @@ from dassl_clip.results.errors import UserError
 
 from . import locks, state
 from .plan import Run
-from .progress import Reporter, fraction_done
+from .progress import Kind, Outlook, Reporter
 
 TAIL_LINES = 15
 _MEMORY_PER_RUN = 2 * 2**30
 _SECONDS_TO_SAVE = 20.0
+_TICK = 1.0  # seconds between two looks at what is shown
 
 
 @dataclass
@@ -42,7 +43,13 @@ class Outcome:
     tail: list[str] = field(default_factory=list)
 
 
-Launcher = Callable[[Sequence[Run]], list[Outcome]]  # makes some runs, and returns the failures
+Launcher = Callable[[Sequence[Run], Outlook], list[Outcome]]  # makes some runs, and returns the failures
+
+
+def kind_of(run: Run) -> Kind:
+    """What runs that take about as long have in common."""
+    method = f"{run.row.label}, evaluated" if run.evaluates else run.row.label
+    return method, run.task, run.config.DATASET.NAME, str(run.config.DATASET.NUM_SHOTS)
 
 
 def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> list[Outcome]:
@@ -59,15 +66,22 @@ def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> 
         All failures.
     """
     failed: list[Outcome] = []
+    outlook, ahead = Outlook(), {run.folder: run for run in todo}
+    for run in runs:  # an earlier start has made some
+        if run.folder not in ahead and (record := records.read_record(run.folder)) is not None:
+            outlook.note(kind_of(run), record["seconds"]["total"])
 
     def make(some: Sequence[Run]) -> None:
+        for run in some:
+            ahead.pop(run.folder, None)
+        outlook.later = [kind_of(run) for run in ahead.values()]
         ready = []
         for run in some:
             if run.needs is None or records.is_complete(run.needs):
                 ready.append(run)
             else:
                 print(f"left out: {run.name}: it needs the run in {run.needs}, which is not finished", file=sys.stderr)
-        failed.extend(launch(ready) if ready else [])
+        failed.extend(launch(ready, outlook) if ready else [])
 
     first, twins = state.part_twins(state.take_over([run for run in todo if run.needs is None]))
     make(first)
@@ -105,13 +119,16 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) -> list[Outcome]:
+def run_locally(
+    runs: Sequence[Run], jobs: int | None, gpus: int | None = None, outlook: Outlook | None = None
+) -> list[Outcome]:
     """Make runs in processes of this machine, and continue after failures; returns the failures.
 
     Args:
         runs: what to run, in this order.
         jobs: how many at a time, among which the cores are divided; None for as many as the machine suggests.
         gpus: number of GPUs that they take in turn; None for those that are there.
+        outlook: how long such runs took, and what comes later.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: expected at least 1 run at a time")
@@ -125,7 +142,7 @@ def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) 
     waiting, slots = deque(runs), list(range(jobs))
     children: list[_Child] = []
     failed: list[Outcome] = []
-    reporter = Reporter(len(runs))
+    reporter = Reporter([kind_of(run) for run in runs], jobs, outlook)
     try:
         with ends_on_sigterm():
             while waiting or children:
@@ -138,7 +155,9 @@ def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) 
                     writing.close()
                     os.set_blocking(reading.fileno(), False)
                     children.append(_Child(run, process, reading, slot, time.monotonic()))
-                ready = wait([end for child in children for end in (child.process.sentinel, child.pipe)])
+                    reporter.start(run.name, f"{run.task} {run.target} seed {run.seed}", kind_of(run))
+                ready = wait([end for child in children for end in (child.process.sentinel, child.pipe)], _TICK)
+                reporter.tick()
                 for child in children:
                     if child.pipe in ready:
                         child.read(reporter)
@@ -146,7 +165,8 @@ def run_locally(runs: Sequence[Run], jobs: int | None, gpus: int | None = None) 
                     children.remove(child)
                     slots = sorted([*slots, child.slot])
                     outcome = child.outcome(reporter)
-                    reporter.finish(child.run.name, describe(outcome))
+                    told = describe(outcome)
+                    reporter.finish(child.run.name, told, ok=outcome.code == 0)
                     failed += [outcome] if outcome.code else []
     finally:  # runs that are left may save first; one that does not end in time is killed, with all that it started
         for child in children:
@@ -201,9 +221,7 @@ class _Child:
         lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # of a bar only what stays
         self.partial = self.partial.rpartition("\r")[2] or self.partial
         for line in filter(str.strip, lines):
-            share = fraction_done(line)
-            if share is not None:
-                reporter.update(self.run.name, f"{self.run.row.method} {self.run.target}", share)
+            reporter.read(self.run.name, line)
             self.tail.append(line.rstrip())
         return bool(data)
 

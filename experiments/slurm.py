@@ -16,6 +16,7 @@ from dassl_clip.results.errors import UserError
 from . import locks, state
 from .launchers import TAIL_LINES, Launcher, Outcome, ends_on_sigterm
 from .plan import Run
+from .progress import Outlook
 from .run import run_planned
 
 JOB_MINUTES = 24 * 60  # most time of a job, unless --slurm says otherwise
@@ -68,7 +69,7 @@ def launcher(given: dict[str, Any], out: Path, jobs: int | None) -> Launcher:
             print(f"{len(unfinished)} jobs cancelled", flush=True)
             raise
 
-    def launch(runs: Sequence[Run]) -> list[Outcome]:
+    def launch(runs: Sequence[Run], outlook: Outlook) -> list[Outcome]:
         most = (jobs or environment.usable_cores()) if executor.cluster == "local" else len(runs)
         parts = [runs[start : start + most] for start in range(0, len(runs), most)]
         with ends_on_sigterm():

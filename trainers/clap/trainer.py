@@ -26,6 +26,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import fill_template, resolve_templates
 from dassl_clip.engine import distributed, feature_cache, signals
+from dassl_clip.engine.clock import Pace
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
@@ -177,6 +178,7 @@ class CLAP(CLIPTrainer):
             state = {**state, "head": self.model.state_dict()}
         elif self.checkpoints.resumed is not None:  # the head is that of a checkpoint that is not resumed
             vector_to_parameters(self.start.clone(), self.model.parameters())
+        self.pace = Pace(0 if state is None else state["step"], node.MAX_STEPS)
         self.report = fit_content_head(
             self.model,
             pairs,
@@ -211,12 +213,14 @@ class CLAP(CLIPTrainer):
             self.checkpoints.save_fit(
                 step, problem, {key: value for key, value in make_state().items() if key != "head"}
             )
+        if self.pace.due():
+            logger.info(self.pace.line(step))
         if stop:
             distributed.barrier()  # nobody leaves before the file is whole
             raise signals.Terminated(f"saved after step {step}")
 
     def _log_check(self, step: int, loss: float) -> None:
-        logger.info("step %d of at most %d: loss %.4f", step, self.node.MAX_STEPS, loss)
+        logger.info("%s: loss %.4f", self.pace.line(step), loss)
         self.write_scalar("train/contrastive", loss, step)
 
     def content(self, features: Tensor) -> Tensor:
