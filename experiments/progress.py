@@ -83,7 +83,7 @@ class Running:
         return self.share is not None and self.share >= 1
 
     def text(self, now: float) -> str:
-        """`GOPro (icons) lodo line seed 1 43%, eta 0:03:10`."""
+        """`METHOD (icons) lodo line seed 1 43%, eta 0:03:10`."""
         parts = [f"{named(self.kind)} {self.label}" + ("" if self.share is None else f" {self.share:.0%}")]
         parts += [f"waits: {self.note}"] if self.note else []
         eta = "trained, testing" if self.trained else "" if self.end is None else f"eta {shown(self.end - now)}"
