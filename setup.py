@@ -4,21 +4,19 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES_AT_THE_TOP = (
-    "clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs"
-)  # fmt: skip
+PACKAGES_AT_THE_TOP = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
 PACKAGES = {
     f"dassl_clip.{package}": package.replace(".", "/")
     for room in PACKAGES_AT_THE_TOP
     for package in (room, *(f"{room}.{name}" for name in find_packages(room)))
 }
 
-PACKAGES["dassl_clip"] = "api/top"  # names for `from dassl_clip import ...`
+METHODS = sorted({file.parent.name for file in Path(__file__).parent.glob("configs/trainers/*/*.yaml")})
 
 setup(
     name="dassl-clip",
     version="0.1.0",
-    description="CLIP adaptation under domain shift for the Dassl toolbox: GOPro, CoOp, linear probes and zero-shot",
+    description=f"CLIP adaptation under domain shift for the Dassl toolbox: {', '.join(METHODS)}",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -64,10 +62,9 @@ setup(
             "matplotlib>=3.8",
             "scikit-learn>=1.3",
             "submitit>=1.5",
-            "pyarrow>=14.0.1",
         ],
+        "toolbox": ["dassl-toolbox-embedded>=0.6.3"],  # leave it out where Dassl.pytorch is installed
         "hf": ["transformers>=4.40", "sentencepiece>=0.1.99"],
-        "hub": ["pyarrow>=14.0.1"],
         "build": ["resvg_py>=0.1"],
         "plots": ["matplotlib>=3.8", "scikit-learn>=1.3"],
         "umap": ["umap-learn>=0.5.4"],

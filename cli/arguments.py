@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +12,26 @@ from typing import Any
 
 from dassl_clip.engine.config import TOP_KEYS
 from dassl_clip.engine.errors import USAGE_EXIT, guarded
-from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.engine.overrides import Pairs
+from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
+from dassl_clip.results.files import no_file
 
 FORMATS = (".csv", ".json")  # of files with answers or words
-_DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+")
+_KEY = re.compile(rf"({'|'.join(TOP_KEYS)}|[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+)(=.*)?", re.DOTALL)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Leaves examples as they are, each on a line of its own; other texts are wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example") else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser with `--debug` and without abbreviations; its refusals are one line with the flag meant."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
         if self.add_help:
             self.add_argument("--debug", action="store_true", help="tracebacks for every error")
 
@@ -69,8 +79,11 @@ def command(
     def work(words: list[str]) -> int:
         parser = build_parser()
         if any("KEY VALUE" in (one.usage or "") for one in (parser, *dict(subparsers(parser)).values())):
-            return run(*split_command(parser, words))
-        return run(parser.parse_args(words))
+            args, *pairs = split_command(parser, words)
+        else:
+            args, *pairs = (parser.parse_args(words),)
+        check_files(args)
+        return run(args, *pairs)
 
     def main(argv: Sequence[str] | None = None) -> int:
         return guarded(work, argv, interrupted)
@@ -78,10 +91,70 @@ def command(
     return main
 
 
-def add_import(parser: Parser, what: str = "the run's trainer") -> None:
+def add_import(parser: argparse._ActionsContainer, what: str = "the run's trainer") -> None:
     """The flag that loads a user's own code."""
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
                         help=f"load a module or .py file that registers {what}; repeatable")  # fmt: skip
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse files and runs that arguments name and that are not there, before anything is loaded.
+
+    Raises:
+        UserError: what `--import`, `--weights`, RUN or IMAGE_OR_FOLDER names does not exist.
+    """
+    files = [("--import", name) for name in getattr(args, "imports", ()) if name.endswith(".py")]
+    files += [("--weights", args.weights)] if getattr(args, "weights", None) else []
+    for flag, name in files:
+        if not Path(name).expanduser().is_file():
+            raise MissingFileError(f"{flag}: {no_file(name)}")
+    advice = "give the folder of a finished run (it holds record.json and config.yaml), or a file made by export"
+    images = getattr(args, "images", ())  # of other commands, how many
+    named = [(name, "") for name in images] if isinstance(images, list) else []
+    named += [(args.run, f"; {advice}")] if getattr(args, "run", None) else []
+    for name, what in named:
+        if not Path(name).expanduser().exists():
+            raise MissingFileError(f"there is no file or folder {name}{what}")
+
+
+class KeyFlag(argparse.Action):
+    """A flag that stands beside a key of the configuration: both may be given, but not with different values.
+
+    Args:
+        key: the key.
+        becomes_pair: the flag is nothing but short for the key, and a command receives it among the pairs.
+    """
+
+    def __init__(self, *args: Any, key: str, becomes_pair: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.key, self.becomes_pair = key, becomes_pair
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+
+
+def add_data(parser: argparse._ActionsContainer, text: str, name: str = "data") -> None:
+    """The flag of the folder above the data sets, under both of its names; help and errors show the first."""
+    parser.add_argument(f"--{name}", *{"--data", "--root"} - {f"--{name}"}, dest=name, default="", metavar="DIR",
+                        action=KeyFlag, key="DATASET.ROOT", help=text)  # fmt: skip
+
+
+def add_model(parser: argparse._ActionsContainer, default: str = "that of the config") -> None:
+    """The flags of the frozen model, short for two keys."""
+    parser.add_argument("--backbone", metavar="NAME", action=KeyFlag, key="MODEL.BACKBONE.NAME", becomes_pair=True,
+                        help=f"the model, short for MODEL.BACKBONE.NAME (default: {default})")  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", action=KeyFlag, key="MODEL.BACKBONE.WEIGHTS", becomes_pair=True,
+                        help="file with its weights, short for MODEL.BACKBONE.WEIGHTS")  # fmt: skip
+
+
+def add_seeds(parser: argparse._ActionsContainer, name: str, **settings: Any) -> None:
+    """The argument of one seed or several: `1 2 3`, `1,2,3`."""
+    parser.add_argument(name, nargs="+", type=seeds, action=_Seeds, **settings)
+
+
+class _Seeds(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, tuple(dict.fromkeys(itertools.chain.from_iterable(values))))
 
 
 def check_format(out: str) -> None:
@@ -91,7 +164,7 @@ def check_format(out: str) -> None:
 
 
 def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate flags from KEY VALUE pairs, wherever the pairs stand.
+    """Separate flags from pairs, `KEY VALUE` or `KEY=VALUE`, wherever the pairs stand.
 
     A key ends the list of a flag that takes several values, so `--target-domains a b OPTIM.LR 0.1` means what it says.
 
@@ -108,34 +181,54 @@ def split_pairs(words: Sequence[str], single_flags: Sequence[str]) -> tuple[list
     flags: list[str] = []
     pairs: list[str] = []
     rest = list(words)
+    only_pairs = False  # after `--`, where any word is a key
     while rest:
         word = rest.pop(0)
-        if word == "--":
-            pairs += rest
-            break
-        if word in single_flags:
+        found = _KEY.fullmatch(word)
+        if word == "--" and not only_pairs:
+            only_pairs = True
+        elif word in single_flags and not only_pairs:
             flags += [word, *rest[:1]]
             del rest[:1]
-        elif word in TOP_KEYS or _DOTTED_KEY.fullmatch(word):
-            if not rest:
-                raise UserError(f"the key {word} has no value: write {word} VALUE")
-            pairs += [word, rest.pop(0)]
-        else:
+        elif found is None and not only_pairs:
             flags.append(word)
-    if len(pairs) % 2:
-        raise UserError(f"KEY VALUE pairs expected, but {' '.join(pairs)} has an odd number of words")
+        elif "=" in word:
+            key, _, value = word.partition("=")
+            pairs += [key, value]
+        elif rest:
+            value = rest.pop(0)
+            pairs += [word, rest.pop(0) if value == "=" and rest else value]
+        else:
+            raise UserError(f"the key {word} has no value: write {word} VALUE or {word}=VALUE")
     return flags, pairs
 
 
-def split_command(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[tuple[str, str], ...]]:
-    """Parse a command line whose KEY VALUE pairs may stand anywhere among the flags."""
-    words, pairs = split_pairs(argv, parser.single_value_flags())
-    return parser.parse_args(words), tuple(zip(pairs[::2], pairs[1::2]))
+def split_command(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Pairs]:
+    """Parse a command line whose pairs may stand anywhere among the flags; those of `add_model` become pairs.
+
+    Raises:
+        UserError: a flag and its key ask for different things, or there is no such file of weights.
+    """
+    words, flat = split_pairs(argv, parser.single_value_flags())
+    args, pairs = parser.parse_args(words), tuple(zip(flat[::2], flat[1::2]))
+    for action in (action for one in (parser, *dict(subparsers(parser)).values()) for action in one._actions):
+        value = getattr(args, action.dest, None) if isinstance(action, KeyFlag) else None
+        if value is None or value == action.default:
+            continue
+        given = dict(pairs).get(action.key, str(value))
+        if given != str(value):
+            flag = action.option_strings[0]
+            raise UserError(f"{flag} {value} and {action.key} {given} ask for different things: give one of the two")
+        if action.becomes_pair and action.key not in dict(pairs):
+            pairs = (*pairs, (action.key, str(value)))
+    return args, pairs
 
 
 def seeds(text: str) -> tuple[int, ...]:
     """`1` or `1,2,3` as numbers."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.removesuffix(",").split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' should be a whole number, or several with commas: 1,2,3") from None
+        problem = f"'{text}' should be a whole number, or several: 1 2 3 or 1,2,3"
+        raise argparse.ArgumentTypeError(problem) from None
+    return numbers

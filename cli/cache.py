@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.engine.paths import FEATURE_FOLDER
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 
@@ -94,8 +95,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from tabulate import tabulate
 
-    from dassl_clip.engine.feature_cache import FOLDER
-
     removes = args.action == "rm"
     if removes and sum((bool(args.hashes), args.all, args.older_than is not None)) != 1:
         raise UserError("say what to remove: hashes as `dassl-clip cache ls` shows them, --all, or --older-than DAYS")
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     above = cache_dir()
     if above is None:
         raise UserError(f"{CACHE_VARIABLE} is '{CACHE_OFF}': nothing is cached, so there is nothing to list or remove")
-    entries, now = read_entries(above / FOLDER), time.time()
+    entries, now = read_entries(above / FEATURE_FOLDER), time.time()
     if not removes:
         lines = [[e.name[:12], e.kind, e.holds, size_text(e.size), age_text(now - e.used)] for e in entries]
         columns = ["hash", "kind", "holds", "size", "last used"]

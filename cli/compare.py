@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dassl_clip.cli import task
-from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.cli.arguments import Parser, add_seeds, command
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import methods, plan
@@ -19,7 +19,7 @@ def build_parser() -> Parser:
         epilog="example: dassl-clip compare icons --seeds 1 2 3 --methods REFERENCE METHOD:icons METHOD:icons_paper",
     )
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="default: 1")
+    add_seeds(parser, "--seeds", default=(1,), metavar="N", help="1 2 3 or 1,2,3 (default: 1)")
     parser.add_argument("--methods", nargs="+", default=(), metavar="TRAINER[:CONFIG][+REFINER]",
                         help="rows of the table, the first is the reference (default: every trainer with a config for "
                         "the data set, and the variants of those configs)")  # fmt: skip
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     printing = task.printing_of(args)
     request = task.request_of(args, args.dataset, args.tasks)
     chosen = [methods.method_of(word, pairs, "", request.imports) for word in args.methods]
-    request = plan.with_tasks(request, methods.Method(methods.reference_name()))
+    request = plan.with_tasks(request, methods.Method(methods.reference_name(), "", pairs))
     known = () if chosen else methods.all_methods(request.dataset, request.tasks, pairs)
     chosen = chosen or [method for method in known if plan.has_place(request, method)]
     return task.run_methods(request, chosen, args.jobs, args.dry_run, printing)

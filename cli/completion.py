@@ -27,8 +27,9 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip completion",
         description="Print a script that completes sub-commands, flags, trainers, data sets, tasks and config keys.",
-        epilog='example: eval "$(dassl-clip completion bash)"; it takes seconds to make, so for every shell keep it in '
-        "a file that your ~/.bashrc or ~/.zshrc sources",
+        epilog="examples:\n"
+        '  eval "$(dassl-clip completion bash)"\n'
+        "  dassl-clip completion zsh > ~/.dassl-clip-completion  # for every shell: source it in ~/.zshrc",
     )
     parser.add_argument(
         "shell", choices=shtab.SUPPORTED_SHELLS, metavar="SHELL", help=", ".join(shtab.SUPPORTED_SHELLS)
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab reads
             elif kind:
                 action.choices = names[kind]
+            elif action.dest == "seeds" and not action.option_strings:
+                action.nargs = None  # after the first, keys are completed
         if "KEY VALUE" in (each.usage or ""):
             each.add_argument("pairs", nargs="*", choices=names["keys"])
     print(shtab.complete(parser, args.shell))
@@ -72,12 +75,11 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def vocabulary() -> dict[str, list[str]]:
     """The names of all that can be named: trainers, data sets, tasks, configs, templates, backbones, config keys."""
-    from dassl_clip.clip.sources import ICONS, OPENAI_NAMES
+    from dassl_clip.clip.names import ICONS, OPENAI_NAMES
     from dassl_clip.clip.templates import template_names
-    from dassl_clip.engine import catalogue, config, registry
+    from dassl_clip.engine import catalogue, config
     from dassl_clip.experiments import sweeps, tasks
 
-    registry.register()
     trainers = catalogue.trainer_names()
     return {
         "trainers": trainers,
@@ -87,7 +89,7 @@ def vocabulary() -> dict[str, list[str]]:
         "configs": sorted({name for trainer in trainers for name in catalogue.config_names(trainer)}),
         "templates": template_names(),
         "backbones": [ICONS, *OPENAI_NAMES],
-        "keys": config.known_keys(config.default_config()),
+        "keys": config.known_keys(config.declared_config()),
     }
 
 

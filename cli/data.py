@@ -23,7 +23,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl_clip import configs
-from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.cli.arguments import Parser, add_data, command
 from dassl_clip.engine.catalogue import dataset_file
 from dassl_clip.engine.config import decode, merge_file, set_key
 from dassl_clip.engine.overrides import Pairs
@@ -42,7 +42,7 @@ def build_parser() -> Parser:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--root", default="", metavar="DIR", help="folder above the data sets, or the data set's own")
+    add_data(shared, "folder above the data sets, or the data set's own", "root")
     actions.add_parser("list", parents=[shared], help="the data sets that are known, and which are there",
                        epilog="example: dassl-clip data list --root ~/data")  # fmt: skip
 
@@ -251,8 +251,6 @@ def text_of(entry: dict) -> str:
         lines.append(f"  - {link['what']}" + (f" ({', '.join(facts)})" if facts else ""))
         if "url" in link:
             lines.append(f"    {link['url']}")
-    for mirror in entry.get("mirrors", ()):
-        lines += [f"  - mirror: {mirror['what']}", f"    {mirror['url']}"]
     return "\n".join(lines)
 
 

@@ -34,7 +34,6 @@ def build_parser() -> Parser:
         epilog="example: dassl-clip diagnose icons --backbone local-dir:worlds/s0.9-seed1-styles1",
     )
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
-    parser.add_argument("--backbone", default="", metavar="NAME", help="the model (default: that of the config)")
     parser.add_argument("--styles", nargs="+", default=(), metavar="WORD",
                         help="one style word per domain, in their order (default: the domains' names)")  # fmt: skip
     parser.add_argument("--own-styles", default="", metavar="FILE",
@@ -46,7 +45,6 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Run what is missing of the tests, and print what they say."""
     keys = {
-        "MODEL.BACKBONE.NAME": args.backbone,
         "DATASET.STYLES": repr(list(args.styles)) if args.styles else "",
         "DATASET.OWN_STYLES": args.own_styles,
     }

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.cli.arguments import Parser, add_data, command
 from dassl_clip.engine.errors import sentence
 from dassl_clip.results import environment
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
@@ -58,7 +58,7 @@ def build_parser() -> Parser:
         description="Check toolbox, torch, device, models, data and disk. Exit code 1 if something fails, else 0.",
         epilog="example: dassl-clip doctor --data ~/data --backbone ViT-B/16",
     )
-    parser.add_argument("--data", default="", metavar="DIR", help="folder above the data sets to look through")
+    add_data(parser, "folder above the data sets to look through")
     parser.add_argument("--out", default="output", metavar="DIR", help="folder that runs shall go to (default: output)")
     parser.add_argument("--backbone", nargs="+", default=("ViT-B/16",), metavar="NAME",
                         help="whose weights to look for (default: ViT-B/16)")  # fmt: skip

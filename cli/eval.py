@@ -16,10 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.cli.arguments import Parser, add_import, command
+from dassl_clip.cli.arguments import Parser, add_data, add_import, add_model, command
 from dassl_clip.engine import catalogue, registry
 from dassl_clip.engine.config import decode, default_config, keys_with, merge_file, set_key
-from dassl_clip.engine.open_run import read_run, run_config, run_folder
 from dassl_clip.engine.overrides import Overrides, Pairs
 from dassl_clip.experiments import identity, plan, state, tasks
 from dassl_clip.experiments.run import Job, start
@@ -42,7 +41,8 @@ def build_parser() -> Parser:
     parser.add_argument("run", metavar="RUN_OR_EXPORT", help="folder of a finished run, or a file made by export")
     parser.add_argument("--dataset", default="", metavar="NAME_OR_FILE",
                         help="data set with a config, or a yaml file (default: the run's)")  # fmt: skip
-    parser.add_argument("--data", default="", metavar="DIR", help="DATASET.ROOT (default: the run's)")
+    add_data(parser, "short for DATASET.ROOT (default: the run's)")
+    add_model(parser, "the run's")
     parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN",
                         help="domains to test (default: the run's; of another data set all)")  # fmt: skip
     parser.add_argument("--classes", choices=SUBSETS, help="DATASET.SUBSAMPLE_CLASSES (default: the run's)")
@@ -54,6 +54,10 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     """Evaluate on each target what is not evaluated yet, and print the table."""
+    if args.dataset:
+        catalogue.dataset_file(args.dataset)  # refuses an unknown name
+    from dassl_clip.engine.open_run import read_run, run_folder
+
     registry.register()
     for name in args.imports:
         registry.import_user_code(name)
@@ -88,6 +92,7 @@ def evaluations(
         UserError: a data set, domain or key that does not exist.
     """
     from dassl.config import clean_cfg
+    from dassl_clip.engine.open_run import run_config
 
     cfg = run_config(tree, record)
     cfg.VERBOSE = True

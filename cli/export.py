@@ -19,8 +19,10 @@ def build_parser() -> Parser:
         prog="dassl-clip export",
         description="Write what a finished run learned into one safetensors file, with its settings, class names, the "
         "hash of its backbone and its record; where scores are linear in image features, a plain classifier too.",
-        epilog="examples: dassl-clip export output/fewshot/icons/METHOD/icons/shots16/line/seed1 --out head.safetensors"
-        "    dassl-clip export head.safetensors    dassl-clip export head.safetensors --unpack my_run",
+        epilog="examples:\n"
+        "  dassl-clip export output/fewshot/icons/METHOD/icons/shots16/line/seed1 --out head.safetensors\n"
+        "  dassl-clip export head.safetensors\n"
+        "  dassl-clip export head.safetensors --unpack my_run",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run; or an exported file, to see its content")
     parser.add_argument("--out", metavar="FILE", help="the file (default: named after method, data, target and seed)")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl_clip.cli.arguments import Parser
+from dassl_clip.cli.arguments import Parser, add_data, add_seeds
+from dassl_clip.engine import declared
 from dassl_clip.engine.errors import guarded
 from dassl_clip.results import plot_features as features
 from dassl_clip.results import plots, records
@@ -40,13 +41,10 @@ MOST_IMAGES = 2000
 MOST_PANELS = 8
 
 
-def setting_kinds() -> dict[str, type]:
-    """The settings that methods fix in their records, and the class of the method: each has a figure of its own."""
-    from dassl.engine import TRAINER_REGISTRY
-    from dassl_clip import trainers  # noqa: F401
-
-    kinds = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
-    return {fact: kind for kind in kinds for fact in getattr(kind, "fixed_in_record", {}).values()}
+def setting_kinds() -> dict[str, str]:
+    """The settings that methods fix in their records, and the method: each has a figure of its own."""
+    kinds = {name: declared.trainer_fact(name, "fixed_in_record") or {} for name in declared.trainer_names()}
+    return {fact: name for name, facts in kinds.items() for fact in facts.values()}
 
 
 def build_parser(kind: str = "") -> argparse.ArgumentParser:
@@ -63,10 +61,9 @@ def build_parser(kind: str = "") -> argparse.ArgumentParser:
     shared.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these methods, or 'Method (config)'")
     shared.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     shared.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="only these tasks")
-    shared.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="only these seeds")
+    add_seeds(shared, "--seeds", default=(), metavar="N", help="only these seeds: 1 2 3 or 1,2,3")
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--data", default="", metavar="DIR",
-                      help="folder above the data sets, to encode images again (default: saved features)")  # fmt: skip
+    add_data(data, "folder above the data sets, to encode images again (default: saved features)")
 
     def add(kind: str, text: str, example: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         about, example = f"{text[0].upper()}{text[1:]}.", f"example: dassl-clip plot {kind} {example}"
@@ -84,10 +81,10 @@ def build_parser(kind: str = "") -> argparse.ArgumentParser:
                       help=f"most images of a run, a seeded draw (default: {MOST_IMAGES})")  # fmt: skip
     tsne.add_argument("--seed", type=int, default=1, metavar="N", help="of the draw and the method (default: 1)")
     for name, method in {} if kind in KINDS else setting_kinds().items():
-        text = f"{method.__name__}'s accuracy by {name}, on source validation images"
-        setting = add(name, text, f"output/lodo --rows {method.__name__}", data)
+        text = f"{method}'s accuracy by {name}, on source validation images"
+        setting = add(name, text, f"output/lodo --rows {method}", data)
         setting.add_argument(f"--{name}s", dest="values", nargs="+", type=float, default=(), metavar=name[0].upper(),
-                             help=f"default: {method.__name__}'s candidates")  # fmt: skip
+                             help=f"default: {method}'s candidates")  # fmt: skip
         setting.add_argument("--test", action="store_true", help="test images; the figure is marked as a diagnostic")
     return parser
 
@@ -213,7 +210,7 @@ def draw_setting(args: argparse.Namespace, found: Sequence[records.FoundRecord])
     runs = [item for item in found if args.kind in item.record] or found[:1]
     split = "test" if args.test else "val"
     read = [setting_sweep(item.folder, args.kind, args.values, split, args.data) for item in runs]
-    axis = getattr(setting_kinds()[args.kind], "setting_labels", {}).get(args.kind, args.kind)
+    axis = (declared.trainer_fact(setting_kinds()[args.kind], "setting_labels") or {}).get(args.kind, args.kind)
     drawn, sweeps = [record for record, _ in read], [sweep for _, sweep in read]
     return plots.setting_plot(drawn, sweeps, args.kind, axis, SPLITS[split], args.test)
 

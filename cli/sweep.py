@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from dassl_clip.cli import task
-from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.cli.arguments import Parser, add_seeds, command
 from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
@@ -30,7 +30,7 @@ def build_parser() -> Parser:
         epilog="example: dassl-clip sweep clap-zeroshot --data /path/to/data --dry-run",
     )
     parser.add_argument("name", metavar="NAME_OR_FILE", help=f"{', '.join(sweeps.sweep_names())}, or a yaml file")
-    parser.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
+    add_seeds(parser, "--seeds", default=(), metavar="N", help="1 2 3 or 1,2,3 (default: the sweep's own)")
     parser.add_argument("--rows", nargs="+", default=(), metavar="LABEL", help="only these rows of the table")
     parser.add_argument("--datasets", nargs="+", default=(), metavar="NAME", help="only these data sets")
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_clip.cli import task
-from dassl_clip.cli.arguments import Parser, command
+from dassl_clip.cli.arguments import Parser, add_seeds, command
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import state, sweeps
 from dassl_clip.experiments import tables as run_tables
@@ -33,7 +33,7 @@ def build_parser() -> Parser:
         usage="%(prog)s NAME_OR_FOLDER [...] [options] [KEY VALUE ...]",
         description="Tables from the records alone: mean and sample standard deviation over seeds, beside what was "
         "published where NAME is a sweep.",
-        epilog="examples: dassl-clip table clap-zeroshot; dassl-clip table output --reference METHOD",
+        epilog="examples:\n  dassl-clip table clap-zeroshot\n  dassl-clip table output --reference METHOD",
     )
     parser.add_argument("what", nargs="+", metavar="NAME_OR_FOLDER",
                         help=f"a sweep ({', '.join(sweeps.sweep_names())}, or a yaml file), or run folders, or any "
@@ -44,7 +44,7 @@ def build_parser() -> Parser:
     of_sweep = parser.add_argument_group("of a sweep")
     checked = "exit with 1 if a cell is further from the published number than its tolerance, 2 if no cell has both"
     of_sweep.add_argument("--check", action="store_true", help=checked)
-    of_sweep.add_argument("--seeds", nargs="+", type=int, default=(), metavar="N", help="default: the sweep's own")
+    add_seeds(of_sweep, "--seeds", default=(), metavar="N", help="1 2 3 or 1,2,3 (default: the sweep's own)")
     of_sweep.add_argument("--datasets", nargs="+", default=(), metavar="NAME", help="only these data sets")
     task.add_run_arguments(of_sweep)
     of_folders = parser.add_argument_group("of folders")

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_clip.cli.arguments import Parser, add_import, command, seeds
+from dassl_clip.cli.arguments import KeyFlag, Parser, add_data, add_import, add_model, add_seeds, command
+from dassl_clip.engine import catalogue
 from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
@@ -27,9 +28,10 @@ NO_REFERENCE = "none"
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that runs tasks."""
-    parser.add_argument("--data", default="", metavar="DIR", help="folder above the data sets (DATASET.ROOT)")
+    add_data(parser, "folder above the data sets, short for DATASET.ROOT")
+    add_model(parser)
     parser.add_argument("--out", default="output", metavar="DIR", help="folder above all runs (default: output)")
-    parser.add_argument("--shots", type=int, metavar="N",
+    parser.add_argument("--shots", type=int, metavar="N", action=KeyFlag, key="DATASET.NUM_SHOTS",
                         help="images per class, 0 for all (default: the data set's config, else 16)")  # fmt: skip
     parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     parser.add_argument("--jobs", type=int, metavar="N",
@@ -83,14 +85,15 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip task",
         description="Run a task of one method on one data set: what is finished is skipped, what is broken is redone.",
-        usage="%(prog)s METHOD DATASET SEED [options] [KEY VALUE ...]",
-        epilog="example: dassl-clip task METHOD icons 1 --task fewshot OPTIM.MAX_EPOCH 4",
+        usage="%(prog)s METHOD DATASET SEED [SEED ...] [options] [KEY VALUE ...]",
+        epilog="examples:\n  dassl-clip task METHOD icons 1 --task fewshot OPTIM.MAX_EPOCH=4\n"
+        "  dassl-clip task METHOD pacs 1 2 3 --root /path/to/data --backbone ViT-B/16",
     )
     parser.add_argument(
         "method", metavar="METHOD", help="registry name of a trainer; METHOD+REFINER refines its runs with another one"
     )
     parser.add_argument("dataset", metavar="DATASET", help="data set with a config, such as icons, or a yaml file")
-    parser.add_argument("seeds", metavar="SEED", type=seeds, help="one seed, or several: 1,2,3")
+    add_seeds(parser, "seeds", metavar="SEED", help="one seed, or several: 1 2 3 or 1,2,3")
     parser.add_argument("--task", nargs="+", default=(), metavar="TASK",
                         help=f"one or more of {', '.join(tasks.TASKS)} (default: by the configs)")  # fmt: skip
     parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
@@ -104,14 +107,23 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     printing = printing_of(args)
-    request = request_of(args, args.dataset, args.task)
-    method = method_of(args.method, pairs, args.config, request.imports)
+    word, dataset = in_order(args.method, args.dataset)
+    request = request_of(args, dataset, args.task)
+    method = method_of(word, pairs, args.config, request.imports)
     reference, _, config = args.reference.partition(":")
     compared = reference.lower() not in ("", NO_REFERENCE)
     reference = known_trainer(reference, config, request.imports) if compared else ""
     request = plan.with_tasks(request, method)
     methods = [reference_method(request.overrides(method), reference, config)] if compared else []
     return run_methods(request, [*methods, method], args.jobs, args.dry_run, printing)
+
+
+def in_order(method: str, dataset: str) -> tuple[str, str]:
+    """Method and data set, also where the data set was typed first."""
+    if not catalogue.names_dataset(method) or catalogue.names_dataset(dataset):
+        return method, dataset
+    print(f"read as METHOD {dataset} and DATASET {method}: the method comes first", file=sys.stderr)
+    return dataset, method
 
 
 def request_of(args: argparse.Namespace, dataset: str = "", words: Sequence[str] = ()) -> plan.Request:

@@ -6,16 +6,16 @@ trainer in Dassl's registry runs, one of this project or one that `--import` loa
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
-from dassl_clip.cli.arguments import Parser, add_import, split_command
-from dassl_clip.engine import registry
+from dassl_clip.cli.arguments import Parser, add_import, check_files, split_command
 from dassl_clip.engine.config import FLAGS
-from dassl_clip.engine.errors import safe_console
-from dassl_clip.engine.overrides import Overrides, resolve_config
+from dassl_clip.engine.errors import guarded, safe_console
+from dassl_clip.engine.overrides import Overrides, refuse_mistakes, resolve_config
 from dassl_clip.engine.paths import leave_checkout
 from dassl_clip.experiments.run import Job, start, supervised
 
@@ -28,23 +28,24 @@ def build_parser() -> Parser:
         prog="train.py",
         description=__doc__,
         usage="%(prog)s [flags] [KEY VALUE ...]",
-        epilog="example: python train.py --trainer NAME --config-file configs/trainers/NAME/icons.yaml "
+        epilog="example:\n  python train.py --trainer NAME --config-file configs/trainers/NAME/icons.yaml "
         "--dataset-config-file configs/datasets/icons.yaml --source-domains line --target-domains line --seed 1 "
         "--output-dir output/by-hand",
     )
     parser.add_argument("--trainer", metavar="NAME", help="registry name of the trainer")
-    parser.add_argument("--root", metavar="DIR", help="folder above the data sets")
+    parser.add_argument("--root", "--data", metavar="DIR", help="folder above the data sets")
     parser.add_argument("--output-dir", metavar="DIR", help="the run's folder; a run that stopped here is resumed")
     parser.add_argument("--resume", metavar="DIR",
                         help="resume from the newest whole checkpoint in this folder; 'auto' (the default): in "
                         "--output-dir, from the start if there is none")  # fmt: skip
-    parser.add_argument("--seed", type=int, metavar="N", help="negative: unseeded")
+    parser.add_argument("--seed", type=one_seed, metavar="N", help="negative: unseeded")
     parser.add_argument("--source-domains", nargs="+", metavar="NAME", help="domains to train on")
     parser.add_argument("--target-domains", nargs="+", metavar="NAME", help="domains to test on")
     parser.add_argument("--transforms", nargs="+", metavar="NAME", help="image transforms of the training loader")
     parser.add_argument("--config-file", metavar="FILE", help="the trainer's yaml file")
     parser.add_argument("--dataset-config-file", metavar="FILE", help="the data set's yaml file")
     parser.add_argument("--backbone", metavar="NAME", help="MODEL.BACKBONE.NAME")
+    parser.add_argument("--weights", metavar="FILE", help="MODEL.BACKBONE.WEIGHTS")
     parser.add_argument("--head", metavar="NAME", help="MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true", help="load --model-dir and test")
     parser.add_argument("--model-dir", metavar="DIR", help="folder of the run to evaluate")
@@ -55,6 +56,15 @@ def build_parser() -> Parser:
     add_import(parser, "a trainer or data set")
     parser.add_argument("--task", metavar="NAME", help="name of the task in the record")
     return parser
+
+
+def one_seed(text: str) -> int:
+    """The seed of the one run that this is."""
+    try:
+        return int(text)
+    except ValueError:
+        problem = f"'{text}' should be one whole number; `dassl-clip task METHOD DATASET 1,2,3` makes a run for each"
+        raise argparse.ArgumentTypeError(problem) from None
 
 
 def parse(argv: Sequence[str]) -> tuple[Overrides, Job]:
@@ -78,17 +88,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code, that of `supervised`."""
     leave_checkout()
     words = list(sys.argv[1:] if argv is None else argv)
-    with safe_console():
-        return supervised(lambda: run(words), "--debug" in words)
+    with safe_console(), contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says what is wrong
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        mistaken = guarded(refuse, words)
+        stack.close()
+        return mistaken or supervised(lambda: run(words), "--debug" in words)
+
+
+def refuse(words: Sequence[str]) -> int:
+    """Refuse a command line with a mistake, before torch is imported."""
+    overrides, _ = parse(words)
+    weights = dict(overrides.flags).get("MODEL.BACKBONE.WEIGHTS")
+    check_files(argparse.Namespace(imports=overrides.imports, weights=weights))
+    refuse_mistakes(overrides)
+    return 0
 
 
 def run(words: Sequence[str]) -> None:
     """Resolve the configuration of a command line, and train or evaluate."""
-    with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says what is wrong
-            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-        overrides, job = parse(words)
-    registry.register()
+    overrides, job = parse(words)
     start(resolve_config(overrides), job)
 
 

@@ -21,13 +21,12 @@ from torch import Tensor
 from dassl_clip.results.errors import MissingFileError, UserError, closest, did_you_mean, listed, suggest
 
 from .config_files import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
+from .names import ICONS, OPENAI_NAMES
 from .tokens import DEFAULT_LENGTH
 from .weight_files import Locations, first_line, weight_locations, weights_in
 
 logger = logging.getLogger(__name__)
 
-OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
-ICONS = "IconsCLIP"
 RANDOM = "random"
 HUB, FOLDER = "hf-hub:", "local-dir:"
 MERGES_FILE = "bpe_merges.txt.gz"

@@ -7,22 +7,24 @@ from dassl_clip.results.errors import UserError, did_you_mean
 DASSL, ALL_IMAGES, HOLDOUT = PROTOCOLS = ("dassl", "all-images", "holdout")
 
 
+DEFAULTS = {
+    "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
+    "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
+    "SELECTION": "",  # stored few-shot selection to train on instead of drawing
+    "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
+    "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
+    "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
+    "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
+    "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names
+    "ON_UNREAD_CLASS": "error",  # or skip: leave out class folders of which no file is read (FolderClasses, ...)
+    "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
+    "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
+}
+
+
 def add_config(cfg) -> None:
     """Add the config keys that the loaders read, with their defaults; keys that are there already stay."""
-    defaults = {
-        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the class list) or new (the rest)
-        "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
-        "SELECTION": "",  # stored few-shot selection to train on instead of drawing
-        "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
-        "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
-        "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
-        "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
-        "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names
-        "ON_UNREAD_CLASS": "error",  # or skip: leave out class folders of which no file is read (FolderClasses, ...)
-        "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
-        "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
-    }
-    for key, value in defaults.items():
+    for key, value in DEFAULTS.items():
         if key not in cfg.DATASET:
             cfg.DATASET[key] = value
 

@@ -10,9 +10,13 @@ import os
 import re
 from pathlib import Path
 
+import yaml
+
 from dassl_clip import configs
-from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.errors import UserError, closest, did_you_mean, suggest
 from dassl_clip.results.files import kind_of, no_file
+
+from .declared import aliases
 
 GENERAL_CONFIG = "vit_b16"
 _ROOT = Path(configs.__file__).resolve().parent
@@ -54,6 +58,11 @@ def dataset_file(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return existing_file(name)
     return _pick(name, _ROOT / "datasets", "data set")
+
+
+def names_dataset(name: str) -> bool:
+    """Whether a word of the command line stands for a data set: the name of a configuration file, or a path of one."""
+    return name.endswith((".yaml", ".yml")) or any(same_name(name, known) for known in dataset_names())
 
 
 def dataset_names() -> list[str]:
@@ -102,15 +111,27 @@ def trainer_configs(trainer: str, dataset: str) -> list[str]:
 
 
 def match_trainer(name: str, known: list[str]) -> str:
-    """The registry name that a name in any case stands for.
+    """The registry name that a name in any case, or another name of a trainer (its `aliases`), stands for.
 
     Raises:
         UserError: no such trainer.
     """
     for trainer in known:
-        if same_name(trainer, name):
+        if any(same_name(name, other) for other in (trainer, *aliases(trainer))):
             return trainer
-    raise UserError(f"there is no method '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    raise UserError(
+        f"there is no method '{name}'.{meant_trainer(name, known)} Known: {', '.join(known)}. To add one: "
+        "docs/adding-a-trainer.md; a file of your own that registers it is loaded with --import FILE.py."
+    )
+
+
+def meant_trainer(name: str, known: list[str]) -> str:
+    """A sentence with the known trainer that a wrong name may mean, or that it is a method which is not here."""
+    for elsewhere in yaml.safe_load((_ROOT / "methods_elsewhere.yaml").read_text(encoding="utf-8")):
+        if same_name(name, elsewhere):
+            return f" {elsewhere} is published, but not among the methods here."
+    names = {other: trainer for trainer in known for other in (trainer, *aliases(trainer))}
+    return suggest(names[other] for other in closest(name, names))
 
 
 def existing_file(name: str) -> Path:

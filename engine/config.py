@@ -20,7 +20,7 @@ from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.protocols import flatten_config
 
-from . import registry, scenarios
+from . import declared, registry, scenarios
 from .catalogue import existing_file
 
 
@@ -111,7 +111,7 @@ KEYS: dict[str, Key] = {
     "INPUT.PIXEL_STD": Key(of_model=True),
     "MODEL.BACKBONE": Key(of_machine=True, comparable=True),  # the same model, wherever its files lie now
     "MODEL.BACKBONE.NAME": Key(flag="backbone"),
-    "MODEL.BACKBONE.WEIGHTS": Key(""),
+    "MODEL.BACKBONE.WEIGHTS": Key("", flag="weights"),
     "MODEL.BACKBONE.TOKENIZER": Key("", bytes_count=True),  # a Hugging Face tokenizer, for towers that need one
     "MODEL.BACKBONE.COMPILE": Key(False),  # torch.compile of the frozen image tower
     "MODEL.HEAD.NAME": Key(flag="head"),
@@ -176,6 +176,20 @@ def is_a(key: str, fact: str) -> bool:
 
 def default_config() -> Any:
     """The toolbox's defaults with the keys of the program, of our data sets, and of every registered trainer."""
+    cfg = _shared_config()
+    registry.declare_keys(cfg)
+    return cfg
+
+
+def declared_config() -> Any:
+    """What `default_config` returns for our own trainers alone, read from their sources, which imports no torch."""
+    cfg = _shared_config()
+    declared.add_keys(cfg)
+    return cfg
+
+
+def _shared_config() -> Any:
+    """The toolbox's defaults with the keys of the program."""
     from yacs.config import CfgNode
 
     from dassl.config import get_cfg_default
@@ -186,7 +200,6 @@ def default_config() -> Any:
         if row.default is not None:
             *parents, name = key.split(".")
             functools.reduce(lambda node, part: node[part], parents, cfg).setdefault(name, row.default)
-    registry.declare_keys(cfg)
     return cfg
 
 

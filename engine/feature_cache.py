@@ -24,14 +24,13 @@ from torch import Tensor
 
 from dassl_clip.results import locking
 from dassl_clip.results.files import cache_dir
-from dassl_clip.results.image_rows import file_of
 
 from . import distributed, signals
 from .extraction import Maker, PartialFile, Rows, entry_name, partial_path, read_array, warn_not_cached
+from .paths import FEATURE_FOLDER
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "features"
 POLL_SECONDS = 0.2
 
 
@@ -40,12 +39,11 @@ def image_facts(paths: Sequence[str]) -> dict[str, object]:
 
     The modification time alone can be set back (`cp -p`, `rsync --times`, archives that give every file the time 0).
     The time of the last change of status (ctime) cannot, and a file in another one's place has another inode. The
-    device is left out: its number differs between machines that mount one file system. Of a row these are the facts of
-    the file around it.
+    device is left out: its number differs between machines that mount one file system.
     """
     digest = hashlib.sha256()
     for path in paths:
-        found = os.stat(file_of(path))
+        found = os.stat(path)
         line = f"{os.path.abspath(path)}\t{found.st_size}\t{found.st_mtime_ns}\t{found.st_ctime_ns}\t{found.st_ino}\n"
         digest.update(line.encode(errors="replace"))
     return {"images": len(paths), "files": digest.hexdigest(), "pillow": PIL.__version__}
@@ -74,7 +72,7 @@ def tower_facts(backbone: Mapping[str, Any], precision: str, device: torch.devic
 def read_entry(name: str) -> Tensor | None:
     """The array of an entry, float32 and memory-mapped, or None if it is not in the cache."""
     folder = cache_dir()
-    return None if folder is None else read_array(folder / FOLDER / f"{name}.npy", quiet=True)
+    return None if folder is None else read_array(folder / FEATURE_FOLDER / f"{name}.npy", quiet=True)
 
 
 def cached(facts: dict[str, object], make: Callable[[], Tensor]) -> Tensor:
@@ -111,7 +109,7 @@ def _cached_rows(facts: dict[str, object], count: int | None, make: Maker, uncha
     folder = cache_dir()
     if folder is None:
         return Rows(count).fill(make)
-    path = folder / FOLDER / f"{entry_name(facts)}.npy"
+    path = folder / FEATURE_FOLDER / f"{entry_name(facts)}.npy"
     array = read_array(path, count)
     if array is not None:
         return array

@@ -16,8 +16,9 @@ from typing import Any
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.protocols import task_of
 
-from . import registry
-from .config import FLAGS, check_values, decode, default_config, is_a, merge_file, set_key
+from . import declared, registry
+from .catalogue import meant_trainer
+from .config import FLAGS, check_values, declared_config, decode, default_config, is_a, merge_file, set_key
 from .fingerprint import identity
 
 _LONGEST_CHANGES = 120
@@ -34,7 +35,6 @@ class Overrides:
         flags: key and value of what was given as a flag.
         pairs: KEY VALUE pairs; values are texts.
         imports: modules or files with trainers or data sets of the user's own.
-        origin: where the pairs come from, for messages.
     """
 
     dataset_file: str = ""
@@ -42,7 +42,6 @@ class Overrides:
     flags: tuple[tuple[str, Any], ...] = ()
     pairs: Pairs = ()
     imports: tuple[str, ...] = ()
-    origin: str = "the command line"
 
     def flag_words(self) -> list[str]:
         """The flags as words of a command line."""
@@ -69,18 +68,12 @@ def resolve_config(overrides: Overrides) -> Any:
     """
     from dassl.config import clean_cfg
 
+    refuse_mistakes(overrides)
+    registry.register()  # before the user's code, which is the one to blame for a name that is taken
     for name in overrides.imports:
         registry.import_user_code(name)
     cfg = default_config()
-    for file in filter(None, (overrides.dataset_file, overrides.trainer_file)):
-        merge_file(cfg, file)
-    plain = cfg.clone()
-    for key, value in overrides.flags:
-        set_key(cfg, key, value, FLAGS[key])
-    for key, text in overrides.pairs:
-        set_key(cfg, key, decode(text), overrides.origin)
-    _check_registered(cfg)
-    check_values(cfg)
+    plain = _apply(cfg, overrides, registry.trainer_names(), registry.dataset_names())
     plain.TRAINER.NAME, plain.SCENARIOS.TASK = cfg.TRAINER.NAME, cfg.SCENARIOS.TASK
     stem = Path(overrides.trainer_file).stem if overrides.trainer_file else ""
     cfg.RUN.CONFIG = cfg.RUN.CONFIG or stem + changes(plain, cfg)
@@ -90,21 +83,42 @@ def resolve_config(overrides: Overrides) -> Any:
     return cfg
 
 
-def _check_registered(cfg: Any) -> None:
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY
+def refuse_mistakes(overrides: Overrides) -> None:
+    """Find most mistakes before torch is imported; what the user's own code registers and declares is not known then.
 
-    for what, flag, key, registered in (
-        ("trainer", "--trainer NAME", cfg.TRAINER.NAME, TRAINER_REGISTRY),
-        ("data set", "DATASET.NAME in --dataset-config-file FILE", cfg.DATASET.NAME, DATASET_REGISTRY),
+    Raises:
+        UserError: as `resolve_config`.
+    """
+    if not registry.is_filled() and not overrides.imports:
+        _apply(declared_config(), overrides, *map(declared.registered_names, ("TRAINER", "DATASET")))
+
+
+def _apply(cfg: Any, overrides: Overrides, trainers: list[str], datasets: list[str]) -> Any:
+    """Merge what is asked for into a tree of defaults, check it, and return the tree as the files alone leave it."""
+    for file in filter(None, (overrides.dataset_file, overrides.trainer_file)):
+        merge_file(cfg, file)
+    plain = cfg.clone()
+    for key, value in overrides.flags:
+        set_key(cfg, key, value, FLAGS[key])
+    for key, text in overrides.pairs:
+        set_key(cfg, key, decode(text), "the command line")
+    _check_registered(cfg, trainers, datasets)
+    check_values(cfg)
+    return plain
+
+
+def _check_registered(cfg: Any, trainers: list[str], datasets: list[str]) -> None:
+    for what, flag, key, known in (
+        ("trainer", "--trainer NAME", cfg.TRAINER.NAME, trainers),
+        ("data set", "DATASET.NAME in --dataset-config-file FILE", cfg.DATASET.NAME, datasets),
     ):
-        known = sorted(registered.registered_names())
         if not key:
             raise UserError(f"no {what} was named: give {flag}. Known: {', '.join(known)}.")
         if key not in known:
+            hint = meant_trainer(key, known) if what == "trainer" else did_you_mean(key, known)
             raise UserError(
-                f"there is no {what} '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}. "
-                "A file of your own that registers it is loaded with --import FILE.py."
+                f"there is no {what} '{key}'.{hint} Known: {', '.join(known)}. A file of your own that registers it is "
+                f"loaded with --import FILE.py (docs/adding-a-{what.replace(' ', '-')}.md)."
             )
 
 

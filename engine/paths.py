@@ -13,6 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+FEATURE_FOLDER = "features"  # of cached features, in the folder of the cache
 _PROGRAMS = ("train", "setup")
 
 

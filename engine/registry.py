@@ -48,11 +48,23 @@ class _ConsoleHandler(logging.Handler):
         print(f"{level}{printable(record.getMessage())}", flush=True)
 
 
+def is_filled() -> bool:
+    """Whether the registries hold what this project brings, so that asking them costs nothing."""
+    return all(name in sys.modules for name in PACKAGES)
+
+
 def trainer_names() -> list[str]:
     """Every registered trainer, this project's, the toolbox's and the user's."""
     from dassl.engine import TRAINER_REGISTRY
 
     return sorted(TRAINER_REGISTRY.registered_names())
+
+
+def dataset_names() -> list[str]:
+    """Every registered data set."""
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    return sorted(DATASET_REGISTRY.registered_names())
 
 
 def trainer_class(name: str) -> type[Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine import catalogue, declared, registry
 from dassl_clip.engine.config import is_a
 from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.results.documents import read_yaml
@@ -51,14 +51,19 @@ def method_of(word: str, pairs: Pairs = (), config: str = "", imports: tuple[str
         UserError: no such trainer.
     """
     base, plus, last = word.rpartition("+")
-    if plus and any(
-        catalogue.same_name(last.partition(":")[0], name) and getattr(registry.trainer_class(name), "refines", False)
-        for name in _registered(imports)
-    ):
+    if plus and _refines(last.partition(":")[0], imports):
         return replace(method_of(last, pairs, config, imports), base=method_of(base, pairs, "", imports))
     trainer, _, named = word.partition(":")
     named = named or config
     return Method(known_trainer(trainer, named, imports), named, pairs)
+
+
+def _refines(name: str, imports: tuple[str, ...]) -> bool:
+    if not imports:  # read from the sources, since importing trainers imports torch
+        return any(catalogue.same_name(name, known) and bool(declared.trainer_fact(known, "refines"))
+                   for known in catalogue.trainer_names())  # fmt: skip
+    return any(catalogue.same_name(name, known) and getattr(registry.trainer_class(known), "refines", False)
+               for known in _registered(imports))  # fmt: skip
 
 
 def _registered(imports: tuple[str, ...]) -> list[str]:
@@ -77,17 +82,17 @@ def known_trainer(name: str, config: str = "", imports: tuple[str, ...] = ()) ->
         UserError: no such trainer.
     """
     names = catalogue.trainer_names()
-    if name not in names and (imports or config.endswith((".yaml", ".yml"))):
-        names = _registered(imports)
+    own_config = config.endswith((".yaml", ".yml"))
+    if imports or (own_config and registry.is_filled()):
+        names = [*names, *_registered(imports)]
+    elif own_config:
+        names = [*names, *declared.registered_names("TRAINER")]
     return catalogue.match_trainer(name, names)
 
 
 def reference_name() -> str:
     """The trainer that others are compared with."""
-    registry.register()
-    return next(
-        name for name in catalogue.trainer_names() if getattr(registry.trainer_class(name), "is_reference", False)
-    )
+    return next(name for name in catalogue.trainer_names() if declared.trainer_fact(name, "is_reference"))
 
 
 def all_methods(dataset: str, tasks: Sequence[str], pairs: Pairs = ()) -> list[Method]:

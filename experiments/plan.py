@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine import catalogue
 from dassl_clip.engine.config import KEYS
 from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.engine.paths import ROOT
@@ -115,9 +115,8 @@ def train_program() -> list[str]:
 
 def with_tasks(request: Request, method: Method) -> Request:
     """The request with its tasks spelled out, as `method` would have them; of a refining one, as its base would."""
-    overrides = request.overrides(method.base or method)  # refuses unknown names before torch is imported
-    registry.register()
-    return replace(request, tasks=tuple(tasks.task_names(request.tasks, resolve_config(overrides))))
+    config = resolve_config(request.overrides(method.base or method))  # refuses unknown names before torch is imported
+    return replace(request, tasks=tuple(tasks.task_names(request.tasks, config)))
 
 
 def plan_runs(request: Request, method: Method) -> list[Run]:

@@ -3,15 +3,22 @@
 # The scripts in the folders beside this file call it.
 set -euo pipefail
 
+if [[ ${1--h} == -h || ${1-} == --help ]]; then
+    echo "usage: bash scripts/task.sh SCRIPT METHOD DEFAULT_REFERENCE DATASET SEED [SEED ...] [KEY=VALUE ...]"
+    echo "The scripts in the folders beside it call it, such as: bash scripts/gopro/main.sh --help"
+    exit 0
+fi
 script=$1 method=$2 reference=${REFERENCE-$3}
 shift 3
 
 usage() {
     cat <<TEXT
-usage: bash $script DATASET SEED [KEY VALUE ...]
+usage: bash $script DATASET SEED [SEED ...] [options] [KEY VALUE ...]
 
 Runs $method on DATASET (icons, pacs, vlcs, office_home, ...: a file of configs/datasets, or the path of a yaml file)
-with one SEED, or several (1,2,3). Finished runs are skipped, broken ones redone; a table ends the output.
+with one SEED, or several (1 2 3 or 1,2,3). Finished runs are skipped, broken ones redone; a table ends the output.
+KEY VALUE may be KEY=VALUE. The options are those of \`dassl-clip task\`, such as --root DIR and --backbone NAME; they
+count more than the environment.
 
 Environment:
   TASK       fewshot, lodo, zeroshot, probe,       default: what the configs say
@@ -25,7 +32,9 @@ Environment:
   REFERENCE  method to compare with, or none       default: ${reference:-none}
   PYTHON     the Python to use                     default: python
 
-example: TASK=fewshot SHOTS=4 bash $script icons 1 OPTIM.MAX_EPOCH 4
+examples:
+  TASK=fewshot SHOTS=4 bash $script icons 1 OPTIM.MAX_EPOCH=4
+  bash $script pacs 1 2 3 --root /path/to/data --backbone ViT-B/16
 TEXT
 }
 
@@ -52,13 +61,13 @@ if ! "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("dassl_
     exit 2
 fi
 
-options=(--reference "${reference:-none}")
-[[ -n ${TASK-} ]] && options+=(--task "${TASK//,/ }")
-[[ -n ${DATA-} ]] && options+=(--data "$DATA")
-[[ -n ${OUT-} ]] && options+=(--out "$OUT")
-[[ -n ${CFG-} ]] && options+=(--config "$CFG")
-[[ -n ${SHOTS-} ]] && options+=(--shots "$SHOTS")
-[[ -n ${JOBS-} ]] && options+=(--jobs "$JOBS")
+options=("--reference=${reference:-none}") # before what was typed, which may change them
+[[ -n ${TASK-} ]] && options+=("--task=$TASK")
+[[ -n ${DATA-} ]] && options+=("--data=$DATA")
+[[ -n ${OUT-} ]] && options+=("--out=$OUT")
+[[ -n ${CFG-} ]] && options+=("--config=$CFG")
+[[ -n ${SHOTS-} ]] && options+=("--shots=$SHOTS")
+[[ -n ${JOBS-} ]] && options+=("--jobs=$JOBS")
 
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # idle threads give way to the runs beside them
-exec "$python" -m dassl_clip.cli task "$method" "$1" "$2" "${options[@]}" "${@:3}"
+exec "$python" -m dassl_clip.cli task "${options[@]}" "$method" "$@"

@@ -1,5 +1,12 @@
-"""The wheel holds every room with its data, and none of the checkout's other folders; no toolbox gives one sentence."""
+"""The wheels of both distributions; and no toolbox gives one sentence.
 
+Covers: the plugin's wheel holds every package with its data, and none of the checkout's other folders; a second build
+has the same bytes; `twine check` has no remark; the description names every method; the extra `toolbox` is the other
+distribution.
+"""
+
+import email
+import os
 import subprocess
 import sys
 import zipfile
@@ -7,27 +14,73 @@ from pathlib import Path
 
 import pytest
 
+from dassl_clip.engine import catalogue
+
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs")
+ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
+DISTRIBUTIONS = {"dassl-clip": ".", "dassl-toolbox-embedded": "toolbox"}  # folder of each
+EPOCH = "1700000000"  # a release sets the time of its commit
+
+
+def build(folder, place):
+    """The wheel that `pip wheel` makes of the tracked files of a folder."""
+    pytest.importorskip("setuptools", minversion="77")  # of `toolbox/pyproject.toml`
+    tracked = subprocess.run(["git", "-C", ROOT / folder, "ls-files", "-z"], capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout: which files belong to it is not known")
+    for name in filter(None, tracked.stdout.split("\0")):
+        if (ROOT / folder / name).is_file():
+            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "source" / name).write_bytes((ROOT / folder / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place]
+    subprocess.run([*command, place / "source"], check=True, env=os.environ | {"SOURCE_DATE_EPOCH": EPOCH})
+    (path,) = place.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    pytest.importorskip("setuptools", minversion="70")
-    place = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
-    if tracked.returncode:
-        pytest.skip("not a git checkout: which files belong to it is not known")
-    source = place / "source"
-    for name in filter(None, tracked.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", place, source]
-    subprocess.run(build, check=True)
-    (path,) = place.glob("dassl_clip-*.whl")
-    with zipfile.ZipFile(path) as archive:
+def wheels(tmp_path_factory):
+    return {name: build(folder, tmp_path_factory.mktemp(name)) for name, folder in DISTRIBUTIONS.items()}
+
+
+@pytest.fixture(scope="module")
+def wheel(wheels):
+    with zipfile.ZipFile(wheels["dassl-clip"]) as archive:
         return set(archive.namelist())
+
+
+def metadata(path):
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_second_build_has_the_same_bytes(name, wheels, tmp_path):
+    again = build(DISTRIBUTIONS[name], tmp_path / "elsewhere")
+    assert again.name == wheels[name].name and again.read_bytes() == wheels[name].read_bytes()
+    with zipfile.ZipFile(again) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(2023, 11, 14, 22, 13, 20)}
+
+
+def test_twine_has_no_remark(wheels):
+    pytest.importorskip("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *wheels.values()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2 and "warning" not in done.stdout, done.stdout
+
+
+def test_the_description_names_every_method(wheels):
+    summary = metadata(wheels["dassl-clip"])["Summary"]
+    assert summary.split(": ")[1].split(", ") == catalogue.trainer_names() and len(summary) <= 512  # PyPI's limit
+
+
+def test_the_extra_toolbox_is_the_other_distribution(wheels):
+    (wanted,) = (
+        line for line in metadata(wheels["dassl-clip"]).get_all("Requires-Dist") if 'extra == "toolbox"' in line
+    )
+    toolbox = metadata(wheels["dassl-toolbox-embedded"])
+    assert wanted.split(";")[0] == f"{toolbox['Name']}>={toolbox['Version']}"
 
 
 def test_every_tracked_file_of_a_room_is_in_the_wheel(wheel):
@@ -39,7 +92,7 @@ def test_every_tracked_file_of_a_room_is_in_the_wheel(wheel):
 def test_the_wheel_holds_nothing_else(wheel):
     tops = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
     assert tops == {"dassl_clip"}
-    assert {name.split("/")[1] for name in wheel if name.startswith("dassl_clip/")} == {*ROOMS, "__init__.py"}
+    assert {name.split("/")[1] for name in wheel if name.startswith("dassl_clip/")} == set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ["datasets", "trainers"])

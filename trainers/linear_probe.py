@@ -70,6 +70,7 @@ def fit_probe(features: Tensor, labels: Tensor, start: Tensor, logit_scale: floa
 class LinearProbe(CLIPTrainer):
     """The pull is a value of `PULL`; of several, the one with the best accuracy on *source* validation images."""
 
+    aliases = ("lp",)
     settings = {
         "TEMPLATES": "single",  # of the weights to start from
         "CTX_INIT": "a photo of a",

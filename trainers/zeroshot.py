@@ -17,6 +17,7 @@ from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 class ZeroshotCLIP(CLIPTrainer):
     """Cosines of image features with the (averaged) text features of each class's prompts."""
 
+    aliases = ("clip", "zeroshot")
     settings = {
         "TEMPLATES": "single",  # a named set, a list of templates with `{}`, or `words`: CTX_INIT, name, full stop
         "CTX_INIT": "a photo of a",

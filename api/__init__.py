@@ -1,1 +1,0 @@
-"""What a Python program imports: classifiers of images around the methods of `trainers/`."""
