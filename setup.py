@@ -4,13 +4,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES_AT_THE_TOP = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
+PACKAGES_AT_THE_TOP = (
+    "clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs"
+)  # fmt: skip
 PACKAGES = {
     f"dassl_clip.{package}": package.replace(".", "/")
     for room in PACKAGES_AT_THE_TOP
     for package in (room, *(f"{room}.{name}" for name in find_packages(room)))
 }
 
+PACKAGES["dassl_clip"] = "api/top"  # names for `from dassl_clip import ...`
 METHODS = sorted({file.parent.name for file in Path(__file__).parent.glob("configs/trainers/*/*.yaml")})
 
 setup(
@@ -62,9 +65,11 @@ setup(
             "matplotlib>=3.8",
             "scikit-learn>=1.3",
             "submitit>=1.5",
+            "pyarrow>=14.0.1",
         ],
         "toolbox": ["dassl-toolbox-embedded>=0.6.3"],  # leave it out where Dassl.pytorch is installed
         "hf": ["transformers>=4.40", "sentencepiece>=0.1.99"],
+        "hub": ["pyarrow>=14.0.1"],
         "build": ["resvg_py>=0.1"],
         "plots": ["matplotlib>=3.8", "scikit-learn>=1.3"],
         "umap": ["umap-learn>=0.5.4"],

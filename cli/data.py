@@ -251,6 +251,8 @@ def text_of(entry: dict) -> str:
         lines.append(f"  - {link['what']}" + (f" ({', '.join(facts)})" if facts else ""))
         if "url" in link:
             lines.append(f"    {link['url']}")
+    for mirror in entry.get("mirrors", ()):
+        lines += [f"  - mirror: {mirror['what']}", f"    {mirror['url']}"]
     return "\n".join(lines)
 
 

@@ -20,9 +20,10 @@ from typing import Any
 from dassl_clip.cli.arguments import Parser, add_import, check_format, command
 from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import printable
+from dassl_clip.results import image_rows
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
-from dassl_clip.results.files import no_file, write_text_atomically
+from dassl_clip.results.files import write_text_atomically
 
 COLUMNS = ("path", "rank", "class", "share")
 SKIPPED_EXIT = 1
@@ -48,7 +49,12 @@ def build_parser() -> Parser:
         "  dassl-clip predict photos --run output/fewshot/icons/METHOD/icons/shots16/line/seed1 --out preds.csv\n"
         "  dassl-clip predict photos --names 'cat,dog,no animal'",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are read with all below them")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE_OR_FOLDER",
+        help="folders are read with all below them, FILE.parquet row by row (or FILE.parquet#ROW)",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="RUN",
                         help="finished run's folder, or exported file; its training data may be gone")  # fmt: skip
@@ -102,6 +108,7 @@ def predict(args: argparse.Namespace) -> Answers:
         UserError: there are no images, or none of them can be read.
     """
     from dassl_clip.clip.finite import check_rows
+    from dassl_clip.datasets.own_images import find_images
 
     paths = find_images(args.images)
     scorer = open_names(args) if args.names else open_scorer(args, paths)
@@ -120,30 +127,6 @@ def predict(args: argparse.Namespace) -> Answers:
     if not rows:
         raise UserError(f"none of the {len(paths)} files can be read as an image; the first: {': '.join(skipped[0])}")
     return Answers(rows, skipped, scorer.facts)
-
-
-def find_images(given: Sequence[str]) -> list[Path]:
-    """The files that were named, and all images in and below the folders, each once, folders in sorted order.
-
-    Raises:
-        UserError: a name that does not exist, or no image at all.
-    """
-    from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
-
-    images: dict[Path, None] = {}
-    for path in (Path(name).expanduser() for name in given):
-        if path.is_file():
-            images[path] = None
-        elif not path.is_dir():
-            raise UserError(no_file(path).replace("no file ", "no file or folder "))
-        for folder, below, files in os.walk(path):
-            below[:] = sorted(name for name in below if not name.startswith(".") and name not in IGNORED_FOLDERS)
-            for name in sorted(files):
-                if is_image(name) and not name.startswith("."):
-                    images[Path(folder) / name] = None  # a pipe or a link to nothing is named when it is read
-    if not images:
-        raise UserError(f"there are no images in {', '.join(given)}: files ending in jpg, png, webp, ... are read")
-    return list(images)
 
 
 def batches(
@@ -176,7 +159,7 @@ def load_batch(preprocess: Callable, paths: list[Path]) -> tuple[list[Path], Any
         try:
             good[path] = preprocess(read_image(path))
         except UnidentifiedImageError:
-            bad.append((path, "is empty" if not path.stat().st_size else "is no image that can be decoded"))
+            bad.append((path, "is empty" if not image_rows.size_of(path) else "is no image that can be decoded"))
         except OSError as error:
             bad.append((path, " ".join(str(error).split()) or type(error).__name__))
     return list(good), stack(list(good.values())) if good else None, bad
@@ -198,7 +181,7 @@ def open_scorer(args: argparse.Namespace, paths: Sequence[Path]) -> Scorer:
 
     from dassl_clip.engine.open_run import open_run
 
-    trainer, record = open_run(args.run, paths[:1], imports=args.imports)
+    trainer, record = open_run(args.run, [Path(image_rows.file_of(paths[0]))], imports=args.imports)
     keys = ("method", "config", "dataset", "task", "source_domains", "target_domains", "shots", "seed", "prompt")
     facts = {"run": str(args.run)} | {key: record[key] for key in keys} | {"backbone": record["backbone"]["name"]}
 
@@ -217,8 +200,9 @@ def open_names(args: argparse.Namespace) -> Scorer:
     from dassl_clip.clip.backbone import load_backbone
     from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.clip.zeroshot import zeroshot_weights
+    from dassl_clip.datasets.own_images import given_names
 
-    names, templates = read_names(args.names), resolve_templates(args.templates or "single")
+    names, templates = given_names(args.names), resolve_templates(args.templates or "single")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(args.backbone or DEFAULT_BACKBONE, args.weights or "", device=device)
     weights = zeroshot_weights(backbone.text, names, templates)
@@ -230,36 +214,6 @@ def open_names(args: argparse.Namespace) -> Scorer:
         return backbone.logit_scale * backbone.encode_image(images.to(device)).float() @ weights
 
     return Scorer(names, backbone.preprocess(), scores, facts)
-
-
-def read_names(text: str) -> list[str]:
-    """Class names with commas between them, or from a file with one per line.
-
-    Raises:
-        UserError: fewer than two names, or one name twice.
-    """
-    path = Path(text).expanduser()
-    try:
-        is_file = path.is_file()
-        if not is_file and path.exists():
-            raise UserError(f"--names: {no_file(path)}")
-    except OSError:  # too long for a file name
-        is_file = False
-    if is_file:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--names: {path} is not a text in UTF-8 (byte {error.start})") from error
-    else:
-        lines = text.split(",")
-    names = [name for name in map(str.strip, lines) if name]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"--names has '{twice[0]}' {names.count(twice[0])} times; each class needs a name of its own")
-    if len(names) < 2:
-        missing = f" (and there is no file {path})" if not is_file and ("/" in text or path.suffix) else ""
-        raise UserError(f"--names gives {len(names)} name{missing}: at least two classes are needed, as in 'cat,dog'")
-    return names
 
 
 def render(answers: Answers, suffix: str) -> str:

@@ -18,16 +18,16 @@ pool that trains too gives all its images to both. Class names and their number 
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.image_rows import split_address
 
+from . import hub
 from .class_names import class_file, prompt_names
 from .duplicates import count_once
 from .fewshot import (
-    HOLDOUT_SEED,
     VAL_SHOTS,
     check_shots,
     draw_shots,
@@ -36,48 +36,12 @@ from .fewshot import (
     subset_labels,
     write_selection,
 )
-from .folders import ImageFile, listed_once, listing_hash
+from .folders import ImageFile, NoFoldersError, listed_once, listing_hash
 from .options import ALL_IMAGES, DASSL, HOLDOUT, PROTOCOLS, check_protocol, split_seed, wants_unlabelled
+from .parts import WHOLE, Layout, Parts, every_image, split_again
 from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
-
-WHOLE = ""  # the one pool of a data set without domains
-Parts = dict[str, list[ImageFile]]  # part -> its images
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A data set as it lies on the disk.
-
-    Args:
-        text: what was found and where, for the log and the run's record.
-        read: pool -> its images by part: `train`, `val` and `test` as far as the layout has them; no image is in two
-            parts.
-        parts: part -> what the data set calls it.
-        heldout: parts that make the test of a target domain on which nothing is trained.
-    """
-
-    text: str
-    read: Callable[[str], Parts]
-    parts: Mapping[str, str]
-    heldout: tuple[str, ...] = ()
-
-
-def every_image(parts: Mapping[str, Sequence[ImageFile]]) -> list[ImageFile]:
-    """All images of a pool, by label and then by name, in whichever parts they lie."""
-    return sorted((image for images in parts.values() for image in images), key=lambda image: (image.label, image.key))
-
-
-def split_again(layout: Layout, seed: int, how: str = "; all parts together") -> Layout:
-    """A layout whose images are split into 80 % and 20 % of each class, whatever parts it has."""
-
-    def read(pool: str) -> Parts:
-        train, val = hold_out(every_image(layout.read(pool)), seed, pool)
-        return {"train": train, "val": val}
-
-    text = f"{layout.text}{how}, a fifth of each class held out by seed {seed if seed >= 0 else HOLDOUT_SEED}"
-    return Layout(text, read, {"train": "train (80 %)", "val": "hold-out (20 %)"}, heldout=("train", "val"))
 
 
 def register(cls: type) -> type:
@@ -90,6 +54,13 @@ def register(cls: type) -> type:
             logger.info("Data set %s: %s takes the place of %s", name, cls.__module__, cls.replaces)
     DATASET_REGISTRY.register(cls, force=True)
     return cls
+
+
+class _RowDatum(Datum):
+    """An image inside a file. Dassl's own constructor refuses a path that is no file."""
+
+    def __init__(self, impath: str, label: int, domain: int, classname: str) -> None:
+        self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
 
 
 class ListedDataset(DatasetBase):
@@ -186,7 +157,7 @@ class ListedDataset(DatasetBase):
         self._names = [self.names[label] for label in self._labels]
 
         needed = list(dict.fromkeys(self._sources + self._targets))
-        self.layout = self.open_layout(cfg, needed)
+        self.layout = self.find_layout(cfg, needed)
         self.dataset_dir = options.ROOT
         self.train_is_test = "train" not in self.layout.parts
         if self.train_is_test and self.selection:
@@ -210,6 +181,22 @@ class ListedDataset(DatasetBase):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         """Find the data set's folder and its layout; to be defined by a loader. `domains`: those needed, or `[""]`."""
         raise NotImplementedError
+
+    def find_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        """`open_layout`, or where there are no folders the copy in the hub's form, if this loader reads one."""
+        try:
+            return self.open_layout(cfg, domains)
+        except NoFoldersError:
+            rule = self.table_parts(cfg)
+            found = None if rule is None else hub.published_layout(cfg, self.spec, domains, rule)
+            if found is None:
+                raise
+        self.spec, layout = found
+        return layout
+
+    def table_parts(self, cfg) -> hub.TableParts | None:
+        """How a copy of the hub is read in which images are rows; None if such copies are not read."""
+        return None
 
     def check_counts(self, pools: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
         """Warn of numbers of images that are not the published ones; what is returned ends the layout's text."""
@@ -347,7 +334,12 @@ class ListedDataset(DatasetBase):
         domains = {name: number for number, name in enumerate(pools)} if self.domains else {}
         first, names = self._labels[0], self.names
         return [
-            Datum(image.path, image.label - first, domains.get(image.key.split("/", 1)[0], 0), names[image.label])
+            (Datum if split_address(image.path) is None else _RowDatum)(
+                image.path,
+                image.label - first,
+                domains.get(image.key.split("/", 1)[0], 0),
+                names[image.label],
+            )
             for image in images
         ]
 

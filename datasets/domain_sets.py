@@ -14,6 +14,7 @@ from dassl_clip.results.errors import MissingFileError, UserError
 from . import packed
 from .base import Layout, ListedDataset, register
 from .folders import ImageFile, list_folder, read_text
+from .hub import TableParts
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
 from .options import DASSL, HOLDOUT, choice, split_seed
 from .spec import Spec, listed, load_spec, read_entry
@@ -49,6 +50,9 @@ class PACS(ListedDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         parts = {"train": "train list", "val": "crossval list"}
         return lists_or_holdout(cfg, self.spec, domains, PACS_LISTS, parts, heldout=("train", "val"))
+
+    def table_parts(self, cfg) -> TableParts:
+        return TableParts(whole=True)
 
 
 @register
@@ -107,6 +111,11 @@ class VLCS(ListedDataset):
             note = f"{VLCS_NOTE}, no crossval"
         return part_folders_layout(folder, folders, self.spec, parts, tested, note=note)
 
+    def table_parts(self, cfg) -> TableParts:
+        return TableParts(
+            heldout=VLCS_TESTS[choice("VLCS_TEST", cfg.DATASET.get("VLCS_TEST", "test"), list(VLCS_TESTS))]
+        )
+
 
 class _OfficeHome(ListedDataset):
     """4 domains, 65 classes, 15,588 images of things of the office and the home.
@@ -145,6 +154,11 @@ class _OfficeHome(ListedDataset):
             return holdout_layout(folder, folders, self.spec, split_seed(cfg))
         parts = {"train": "train", "val": "val"}
         return part_folders_layout(folder, folders, self.spec, parts, heldout=("train", "val"), label_prefix=True)
+
+    def table_parts(self, cfg) -> TableParts:
+        return (
+            TableParts(heldout=("train", "val"), needed=("train", "val")) if self.has_parts else TableParts(whole=True)
+        )
 
 
 @register
@@ -190,6 +204,9 @@ class DomainNet(ListedDataset):
         return lists_or_holdout(
             *(cfg, self.spec, domains, DOMAINNET_LISTS, parts), heldout=("val",), hint=DOMAINNET_HINT, selective=True
         )
+
+    def table_parts(self, cfg) -> TableParts:
+        return TableParts({"train": "train", "test": "val"}, heldout=("val",))
 
     def check_counts(self, pools: Mapping[str, Mapping[str, Sequence[ImageFile]]]) -> str:
         """Name the release that each domain's number of images belongs to; warn where it is none."""

@@ -37,6 +37,10 @@ LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
 IGNORED_FOLDERS = ("__MACOSX",)
 
 
+class NoFoldersError(MissingFileError):
+    """A root without any folder of the data set that is asked for."""
+
+
 class ImageFile(NamedTuple):
     """One image: where it lies, its label, and `domain/.../class/file` in canonical names."""
 

@@ -19,6 +19,7 @@ from dassl_clip.results.errors import MissingFileError, UserError
 from . import packed
 from .base import Layout, ListedDataset, Parts, register
 from .folders import PART_KEYS, ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
+from .hub import TableParts
 from .layouts import find_place
 from .options import ALL_IMAGES, DASSL, choice
 from .spec import Spec, listed, load_spec, name_key
@@ -79,6 +80,10 @@ class ImageNet(ListedDataset):
         if train is None:
             return Layout(f"val in {place}{flat}, no train", read, {"test": val.name})
         return Layout(f"train and val in {place}{flat}", read, {"train": train.name, "test": val.name})
+
+    def table_parts(self, cfg) -> TableParts:
+        parts = {"train": "train", "val": "test"}
+        return TableParts(parts, needed=("test",), prefix={"train": "train", "test": "val"})
 
 
 def has_parts(folder: Path) -> bool:

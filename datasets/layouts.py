@@ -20,6 +20,7 @@ from .base import Layout, Parts, split_again
 from .folders import (
     SPLIT_FOLDERS,
     WRAPPERS,
+    NoFoldersError,
     check_classes,
     is_image,
     list_folder,
@@ -70,7 +71,7 @@ def candidates(cfg, spec: Spec) -> list[tuple[Path, dict[str, list[Path]]]]:
         message += f" Folders of that kind lie in {nested}: set DATASET.ROOT to {nested}."
     else:
         message += packed.hint(root, spec.folders)
-    raise MissingFileError(f"{message} Nothing is downloaded; see docs/datasets.md")
+    raise NoFoldersError(f"{message} Nothing is downloaded; see docs/datasets.md")
 
 
 def pick_domains(folder: Path, found: Mapping[str, list[Path]], needed: Sequence[str], spec: Spec) -> dict[str, Path]:
@@ -130,7 +131,7 @@ def find_place(
         elsewhere = packed.hint(root, spec.folders)
     else:
         elsewhere = f" It lies in {nested}: set DATASET.ROOT to {nested}."
-    raise MissingFileError(
+    raise NoFoldersError(
         f"{spec.name} not found in {root}. Looked for {looked_for} in {root.name}/ itself and in folders called "
         f"{listed(spec.folders)} (any letter case, blanks, _ and - alike). {inside}.{hint}{elsewhere} Nothing is "
         "downloaded; see docs/datasets.md"

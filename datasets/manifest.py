@@ -1,11 +1,12 @@
 """Manifest: a csv file with a line for each image, with or without domains and parts.
 
-The file is DATASET.MANIFEST, or `manifest.csv` or `metadata.csv` in DATASET.ROOT. Its first line names the columns:
-`path` (absolute, or from DATASET.ROOT, or else from the csv's folder on) and `class`; and, if wanted, `label` (numbers
-from 0), `domain` and `split` (train, val or test). Without `label` the classes are sorted; without `split` a seeded
-fifth of each class is held out, as in folders; a held-out target is tested on its test lines if there are any,
-otherwise on all. `metadata.csv` of the Hugging Face hub has `file_name` for `path`, `label` for `class`, and may have
-further columns. Spellings of a class that give one prompt are one class.
+The file is DATASET.MANIFEST, or `manifest.csv`, `metadata.csv` or `metadata.jsonl` in DATASET.ROOT. Its first line
+names the columns: `path` (absolute, or from DATASET.ROOT, or else from the csv's folder on) and `class`; and, if
+wanted, `label` (numbers from 0), `domain` and `split` (train, val or test). Without `label` the classes are sorted;
+without `split` a seeded fifth of each class is held out, as in folders; a held-out target is tested on its test lines
+if there are any, otherwise on all. `metadata.csv` and `metadata.jsonl` (a JSON object a line) of the Hugging Face hub
+have `file_name` for `path`, `label` for `class`, and may have further columns. Spellings of a class that give one
+prompt are one class.
 """
 
 import csv
@@ -28,11 +29,12 @@ from .folders import ImageFile, read_text, readable_csv
 from .layouts import FileFinder, below, clean_path
 from .options import split_seed
 from .spec import PARTS, Spec, in_order, listed, name_key
+from .tables import METADATA, read_metadata
 
 logger = logging.getLogger(__name__)
 
 NAME = "Manifest"
-FILES = ("manifest.csv", "metadata.csv")
+FILES = ("manifest.csv", *METADATA)
 COLUMNS = ("path", "class", "label", "domain", "split")
 HUB_PATH = "file_name"  # the column of paths in metadata.csv of the Hugging Face hub
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -115,10 +117,18 @@ def read_rows(path: Path, root: str = "") -> list[Row]:
     Raises:
         UserError: if a column is missing or unknown, or lines cannot be used; names file and line.
     """
-    with readable_csv(path):
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
-        given = [name for name in reader.fieldnames or () if name]
-        lines = [(reader.line_num, cells) for cells in reader]
+    if path.suffix == ".jsonl":
+        lines = [
+            (number, {key: "" if value is None else str(value) for key, value in cells.items()})
+            for number, cells in read_metadata(path)
+        ]
+        header = list(dict.fromkeys(key for _, cells in lines for key in cells))
+    else:
+        with readable_csv(path):
+            reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+            header = list(reader.fieldnames or ())
+            lines = [(reader.line_num, cells) for cells in reader]
+    given = [name for name in header if name]
     names = {name: name.strip().casefold() for name in given}
     from_hub = HUB_PATH in names.values() and "path" not in names.values()
     names = {name: "path" if from_hub and key == HUB_PATH else key for name, key in names.items()}
@@ -137,7 +147,7 @@ def read_rows(path: Path, root: str = "") -> list[Row]:
         raise UserError(f"{path} {what}; its first line must name columns of {', '.join(COLUMNS)}.{hint}")
     keys = [key for key in names.values() if key in COLUMNS]
     if len(set(keys)) < len(keys) or len(names) < len(given):
-        raise UserError(f"{path} names a column twice: {', '.join(reader.fieldnames or ())}")
+        raise UserError(f"{path} names a column twice: {', '.join(header)}")
     tops, rows, seen = tops_of(path, root), [], {}
     for number, cells in lines:
         where = f"{path}, line {number}"

@@ -29,6 +29,7 @@ from .folders import (
     open_root,
     read_classes,
 )
+from .hub import TableParts, own_copy, own_layout
 from .layouts import holdout_layout
 from .options import split_seed
 from .spec import Spec, listed, name_key
@@ -57,6 +58,8 @@ class FolderDomains(ListedDataset):
     def make_spec(cls, cfg) -> Spec:
         root = open_root(cfg.DATASET.ROOT, DOMAINS_SHAPE)
         tree = find_tree(root)
+        if not tree and (copy := own_copy(cfg, "FolderDomains", domains=True)):
+            return copy[0]
         if not tree:
             hint = shape_hint(look_through(root))
             if class_folders(look_through(root)):
@@ -78,6 +81,8 @@ class FolderDomains(ListedDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         root = open_root(cfg.DATASET.ROOT, DOMAINS_SHAPE)
         tree = find_tree(root)
+        if not tree and (copy := own_copy(cfg, "FolderDomains", domains=True)):
+            return own_layout(cfg, *copy, TableParts())
         read = {folder for parts in tree.values() for folder in parts.values()}
         above = {parent for folder in read for parent in folder.parents if parent.is_relative_to(root)} - read
         used = {parent for domain in domains for folder in tree[domain].values() for parent in folder.parents}
@@ -122,6 +127,8 @@ class FolderClasses(ListedDataset):
         top = look_through(root)
         parts = find_parts(top)
         found = {folder: class_folders(folder) for folder in parts.values() or [top]}
+        if not any(found.values()) and (copy := own_copy(cfg, "FolderClasses", domains=False)):
+            return copy[0]
         if not any(found.values()):
             hint = shape_hint(top, CLASSES_SHAPE)
             with contextlib.suppress(ValueError):
@@ -138,6 +145,9 @@ class FolderClasses(ListedDataset):
         root = open_root(cfg.DATASET.ROOT, CLASSES_SHAPE)
         top = look_through(root)
         parts = find_parts(top)
+        found = any(map(class_folders, parts.values() or [top]))
+        if not found and (copy := own_copy(cfg, "FolderClasses", domains=False)):
+            return own_layout(cfg, *copy, TableParts())
         note = f"(class list: {getattr(self.spec.names_file, 'name', 'the class folders, sorted')})"
         names = {part: folder.relative_to(top).parts[0] for part, folder in parts.items()}
         warn_of_unread("FolderClasses", top, [*names.values()] or class_folders(top), "parts" if parts else "")

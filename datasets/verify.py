@@ -6,13 +6,14 @@ Each domain is opened by its loader as a run would open it, so that what passes 
 import contextlib
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+from dassl_clip.results.image_rows import open_image, size_of, split_address
 
 from .base import ListedDataset
 from .duplicates import counted, real_paths
@@ -188,7 +189,7 @@ def look_at(loader: type[ListedDataset], cfg, domain: str, report: Report) -> No
         for part, images in parts.items():
             labels = Counter(image.label for image in images)
             report.counts.append(Count(part, labels, spec.images.get(part)))
-    if entry_of(spec.name).get("nested_folders"):
+    if entry_of(spec.name).get("nested_folders") or (everything and split_address(everything[0].path)):
         return
     keys = spec.class_keys()
     folders = [keys.get(name_key(Path(image.path).parent.name), image.label) for image in everything]
@@ -219,11 +220,11 @@ def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs
     sizes, bad = {}, []
     for image in report.images:
         try:
-            sizes[image] = os.stat(image.path).st_size
+            sizes[image] = size_of(image.path)
             if not sizes[image]:
                 bad.append((image.path, "is empty (0 bytes)"))
         except OSError as error:
-            bad.append((image.path, f"cannot be read: {error.strerror}"))
+            bad.append((image.path, f"cannot be read: {error.strerror or error}"))
     notes: dict[str, list[str]] = {}
     if inspect is not None:
         paths = [image.path for image, size in sizes.items() if size]
@@ -254,7 +255,7 @@ def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs
     read = [image for size, images in by_size.items() if size and len(images) > 1 for image in images]
     by_content: dict[str, list[ImageFile]] = {}
     for image in progress(read, len(read), "comparing"):
-        with open(image.path, "rb") as file:
+        with open_image(image.path) as file:
             by_content.setdefault(hashlib.sha256(file.read()).hexdigest(), []).append(image)
     groups = [group for group in by_content.values() if len(group) > 1]
     mixed = [group for group in groups if len({image.label for image in group}) > 1]

@@ -1,6 +1,7 @@
 """Images of a data source as the trainers see them: reproducible views, and errors that name the file."""
 
 import hashlib
+import os
 import random
 import sys
 import warnings
@@ -18,10 +19,13 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.data import DatasetWrapper
+from dassl.utils import set_random_seed
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.image_rows import split_address
 
 from . import distributed, sharding, signals
+from .images import read_image
 
 RAISE, SKIP = "error", "skip"  # values of DATALOADER.ON_BAD_IMAGE
 FIXED_STEPS = (transforms.Resize, transforms.CenterCrop, transforms.ToTensor, transforms.Normalize)
@@ -52,6 +56,20 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def seed_everything(cfg: CfgNode) -> None:
+    """Seed all generators, and choose deterministic algorithms, as a configuration says."""
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    elif distributed.world_size() > 1:
+        set_random_seed(distributed.from_main(lambda: random.randrange(2**32)))
+    if cfg.RUN.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC)
+    loose = cfg.SEED < 0 and not cfg.RUN.DETERMINISTIC
+    torch.backends.cudnn.benchmark = cfg.USE_CUDA and loose and torch.cuda.is_available()
 
 
 def mix_seed(*parts: int) -> int:
@@ -236,10 +254,15 @@ class SeededImages(DatasetWrapper):
                 bad.append(self.data_source[number].impath)
         if self.is_train:
             raise UnreadableImage(f"none of the {len(bad)} training images can be decoded, the first is {bad[0]}")
+        return self._facts(index) | self._views_of(Image.new("RGB", (64, 64))) | {"unreadable": bad[0]}
+
+    def read(self, path: str) -> Image.Image:
+        """The image at a path: the toolbox's own reading, and that of rows."""
+        return super().read(path) if split_address(path) is None else read_image(path)
+
+    def _views_of(self, image: Image.Image) -> dict[str, Any]:
         makers = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
-        blank = Image.new("RGB", (64, 64))
-        views = {f"img{k + 1}" if k else "img": self._transform_image(make, blank) for k, make in enumerate(makers)}
-        return self._facts(index) | views | {"unreadable": bad[0]}
+        return {f"img{k + 1}" if k else "img": self._transform_image(make, image) for k, make in enumerate(makers)}
 
     def _facts(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
@@ -257,8 +280,11 @@ class SeededImages(DatasetWrapper):
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 seed = derive_seed(int(self.view_seed), index)
                 with seeded(seed) if self.is_train else nullcontext():
-                    item: dict[str, Any] = super().__getitem__(index)
-                    return item
+                    if hasattr(DatasetWrapper, "read") or split_address(self.data_source[index].impath) is None:
+                        item: dict[str, Any] = super().__getitem__(index)
+                        return item
+                    # the original toolbox reads files alone
+                    return self._facts(index) | self._views_of(read_image(self.data_source[index].impath))
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             path = self.data_source[index].impath
             reason = str(error).rpartition(f'"{path}": ')[2]  # the toolbox may have named the file already

@@ -55,7 +55,12 @@ class Evaluation:
         self.scenarios: dict[str, Any] = {}
 
     def measure(
-        self, split: str, batches: Iterable[tuple[Tensor, Tensor, list[str]]], evaluator: Any, images: int
+        self,
+        split: str,
+        batches: Iterable[tuple[Tensor, Tensor, list[str]]],
+        evaluator: Any,
+        images: int,
+        labelled: bool = True,
     ) -> dict[str, float]:
         """Metrics of a split, which are kept with its predictions.
 
@@ -64,6 +69,7 @@ class Evaluation:
             batches: Logits `[B, C]`, float32, labels `[B]` and paths of its images.
             evaluator: Dassl's evaluator; it sees every batch, in the main process.
             images: How many there are, readable or not.
+            labelled: False: the images have no labels; predictions alone are kept, and there are no metrics.
 
         Raises:
             NotFiniteError: Logits are not finite.
@@ -75,22 +81,25 @@ class Evaluation:
             if not len(labels):
                 continue
             paths += names
-            if distributed.is_main():
+            if distributed.is_main() and labelled:
                 evaluator.process(logits, labels)
             finite.append(logits.isfinite().all(dim=1))  # looked at after the last batch: a GPU need not wait for it
-            hits.append(top_hits(logits, labels))
             log_shares = logits.log_softmax(dim=1)
             top.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices)
             shares.append(log_shares.gather(1, top[-1]).exp())
             truth.append(labels)
-            trust.append(trust_rows(log_shares, labels))
+            if labelled:
+                hits.append(top_hits(logits, labels))
+                trust.append(trust_rows(log_shares, labels))
             if distributed.is_main():
                 scores = torch.empty(images, logits.shape[1], dtype=torch.float16) if scores is None else scores
                 scores[len(paths) - len(names) : len(paths)] = log_shares.clamp(min=SMALLEST)
-        if hits and not bool((good := torch.cat(finite)).all()):
+        if finite and not bool((good := torch.cat(finite)).all()):
             check_rows(torch.where(good, 0.0, float("nan")), "scores", paths)
-        metrics = distributed.from_main(lambda: {name: float(value) for name, value in evaluator.evaluate().items()})
-        self.results[split] = {**metrics, **count_hits(right := torch.cat(hits)), **calibrate(trust, right)}
+        metrics: dict[str, float] = {}
+        if labelled:
+            metrics = distributed.from_main(lambda: {key: float(value) for key, value in evaluator.evaluate().items()})
+            self.results[split] = {**metrics, **count_hits(right := torch.cat(hits)), **calibrate(trust, right)}
         tensors = {"labels": torch.cat(truth), "top": torch.cat(top), "shares": torch.cat(shares)}
         if scores is not None:
             tensors["scores"] = scores[: len(paths)]

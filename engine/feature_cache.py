@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dassl_clip.results import locking
 from dassl_clip.results.files import cache_dir
+from dassl_clip.results.image_rows import file_of
 
 from . import distributed, signals
 from .extraction import Maker, PartialFile, Rows, entry_name, partial_path, read_array, warn_not_cached
@@ -39,11 +40,12 @@ def image_facts(paths: Sequence[str]) -> dict[str, object]:
 
     The modification time alone can be set back (`cp -p`, `rsync --times`, archives that give every file the time 0).
     The time of the last change of status (ctime) cannot, and a file in another one's place has another inode. The
-    device is left out: its number differs between machines that mount one file system.
+    device is left out: its number differs between machines that mount one file system. Of a row these are the facts of
+    the file around it.
     """
     digest = hashlib.sha256()
     for path in paths:
-        found = os.stat(path)
+        found = os.stat(file_of(path))
         line = f"{os.path.abspath(path)}\t{found.st_size}\t{found.st_mtime_ns}\t{found.st_ctime_ns}\t{found.st_ino}\n"
         digest.update(line.encode(errors="replace"))
     return {"images": len(paths), "files": digest.hexdigest(), "pillow": PIL.__version__}

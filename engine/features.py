@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_rows, finite_rows
 from dassl_clip.clip.memory import activation_budget
-from dassl_clip.results.errors import NotFiniteError
+from dassl_clip.results.errors import NotFiniteError, UserError
 from dassl_clip.results.files import cache_dir, write_atomically
 
 from . import distributed, feature_cache, sharding
 from .data import RAISE, progress_bar
-from .extraction import entry_name
+from .extraction import Rows, entry_name
 from .precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,12 @@ class FeatureStore:
     Attributes:
         skipped: Paths of images that could not be decoded, in the order in which they were met.
         encoding: Features `[B, E]`, as the tower gives them.
+        on_disk: Whether features of images are cached on disk.
+        given: Features `[M, E]` that take the place of images, and the row of each by the name in its path; or None.
     """
+
+    on_disk = True
+    given: tuple[Tensor, Mapping[str, int]] | None = None
 
     def __init__(
         self,
@@ -214,6 +219,8 @@ class FeatureStore:
             NotFiniteError: The rows of readable images are not finite.
         """
         encoding = encoding or self.encoding
+        if self.given is not None:
+            return self._given(items, encoding, transform)
         order = sorted(range(len(items)), key=lambda number: items[number].impath)
         ordered = [items[number] for number in order]
         paths = tuple(item.impath for item in ordered)
@@ -228,8 +235,11 @@ class FeatureStore:
             own = ((self.encode_batch(batch, encoding.encode),) for batch in batches)
             yield from (rows for (rows,) in sharding.merge_shards(own, loader))
 
-        rows = feature_cache.cached_rows(facts, len(items), encoded, lambda: self._unchanged(paths))
-        if encoding is self.encoding and transform is None:
+        if self.on_disk:
+            rows = feature_cache.cached_rows(facts, len(items), encoded, lambda: self._unchanged(paths))
+        else:
+            rows = Rows(len(items)).fill(encoded)
+        if self.on_disk and encoding is self.encoding and transform is None:
             self._entries[paths] = entry_name(facts)
         index = torch.tensor(order).argsort()
         finite = torch.cat([finite_rows(part) for part in rows.split(ROWS_AT_ONCE)])[index]
@@ -238,6 +248,19 @@ class FeatureStore:
             raise NotFiniteError(f"the image features of {bad[0]} are not finite ({len(bad)} of {len(items)})")
         self._skip(bad)
         return CachedImages(rows, index, finite.nonzero().flatten())
+
+    def _given(self, items: Sequence[Any], encoding: Encoding, transform: Callable[..., Any] | None) -> CachedImages:
+        """The given features of some items."""
+        assert self.given is not None
+        if encoding is not self.encoding or transform is not None:
+            raise UserError(f"{encoding.kind} are computed from images, and features are given alone: give images")
+        values, rows = self.given
+        index = torch.tensor([rows[item.impath] for item in items])
+        return CachedImages(values, index, torch.arange(len(items)))
+
+    def look_again(self) -> None:
+        """Forget what the image files were, which may have changed since."""
+        self._files.clear()
 
     def file_facts(self, paths: tuple[str, ...]) -> dict[str, object]:
         """What names a list of image files (`feature_cache.image_facts`), looked at once in a run."""

@@ -7,8 +7,9 @@ toolbox does not. Neither may import the other, so the tests hold both to the sa
 import functools
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from dassl_clip.results import image_rows
 from dassl_clip.results.files import is_web_page, kind_of
 
 if TYPE_CHECKING:
@@ -31,25 +32,32 @@ def known_formats() -> tuple[str, ...]:
 
 
 def read_image(path: str | os.PathLike[str]) -> "Image.Image":
-    """An image as RGB; one that is too large is refused from its header.
+    """An image as RGB, of a file or of a row (`results/image_rows.py`); too large a one is refused from its header.
 
     Raises:
         OSError: it is missing, too large or cannot be decoded; the message does not name it.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if (kind := kind_of(path)) not in ("a file", "nothing"):
         raise OSError(f"it is {kind}, not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on palettes, metadata, sizes
-            with Image.open(path, formats=known_formats()) as image:
+            with Image.open(pillow_source(path), formats=known_formats()) as image:
                 check_header(image.mode, *image.size)
                 return as_rgb(image)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify image file {os.fsdecode(path)!r}") from None
     except OSError:
         raise
     except Exception as error:  # damaged files make decoders raise almost anything
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def pillow_source(path: str | os.PathLike[str]) -> "str | os.PathLike[str] | BinaryIO":
+    """What Pillow opens: a path, or the bytes of a row."""
+    return path if image_rows.split_address(path) is None else image_rows.open_image(path)
 
 
 def check_header(mode: str, width: int, height: int) -> None:
@@ -110,14 +118,14 @@ def inspect_image(path: str) -> tuple[str, str]:
 
     try:
         rgb = read_image(path)
-        with Image.open(path, formats=known_formats()) as image:
+        with Image.open(pillow_source(path), formats=known_formats()) as image:
             mode, transparent = image.mode, "A" in image.mode or "transparency" in image.info
     except OSError as error:
         try:
-            with open(path, "rb") as file:
+            with image_rows.open_image(path) as file:
                 start = file.read(64)
         except OSError as trouble:
-            return f"cannot be read: {trouble.strerror}", ""
+            return f"cannot be read: {trouble.strerror or trouble}", ""
         if is_web_page(start):
             return "is a web page, not an image: the download failed", ""
         return f"cannot be decoded: {' '.join(str(error).replace(repr(path), 'it').split())}", ""

@@ -59,6 +59,7 @@ def open_run(
     Raises:
         UserError: There is no finished run, or its trainer is not one of this project's kind.
     """
+    from .given_images import GivenImages, Item, stand_in
     from .trainer import CLIPTrainer
 
     with run_folder(source) as folder, contextlib.ExitStack() as stack:
@@ -81,7 +82,8 @@ def open_run(
             cfg.DATALOADER.TRAIN_X.SAMPLER = cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"
             cfg.DATALOADER.NUM_WORKERS = 0
             names = class_names(folder, record)
-            stack.enter_context(stand_in(cfg.DATASET.NAME, images or [folder / records.RECORD_NAME], names))
+            paths = map(str, images or [folder / records.RECORD_NAME])
+            stack.enter_context(stand_in(cfg.DATASET.NAME, GivenImages(names, [*map(Item, paths)])))
         cfg.freeze()
         with quiet():
             trainer = kind(cfg)
@@ -239,40 +241,6 @@ def quiet() -> Iterator[None]:
         raise
     finally:
         package.setLevel(level)
-
-
-@contextlib.contextmanager
-def stand_in(name: str, images: Sequence[Path], names: Sequence[str]) -> Iterator[None]:
-    """Within this context, Dassl's registry gives a data set of these images and class names under that name.
-
-    The name is that of the run's own data set, since templates go by it.
-    """
-    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-
-    data = [Datum(impath=str(path), label=0, domain=0, classname=names[0]) for path in images]
-
-    class Images(DatasetBase):
-        """Images without labels, and the class names of a run."""
-
-        stands_in = True  # these are not the run's own images, so they are not compared with its record
-        domains: list[str] = []
-        classnames = list(names)
-        lab2cname = dict(enumerate(names))
-        num_classes = len(names)
-
-        def __init__(self, cfg: Any) -> None:
-            super().__init__(train_x=data, test=data)
-
-    Images.__name__ = Images.__qualname__ = name
-    before = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-    DATASET_REGISTRY.register(Images, force=True)
-    try:
-        yield
-    finally:
-        if before is None:
-            DATASET_REGISTRY._obj_map.pop(name)
-        else:
-            DATASET_REGISTRY._obj_map[name] = before
 
 
 def _overlay(node: Any, tree: dict[str, Any], prefix: str) -> None:

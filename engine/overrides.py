@@ -35,6 +35,7 @@ class Overrides:
         flags: key and value of what was given as a flag.
         pairs: KEY VALUE pairs; values are texts.
         imports: modules or files with trainers or data sets of the user's own.
+        origin: where the pairs come from, for messages.
     """
 
     dataset_file: str = ""
@@ -42,6 +43,7 @@ class Overrides:
     flags: tuple[tuple[str, Any], ...] = ()
     pairs: Pairs = ()
     imports: tuple[str, ...] = ()
+    origin: str = "the command line"
 
     def flag_words(self) -> list[str]:
         """The flags as words of a command line."""
@@ -101,7 +103,7 @@ def _apply(cfg: Any, overrides: Overrides, trainers: list[str], datasets: list[s
     for key, value in overrides.flags:
         set_key(cfg, key, value, FLAGS[key])
     for key, text in overrides.pairs:
-        set_key(cfg, key, decode(text), "the command line")
+        set_key(cfg, key, decode(text), overrides.origin)
     _check_registered(cfg, trainers, datasets)
     check_values(cfg)
     return plain

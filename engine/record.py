@@ -7,7 +7,14 @@ import torch
 
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results import environment, records
-from dassl_clip.results.protocols import BEST_ON_TEST, BEST_ON_VAL, FILE_NOT_RECORDED, LAST, NOTHING_LEARNED
+from dassl_clip.results.protocols import (
+    BEST_ON_TEST,
+    BEST_ON_VAL,
+    FILE_NOT_RECORDED,
+    LAST,
+    NO_LABELS,
+    NOTHING_LEARNED,
+)
 
 from . import checkpoint_files, distributed
 from .fingerprint import config_facts, named_files
@@ -50,6 +57,10 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
         "data": trainer.data.facts(),
         "files": named_files(trainer.run_cfg),
     }
+    if "test" not in trainer.evaluation.results and getattr(dataset, "unlabelled", False):
+        facts["untested"] = NO_LABELS
+    elif cfg.TEST.NO_TEST:
+        facts["untested"] = "TEST.NO_TEST"
     if trainer.extra_tests:
         facts["reading_notes"] = trainer.evaluation.notes
     if trainer.evaluation.scenarios:

@@ -6,6 +6,7 @@ The class relies on names of the Dassl contract only, so it runs on upstream Das
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.results import run_data
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import check_labels
-from dassl_clip.results.protocols import RULE_NOT_RECORDED
+from dassl_clip.results.protocols import NO_LABELS, RULE_NOT_RECORDED
 
 from . import distributed
 from .checkpoints import Checkpoints, Run
@@ -222,6 +223,11 @@ class CLIPTrainer(TrainerX):
                 f"{type(self).__name__} trains on labels, but here the training images are test images too "
                 f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
             )
+        if self.trains_on_labels and getattr(self.dm.dataset, "unlabelled", False):
+            raise UserError(
+                f"{type(self).__name__} trains on labels, but the {len(self.dm.dataset.train_x)} images of "
+                f"{self.cfg.DATASET.NAME} have none; give labels, or take a method that needs none"
+            )
         self.before_train()
         with self.clock.on("train"):
             self.fit()
@@ -273,6 +279,9 @@ class CLIPTrainer(TrainerX):
         distributed.barrier()  # the main process has written the best model that all look for
         self.log.is_final = True
         super().after_train()
+        if self.cfg.TEST.NO_TEST:  # the record says what a method settles before its test, too
+            self.set_model_mode("eval")
+            self.before_test()
         self.log.write_table(self.history)
         write_run(self)
 
@@ -281,6 +290,8 @@ class CLIPTrainer(TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Evaluate on a split, and make the extra tests of the test images; returns the accuracy in percent.
+
+        Test images without labels get predictions alone, and NaN is returned.
 
         Raises:
             UserError: The split is neither `test` nor `val`, or the data set has no such images.
@@ -295,7 +306,11 @@ class CLIPTrainer(TrainerX):
             self.before_test()
             logger.info("evaluate on the %s images", split)
             logits, images = split_logits(self, loader, split), len(loader.dataset)
-            metrics = self.evaluation.measure(split, logits, self.evaluator, images)
+            labelled = split != "test" or not getattr(self.dm.dataset, "unlabelled", False)
+            metrics = self.evaluation.measure(split, logits, self.evaluator, images, labelled)
+            if not labelled:
+                logger.info("%s: the %d test images get predictions, and nothing is measured", NO_LABELS, images)
+                return math.nan
             for key, value in metrics.items():
                 self.write_scalar(f"{split}/{key}", value, self.epoch)
         if split == "test" and self.extra_tests:

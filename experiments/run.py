@@ -7,8 +7,6 @@ is reported once.
 import contextlib
 import functools
 import logging
-import os
-import random
 import re
 import sys
 import traceback
@@ -167,6 +165,7 @@ def execute(config: Any, job: Job) -> None:
     """Build the trainer of a configuration and do the job."""
     from dassl.engine import build_trainer
     from dassl_clip.engine import distributed
+    from dassl_clip.engine.data import seed_everything
 
     from .recording import EvaluationRecorder
 
@@ -174,7 +173,7 @@ def execute(config: Any, job: Job) -> None:
     version = environment.package_versions()[environment.DISTRIBUTION]
     served_by = f"the {toolbox['kind']} Dassl toolbox {toolbox['version']} ({toolbox['path']})"
     print(f"dassl-clip {version} ({place}) on {served_by}")
-    _seed(config)
+    seed_everything(config)
     trains, config_file = not job.eval_only and not job.no_train, Path(config.OUTPUT_DIR) / CONFIG_NAME
     looks = job.no_train and distributed.from_main(config_file.exists)  # only looks into the folder of another run
     if not looks:
@@ -229,25 +228,6 @@ def execute(config: Any, job: Job) -> None:
         trainer.train()
     if distributed.is_main():
         recorder.write()
-
-
-def _seed(config: Any) -> None:
-    """Seed all generators, and choose deterministic algorithms, as a configuration says."""
-    import torch
-
-    from dassl.utils import set_random_seed
-    from dassl_clip.engine import distributed
-
-    if config.SEED >= 0:
-        print(f"Setting fixed seed: {config.SEED}")
-        set_random_seed(config.SEED)
-    elif distributed.world_size() > 1:
-        set_random_seed(distributed.from_main(lambda: random.randrange(2**32)))
-    if config.RUN.DETERMINISTIC:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
-    torch.use_deterministic_algorithms(config.RUN.DETERMINISTIC)
-    loose = config.SEED < 0 and not config.RUN.DETERMINISTIC
-    torch.backends.cudnn.benchmark = config.USE_CUDA and loose and torch.cuda.is_available()
 
 
 def load_run(trainer: Any, model_dir: str | None, epoch: int | None) -> Path:

@@ -11,6 +11,8 @@ from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
+UNLABELLED = -1  # label of an image that has none
+
 
 def prompt_key(name: str) -> str:
     """Form in which two class names give one prompt: `_` is a blank, and the rest is what CLIP's tokenizer cleans."""
@@ -26,7 +28,7 @@ def check_labels(dataset: Any, name: str) -> None:
     """Refuse a data set whose labels and class names do not fit each other, whoever wrote its loader.
 
     Labels are whole numbers that count the names in `classnames` from 0; the names in `lab2cname` and at the images are
-    the same. A class may lack images in any part.
+    the same. A class may lack images in any part. Images of a data set that is `unlabelled` have the label -1.
 
     Args:
         dataset: a Dassl data set.
@@ -42,6 +44,8 @@ def check_labels(dataset: Any, name: str) -> None:
         path = next(item.impath for item in lists[part] if (item.label, item.classname) == (label, called))
         raise UserError(f"{name}: the label of {path} in {part} {fault}")
 
+    bare = (UNLABELLED, "") if getattr(dataset, "unlabelled", False) else None
+    pairs = {part: found - {bare} for part, found in pairs.items()}
     every = [(part, label, called) for part, images in pairs.items() for label, called in images]
     for part, label, called in every:
         if not isinstance(label, Integral):

@@ -33,6 +33,7 @@ NOTHING_LEARNED, LAST = "none", "last"
 BEST_ON_VAL = "best_val on source validation images"
 BEST_ON_TEST = "best_val on TEST images (diagnostic only)"
 RULE_NOT_RECORDED = "not recorded"
+NO_LABELS = "no labels"  # why nothing was measured
 FILE_NOT_RECORDED = "not recorded: learned parts of a file"
 
 

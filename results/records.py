@@ -85,6 +85,7 @@ _SHAPES: dict[str, Any] = {
     "scenarios": {"task": str, "seed": int, "cases": list[str], "not_applicable": dict[str, str], "needs": str},
     "skipped_images": list[str],
     "files": dict[str, str],
+    "untested": str,  # why there are no metrics: the images have no labels, or nothing was tested
     "evaluated_from": str,
     "tested_training_images": int,  # of an evaluation: how many tested images its run had trained on
     "refines": {"folder": str, "method": str, "config": str, "data": dict},
@@ -128,7 +129,7 @@ def check_record(record: Mapping[str, Any]) -> None:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join(kind.__name__ for kind in types)
             faults.append(f"'{key}' should be {expected}, not {type(value).__name__} ({value!r:.80})")
-        elif key in _NON_EMPTY and not value:
+        elif key in _NON_EMPTY and not value and not (key == "metrics" and record.get("untested")):
             faults.append(f"'{key}' is empty")
     faults += _shape_faults(record) if not faults else []
     faults += _json_faults(record)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import write_bytes_atomically
+from .image_rows import open_image, size_of
 
 DATA_NAME = "data.tsv.gz"
 SAMPLED = 256
@@ -128,7 +129,7 @@ def _images(items: Sequence[tuple[str, int, str]], names: Mapping[str, str] | No
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return size_of(path)
     except OSError:
         return -1
 
@@ -136,8 +137,9 @@ def _size(path: str) -> int:
 def _content(path: str) -> str:
     """The SHA-256 of a file, of a long one its two ends; "" for what cannot be read."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with open_image(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             digest = hashlib.sha256(file.read(EDGE))
             if size > EDGE:
                 file.seek(max(EDGE, size - EDGE))

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "engine": {"clip", "results", "configs", TOOLBOX},
     "trainers": {"clip", "engine", "results", TOOLBOX},
     "experiments": {"clip", "engine", "results", "configs", TOOLBOX},
+    "api": {"engine", "results", "datasets"},
     "cli": {"clip", "engine", "results", "experiments", "trainers", "datasets", "embedded", "configs", TOOLBOX},
     "embedded": set(),
     "configs": set(),

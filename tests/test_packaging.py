@@ -17,7 +17,7 @@ import pytest
 from dassl_clip.engine import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "cli", "embedded", "configs")
+ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs")
 DISTRIBUTIONS = {"dassl-clip": ".", "dassl-toolbox-embedded": "toolbox"}  # folder of each
 EPOCH = "1700000000"  # a release sets the time of its commit
 
@@ -92,7 +92,7 @@ def test_every_tracked_file_of_a_room_is_in_the_wheel(wheel):
 def test_the_wheel_holds_nothing_else(wheel):
     tops = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
     assert tops == {"dassl_clip"}
-    assert {name.split("/")[1] for name in wheel if name.startswith("dassl_clip/")} == set(ROOMS)
+    assert {name.split("/")[1] for name in wheel if name.startswith("dassl_clip/")} == {*ROOMS, "__init__.py"}
 
 
 @pytest.mark.parametrize("room", ["datasets", "trainers"])

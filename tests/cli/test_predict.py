@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dassl_clip.cli import predict
-from dassl_clip.cli.predict import find_images
+from dassl_clip.datasets.own_images import find_images
 from dassl_clip.results.predictions import read_predictions
 
 from .conftest import SETTINGS

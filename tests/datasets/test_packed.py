@@ -2,10 +2,12 @@
 
 Covers rows 5.2 and 5.3: Kaggle's PACS with its published lists, ImageNet one or more folders too high, ImageNet-Sketch
 under `sketch/` and `train/` (and ImageNet's own train/ not taken for it), VLCS without crossval; parquet files, arrow
-folders, `imagefolder` with its metadata, archives: each is read, or named with what to do.
+folders, `imagefolder` with its metadata, archives: where the loader reads none of them, each is named with what to do.
 """
 
+import itertools
 import shutil
+import zipfile
 
 import pytest
 
@@ -16,6 +18,7 @@ from dassl_clip.datasets import (
     FolderClasses,
     FolderDomains,
     ImageNet,
+    ImageNetA,
     ImageNetSketch,
     Manifest,
     miniDomainNet,
@@ -106,7 +109,7 @@ def test_5_3_vlcs_without_crossval(tmp_path, vlcs_tree, config, caplog):
 def parquet(root):
     (root / "data").mkdir(parents=True)
     (root / "data/train-00000-of-00001.parquet").write_bytes(b"PAR1")
-    return r"/data holds 1 parquet file \(train-00000-of-00001.parquet\), a copy from the Hugging Face hub"
+    return r"/data holds 1 parquet file \(train-00000-of-00001.parquet\), .* with DATASET.ROOT .*/data it is read by"
 
 
 def cached_parquet(root):
@@ -145,13 +148,22 @@ def captions(root):
 def json_lines(root):
     root.mkdir(parents=True)
     (root / "metadata.jsonl").write_text('{"file_name": "0.jpg", "label": 0}\n')
-    return r"metadata.jsonl lists images.*: write it as metadata.csv with the columns file_name and label"
+    return r"metadata.jsonl lists images.*: it is read by DATASET.NAME Manifest with DATASET.MANIFEST .*metadata.jsonl"
 
 
 def zip_file(root):
     root.mkdir(parents=True)
     (root / "My data.zip").write_bytes(b"PK\x03\x04")
     return r"My data.zip is an archive: unpack it first \(unzip '.*My data.zip' -d "
+
+
+def zip_of_coop(root):
+    """As `zhengli97/prompt_learning_dataset` has them."""
+    root.mkdir(parents=True)
+    with zipfile.ZipFile(root / "eurosat.zip", "w") as archive:
+        archive.writestr("eurosat/split_zhou_EuroSAT.json", "{}")
+        archive.writestr("eurosat/2750/River/River_1.jpg", "")
+    return r"eurosat.zip is an archive with the published split split_zhou_EuroSAT.json and its images: unpack it first"
 
 
 def tar_files(root):
@@ -161,9 +173,15 @@ def tar_files(root):
     return r"train_images_2.tar.gz is an archive: .*tar -xf .* -C .*, and 2 more"
 
 
-@pytest.mark.parametrize("loader", [PACS, ImageNet, EuroSAT, FolderDomains, FolderClasses, Manifest])
+READS_COPIES = (PACS, ImageNet, FolderDomains, FolderClasses)
+COPIES = (parquet, cached_parquet, arrow, image_folder, captions, json_lines)
+ARCHIVES = (zip_file, zip_of_coop, tar_files)
+
+
 @pytest.mark.parametrize(
-    "make", [parquet, cached_parquet, arrow, image_folder, captions, json_lines, zip_file, tar_files]
+    ("make", "loader"),
+    [*itertools.product(ARCHIVES, (*READS_COPIES, EuroSAT, Manifest)), *itertools.product(COPIES, (EuroSAT, ImageNetA))]
+    + [(make, Manifest) for make in (parquet, cached_parquet, arrow, image_folder, captions)],
 )
 def test_5_2_what_no_loader_reads_is_named(make, loader, tmp_path, config):
     """Rows 5.2 and 5.3: a run and `verify` say what lies there, and what to do."""
@@ -178,7 +196,7 @@ def test_5_2_what_no_loader_reads_is_named(make, loader, tmp_path, config):
     assert report.verdict == 2
     texts = [finding.text for finding in report.findings]
     assert sum(text.count("unpack it first") for text in texts) == min(3, len([*root.rglob("*.tar.gz")]) or 1) * (
-        make in (zip_file, tar_files)
+        make in ARCHIVES
     ), texts
 
 

@@ -21,7 +21,7 @@ from dassl.utils import read_image as toolbox_image
 from dassl.utils.atomic import atomic_write
 from dassl_clip.cli import predict, report
 from dassl_clip.clip import weights
-from dassl_clip.datasets import add_config, fewshot, folders, manifest, splits
+from dassl_clip.datasets import add_config, fewshot, folders, manifest, own_images, splits
 from dassl_clip.engine import catalogue, images, registry
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine import export as released
@@ -76,8 +76,8 @@ READERS = {
     "export": released.load_export,
     "config": lambda path: catalogue.existing_file(str(path)),
     "import": lambda path: registry.import_user_code(f"{path}.py"),
-    "names": lambda path: predict.read_names(str(path)),
-    "picture": lambda path: predict.find_images([str(path)]),
+    "names": lambda path: own_images.given_names(str(path)),
+    "picture": lambda path: own_images.find_images([str(path)]),
     "root": lambda path: folders.open_root(str(path), "PACS"),
 }
 
@@ -133,7 +133,7 @@ def test_5_4_pictures_of_a_folder_beside_a_pipe(tmp_path):
     """What `predict` reads: the pipe is left out with a reason, the picture is scored."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     pipe(tmp_path / "x.jpg")
-    paths = predict.find_images([str(tmp_path)])
+    paths = own_images.find_images([str(tmp_path)])
     good, images, bad = predict.load_batch(lambda image: torch.tensor(image.size), paths)
     assert (good, images.tolist()) == ([tmp_path / "a.png"], [[8, 8]])
     assert bad == [(tmp_path / "x.jpg", "it is a named pipe, not a file")]

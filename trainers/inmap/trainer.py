@@ -334,7 +334,7 @@ class InMaP(TransductiveTrainer):
     def test(self, split: str | None = None) -> float:
         """Evaluate on a split; where the proxies were learned in this run, also test the others."""
         value = super().test(split)
-        if (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
+        if "test" in self.evaluation.results and (split or self.cfg.TEST.SPLIT) == "test" and self.solutions:
             features, labels = self._compared(self.dm.dataset.test)
             for name, proxies in self.learned.items():
                 cosines = Cosines(features, proxies.T)

@@ -51,12 +51,16 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = read_image(item.impath)
+        img0 = self.read(item.impath)
         with image_randomness(self.epoch_seed, idx):
             output.update(self._views(img0))
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output
+
+    def read(self, path: str):
+        """The PIL image at a path; to be overridden where images lie elsewhere than in files."""
+        return read_image(path)
 
     def _views(self, img0) -> dict[str, Any]:
         if self.transform is None:
