@@ -8,7 +8,8 @@ embedding.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -169,9 +170,21 @@ class FrozenCLIP(nn.Module):
         self._compiled = compiled
         return True
 
-    def embed_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """The same as `encode_image`, with gradients to the images, for attacks on them."""
-        return self._features(self._visual(self._images(images)), normalize)
+    def embed_image(self, images: Tensor, normalize: bool = True, prompts: Sequence[Tensor] = ()) -> Tensor:
+        """The same as `encode_image`, with gradients to the images, for attacks on them, and to learned tokens.
+
+        Args:
+            images: Preprocessed images.
+            normalize: See `encode_image`.
+            prompts: Learned tokens for the first blocks, `[M, W]` each: see `VisionBlocks.prompting`.
+        """
+        with self._blocks.prompting(prompts) if len(prompts) else nullcontext():
+            return self._features(self._visual(self._images(images)), normalize)
+
+    @property
+    def prompt_width(self) -> int:
+        """`W` of the tokens that `embed_image` takes; a UserError for an image tower that takes none."""
+        return self._blocks.prompt_width
 
     @torch.no_grad()
     def encode_image_with_blocks(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -149,6 +149,54 @@ def run_prefix_block(block: Any, x: Tensor, mask: Tensor) -> tuple[Tensor, Prefi
     return _finish(block, x, attended)[:, 0], rows
 
 
+def run_prefix(blocks: Any, x: Tensor, deep: Tensor | None = None, first: int = 0) -> list[PrefixRows]:
+    """Keys and values of prefix rows in every block.
+
+    Args:
+        blocks: The open_clip blocks.
+        x: The rows before the first block, `[P, S0, D]`.
+        deep: `[K, M, D]`: rows `first` to `first + M` become `deep[i - 1]` before block `i`, for `i` from 1 to `K`.
+        first: See `deep`.
+    """
+    mask = causal_mask(x.shape[1], x.device)
+    shared: list[PrefixRows] = []
+    for number, block in enumerate(blocks):
+        if deep is not None and 1 <= number <= len(deep):
+            x = replace_rows(x, deep[number - 1], first)
+        if number == len(blocks) - 1:
+            return [*shared, prefix_rows(block, x)]
+        x, rows = run_prefix_block(block, x, mask)
+        shared.append(rows)
+    return shared
+
+
+def check_deep(deep: Tensor, first: int, width: int, layers: int) -> None:
+    """Refuse deep prompts that do not fit a tower of `layers`, 0 for one that takes none, and width `D`.
+
+    Args:
+        deep: What should be `[K, M, D]`.
+        first: Number of context rows before all class names.
+        width: `D`.
+        layers: Number of blocks.
+    """
+    if not layers:
+        raise UserError(
+            "deep prompts need a causal text tower that is read at the end of the text, as OpenAI's CLIP has, and this "
+            "one is of another kind: take another backbone, or a depth of 1"
+        )
+    if deep.dim() != 3 or deep.shape[1] > first or deep.shape[2] != width or len(deep) >= layers:
+        raise UserError(
+            f"deep prompts must be [K, M, {width}] with K up to {layers - 1} (a depth of {layers}) and M up to the "
+            f"{first} context tokens before the class names, got {list(deep.shape)}"
+        )
+
+
+def replace_rows(x: Tensor, rows: Tensor, first: int) -> Tensor:
+    """`x` `[P, S, D]` with `rows` `[M, D]` in the place of its rows `first` to `first + M`, for all `P` alike."""
+    own = rows.to(x.dtype).expand(len(x), -1, -1)
+    return torch.cat([x[:, :first], own, x[:, first + len(rows) :]], dim=1)
+
+
 def causal_mask(rows: int, device: torch.device) -> Tensor:
     """`[rows, rows]`, added to scores: 0 up to the diagonal, minus infinity above it."""
     return torch.full((rows, rows), float("-inf"), device=device).triu(1)

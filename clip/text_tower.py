@@ -34,15 +34,14 @@ from .packing import Packing, pack_sequences, pack_tree
 from .text_blocks import (
     READ_AT_END,
     PrefixRows,
-    causal_mask,
+    check_deep,
     context_length,
     embed_dim,
     has_known_blocks,
     is_causal,
     packed_mask,
-    prefix_rows,
     run_block,
-    run_prefix_block,
+    run_prefix,
     token_embedding,
 )
 from .tokens import ClassTokens, TokenReader, prompt_order
@@ -191,6 +190,7 @@ class TextTower(nn.Module):
         position: str = "end",
         chunk: int | str | None = "auto",
         class_specific: bool = False,
+        deep: Tensor | None = None,
     ) -> Tensor:
         """Text features of the prompts of all classes, not normalised, with gradients to the context.
 
@@ -203,12 +203,14 @@ class TextTower(nn.Module):
             chunk: Classes taken at once: a number (each chunk is computed again in the backward pass), "auto" (as many
                 chunks as the memory budget holds are kept, the others computed again) or None (all, nothing again).
             class_specific: Whether `context` holds one context for each class.
+            deep: `[K, M', D]`, `M' <= M`: before layer `i` of 1 to `K`, counted from 0, the first `M'` context rows
+                become `deep[i - 1]`, without positions. They stand before all names, so that sharing stays exact.
 
         Returns:
             `[C, E]`, or `[B, C, E]` for a batch of contexts; float32 (float64 for a float64 model).
 
         Raises:
-            UserError: An unknown position, a context of another shape, or prompts too long for the tower.
+            UserError: An unknown position, a context or deep prompts of another shape, or prompts that are too long.
         """
         if position not in POSITIONS:
             raise UserError(f"the class name stands at one of {', '.join(POSITIONS)}, not at {position!r}")
@@ -235,6 +237,8 @@ class TextTower(nn.Module):
         prefix = head
         if first:
             prefix = torch.cat([head.expand(len(context), -1, -1), context[:, :first]], dim=1)
+        if deep is not None:
+            check_deep(deep, first, self.width, self.layers if self.causal else 0)
         is_context, number = (
             t.to(self.device, non_blocking=True)
             for t in prompt_order(classes.lengths, classes.name_lengths, first, before, n_ctx)
@@ -257,20 +261,28 @@ class TextTower(nn.Module):
 
         lengths = tuple(n_ctx - first + length for length in classes.lengths)
         contexts = len(context) if batched else 1
-        features = self._encode_chunks(prefix, rows, lengths, context.requires_grad, chunk, contexts)
+        grad = context.requires_grad or (deep is not None and deep.requires_grad)
+        features = self._encode_chunks(prefix, rows, lengths, grad, chunk, contexts, deep)
         return features if batched else features[0]
 
     # ------------------------------------------------------------------------------------------------- chunks
 
     def _encode_chunks(
-        self, prefix: Tensor, rows: Rows, lengths: tuple[int, ...], grad: bool, chunk: int | str | None, contexts: int
+        self,
+        prefix: Tensor,
+        rows: Rows,
+        lengths: tuple[int, ...],
+        grad: bool,
+        chunk: int | str | None,
+        contexts: int,
+        deep: Tensor | None,
     ) -> Tensor:
         """Features `[P, C, E]` of `C` classes with `lengths` rows each behind `prefix`, chunk by chunk."""
         if not contexts:
             return prefix.new_zeros(0, len(lengths), self.embed_dim, dtype=self.out_dtype)
         grad = grad and torch.is_grad_enabled()
         encode: Callable[..., Tensor] = self._encode_packed if self.causal else self._encode_plain
-        shared = self._prefix_pass(prefix) if self.causal else prefix
+        shared = self._prefix_pass(prefix, deep) if self.causal else prefix
         offset, count = prefix.shape[1], len(lengths)
         if self.causal:
             rows_each = sum(lengths) / count
@@ -302,17 +314,12 @@ class TextTower(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- passes
 
-    def _prefix_pass(self, prefix: Tensor) -> list[PrefixRows]:
+    def _prefix_pass(self, prefix: Tensor, deep: Tensor | None) -> list[PrefixRows]:
         """Keys and values of the prefix `[P, S0, D]` in every layer; none for an empty prefix."""
         if not prefix.shape[1]:
             return []
         x = self._cast(prefix) + self._cast(self.positional_embedding[: prefix.shape[1]])
-        mask, blocks = causal_mask(x.shape[1], x.device), self.transformer.resblocks
-        shared: list[PrefixRows] = []
-        for block in blocks[:-1]:
-            x, rows = run_prefix_block(block, x, mask)
-            shared.append(rows)
-        return [*shared, prefix_rows(blocks[-1], x)]
+        return run_prefix(self.transformer.resblocks, x, deep, len(self.tokens.head))
 
     def _encode_packed(
         self, shared: list[PrefixRows], offset: int, rows: Rows, start: int, stop: int, lengths: tuple[int, ...]

@@ -9,8 +9,9 @@ Shapes: `B` images, `L` blocks, `T` tokens of a block (positions of a ResNet sta
 `d = W / H`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_clip.results.errors import UserError
+
+from .text_blocks import replace_rows
 
 
 class VisionBlocks:
@@ -33,6 +36,7 @@ class VisionBlocks:
         self._first_is_batch = True
         self._modules: list[nn.Module] = []
         self._widths: tuple[int, ...] = ()
+        self._before: nn.Module | None = None  # what learned tokens are put in front of
         # open_clip and timm have no types.
         transformer: Any = getattr(visual, "transformer", None)
         trunk: Any = getattr(visual, "trunk", None)
@@ -40,6 +44,9 @@ class VisionBlocks:
             self._modules = list(transformer.resblocks)
             self._first_is_batch = getattr(transformer, "batch_first", False)
             self._widths = tuple(block.ln_1.normalized_shape[-1] for block in transformer.resblocks)
+            reads_class_token = getattr(visual, "pool_type", "") == "tok" and getattr(visual, "attn_pool", None) is None
+            if self._first_is_batch and reads_class_token:
+                self._before = getattr(visual, "ln_pre", None)
         elif hasattr(visual, "layer4"):
             stages: list[Any] = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
             self._modules = list(stages)
@@ -73,6 +80,55 @@ class VisionBlocks:
         _ = self.widths  # known, or refused
         with self._listening() as outputs:
             yield lambda: [self._tokens(output.detach()) for output in outputs]
+
+    @property
+    def prompt_width(self) -> int:
+        """`W`, of a tower that takes learned tokens beside those of the image.
+
+        Raises:
+            UserError: The tower is of another kind.
+        """
+        if self._before is None:
+            raise UserError(
+                f"the image tower ({self._kind}) takes no learned tokens; methods that learn some, such as MaPLe and "
+                "PromptSRC, need a ViT of open_clip's that is read at its class token, as OpenAI's ViT-B/16 is"
+            )
+        return self._widths[0]
+
+    @contextmanager
+    def prompting(self, prompts: Sequence[Tensor]) -> Iterator[None]:
+        """Learned tokens in the passes inside.
+
+        `prompts[0]` `[M, W]` stand behind the image's tokens, without positions, from before the first norm on. Before
+        block `i`, counted from 0, the last `M` tokens become `prompts[i]`, as far as there are so many.
+
+        Raises:
+            UserError: There are more of them than blocks, or they are of another shape, or the tower of another kind.
+        """
+        shapes = {tuple(tokens.shape) for tokens in prompts}
+        width = self.prompt_width
+        if not 1 <= len(prompts) <= len(self._modules) or len(shapes) != 1 or prompts[0].shape[1:] != (width,):
+            raise UserError(
+                f"this image tower takes learned tokens [M, {width}] for 1 to {len(self._modules)} blocks, got "
+                f"{[list(tokens.shape) for tokens in prompts]}"
+            )
+        count = len(prompts[0])
+
+        def appended(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return replace_rows(inputs[0], prompts[0], inputs[0].shape[1]), *inputs[1:]
+
+        def replaced(module: nn.Module, inputs: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
+            return replace_rows(inputs[0], prompts[number], inputs[0].shape[1] - count), *inputs[1:]
+
+        assert self._before is not None
+        handles = [self._before.register_forward_pre_hook(appended)]
+        for number, module in enumerate(self._modules[1 : len(prompts)], start=1):
+            handles.append(module.register_forward_pre_hook(partial(replaced, number=number)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _listening(self) -> Iterator[list[Any]]:

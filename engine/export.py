@@ -48,6 +48,7 @@ ICONS = 32  # embedded images on which half precision is measured
 
 LINEAR = "scores = logit_scale * normalize(image features) @ weight.T"
 PER_IMAGE = "none: the class features of an image depend on that image, so no classifier serves all images"
+OTHER_TOWER = "none: the image tower reads learned tokens, so no classifier serves the features of CLIP's own"
 NOT_LINEAR = "none: the scores are not a linear function of the normalised image features"
 
 
@@ -196,13 +197,22 @@ def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, An
         record=dict(record),
         classifier=weight,
         logit_scale=None if weight is None else trainer.logit_scale.detach().cpu().clone(),
-        note=LINEAR if weight is not None else NOT_LINEAR if trainer.reads_features else PER_IMAGE,
+        note=_note(trainer, weight),
         storage=Storage(HALF if half else FULL, left_out),
         base=base,
     )
     if half and learned:
         return replace(export, storage=replace(export.storage, note=halving_note(trainer, export)))
     return export
+
+
+def _note(trainer: Any, weight: Tensor | None) -> str:
+    """What an export says of its classifier."""
+    if weight is not None:
+        return LINEAR
+    if trainer.image_features_change:
+        return OTHER_TOWER
+    return NOT_LINEAR if trainer.reads_features else PER_IMAGE
 
 
 @torch.no_grad()

@@ -280,9 +280,9 @@ class FeatureStore:
         """What names the towers in the cache."""
         return feature_cache.tower_facts(self.backbone.describe(), self.precision.name, self.device)
 
-    def raw(self, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    def raw(self, items: Sequence[Any], encoding: Encoding | None = None) -> tuple[Tensor, Tensor]:
         """The readable ones of a list of Datum: features `[N, E]` in its order, as cached, and labels `[N]`."""
-        images = self.cached(items)
+        images = self.cached(items, encoding)
         in_order = torch.equal(images.index[images.readable], torch.arange(len(images.rows)))
         return images.rows if in_order else images[images.readable], _labels(items, images.readable)
 

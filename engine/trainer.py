@@ -86,6 +86,7 @@ class CLIPTrainer(TrainerX):
     used_keys: tuple[str, ...] = ()  # the exceptions among them
     unread_parts: tuple[str, ...] = ()  # beginnings of the names of learned parts that no score passes through
     cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
+    image_features_change = False  # True: its image tower is not CLIP's own, so no classifier serves CLIP's features
     caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
     overridden: Overridden = {}  # settings of its node that another one may take the place of
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one
@@ -368,7 +369,7 @@ class CLIPTrainer(TrainerX):
 
         Normalised features `[N, E]`, their logits without the logit scale `[N, C]`, and normalised proxies `[C, E]`.
         """
-        features, _ = self.features.raw(items)
+        features, _ = self.features.raw(items, self.encoding)
         batches = [batch.to(self.device) for batch in features.split(self.features.batch_size)]
         cosines = torch.cat([self.feature_logits(batch).float() for batch in batches]) / self.logit_scale
         content = torch.cat(list(map(self.content, batches)))

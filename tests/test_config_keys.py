@@ -327,6 +327,8 @@ CHANGED = {
 OWN = {
     "CLAP": ["TRAINER.CLAP.MAX_STEPS", "4", "TRAINER.CLAP.CHECK_EVERY", "2", "TRAINER.CLAP.LATENT_DIM", "4"],
     "GOPro": ["TRAINER.GOPRO.CTX_INIT", "a", "TRAINER.GOPRO.SHIFT_SCALE", "auto:2"],
+    "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "2"],
+    "PromptSRC": ["TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2", "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "2"],
 }
 # Keys of a trainer's node that a plain run of it does not come to, and what reads them.
 NOT_REACHED = {

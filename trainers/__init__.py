@@ -16,7 +16,10 @@ from .inmap.trainer import InMaP
 from .iota import IOTA
 from .kgcoop import KgCoOp
 from .linear_probe import LinearProbe
+from .maple import MaPLe
 from .onzeta import OnZeta
+from .prograd import ProGrad
+from .promptsrc import PromptSRC
 from .stata import StatA
 from .style_projection import StyleProjection
 from .tda import TDA
@@ -34,7 +37,10 @@ __all__ = [
     "InMaP",
     "KgCoOp",
     "LinearProbe",
+    "MaPLe",
     "OnZeta",
+    "ProGrad",
+    "PromptSRC",
     "StatA",
     "StyleProjection",
     "TransCLIP",

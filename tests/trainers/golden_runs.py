@@ -4,6 +4,7 @@ Class names and templates go through a tokenizer that knows the words of a golde
 the files are from: each method's authors' modules, run on the CPU in float32 with this model.
 """
 
+import hashlib
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -82,13 +83,20 @@ def small_clip(arrays):
     assert not unexpected and all("mask" in key for key in missing), (missing, unexpected)
     tokenizer = WordTokenizer(c["vocab"], c["ctx"])
     template = str(arrays.get("template", f"{arrays.get('CTX_INIT', 'a photo of a')} {{}}."))
-    placeholders = "X " * max(0, int(arrays.get("N_CTX", 0)) - len(template.split()) + 1)
+    rows = arrays["tokens"]
+    spare = (
+        int((rows[0] == tokenizer.end).nonzero()[0])
+        - 1
+        - len(tokenizer.words(template.format(arrays["classnames"][0])))
+    )
+    placeholders = "X " * spare
     if "hand_tokens" in arrays:
         tokenizer.learn([template.format(name) for name in arrays["classnames"]], arrays["hand_tokens"])
-    tokenizer.learn([placeholders + template.format(name) for name in arrays["classnames"]], arrays["tokens"])
+    tokenizer.learn([placeholders + template.format(name) for name in arrays["classnames"]], rows)
     tokenizer.ids.setdefault("x", UNKNOWN)
     source = Source("golden", "golden", {"text_cfg": {"context_length": c["ctx"]}}, quick_gelu=True)
-    return FrozenCLIP(model.eval(), tokenizer, source, PreprocessCfg(size=c["image"]), "0" * 64, "fp32")
+    name = hashlib.sha256(arrays["tokens"].numpy().tobytes()).hexdigest()  # cached texts go by it
+    return FrozenCLIP(model.eval(), tokenizer, source, PreprocessCfg(size=c["image"]), name, "fp32")
 
 
 def golden_trainer(name, arrays, folder, settings=(), optim=(), epochs=3):

@@ -235,7 +235,7 @@ class InMaP(TransductiveTrainer):
         """Normalised features `[N, E]` that proxies are compared with, and labels `[N]`, of the readable images."""
         if self.base is None:
             return self.features.normalized_rows(items)
-        features, labels = self.features.raw(items)
+        features, labels = self.features.raw(items, self.base.encoding if self.base.image_features_change else None)
         return F.normalize(self.content(features.to(self.device)), dim=-1), labels.to(self.device)
 
     def content(self, features: Tensor) -> Tensor:
@@ -250,8 +250,9 @@ class InMaP(TransductiveTrainer):
     def encoding(self) -> Encoding:
         """Features; those and more where the scores of the refined run take part, and read more."""
         base = getattr(self, "base", None)  # asked for before it is known
-        plain = base is None or self.gamma is not None or base.encoding is base.features.encoding
-        return super().encoding if plain else base.encoding
+        if base is None or base.encoding is base.features.encoding:
+            return super().encoding
+        return super().encoding if self.gamma is not None and not base.image_features_change else base.encoding
 
     def feature_logits(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of features `[B, E]`, or of the rows `[B, W]` that the refined run reads."""
