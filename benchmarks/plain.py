@@ -46,12 +46,20 @@ def prompt_ids(clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int) -> Tenso
     return clip.text.tokenize([f"{'X ' * n_ctx}{name.replace('_', ' ')}." for name in classnames])
 
 
-def prompt_features(clip: FrozenCLIP, context: Tensor, ids: Tensor) -> Tensor:
-    """Text features `[C, E]` of one context `[M, D]` before all classes, in rows of the full length."""
+def prompt_features(clip: FrozenCLIP, context: Tensor, ids: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+    """Text features `[C, E]` of one context `[M, D]` before all classes, in rows of the full length.
+
+    With `deep`, `[M', D]` each, the first `M'` rows of the context are replaced before the layers from 1 on.
+    """
     model, m = clip.model, len(context)
     table = model.token_embedding(ids)
     rows = torch.cat([table[:, :1], context.expand(len(table), -1, -1), table[:, 1 + m :]], dim=1)
-    x = model.transformer(rows + model.positional_embedding, attn_mask=model.attn_mask)
+    x = rows + model.positional_embedding
+    for number, block in enumerate(model.transformer.resblocks):
+        if 1 <= number <= len(deep):
+            own = deep[number - 1]
+            x = torch.cat([x[:, :1], own.expand(len(x), -1, -1), x[:, 1 + len(own) :]], dim=1)
+        x = block(x, attn_mask=model.attn_mask)
     return model.ln_final(x)[torch.arange(len(x), device=x.device), ids.argmax(-1)] @ model.text_projection
 
 

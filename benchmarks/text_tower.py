@@ -1,7 +1,8 @@
 """The text tower against the plain program: full-length prompts, one pass an image, no sharing.
 
-Cases: `prompts`, the prompts of all classes, forward and backward to the context; `zeroshot`, a classifier of 1000
-classes with InMaP's seven templates. The plain classifier encodes one class at a time; on a CPU `--plain-classes` of
+Cases: `prompts`, the prompts of all classes, forward and backward to the context; `deep`, the same with prompts that
+replace its first rows in the first layers (MaPLe's text side); `zeroshot`, a classifier of 1000 classes with InMaP's
+seven templates. The plain classifier encodes one class at a time; on a CPU `--plain-classes` of
 them are run and the rest is extrapolated from these. Ratios of single processes differ by half here, so three measure.
 
 example: python benchmarks/text_tower.py --threads 2 --only prompts
@@ -17,11 +18,13 @@ from plain import prompt_features, prompt_ids, text_features
 from torch import Tensor
 
 from dassl_clip.clip.backbone import FrozenCLIP
+from dassl_clip.clip.prompts import CONTEXT_STD, initial_context
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 
 WORDS = "a photo of a"
 CLASSES = 100
+DEPTH, LEARNED = 9, 2  # layers with prompts, and tokens of WORDS that are learned, in MaPLe's base-to-new setting
 HEAD_CLASSES = 1000
 
 
@@ -59,6 +62,44 @@ class Prompts(Work):
         weights = torch.linspace(-1, 1, features.numel(), device=features.device).view_as(features)
         (gradient,) = torch.autograd.grad((F.normalize(features, dim=-1) * weights).sum(), self.context)
         return {"features": features.detach(), "gradient": gradient}
+
+
+class DeepPrompts(Work):
+    """Features of the prompts of all classes with deep prompts, and the gradients to all that is learned."""
+
+    target = 8.0
+
+    def __init__(self, clip: FrozenCLIP, options: argparse.Namespace):
+        names = class_names("imagenet")[: options.classes]
+        depth = min(DEPTH, clip.text.layers)
+        self.title = f"deep prompts in {depth} layers, {len(names)} classes, forward + backward"
+        self.clip, self.chunk = clip, options.chunk
+        words = initial_context(clip.text, WORDS, 0).to(clip.logit_scale.device)
+        self.context, self.fixed = words[:LEARNED].clone().requires_grad_(), words[LEARNED:]
+        draws = torch.randn(depth - 1, LEARNED, clip.text_width, generator=torch.Generator().manual_seed(0))
+        self.deep = (CONTEXT_STD * draws).to(words.device).requires_grad_()
+        self.classes = clip.text.class_tokens(names, n_ctx=len(words))
+        self.ids = prompt_ids(clip, names, len(words))
+
+    def ours(self) -> list[Part]:
+        """Through the text tower."""
+        return [Part(lambda: self._backward(self._features()))]
+
+    def plain(self) -> list[Part]:
+        """Rows of the full context length."""
+        return [Part(lambda: self._backward(prompt_features(self.clip, self._context(), self.ids, list(self.deep))))]
+
+    def _context(self) -> Tensor:
+        return torch.cat([self.context, self.fixed])
+
+    def _features(self) -> Tensor:
+        return self.clip.text.encode_prompts(self._context(), self.classes, chunk=self.chunk, deep=self.deep)
+
+    def _backward(self, features: Tensor) -> Results:
+        weights = torch.linspace(-1, 1, features.numel(), device=features.device).view_as(features)
+        loss = (F.normalize(features, dim=-1) * weights).sum()
+        context, deep = torch.autograd.grad(loss, (self.context, self.deep))
+        return {"features": features.detach(), "gradient": context, "gradient of deep prompts": deep}
 
 
 class ZeroshotHead(Work):
@@ -110,7 +151,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Measure and print; with `--write`, keep the figures."""
-    works = {"prompts": Prompts, "zeroshot": ZeroshotHead}
+    works = {"prompts": Prompts, "deep": DeepPrompts, "zeroshot": ZeroshotHead}
     cases = {name: lambda o, w=work: w(backbone(o.architecture, o.device), o) for name, work in works.items()}
     run_cases(parse(), "text_tower", cases)
 

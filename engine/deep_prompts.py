@@ -1,4 +1,4 @@
-"""Methods that learn prompts inside both towers (MaPLe, PromptSRC): how they encode, score and are refined.
+"""Methods that learn prompts inside both towers: how they encode, score and are refined.
 
 Both towers are frozen, but the image tower reads learned tokens, so image features change with every step: those of a
 trained run are cached under the hash of what it learned, and no classifier serves CLIP's own features.

@@ -55,6 +55,14 @@ def test_prompts_in_chunks(script, small, clip):
     check(differences(module.Prompts(clip, module.parse([*small, "--classes", "9", "--chunk", "2"]))))
 
 
+@pytest.mark.parametrize("chunk", ["auto", "2"])
+def test_deep_prompts(script, small, clip, chunk):
+    module = script("text_tower")
+    found = differences(module.DeepPrompts(clip, module.parse([*small, "--classes", "9", "--chunk", chunk])))
+    assert set(found) == {"features", "gradient", "gradient of deep prompts"}
+    check(found)
+
+
 def test_zeroshot_head(script, small, clip):
     module = script("text_tower")
     work = module.ZeroshotHead(clip, module.parse([*small, "--head-classes", "12", "--plain-classes", "5"]))
