@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.image_rows import split_address
+from dassl_clip.results.image_rows import file_of, split_address
 
 from . import hub
 from .class_names import class_file, prompt_names
@@ -37,7 +37,7 @@ from .fewshot import (
     write_selection,
 )
 from .folders import ImageFile, NoFoldersError, listed_once, listing_hash
-from .options import ALL_IMAGES, DASSL, HOLDOUT, PROTOCOLS, check_protocol, split_seed, wants_unlabelled
+from .options import ALL_IMAGES, DASSL, HOLDOUT, PROTOCOLS, check_protocol, reads_rows, split_seed, wants_unlabelled
 from .parts import WHOLE, Layout, Parts, every_image, split_again
 from .spec import Spec, listed
 
@@ -96,11 +96,18 @@ class ListedDataset(DatasetBase):
     def __init__(self, cfg) -> None:
         with listed_once():
             pools = self.open(cfg)
+        hub.forget()
         test = [image for name in self._targets for part in self._tested_parts(name) for image in pools[name][part]]
         train, val = (test, []) if self.train_is_test else self._training_lists(pools)
         lists = {"train": train, "val": val, "test": test}
         lists = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
         self._check_images(lists)
+        if split_address(lists["test"][0].path) and not reads_rows(cfg):
+            raise UserError(
+                f"{self.spec.name}: the images are rows of {file_of(lists['test'][0].path)}, but {cfg.TRAINER.NAME} "
+                "reads them by Dassl's own loader, which opens files: write them into folders, or use a trainer of "
+                "this package"
+            )
         self.listing = listing_hash(image for parts in pools.values() for images in parts.values() for image in images)
         self.image_keys = {image.path: image.key for images in lists.values() for image in images}
         self.drawn_tests = self.protocol_name == HOLDOUT

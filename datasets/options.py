@@ -37,11 +37,23 @@ def split_seed(cfg) -> int:
 
 def wants_unlabelled(cfg) -> bool:
     """Whether the trainer of a config takes unlabelled images of the targets beside the labelled ones."""
-    from dassl.engine import TRAINER_REGISTRY, TrainerXU
+    from dassl.engine import TrainerXU
+
+    trainer = _trainer(cfg)
+    return isinstance(trainer, type) and issubclass(trainer, TrainerXU)
+
+
+def reads_rows(cfg) -> bool:
+    """Whether the trainer of a config reads images that are rows of a file; those of Dassl open the path of each."""
+    trainer = _trainer(cfg)
+    return trainer is None or getattr(trainer, "reads_rows", False)
+
+
+def _trainer(cfg):
+    from dassl.engine import TRAINER_REGISTRY
 
     name = cfg.TRAINER.NAME
-    trainer = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
-    return isinstance(trainer, type) and issubclass(trainer, TrainerXU)
+    return TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
 
 
 def choice(option: str, value: str, known: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def find_copy(root: Path, names: Sequence[str] = ()) -> Copy | None:
         )
     ((home, kind), paths) = next(iter(found.items()))
     states = [os.stat(path) for path in paths]
-    return _read_copy(home, kind, tuple(zip(paths, ((state.st_size, state.st_mtime_ns) for state in states))))
+    return read_copy(home, kind, tuple(zip(paths, ((state.st_size, state.st_mtime_ns) for state in states))))
 
 
 def kind_of(name: str) -> str | None:
@@ -116,7 +116,8 @@ def table_folders(root: Path, names: Iterable[str]) -> Iterator[Path]:
 
 
 @functools.lru_cache(maxsize=4)  # asked for by class list and layout, and for each domain that is looked at
-def _read_copy(home: Path, kind: str, files: tuple[tuple[Path, tuple[int, int]], ...]) -> Copy:
+def read_copy(home: Path, kind: str, files: tuple[tuple[Path, tuple[int, int]], ...]) -> Copy:
+    """The copy in a folder, of its files with size and time of each."""
     paths = [path for path, _ in files]
     parts = {path: part_of(path, home) for path in paths}
     if "" in parts.values() and len(set(parts.values())) > 1:

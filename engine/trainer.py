@@ -69,6 +69,7 @@ class CLIPTrainer(TrainerX):
     feature_logits: Callable[[Tensor], Tensor]  # rows of `encoding` to logits `[B, C]`; a method may have none
 
     trains_on_labels = True  # False: no label decides anything that is learned
+    reads_rows = True  # images that are rows of a parquet or arrow file, which Dassl's own loader does not open
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
     repairs: str = ""  # what the method can repair of a frozen CLIP, a key of `results.diagnosis.REPAIRS`
     settings: Mapping[str, Any] = {}  # keys of its node and their defaults

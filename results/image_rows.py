@@ -121,10 +121,11 @@ class Table:
         self.types = {field.name: str(field.type) for field in schema}
         self.names = label_names((schema.metadata or {}).get(b"huggingface", b""))
         self._sizes: dict[int, list[int]] = {}
+        self._digits = len(str(rows - 1))
 
     def address(self, row: int) -> str:
         """The address of a row; addresses of one file sort as its rows do."""
-        return f"{self.path}#{row:0{len(str(self.rows - 1))}}"
+        return f"{self.path}#{str(row).rjust(self._digits, '0')}"
 
     def column(self, name: str, field: str = "") -> list[Any]:
         """The values of a column, or of a field of a struct, in all rows.
@@ -238,11 +239,13 @@ def label_names(metadata: bytes) -> dict[str, tuple[str, ...]]:
 
 
 _groups: OrderedDict[tuple[Table, int], tuple[Any, int]] = OrderedDict()  # the row groups that were read last
+_kept_bytes = 0
 _lock = threading.Lock()
 
 
 def _kept(table: Table, group: int) -> Any:
     """The column of images of a row group, read or kept."""
+    global _kept_bytes
     key = (table, group)
     with _lock:
         if key in _groups:
@@ -252,20 +255,22 @@ def _kept(table: Table, group: int) -> Any:
             _groups[key] = table.load(group)
         except Exception as error:
             raise OSError(f"the row group around it cannot be read: {_said(error)}") from error
-        while len(_groups) > 1 and sum(size for _, size in _groups.values()) > MAX_KEPT:
-            _groups.popitem(last=False)
+        _kept_bytes += _groups[key][1]
+        while len(_groups) > 1 and _kept_bytes > MAX_KEPT:
+            _kept_bytes -= _groups.popitem(last=False)[1][1]
         return _groups[key][0]
 
 
-def _forget() -> None:
-    """After a fork nothing is shared with the parent: neither the place in a file nor a lock that is held."""
-    global _lock
-    _lock = threading.Lock()
+def forget() -> None:
+    """Close all files and let go of the row groups; after a fork, in which no place in a file and no lock that is held
+    may be shared with the parent, this is done by itself."""
+    global _lock, _kept_bytes
+    _lock, _kept_bytes = threading.Lock(), 0
     _groups.clear()
     _open.cache_clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=forget)
 
 
 def _said(error: Exception) -> str:

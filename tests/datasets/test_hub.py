@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+import dassl_clip.trainers  # noqa: F401  # whose class says that it reads rows
 from dassl_clip.datasets import (
     PACS,
     VLCS,
@@ -405,11 +406,25 @@ def test_json_lines_as_a_manifest(tmp_path, config):
 
 def test_without_pyarrow(tmp_path, config, monkeypatch):
     root = write(tmp_path / "copy", tree_rows(tmp_path / "tree"))
-    image_rows._open.cache_clear()
-    tables._read_copy.cache_clear()
+    image_rows.forget()
+    tables.read_copy.cache_clear()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"is read with the package pyarrow, which is not installed: pip install pya"):
         FolderDomains(config(root, ["day"], ["night"]))
+
+
+def test_a_trainer_that_opens_files_is_refused(tmp_path, config):
+    rows = tree_rows(tmp_path / "tree")
+    for root, reads in ((tmp_path / "tree", True), (write(tmp_path / "copy", rows), False)):
+        for name in ("ZeroshotCLIP", "Vanilla"):
+            cfg = config(root, ["day"], ["night"])
+            cfg.defrost()
+            cfg.TRAINER.NAME = name
+            if reads or name == "ZeroshotCLIP":
+                assert len(FolderDomains(cfg).test) == 18
+            else:
+                with pytest.raises(ValueError, match=r"parquet, but Vanilla reads them by Dassl's own loader"):
+                    FolderDomains(cfg)
 
 
 def test_verify_counts_and_decodes(tmp_path, draw, config):
