@@ -137,7 +137,8 @@ class Table:
 
         try:
             values = self._column(name, field)
-            return (pc.struct_field(values, field) if field else values).to_pylist()
+            found: list[Any] = (pc.struct_field(values, field) if field else values).to_pylist()
+            return found
         except Exception as error:
             raise UserError(f"{self.path}: its column {name} cannot be read ({_said(error)}); get it again") from error
 
