@@ -66,7 +66,8 @@ class Inputs:
     def given(self, names: Sequence[str], labels: Any = None, val: "tuple[Inputs, Any] | None" = None) -> GivenImages:
         """The images, with labels where there are some, and validation images with theirs, for the engine."""
         known = None if labels is None else label_numbers(labels, names, len(self.paths))
-        items, features, held = labelled(self.paths, known, names), self.features, ()
+        items, features = labelled(self.paths, known, names), self.features
+        held: list[Item] = []
         in_memory, paths = self.in_memory, list(self.paths)
         if val is not None:
             other, other_labels = val

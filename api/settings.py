@@ -43,7 +43,7 @@ def config_values(kind: type[Any], settings: Mapping[str, Any], owner: str) -> d
 def plain(value: Any) -> Any:
     """A number of numpy or torch, or a path, as Python's own."""
     if hasattr(value, "tolist"):
-        return value.tolist()
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return tuple(map(plain, value))
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
@@ -54,6 +54,7 @@ def settings_between(kind: type[Any], before: Any, after: Any) -> dict[str, Any]
     words = {key: word for word, key in keywords(kind).items()}
     old, new = identity(before), identity(after)
     groups = (f"TRAINER.{kind.__name__.upper()}.", "OPTIM.", "INPUT.TRANSFORMS", "DATALOADER.TRAIN_X.BATCH_SIZE")
+    groups += ("DATASET.STYLE", "DATASET.OWN_STYLES")
     known = set(known_keys(default_config()))
     changed = {key: value for key, value in new.items() if old.get(key) != value and key in known}
-    return {words.get(key, key): value for key, value in changed.items() if key.startswith(groups)}
+    return {words.get(key, key): plain(value) for key, value in changed.items() if key.startswith(groups)}

@@ -180,7 +180,7 @@ def counts_table(report: Any) -> str:
 
 def run_inspect(args: argparse.Namespace, pairs: Pairs) -> int:
     """Print classes and prompts, and draw the sheet."""
-    from dassl_clip.cli.data_sheet import choose, draw_sheet, prompt
+    from dassl_clip.cli.data_sheet import captioned, choose, draw_sheet, prompt
     from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.datasets.verify import verify
 
@@ -202,7 +202,7 @@ def run_inspect(args: argparse.Namespace, pairs: Pairs) -> int:
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}")
     picture = io.BytesIO()
-    draw_sheet(rows, report.classes, templates[0]).save(picture, "PNG")
+    draw_sheet(captioned(rows, report.classes, templates[0])).save(picture, "PNG")
     write_bytes_atomically(out, picture.getvalue())
     print(f"Drew {sum(map(len, rows.values()))} images on {out}")
     return report.verdict

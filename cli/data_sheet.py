@@ -13,6 +13,7 @@ from dassl_clip.engine.images import read_image
 from dassl_clip.results.labels import display_name
 
 TILE, MARGIN, LINES, CHARACTERS = 168, 8, 4, 27
+Captions = Mapping[str, Sequence[tuple[str, str]]]  # name of a row -> path and text of each image
 
 
 def prompt(template: str, name: str) -> str:
@@ -37,8 +38,16 @@ def choose(report: Any, number: int, seed: int) -> dict[str, list[Any]]:
     return rows
 
 
-def draw_sheet(rows: Mapping[str, Sequence[Any]], classes: Sequence[str], template: str) -> Image.Image:
-    """One row of images for each domain or part; below each its label and prompt."""
+def captioned(rows: Mapping[str, Sequence[Any]], classes: Sequence[str], template: str) -> Captions:
+    """Path of each image, and its label and prompt."""
+    return {
+        name: [(image.path, f"{image.label}: {prompt(template, classes[image.label])}") for image in images]
+        for name, images in rows.items()
+    }
+
+
+def draw_sheet(rows: Captions) -> Image.Image:
+    """One row of images under each name; below each image its text."""
     font = ImageFont.load_default()
     line = 13
     height = TILE + line * (LINES + 1) + 2 * MARGIN
@@ -48,10 +57,9 @@ def draw_sheet(rows: Mapping[str, Sequence[Any]], classes: Sequence[str], templa
     for number, (name, images) in enumerate(rows.items()):
         top = MARGIN + number * (height + line)
         pen.text((MARGIN, top), name, fill="black", font=font)
-        for column, image in enumerate(images):
+        for column, (path, text) in enumerate(images):
             left = MARGIN + column * (TILE + MARGIN)
-            sheet.paste(thumbnail(image.path), (left, top + line + 2))
-            text = f"{image.label}: {prompt(template, classes[image.label])}"
+            sheet.paste(thumbnail(path), (left, top + line + 2))
             for row, words in enumerate(textwrap.wrap(text, CHARACTERS)[:LINES]):
                 pen.text((left, top + line + 4 + TILE + row * line), words, fill="black", font=font)
     return sheet

@@ -86,7 +86,7 @@ def stand_in(name: str, data: GivenImages) -> Iterator[None]:
     """Within this context, Dassl's registry gives a data set of these images and class names under a name."""
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 
-    class Images(DatasetBase):  # type: ignore[misc]
+    class Images(DatasetBase):
         """The images, as training and as test images, which Dassl needs both."""
 
         stands_in = True  # these are not the run's own images, so they are not compared with its record

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from dassl_clip import (
-    Classifier,
     CLAPClassifier,
+    Classifier,
     CoOpClassifier,
     GOProClassifier,
     InMaPClassifier,
@@ -27,6 +27,7 @@ from dassl_clip import (
 )
 
 MODEL = {"backbone": "IconsCLIP"}
+STYLED = {"DATASET.STYLES": ("line", "flat")}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_labels_are_names_or_numbers(icons, paths, labels):
 
 def test_a_changed_file_is_read_again(zeroshot, icons, tmp_path):
     place = tmp_path / "one.png"
-    for name, found in icons.items():
+    for found in icons.values():
         place.write_bytes(Path(found[1]).read_bytes())
         np.testing.assert_allclose(zeroshot.predict_proba(place), zeroshot.predict_proba(found[1]), atol=1e-6)
 
@@ -139,10 +140,13 @@ def test_what_is_loaded_has_the_settings(icons, paths, tmp_path):
         repr(again)
         == "InMaPClassifier(names=['key', 'star', 'fish'], backbone='IconsCLIP', seed=2, marginal='uniform')"
     )
-    generic = Classifier("transclip", list(icons), **MODEL).fit(paths)
-    again = load(generic.save(tmp_path / "transclip.safetensors"))
-    assert again.get_params()["method"] == "TransCLIP"
-    np.testing.assert_array_equal(again.predict_proba(paths), generic.predict_proba(paths))
+    generic = Classifier("onzeta", list(icons), **MODEL).fit(paths)
+    assert "nothing to export" in str(refused(lambda: generic.save(tmp_path / "onzeta.safetensors")).value)
+    styled = Classifier("styleprojection", list(icons), **STYLED, **MODEL).fit()
+    again = load(styled.save(tmp_path / "styles.safetensors"))
+    np.testing.assert_array_equal(again.predict_proba(paths), styled.predict_proba(paths))
+    assert again.get_params() == {"method": "StyleProjection", "names": list(icons), "backbone": "IconsCLIP", "seed": 1,
+                                  "weights": "", "config": "", "device": "auto", **STYLED}  # fmt: skip
 
 
 def test_the_caller_keeps_output_and_random_states(icons, paths, labels, capfd):
@@ -168,7 +172,7 @@ REFUSALS = {
     "epochs of none": (lambda p: InMaPClassifier(["a", "b"], epochs=3), "no setting 'epochs'"),
     "key": (lambda p: CoOpClassifier("a,b", **MODEL, **{"OPTIM.NAM": "sgd"}).fit(p, [0] * 12), "'OPTIM.NAME'"),
     "value": (lambda p: InMaPClassifier("a,b", marginal="unifrm", **MODEL).fit(p), "MARGINAL"),
-    "type": (lambda p: CoOpClassifier("a,b", epochs="ten", **MODEL).fit(p, [0] * 12), "CoOpClassifier: OPTIM.MAX_EPOCH"),
+    "type": (lambda p: CoOpClassifier("a,b", epochs="ten", **MODEL).fit(p, [0] * 12), "OPTIM.MAX_EPOCH takes"),
     "method": (lambda p: Classifier("TransClap", "a,b"), "Did you mean 'TransCLIP'"),
     "device": (lambda p: ZeroshotClassifier("a,b", device="cuda:7"), "'cpu'"),
     "backbone": (lambda p: ZeroshotClassifier("a,b", backbone="IconCLIP").fit(), "Did you mean 'IconsCLIP'"),

@@ -2,13 +2,15 @@
 
 Covered: the same answers as the run's own test, though the data are gone, for every method; batches and workers; CSV
 and JSON; files that cannot be read; zero-shot against open_clip computed by hand in float64; the embedded model without
-a network; runs that do not say their class names; the registry afterwards; every refusal.
+a network; runs that do not say their class names; the registry afterwards; methods that need no labels against the
+Python interface, their export, thresholds, the sheet of the least certain and bad files; every refusal.
 """
 
 import csv
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -17,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dassl_clip import Classifier, load
 from dassl_clip.cli import predict
+from dassl_clip.clip.sources import embedded_folder
 from dassl_clip.datasets.own_images import find_images
 from dassl_clip.results.predictions import read_predictions
 
@@ -185,14 +189,129 @@ def test_pictures_are_found_once_and_in_order(tmp_path):
 def test_a_name_that_is_no_utf8_is_shown(tmp_path, capsys):
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     Image.new("RGB", (8, 8)).save(tmp_path / name)
-    assert predict.main([str(tmp_path), "--names", "cat,dog", "--out", str(tmp_path / "preds.csv")]) == 0
+    assert (
+        predict.main(
+            [str(tmp_path), "--names", "cat,dog", "--backbone", "IconsCLIP", "--out", str(tmp_path / "preds.csv")]
+        )
+        == 0
+    )
     assert "caf\ufffd.png" in (tmp_path / "preds.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory):
+    """A flat folder of icons without labels, and a file of names."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    (root / "photos").mkdir()
+    for name in ("key", "star", "fish"):
+        for path in sorted((embedded_folder().parent / "icons" / "flat" / name).glob("*.png"))[:6]:
+            shutil.copy(path, root / "photos" / f"{len(path.name) % 10}-{path.name}")
+    (root / "names.txt").write_text("key\nstar\nfish\nhouse\n")
+    return root
+
+
+TOGETHER = ("TransCLIP", "StatA", "ZLaP", "TDA", "OnZeta", "IOTA")  # keep nothing that could be exported
+LABEL_FREE = ("ZeroshotCLIP", "CLAP", "InMaP", *TOGETHER)
+
+
+@pytest.mark.parametrize("method", LABEL_FREE)
+def test_a_method_on_unlabelled_images_is_the_classifier(unlabelled, tmp_path, method):
+    """One command gives the digits of the Python interface; what it exports is loaded there, and by `--run`."""
+    out, head = tmp_path / "preds.json", tmp_path / "head.safetensors"
+    pairs = ["TRAINER.CLAP.MAX_STEPS", "240"] if method == "CLAP" else []
+    words = ["--names", str(unlabelled / "names.txt"), "--method", method.lower(), "--backbone", "IconsCLIP"]
+    words += ["--out", str(out), *([] if method in TOGETHER else ["--export", str(head)]), *pairs]
+    assert predict.main([str(unlabelled / "photos"), *words]) == 0
+    files = sorted((unlabelled / "photos").iterdir())
+    settings = {"max_steps": 240} if pairs else {}
+    clf = Classifier(method, str(unlabelled / "names.txt"), backbone="IconsCLIP", **settings).fit(files)
+    found, expected = answers(out), clf.predict_proba(files)
+    assert list(found) == list(map(str, files))
+    for path, shares in zip(files, expected):
+        assert dict(found[str(path)]) == dict(zip(clf.classes_, shares.tolist()))
+    facts = json.loads(out.read_text())
+    assert facts["method"] == method and facts["weights_hash"] == clf.record_["backbone"]["weights_hash"]
+    if method in TOGETHER:
+        return
+    np.testing.assert_array_equal(load(head).predict_proba(files), expected)
+    again = tmp_path / "again.json"
+    assert predict.main([str(unlabelled / "photos"), "--run", str(head), "--out", str(again)]) == 0
+    for path, pairs in answers(again).items():
+        np.testing.assert_allclose([share for _, share in pairs], [share for _, share in found[path]], atol=1e-5)
+
+
+def test_settings_templates_and_thresholds(unlabelled, tmp_path, capsys):
+    photos, base = (
+        str(unlabelled / "photos"),
+        ["--names", "key,star,fish", "--method", "InMaP", "--backbone", "IconsCLIP"],
+    )
+    outs = [tmp_path / f"{number}.csv" for number in range(3)]
+    assert predict.main([photos, *base, "--out", str(outs[0])]) == 0
+    assert predict.main([photos, *base, "--out", str(outs[1]), "TRAINER.INMAP.MARGINAL", "zero-shot"]) == 0
+    assert predict.main([photos, *base, "--out", str(outs[2]), "--templates", "a drawing of a {}."]) == 0
+    texts = [out.read_text() for out in outs]
+    assert len(set(texts)) == 3
+    facts = json.loads((tmp_path / "0.facts.json").read_text())
+    assert facts["backbone"] == "IconsCLIP" and len(facts["weights_hash"]) == 64 and facts["skipped"] == []
+    rows = list(csv.DictReader(texts[0].splitlines()))
+    best = sorted(float(row["share"]) for row in rows if row["rank"] == "1")
+    limit = (best[3] + best[4]) / 2
+    capsys.readouterr()
+    assert predict.main([photos, *base, "--out", str(outs[0]), "--reject-below", str(limit)]) == 0
+    assert "4 of 18 images are (rejected)" in capsys.readouterr().out
+    rejected = [row for row in csv.DictReader(outs[0].open()) if row["class"] == "(rejected)"]
+    assert [float(row["share"]) for row in sorted(rejected, key=lambda row: row["share"])] == best[:4]
+    assert all(row["rank"] == "1" for row in rejected) and len(list(csv.DictReader(outs[0].open()))) == 4 + 14 * 3
+    assert json.loads((tmp_path / "0.facts.json").read_text())["rejected"] == 4
+
+
+def test_the_sheet_shows_the_least_certain(unlabelled, tmp_path, capsys):
+    from dassl_clip.cli.data_sheet import MARGIN, TILE, thumbnail
+
+    sheet, out = tmp_path / "sheet.png", tmp_path / "preds.csv"
+    words = ["--names", "key,star,fish", "--backbone", "IconsCLIP", "--out", str(out), "--sheet", str(sheet)]
+    assert predict.main([str(unlabelled / "photos"), *words]) == 0
+    assert "the 18 least certain images" in capsys.readouterr().out
+    rows = [row for row in csv.DictReader(out.open()) if row["rank"] == "1"]
+    least = min(rows, key=lambda row: float(row["share"]))
+    with Image.open(sheet) as drawn:
+        assert drawn.width == MARGIN + 6 * (TILE + MARGIN)
+        first = np.asarray(drawn)[MARGIN + 15 : MARGIN + 15 + TILE, MARGIN : MARGIN + TILE]
+    np.testing.assert_array_equal(first, np.asarray(thumbnail(least["path"])))
+
+
+def test_a_method_leaves_bad_files_out(unlabelled, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(unlabelled / "photos", folder)
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no picture")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    words = [
+        "--names",
+        "key,star,fish",
+        "--method",
+        "InMaP",
+        "--backbone",
+        "IconsCLIP",
+        "--out",
+        str(tmp_path / "p.json"),
+    ]
+    assert predict.main([str(folder), *words]) == 1
+    reasons = {one["path"]: one["reason"] for one in json.loads((tmp_path / "p.json").read_text())["skipped"]}
+    assert {Path(path).name for path in reasons} == {"empty.png", "text.png", "gone.png"}
+    assert reasons[str(folder / "empty.png")] == "is empty"
+    whole = tmp_path / "whole.json"
+    assert predict.main([str(unlabelled / "photos"), *words[:-1], str(whole)]) == 0
+    expected = {Path(path).name: pairs for path, pairs in answers(whole).items()}
+    for path, pairs in answers(tmp_path / "p.json").items():
+        np.testing.assert_allclose([s for _, s in pairs], [s for _, s in expected[Path(path).name]], atol=1e-5)
+    assert "3 files could not be read" in capsys.readouterr().err
 
 
 REFUSALS = {
     "no such folder": (["{mine}x", "--names", "a,b"], "there is no file or folder"),
     "no images": (["{empty}", "--names", "a,b"], "there are no images in"),
-    "one name": (["{mine}", "--names", "dog"], "at least two classes"),
+    "one name": (["{mine}", "--names", "dog", "--backbone", "IconsCLIP"], "at least two classes"),
     "a file that is not there": (["{mine}", "--names", "names.txt"], "there is no file names.txt"),
     "one name twice": (["{mine}", "--names", "dog,cat,dog"], "'dog' 2 times"),
     "run and backbone": (["{mine}", "--run", "{run}", "--backbone", "RN50"], "--backbone go with --names"),
@@ -203,7 +322,24 @@ REFUSALS = {
     "top": (["{mine}", "--names", "a,b", "--top", "0"], "--top 0: at least 1"),
     "backbone": (["{mine}", "--names", "a,b", "--backbone", "IconCLIP"], "Did you mean 'IconsCLIP'"),
     "templates": (["{mine}", "--names", "a,b", "--templates", "no place"], "unknown templates"),
-    "only bad": (["{bad}", "--names", "a,b"], "none of the 1 files can be read"),
+    "own photos without a backbone": (["{mine}", "--names", "a,b"], "--backbone IconsCLIP is the small one"),
+    "labels": (["{mine}", "--names", "a,b", "--method", "CoOp"], "CoOp trains on labels, and these images have none"),
+    "no method": (["{mine}", "--names", "a,b", "--method", "InMap2"], "Did you mean 'InMaP'"),
+    "run and method": (["{mine}", "--run", "{run}", "--method", "InMaP"], "--method go with --names"),
+    "key without method": (["{mine}", "--names", "a,b", "SEED", "2"], "SEED (KEY VALUE) goes with --method"),
+    "export without method": (["{mine}", "--names", "a,b", "--export", "a.safetensors"], "--export goes with --method"),
+    "export's ending": (["{mine}", "--names", "a,b", "--method", "InMaP", "--export", "a.pt"], "end in .safetensors"),
+    "nothing to export": (
+        ["{mine}", "--names", "a,b", "--method", "ZLaP", "--export", "a.safetensors"],
+        "ZLaP scores images together and keeps nothing",
+    ),
+    "sheet's ending": (["{mine}", "--names", "a,b", "--sheet", "a.jpg"], "end in .png"),
+    "threshold": (["{mine}", "--names", "a,b", "--reject-below", "50"], "a share from 0 to 1"),
+    "key": (
+        ["{mine}", "--names", "a,b", "--method", "InMaP", "--backbone", "IconsCLIP", "TRAINER.INMAP.MARGINL", "auto"],
+        "Did you mean 'TRAINER.INMAP.MARGINAL'",
+    ),
+    "only bad": (["{bad}", "--names", "a,b", "--backbone", "IconsCLIP"], "none of the 1 files can be read"),
 }
 
 

@@ -19,7 +19,7 @@ from dassl.config import get_cfg_default
 from dassl.utils import load_checkpoint as toolbox_checkpoint
 from dassl.utils import read_image as toolbox_image
 from dassl.utils.atomic import atomic_write
-from dassl_clip.cli import predict, report
+from dassl_clip.cli import predict_scores, report
 from dassl_clip.clip import weights
 from dassl_clip.datasets import add_config, fewshot, folders, manifest, own_images, splits
 from dassl_clip.engine import catalogue, images, registry
@@ -134,7 +134,7 @@ def test_5_4_pictures_of_a_folder_beside_a_pipe(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     pipe(tmp_path / "x.jpg")
     paths = own_images.find_images([str(tmp_path)])
-    good, images, bad = predict.load_batch(lambda image: torch.tensor(image.size), paths)
+    good, images, bad = predict_scores.load_batch(lambda image: torch.tensor(image.size), paths)
     assert (good, images.tolist()) == ([tmp_path / "a.png"], [[8, 8]])
     assert bad == [(tmp_path / "x.jpg", "it is a named pipe, not a file")]
 
