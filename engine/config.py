@@ -126,6 +126,7 @@ KEYS: dict[str, Key] = {
     "DATALOADER.TEST": Key(of_machine=True),
     "DATALOADER.TEST.BATCH_SIZE": Key(least=1),
     "TEST.FINAL_MODEL": Key(values=("last_step", "best_val")),
+    "TEST.NO_TEST": Key(in_name=True),  # the record says that nothing was tested
     "TEST.SPLIT": Key(values=("test", "val"), comparable=True),
     # How images are drawn from the tested ones, see `engine/scenarios.py`; "" for the whole test set alone.
     "SCENARIOS.TASK": Key("", values=("", *scenarios.TASKS), in_name=True, by_task=True, counts_if_set=True),
