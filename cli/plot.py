@@ -1,4 +1,4 @@
-"""Figures of what has been run: `dassl-clip plot domains output`; PNG and SVG, from saved results alone.
+"""Figures of what has been run: `dassl-clip plot domains output`; PNG, SVG or PDF, from saved results alone.
 
 Nothing is trained or tested again. `curves`, `domains` and `shots` read records, `confusion` reads the saved
 predictions, `tsne` and the settings that methods fix in their records read saved features.
@@ -20,7 +20,7 @@ from dassl_clip.engine.errors import guarded
 from dassl_clip.results import plot_features as features
 from dassl_clip.results import plots, records
 from dassl_clip.results.errors import UserError, did_you_mean
-from dassl_clip.results.figures import FORMATS, Plot, shortened
+from dassl_clip.results.figures import DEFAULT_FORMATS, FORMATS, Plot, shortened
 from dassl_clip.results.groups import column_of, row_of
 
 KINDS = {
@@ -51,13 +51,18 @@ def build_parser(kind: str = "") -> argparse.ArgumentParser:
     """The arguments of all kinds of figures, or (faster) of those that need no method where `kind` is one of them."""
     parser = Parser(
         prog="dassl-clip plot",
-        description="Draw a figure of finished runs, as PNG and SVG, with a caption that says what was measured.",
+        description="Draw a figure of finished runs, with a caption that says what was measured.",
         epilog="example: dassl-clip plot domains output/fewshot --out figures/fewshot",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or any folders above them")
-    shared.add_argument("--out", default="", metavar="STEM", help="files STEM.png and STEM.svg (default: the kind)")
+    shared.add_argument(
+        "--out",
+        default="",
+        metavar="STEM_OR_FILE",
+        help="STEM.png and STEM.svg (default: the kind), or one file: FILE.pdf, FILE.svg, FILE.png",
+    )
     shared.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="only these methods, or 'Method (config)'")
     shared.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     shared.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="only these tasks")
@@ -91,8 +96,9 @@ def build_parser(kind: str = "") -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     text = args.out or args.kind
-    stem = Path(text).expanduser()
-    stem = stem.with_suffix("") if stem.suffix.lower() in {f".{kind}" for kind in FORMATS} else stem
+    stem, kinds_of_file = Path(text).expanduser(), DEFAULT_FORMATS
+    if (ending := stem.suffix.lower()[1:]) in FORMATS:
+        stem, kinds_of_file = stem.with_suffix(""), (ending,)
     if text.endswith("/") or stem.is_dir():
         raise UserError(f"--out {text}: this is a folder; give the files' path without ending, such as {stem}/figure")
     found = find_runs(args)
@@ -105,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         "tsne": lambda: draw_points(args, found),
     }
     plot = kinds[args.kind]() if args.kind in kinds else draw_setting(args, found)
-    for path in plot.save(stem):
+    for path in plot.save(stem, kinds_of_file):
         print(path)
     print(plot.caption)
     return 0

@@ -1,4 +1,4 @@
-"""How all figures look: colours that colour-blind readers tell apart, a caption inside, PNG and SVG written whole.
+"""How all figures look: colours that colour-blind readers tell apart, a caption inside, files written whole.
 
 The caption says what was measured, on what, by which rules and how often. The colours are those of Okabe and Ito
 ("Color Universal Design", 2008). Each line also has a marker and a line style of its own, so that a figure can be read
@@ -29,10 +29,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 GREY = "#B0B0B0"
-FORMATS = ("png", "svg")
+FORMATS = ("png", "svg", "pdf")
+DEFAULT_FORMATS = FORMATS[:2]
 NEEDED = "plots need the package matplotlib: pip install 'dassl-clip[plots]', or pip install matplotlib"
 PANELS_PER_ROW = 4
 CHARACTERS_PER_INCH = 17
+LEGEND_CHARACTERS_PER_INCH = (14, 11, 8)  # of usual names; of names of wide letters fewer fit
 MOST_LINES = 24
 _SETTINGS: dict[Any, Any] = {  # matplotlib types its keys one by one
     "font.size": 9,
@@ -50,6 +52,7 @@ _SETTINGS: dict[Any, Any] = {  # matplotlib types its keys one by one
     "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "dassl-clip",
+    "pdf.fonttype": 42,  # fonts that publishers accept, and text that can be selected
     "savefig.dpi": 160,
 }
 
@@ -66,10 +69,10 @@ class Plot:
         """The figure as an SVG document, the same for the same data."""
         return self._bytes("svg").decode("utf-8")
 
-    def save(self, stem: Path) -> list[Path]:
-        """Write `<stem>.png` and `<stem>.svg`, each whole or not at all; returns the two paths."""
+    def save(self, stem: Path, kinds: Sequence[str] = DEFAULT_FORMATS) -> list[Path]:
+        """Write `<stem>.<kind>` for each kind of `FORMATS`, each whole or not at all; returns the paths."""
         paths = []
-        for kind in FORMATS:
+        for kind in kinds:
             path = stem.with_name(f"{stem.name}.{kind}")
             write_bytes_atomically(path, self._bytes(kind))
             paths.append(path)
@@ -77,7 +80,8 @@ class Plot:
 
     def _bytes(self, kind: str) -> bytes:
         buffer = io.BytesIO()
-        metadata = {"Date": None, "Title": self.name} if kind == "svg" else {"Title": self.name}
+        date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+        metadata: dict[str, Any] = {"Title": self.name, **date}  # no date: the same data give the same file
         with styled():
             self.figure.savefig(buffer, format=kind, metadata=metadata)
         return buffer.getvalue()
@@ -125,15 +129,28 @@ def finish(name: str, figure: Figure, handles: Mapping[str, Any], caption: str, 
     width = figure.get_size_inches()[0]
     lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, int(width * CHARACTERS_PER_INCH))]
     if handles:
-        longest = max(map(len, handles))
-        columns = max(1, min(len(handles), int(width * 14 / (longest + 6))))
-        layout: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "markerscale": markerscale}
-        figure.legend(list(handles.values()), list(handles), fontsize=8, **layout)
-        rows = -(-len(handles) // columns)
-        figure.set_figheight(figure.get_figheight() + 0.18 * rows)
+        _add_legend(figure, handles, markerscale)
     figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#333333")
     return Plot(name, caption, figure)
+
+
+def _add_legend(figure: Figure, handles: Mapping[str, Any], markerscale: float) -> None:
+    """Put the legend above the panels, in as many columns as fit, long names on several lines; the figure grows."""
+    height = figure.get_figheight()
+    for characters in LEGEND_CHARACTERS_PER_INCH:
+        room = int(figure.get_figwidth() * characters)
+        labels = ["\n".join(textwrap.wrap(label, room - 6)) for label in handles]
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        columns = max(1, min(len(handles), room // (longest + 6)))
+        layout: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "markerscale": markerscale}
+        legend = figure.legend(list(handles.values()), labels, fontsize=8, **layout)
+        rows = -(-sum(label.count("\n") + 1 for label in labels) // columns)
+        figure.set_figheight(height + 0.18 * rows)
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width or characters == LEGEND_CHARACTERS_PER_INCH[-1]:
+            break
+        legend.remove()
 
 
 def shortened(text: str, limit: int) -> str:

@@ -80,7 +80,12 @@ def test_the_default_files_and_an_ending_that_was_given(runs, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert plot.main(["domains", str(runs)]) == 0
     assert plot.main(["domains", str(runs), "--out", "mine.svg"]) == 0
-    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["domains.png", "domains.svg", "mine.png", "mine.svg"]
+    assert plot.main(["domains", str(runs), "--out", "paper.PDF"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["domains.png", "domains.svg", "mine.svg", "paper.pdf"]
+    first = (tmp_path / "paper.pdf").read_bytes()
+    assert first.startswith(b"%PDF-") and b"/Subtype /Image" not in first and b"/Font" in first  # lines and letters
+    assert plot.main(["domains", str(runs), "--out", "paper.pdf"]) == 0
+    assert (tmp_path / "paper.pdf").read_bytes() == first
 
 
 REFUSALS = {

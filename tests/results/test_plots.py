@@ -361,6 +361,19 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
     assert sorted(path.name for path in stem.parent.iterdir()) == ["figure.v2.png", "figure.v2.svg"]
 
 
+@pytest.mark.parametrize(("methods", "length"), [(2, 8), (24, 30), (3, 150), (12, 75)])
+@pytest.mark.parametrize("draw", [plots.domains_plot, plots.shots_plot])
+def test_no_legend_is_cut(methods, length, draw):
+    names = [f"M{number:02} ".ljust(length, "W") for number in range(methods)]
+    runs = [record(method=name, shots=shots) for name in names for shots in (1, 4)]
+    figure = draw(runs[:: 2 if draw is plots.domains_plot else 1]).figure
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+    assert all(panel.get_window_extent().y1 < box.y0 for panel in figure.axes)  # and it covers nothing
+
+
 def test_names_are_never_formulas_or_markup(tmp_path):
     name = "a$x_1$ <script>&amp; 100%"
     plot = plots.domains_plot([record(name), record("other")])
