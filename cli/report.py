@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import Parser, command
 from dassl_clip.engine import errors
-from dassl_clip.results import environment, plot_features, plots, records, report
+from dassl_clip.results import environment, plot_features, plots, records, report, samples
 from dassl_clip.results.documents import CONFIG_NAME
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.figures import NEEDED, Plot
@@ -24,20 +24,21 @@ LOG = "log.txt"
 TAIL_LINES = 12
 COMMAND = "Command: "
 MOST_CONFUSIONS = 4
+LINES = ("domains", "shots", "curves")  # the figures that show points
 MATPLOTLIB = NEEDED.split(":")[0]
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="dassl-clip report",
-        description="Write one self-contained HTML page of runs: tables, figures, settings, environment, gaps.",
+        description="Write one self-contained HTML page of runs: tables, figures, images, settings, environment, gaps.",
         epilog="example: dassl-clip report output --out report.html --reference METHOD",
     )
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="a run folder, or any folder above run folders")
     parser.add_argument("--out", default="", metavar="FILE", help=f"the page (default: FOLDER/{NAME})")
     parser.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
     parser.add_argument("--title", default="", metavar="TEXT", help="heading (default: the folder's name)")
-    parser.add_argument("--no-plots", action="store_true", help="tables and settings alone")
+    parser.add_argument("--no-plots", action="store_true", help="tables and settings alone, no images")
     return parser
 
 
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     made = []
     for group in groups:
         made += group_tables(group, args.reference)
-    figures, remarks = ([], []) if args.no_plots or not complete else draw(complete)
+    figures, remarks, numbers = ([], [], []) if args.no_plots or not complete else draw(complete)
+    saved = samples.with_predictions((item.folder, item.record) for item in complete)
+    images, more = ([], "") if args.no_plots else samples.strips(saved)
     missing = [line for table in made for line in table.below if line.startswith("missing: ")]
     for table in made:
         table.below = [line for line in table.below if not line.startswith("missing: ")]
@@ -74,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
         ],
         tables=made,
         plots=figures,
-        remarks=remarks,
+        numbers=numbers,
+        remarks=[*remarks, *([more] if more else [])],
+        strips=images,
+        pairs=samples.confused(saved),
         runs=[(below(item.folder, root), item.record) for item in complete],
         configs=configs(complete, root),
         gaps=gaps,
@@ -90,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
-    """The figures that these runs have the data for, and why others are not there."""
+def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str], list[str]]:
+    """The figures that these runs have the data for, why others are not there, and the numbers of single points."""
     only_records = [item.record for item in found]
     wanted: list[tuple[str, Callable[..., Plot], Sequence]] = [
         ("domains", plots.domains_plot, only_records),
@@ -106,17 +112,33 @@ def draw(found: Sequence[records.FoundRecord]) -> tuple[list[Plot], list[str]]:
             groups.setdefault(key, []).append((item.folder, record))
     kept = sorted(groups.items(), key=lambda group: str(group[0]))[:MOST_CONFUSIONS]
     wanted += [("confusion", plot_features.confusion_plot, runs) for _, runs in kept]
-    made, remarks = [], []
+    made, remarks, numbers = [], [], []
     for name, make, runs in wanted:
         try:
-            made.append(make(runs))
+            plot = make(runs)
+            if name in LINES and (alone := single_point(plot)):
+                numbers.append(alone)
+            else:
+                made.append(plot)
         except ValueError as error:
             remarks.append(f"{name}: {errors.sentence(error)}")
     if len(groups) > len(kept):
         remarks.append(f"confusion: {len(kept)} of {len(groups)} groups of runs; dassl-clip plot confusion draws any")
     if any(MATPLOTLIB in remark for remark in remarks):
         remarks = [NEEDED]
-    return made, remarks
+    return made, remarks, numbers
+
+
+def single_point(plot: Plot) -> str:
+    """The numbers of a figure in which no line or axis has two points, as a sentence; "" of every other figure."""
+    texts = []
+    for panel in plot.figure.axes:
+        points = [(x, y) for line in panel.lines for x, y in zip(line.get_xdata(), line.get_ydata())]
+        points = [(x, y) for x, y in dict.fromkeys((float(x), float(y)) for x, y in points) if y == y]
+        if len({x for x, _ in points}) > 1:
+            return ""
+        texts += [f"{panel.get_title() or panel.get_ylabel()}: {y:.4g}" for _, y in points[:1]]
+    return f"{plot.caption.splitlines()[0]} {'; '.join(texts)}" if texts else ""
 
 
 def configs(found: Sequence[records.FoundRecord], root: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of runs: tables, figures, settings, environment, and what is missing.
+"""One self-contained HTML page of runs: tables, figures, images, settings, environment, and what is missing.
 
 The page loads nothing and runs nothing: styles and figures are inside, and its content policy forbids scripts. All
 text, whatever its source, goes through `escape`.
@@ -17,26 +17,33 @@ from xml.etree import ElementTree
 from .escaping import printable
 from .figures import Plot
 from .groups import column_of, row_of
-from .tables import Table
+from .rendering import Table
+from .samples import Pair, Strip
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+BAD = ' class="bad"'
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 75rem; margin: 0 auto;
-  padding: 1rem 1.5rem 4rem; }
+  padding: 1rem clamp(.5rem, 2vw, 1.5rem) 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem;
   border-bottom: 1px solid #ccc; } h3 { font-size: 1rem; margin-top: 1.8rem; }
-nav a { margin-right: 1rem; }
+nav a { margin-right: 1rem; display: inline-block; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e2e2e2; text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 thead th { border-bottom: 2px solid #888; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
+.strip { display: flex; flex-wrap: wrap; gap: .6rem; } .strip figure { margin: 0; width: 6.5rem; font-size: .75rem; }
+.strip img { max-width: 6rem; max-height: 6rem; border: 1px solid #e2e2e2; display: block; }
+.wide td, .wide th { overflow-wrap: normal; }
+.figure-of-one { font-size: 1.1rem; }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .8rem; }
 .notes { font-size: .85rem; color: #444; } .bad { color: #a33c00; }
 details { margin: .3rem 0; } summary { cursor: pointer; }
+@media (max-width: 45rem) { table { font-size: .8rem; } th, td { padding: .2rem .35rem; } }
 @media print { details > * { display: block; } nav { display: none; } }
 """
 
@@ -59,7 +66,10 @@ class Content:
     summary: Sequence[str]  # lines under the title
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
+    numbers: Sequence[str] = ()  # what a figure of a single point would show, as sentences
     remarks: Sequence[str] = ()  # why figures that could have been there are not
+    strips: Sequence[Strip] = ()
+    pairs: Sequence[Pair] = ()  # of confused classes
     runs: Sequence[tuple[str, Mapping[str, Any]]] = ()  # folder and record of each finished run
     configs: Sequence[tuple[str, str]] = ()  # name and text of each configuration
     gaps: Sequence[Gap] = ()
@@ -75,7 +85,9 @@ def render(content: Content) -> str:
     ]
     sections = {
         "Results": "".join(map(_result, content.tables)) or "<p>No finished run.</p>",
-        "Figures": "".join(figures) + _lines(content.remarks),
+        "Figures": _numbers(content.numbers) + "".join(figures) + _lines(content.remarks),
+        "Images": _images(content.strips),
+        "Confusions": _pairs(content.pairs),
         "Missing": _gaps(content),
         "Runs": _runs(content.runs),
         "Environment": _environment(content.runs),
@@ -140,6 +152,31 @@ def _result(table: Table) -> str:
     return f"<h3>{escape(table.title)}</h3>\n{_lines(table.above)}{body}{_lines(table.below)}"
 
 
+def _numbers(sentences: Sequence[str]) -> str:
+    return "".join(f'<p class="figure-of-one">{escape(sentence)}</p>\n' for sentence in sentences)
+
+
+def _images(strips: Sequence[Strip]) -> str:
+    """Rows of thumbnails, each with what stands below it."""
+    parts = []
+    for strip in strips:
+        pictures = "".join(
+            f'<figure><img src="{escape(picture.link)}" alt="{escape(picture.caption)}">'
+            f"<figcaption{BAD if picture.wrong else ''}>{escape(picture.caption)}</figcaption></figure>"
+            for picture in strip.pictures
+        )
+        note = _lines([strip.note] if strip.note else [])
+        parts.append(f'<h3>{escape(strip.title)}</h3>\n{note}<div class="strip">{pictures}</div>\n')
+    return "".join(parts) or "<p>No run has saved predictions, which name its images.</p>"
+
+
+def _pairs(pairs: Sequence[Pair]) -> str:
+    if not pairs:
+        return "<p>None: no run has saved predictions, or all of them are right.</p>"
+    rows = [(p.method, p.label, p.answer, p.count, f"{100 * p.count / p.total:.0f} % of {p.total}") for p in pairs]
+    return html_table(("method", "class", "taken for", "images", "of the class"), rows, texts=3)
+
+
 def _gaps(content: Content) -> str:
     if not content.gaps and not content.missing:
         return "<p>Nothing: every cell of the tables is filled, and every run folder holds a finished run.</p>"
@@ -155,20 +192,20 @@ def _gaps(content: Content) -> str:
 
 
 def _runs(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    columns = ("method", "task", "target", "folder", "shots", "seed", "accuracy (%)", "images", "training (s)",
-               "memory (MiB)", "device", "finished (UTC)")  # fmt: skip
+    columns = ("method", "task", "target", "accuracy (%)", "seed", "shots", "images", "training (s)", "memory (MiB)",
+               "device", "finished (UTC)", "folder")  # fmt: skip
     rows = []
     for folder, record in runs:
         split = "test" if "test" in record["metrics"] else next(iter(record["metrics"]))
         metrics = record["metrics"][split]
         rows.append((
-            row_of(record).label, record["task"] or "by hand", column_of(record), folder,
-            record["shots"] if record["shots"] > 0 else "all", record["seed"],
-            f"{metrics['accuracy']:.1f}" + ("" if split == "test" else f" ({split})"), metrics["total"],
+            row_of(record).label, record["task"] or "by hand", column_of(record),
+            f"{metrics['accuracy']:.1f}" + ("" if split == "test" else f" ({split})"), record["seed"],
+            record["shots"] if record["shots"] > 0 else "all", metrics["total"],
             f"{record['seconds']['train']:.1f}", f"{record['peak_memory_mb']:,.0f}", record["device"],
-            record["finished_at"].split("+")[0].replace("T", " "),
+            record["finished_at"].split("+")[0].replace("T", " "), folder,
         ))  # fmt: skip
-    return html_table(columns, rows, texts=4)
+    return html_table(columns, rows, texts=3)
 
 
 def _environment(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -104,8 +104,22 @@ def test_the_tables_hold_means_spreads_and_gains(parsed):
 def test_every_run_has_a_line(parsed):
     lines = [row for row in parsed.rows if row[0].startswith(("CoOp", "Zero")) and len(row) == 12 and row[1] == "lodo"]
     assert len(lines) == 7
-    assert ["CoOp (vit)", "lodo", HOSTILE, f"CoOp/{HOSTILE}/1-2", "16", "2", "60.0", "20", "12.5", "1,234", "cpu",
-            "2024-01-01 00:00:00"] in lines  # fmt: skip
+    assert ["CoOp (vit)", "lodo", HOSTILE, "60.0", "2", "16", "20", "12.5", "1,234", "cpu", "2024-01-01 00:00:00",
+            f"CoOp/{HOSTILE}/1-2"] in lines  # fmt: skip
+
+
+def test_confused_classes_and_images_that_are_gone(parsed):
+    for method, runs in {"CoOp (vit), PACS, task lodo": 3, "ZeroshotCLIP (vit), PACS, task lodo": 4}.items():
+        wrong = {}  # of the nine images of each finished run, as `write_run` makes them
+        for k in range(9):
+            pair = CLASSES[k % 3], CLASSES[k // 2 % 3]
+            wrong[pair] = wrong.get(pair, 0) + (pair[0] != pair[1])
+        rows = [row for row in parsed.rows if row[0] == method and len(row) == 5]
+        assert len(rows) == len([count for count in wrong.values() if count])
+        for _, label, answer, count, share in rows:
+            assert int(count) == runs * wrong[label, answer]
+            assert share == f"{100 * wrong[label, answer] / 3:.0f} % of {3 * runs}"
+    assert "6 of 6 images cannot be shown: no image at a" in parsed.texts
 
 
 def test_what_is_missing_stands_there(parsed):
@@ -159,6 +173,21 @@ def test_one_run_alone_and_another_place(page, tmp_path, capsys):
     found = Page((tmp_path / "one.html").read_text(encoding="utf-8"))
     assert "svg" not in found.tags and "Mine" in found.texts and found.rows[1][:2] == ["CoOp (vit)", "45.0"]
     assert f"{tmp_path / 'one.html'}: 1 finished run, 2 tables, 0 figures" in capsys.readouterr().out
+
+
+def test_a_chart_of_one_point_is_a_number(page, tmp_path):
+    run = next(page[0].glob("CoOp/*/0-1"))
+    record = json.loads((run / "record.json").read_text())
+    record["history"] = record["history"][:1]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "one.html")]) == 0
+    found = Page((tmp_path / "one.html").read_text(encoding="utf-8"))
+    assert "svg" not in found.tags
+    (number,) = [text for text in found.texts if text.startswith("Accuracy by target domain on test images.")]
+    assert "45" in number.split()[-1]
+    (number,) = [text for text in found.texts if text.startswith("The loss (a weighted sum)")]
+    assert number.endswith("loss: 2; learning rate: 0.1")
 
 
 def test_without_matplotlib_the_page_says_so(page, tmp_path, monkeypatch, capsys):
@@ -220,7 +249,7 @@ document.title = JSON.stringify({
 </script>"""
 
 
-@pytest.mark.parametrize("width", [1300, 520])
+@pytest.mark.parametrize("width", [1280, 600, 380])
 def test_the_layout_holds(page, browser, tmp_path, width):
     text = page[1].read_text(encoding="utf-8")
     probe = tmp_path / "probe.html"
@@ -231,7 +260,7 @@ def test_the_layout_holds(page, browser, tmp_path, width):
     found = json.loads(title.replace("&gt;", ">"))
     assert found["before"] == "Runs in all & <b>runs"  # no hostile name has run, though the policy was taken away
     assert found["overflow"] <= 0 and found["headings"] == [
-        "Results", "Figures", "Missing", "Runs", "Environment", "Settings",
+        "Results", "Figures", "Images", "Confusions", "Missing", "Runs", "Environment", "Settings",
     ]  # fmt: skip
     assert len(found["sizes"]) == 4 and all(w > 300 and h > 150 for w, h in found["sizes"])
     assert found["texts"] > 80 and found["outside"] == [0, 0, 0, 0]
