@@ -110,11 +110,11 @@ def check_files(args: argparse.Namespace) -> None:
             raise MissingFileError(f"{flag}: {no_file(name)}")
     advice = "give the folder of a finished run (it holds record.json and config.yaml), or a file made by export"
     images = getattr(args, "images", ())  # of other commands, how many
-    named = [(name, "") for name in images] if isinstance(images, list) else []
-    named += [(args.run, f"; {advice}")] if getattr(args, "run", None) else []
-    for name, what in named:
+    for name in images if isinstance(images, list) else ():
         if not Path(name).expanduser().exists():
-            raise MissingFileError(f"there is no file or folder {name}{what}")
+            raise MissingFileError(f"there is no file or folder {name}")
+    if getattr(args, "run", None) and not Path(args.run).expanduser().exists():
+        raise MissingFileError(f"there is no folder or file {args.run}; {advice}")
 
 
 class KeyFlag(argparse.Action):

@@ -26,7 +26,7 @@ from dassl_clip.experiments.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PLANNERS = {"task": task, "compare": compare, "sweep": sweep}
 registry.register()
 KEYS = set(config.known_keys(config.default_config()))

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,27 @@ def test_the_example_of_a_new_method_runs_as_printed(tmp_path, monkeypatch):
     assert train.main([*words, "DATALOADER.NUM_WORKERS", "0"]) == 0
     record = read_record(tmp_path / "output" / "mean_proxy")
     assert record["method"] == "MeanProxy" and record["metrics"]["test"]["accuracy"] > 100 / 45 * 5
+
+
+def sections(text):
+    """Of each `##` section: fenced blocks, names in backticks, targets of links, numbers, and rows of tables."""
+    for part in re.split(r"^## ", text, flags=re.MULTILINE):
+        fenced = re.findall(r"^```.*?^```$", part, re.MULTILINE | re.DOTALL)
+        prose = re.sub(r"^```.*?^```$", "", part, flags=re.MULTILINE | re.DOTALL)
+        code = Counter(" ".join(name.split()) for name in re.findall(r"`([^`]+)`", prose))
+        plain = re.sub(r"`[^`]+`", "", prose)
+        links = Counter(re.findall(r"\]\(([^)]+)\)", plain)) - Counter(["README.md", "README.zh.md"])
+        numbers = Counter(re.findall(r"[-+]?\d+(?:[.,/]\d+)*", re.sub(r"\]\([^)]+\)", "", plain)))
+        yield fenced, code, links, numbers, len(re.findall(r"^\|", prose, re.MULTILINE))
+
+
+def test_the_chinese_readme_has_the_same_commands_links_and_numbers():
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    assert "[中文](README.zh.md)" in README.splitlines()[2] and "[English](README.md)" in chinese.splitlines()[2]
+    ours, theirs = list(sections(README)), list(sections(chinese))
+    assert len(ours) == len(theirs) > 4 and sum(len(part[0]) for part in ours) >= 7
+    for one, other in zip(ours, theirs):
+        assert one == other
 
 
 def test_the_citation_is_a_cff_file():
