@@ -39,7 +39,7 @@ def test_the_page_shows_every_tool_and_kind():
 def test_commands_parse(words):
     if words[0] == "compare":
         args, pairs = split_command(compare.build_parser(), words[1:])
-        assert args.dataset == "icons" and args.seeds == [1, 2, 3] and not pairs
+        assert args.dataset == "icons" and args.seeds == (1, 2, 3) and not pairs
     else:
         MODULES[words[0]].build_parser().parse_args(words[1:])
 
