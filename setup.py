@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGES_AT_THE_TOP = (
-    "clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs"
+    "clip", "engine", "trainers", "datasets", "results", "experiments", "api", "checks", "cli", "embedded", "configs"
 )  # fmt: skip
 PACKAGES = {
     f"dassl_clip.{package}": package.replace(".", "/")

@@ -27,6 +27,7 @@ COMMANDS = {
     "interpret": "the words nearest to a learned context",
     "completion": "a script for the shell that completes all these words",
     "backbones": "the architectures of open_clip: how fast prompts are read, which tokenizer",
+    "check": "what a method was allowed to see, and which rules it breaks: any trainer, on a few icons",
     "doctor": "what of the installation works, and what to do about the rest",
     "cache": "the cached features: list, remove",
 }

@@ -26,6 +26,7 @@ from dassl_clip.results.errors import UserError
 
 from .config_files import adopt, describe_folder
 from .layouts import is_transformers, load_into, load_numpy, text_positions
+from .sharing import shareable
 from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
 from .vision_tower import VisionBlocks, use_fused_attention
@@ -241,6 +242,7 @@ class FrozenCLIP(nn.Module):
         return F.normalize(out, dim=-1) if normalize else out
 
 
+@shareable
 def load_backbone(
     name: str,
     weights: str = "",
