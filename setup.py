@@ -32,7 +32,7 @@ setup(
         "": ["py.typed"],
         "dassl_clip.clip": ["*.json"],
         "dassl_clip.datasets": ["lists/*.json"],
-        "dassl_clip.results": ["published/*.json", "worlds/*.jsonl.gz"],
+        "dassl_clip.results": ["published/*.json", "checks/*.json", "worlds/*.jsonl.gz"],
         "dassl_clip.embedded": ["own_styles.json", "icons/*.*", "icons/*/*/*", "clip/*"],
         "dassl_clip.configs": ["**/*.yaml"],
     },

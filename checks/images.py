@@ -29,7 +29,9 @@ def batch(session: Session) -> Result:
         other = session.scored(f"batch-{size}", session.base, [("DATALOADER.TEST.BATCH_SIZE", str(size))])
         gaps[size] = differences(first.scores, other.scores)
     worst = max(gaps, key=lambda size: len(gaps[size]))
-    text = f"with evaluation batches of {', '.join(map(str, BATCHES))}, up to {len(gaps[worst])} of {len(first.scores)} "
+    text = (
+        f"with evaluation batches of {', '.join(map(str, BATCHES))}, up to {len(gaps[worst])} of {len(first.scores)} "
+    )
     text += f"scores change{most(gaps[worst])}"
     facts = {"scores": {str(size): len(found) for size, found in gaps.items()}}
     if gaps[worst]:
@@ -85,7 +87,9 @@ def past(session: Session) -> Result:
     pairs = [(touches[a][b], touches[b][a]) for a in range(RELATED) for b in range(a)]
     one_way, both = sum(a != b for a, b in pairs), sum(a and b for a, b in pairs)
     reads = "past" if one_way > both else "all"
-    text = f"of {len(pairs)} pairs of test images, {both} change each other's scores and {one_way} one the other's alone"
+    text = (
+        f"of {len(pairs)} pairs of test images, {both} change each other's scores and {one_way} one the other's alone"
+    )
     return passes(text, reads=reads, both=both, one_way=one_way)
 
 
@@ -98,9 +102,10 @@ def prior(session: Session) -> Result:
     labels = (0, 1)
     other = session.scored("two-of-all", session.base.of_classes(labels, "test"))
     count = len(other.scores)
-    strayed = [sum(int(scores[name].argmax()) not in labels for name in other.scores) for scores in (first.scores, other.scores)]
-    text = f"with {len(labels)} of {len(session.base.classes)} classes tested, {strayed[1]} of {count} images go to absent "
-    text += f"classes, {strayed[0]} in the whole set"
+    both = (first.scores, other.scores)
+    strayed = [sum(int(scores[name].argmax()) not in labels for name in other.scores) for scores in both]
+    text = f"with {len(labels)} of {len(session.base.classes)} classes tested, {strayed[1]} of {count} images go to "
+    text += f"absent classes, {strayed[0]} in the whole set"
     assumes = strayed[1] > strayed[0] + 0.2 * count
     return passes(text + ("; equal class sizes are assumed" if assumes else ""), assumes=assumes, strayed=strayed)
 
@@ -120,7 +125,9 @@ def domains(session: Session) -> Result:
     session.run("other-domain", session.pool.world((OTHER,), OTHER), root="shared")
     after = session.run("after-other", root="shared")
     gaps = [differences(first.passes[0], outcome.scores) for outcome in (without, after)]
-    text = f"with the other domains' images removed, {len(gaps[0])} of {len(first.scores)} scores change; after a run on "
+    text = (
+        f"with the other domains' images removed, {len(gaps[0])} of {len(first.scores)} scores change; after a run on "
+    )
     text += f"another domain under the same DATASET.ROOT, {len(gaps[1])}"
     return (fails if any(gaps) else passes)(text, removed=len(gaps[0]), after=len(gaps[1]))
 
@@ -139,8 +146,8 @@ def names(session: Session) -> Result:
     test = tuple(rename(number, picture) for number, picture in enumerate(session.base.test))
     first, other = session.first(), session.scored("renamed", replace(session.base, test=test))
     gaps, moved = differences(first.scores, other.scores), changed_classes(first.scores, other.scores)
-    text = f"with the test files renamed, {moved} of {len(first.scores)} predictions and {len(gaps)} scores change{most(gaps)}"
-    return (fails if gaps else passes)(text, predictions=moved, scores=len(gaps))
+    text = f"with the test files renamed, {moved} of {len(first.scores)} predictions and {len(gaps)} scores change"
+    return (fails if gaps else passes)(text + most(gaps), predictions=moved, scores=len(gaps))
 
 
 def _depends(session: Session, other: Outcome, what: str, strict: bool = False) -> Result:

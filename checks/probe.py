@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from dassl_clip.engine.errors import is_user_error, sentence
 from dassl_clip.engine.overrides import Overrides, resolve_config
@@ -96,8 +98,14 @@ class Plan:
 
     def resolve(self, root: Path, folder: Path, world: World, seed: int, pairs: Sequence[tuple[str, str]]) -> Any:
         """The configuration of a probe."""
-        flags = (("TRAINER.NAME", self.trainer), ("DATASET.ROOT", str(root)), ("SEED", seed), ("OUTPUT_DIR", str(folder)),
-                 ("DATASET.SOURCE_DOMAINS", world.sources), ("DATASET.TARGET_DOMAINS", world.targets))  # fmt: skip
+        flags = (
+            ("TRAINER.NAME", self.trainer),
+            ("DATASET.ROOT", str(root)),
+            ("SEED", seed),
+            ("OUTPUT_DIR", str(folder)),
+            ("DATASET.SOURCE_DOMAINS", world.sources),
+            ("DATASET.TARGET_DOMAINS", world.targets),
+        )
         own = (("DATASET.NAME", "CheckWorld"), ("USE_CUDA", "False"), ("RUN.TASK", "check"))
         return resolve_config(Overrides("", self.config, flags, (*own, *self.pairs, *pairs), self.imports))
 
@@ -111,6 +119,8 @@ def run_probe(
     stop_before_epoch: int | None = None,
     prepare: Callable[[Any], None] | None = None,
     cache: bool = True,
+    watch_node: tuple[str, set[str]] | None = None,
+    build_only: bool = False,
 ) -> Outcome:
     """Train and test the method of a configuration in a world.
 
@@ -122,6 +132,8 @@ def run_probe(
         stop_before_epoch: number of the epoch before which the run is interrupted.
         prepare: called with the built trainer.
         cache: whether features are cached on the disk.
+        watch_node: name of a node of TRAINER, and a set that gets its keys that are read once the trainer is there.
+        build_only: stop when the trainer is there.
 
     Raises:
         ProbeError: the method raised something.
@@ -134,7 +146,11 @@ def run_probe(
     with _logged(folder), _without_cache(not cache):
         try:
             set_random_seed(config.SEED)
+            if watch_node is not None:
+                config = _watched(config, *watch_node)
             trainer = build_trainer(config)
+            if build_only:
+                return outcome
             dataset = trainer.dm.dataset
             data = getattr(trainer, "data", None)
             data = data if isinstance(data, run_data.RunData) else run_data.data_of(dataset)
@@ -171,6 +187,37 @@ def run_probe(
         del trainer, recorder
         gc.collect()  # workers of loaders end with them
     return outcome
+
+
+def _watched(config: Any, node: str, seen: set[str]) -> Any:
+    """The configuration with a node that notes which of its keys are read, but for those that `check_cfg` looks at."""
+    config = config.clone()
+    config.defrost()
+    kind = type("WatchedNode", (_WatchedNode,), {"seen": seen})
+    config.TRAINER[node] = kind(dict(config.TRAINER[node]))
+    config.freeze()
+    return config
+
+
+class _WatchedNode(CfgNode):
+    """A node of the configuration that notes in `seen` which keys are read, other than by `check_cfg`."""
+
+    seen: set[str]
+
+    def _note(self, name: str) -> None:
+        frame, checks = sys._getframe(2), False
+        while frame is not None and not checks:
+            checks, frame = frame.f_code.co_name == "check_cfg", frame.f_back
+        if not checks:
+            self.seen.add(name)
+
+    def __getattr__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getattr__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getitem__(name)
 
 
 def tensors_of(trainer: Any) -> dict[str, Tensor]:

@@ -112,7 +112,13 @@ class Session:
             raise made
         return made
 
-    # -------------------------------------------------------------------------------------------- probes that are shared
+    def resumed(self, label: str, pairs: Pairs) -> Outcome:
+        """A run in the folder of an interrupted one."""
+        root = self.folder / "worlds" / label
+        config = self.plan.resolve(root, self.folder / "runs" / label, self.base, SEED, tuple(pairs))
+        return run_probe(config, self.base)
+
+    # ------------------------------------------------------------------------------------------ probes that are shared
 
     def first(self) -> Outcome:
         """The base run, tested twice."""
@@ -174,7 +180,7 @@ def _config_file(name: str, config: str) -> str:
 
 
 def differences(one: Scores, other: Scores, least: float = NOISE) -> dict[str, float]:
-    """Pictures in both whose scores differ by `least` nats or more, or have another number of classes -> by how much."""
+    """Pictures in both whose scores differ by `least` nats or more, or in their number of classes -> by how much."""
     found = {}
     for name in one.keys() & other.keys():
         a, b = one[name], other[name]

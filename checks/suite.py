@@ -99,7 +99,7 @@ def choose(only: Sequence[str]) -> list[Check]:
             raise UserError(
                 f"--only: there is no check '{word}'.{hint} Groups: {', '.join(GROUPS)}; checks: {', '.join(checks)}."
             )
-    return [c for c in checks.values() if not only or c.name in only or c.name.split(".")[0] in only]
+    return [one for one in checks.values() if not only or one.name in only or one.name.split(".")[0] in only]
 
 
 def run_checks(session: Session, chosen: Sequence[Check]) -> Iterator[Result]:

@@ -122,9 +122,7 @@ class Pool:
 
     def world(self, sources: tuple[str, ...] = SOURCES, target: str = TARGET) -> World:
         """The world that trains on some domains and tests another one, or the same."""
-        parts = {
-            part: tuple(p for domain in sources for p in self.pictures[domain, part]) for part in ("train", "val")
-        }
+        parts = {part: tuple(p for domain in sources for p in self.pictures[domain, part]) for part in ("train", "val")}
         return World(CLASSES, sources, (target,), parts["train"], parts["val"], self.pictures[target, "test"],
                      self.pictures[target, "train"])  # fmt: skip
 

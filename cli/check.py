@@ -28,12 +28,21 @@ def build_parser() -> Parser:
     parser.add_argument("method", metavar="METHOD",
                         help=f"registry name of a trainer, or '{ALL}' for every one with a config")  # fmt: skip
     add_import(parser, "a trainer")
-    parser.add_argument("--task", default="lodo", metavar="TASK",
-                        help="lodo: train on other domains than the tested one; fewshot: on the same (default: lodo)")  # fmt: skip
+    parser.add_argument(
+        "--task",
+        default="lodo",
+        metavar="TASK",
+        help="lodo: train on other domains than the tested one (default); fewshot: on the same",
+    )
     parser.add_argument("--config", default="", metavar="NAME_OR_FILE",
                         help="config of the method (default: that for the icons, or none)")  # fmt: skip
-    parser.add_argument("--only", nargs="+", default=(), metavar="NAME",
-                        help="only these checks, or groups of them: labels, images, classes, state, numbers, contract")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="only these checks, or groups: labels, images, classes, state, numbers, contract",
+    )
     parser.add_argument("--json", default="", metavar="FILE", help="write the results to a file")
     return parser
 
@@ -72,16 +81,18 @@ def _check(name: str, args: argparse.Namespace, pairs: Pairs, chosen: Any, short
     from dassl_clip.checks.budget import budget
     from dassl_clip.checks.probe import ProbeError
     from dassl_clip.checks.session import Session
-    from dassl_clip.checks.source import source_hash
     from dassl_clip.checks.suite import FAILS, Result, run_checks
+    from dassl_clip.engine.source import decisive_settings, source_hash
+    from dassl_clip.results import budgets
     from dassl_clip.results.errors import UserError
 
     begun, results = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="dassl-clip-check-") as folder:
         session = Session(name, Path(folder), tuple(args.imports), args.task, args.config, pairs)
         world = session.base
-        print(f"{name}: task {args.task}, {len(world.classes)} classes; {len(world.train)} training, {len(world.val)} "
-              f"validation and {len(world.test)} test images; {' '.join(f'{k} {v}' for k, v in session.plan.pairs)}")  # fmt: skip
+        counts = f"{len(world.train)} training, {len(world.val)} validation and {len(world.test)} test images"
+        settings = " ".join(f"{key} {value}" for key, value in session.plan.pairs)
+        print(f"{name}: task {args.task}, {len(world.classes)} classes, {counts}; {settings}")
         try:
             for result in run_checks(session, chosen):
                 results.append(result)
@@ -95,7 +106,9 @@ def _check(name: str, args: argparse.Namespace, pairs: Pairs, chosen: Any, short
     reads, seconds = budget(results), time.monotonic() - begun
     counts = Counter(result.verdict for result in results)
     print(f"  {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}; {seconds:.0f} s")
+    decisive = decisive_settings(session.config(session.base, "base"))
     if reads:
+        budgets.store(name, source_hash(session.kind), decisive, {"decisive": decisive, "budget": reads})
         print(f"  budget: {'; '.join(reads)}")
     return {
         "method": name, "source": source_hash(session.kind), "task": args.task, "settings": dict(session.plan.pairs),

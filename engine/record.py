@@ -18,6 +18,7 @@ from dassl_clip.results.protocols import (
 
 from . import checkpoint_files, distributed
 from .fingerprint import config_facts, named_files
+from .source import known_budget
 
 if TYPE_CHECKING:
     from .trainer import CLIPTrainer
@@ -56,6 +57,7 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
         "data_fingerprint": trainer.data.fingerprint,
         "data": trainer.data.facts(),
         "files": named_files(trainer.run_cfg),
+        "budget": known_budget(type(trainer), trainer.run_cfg),
     }
     if "test" not in trainer.evaluation.results and getattr(dataset, "unlabelled", False):
         facts["untested"] = NO_LABELS

@@ -89,6 +89,7 @@ class CLIPTrainer(TrainerX):
     cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
     image_features_change = False  # True: its image tower is not CLIP's own, so no classifier serves CLIP's features
     caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
+    short: Mapping[str, Any] = {}  # settings of its node for a run of seconds, as `dassl-clip check` makes many
     overridden: Overridden = {}  # settings of its node that another one may take the place of
     used_instead = ""  # what it reads in their place, for the warning to a user who changed one
 

@@ -31,6 +31,7 @@ from dassl_clip.results.protocols import NOTHING_LEARNED
 from . import distributed
 from .features import ROWS_AT_ONCE, CachedImages
 from .refined import open_refined
+from .source import known_budget
 from .styles import own_styles
 from .trainer import CLIPTrainer
 from .unused import EPOCH_LOOP
@@ -203,6 +204,8 @@ class TransductiveTrainer(CLIPTrainer):
         keys = ("method", "config", "config_hash", "num_train", "selection_rule", "shots", "seed", "finished_at")
         facts["refines"] = {"folder": self.node.FROM, "learned": self.base_record.get("learned", {})}
         facts["refines"] |= {key: self.base_record[key] for key in keys}
+        own, base = known_budget(type(self), self.run_cfg), self.base_record.get("budget") or []
+        facts["budget"] = list(dict.fromkeys([*base, *own])) if own and base else []
         if facts["num_train"]:  # labels were seen by the refined run alone
             facts |= {key: self.base_record[key] for key in ("shots", "source_domains", "protocol")}
         if self.base_record["selection_rule"] != NOTHING_LEARNED:

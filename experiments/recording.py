@@ -13,6 +13,7 @@ from typing import Any
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.engine.fingerprint import config_facts, named_files
 from dassl_clip.engine.record import is_trained, selection_rule
+from dassl_clip.engine.source import known_budget
 from dassl_clip.results import environment, records
 from dassl_clip.results.protocols import EVALUATION, RULE_NOT_RECORDED, TRANSFER_TASKS, trained_on
 from dassl_clip.results.run_data import RunData, read_data
@@ -176,6 +177,7 @@ class EvaluationRecorder:
             "data_fingerprint": self.data.fingerprint if self.data is not None else "",
             "data": self.data.facts() if self.data is not None else {},
             "files": named_files(self.cfg),
+            "budget": known_budget(type(self.trainer), self.cfg),
             **self.extra,
         }
 

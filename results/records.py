@@ -86,6 +86,7 @@ _SHAPES: dict[str, Any] = {
     "skipped_images": list[str],
     "files": dict[str, str],
     "untested": str,  # why there are no metrics: the images have no labels, or nothing was tested
+    "budget": list[str],  # what a check of the method has found it to read; empty: it was not checked
     "evaluated_from": str,
     "tested_training_images": int,  # of an evaluation: how many tested images its run had trained on
     "refines": {"folder": str, "method": str, "config": str, "data": dict},

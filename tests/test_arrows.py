@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "trainers": {"clip", "engine", "results", TOOLBOX},
     "experiments": {"clip", "engine", "results", "configs", TOOLBOX},
     "api": {"engine", "results", "datasets"},
-    "cli": {"clip", "engine", "results", "experiments", "trainers", "datasets", "embedded", "configs", TOOLBOX},
+    "checks": {"engine", "experiments", "results", "embedded", TOOLBOX},
+    "cli": {"checks", "clip", "engine", "results", "experiments", "trainers", "datasets"}
+    | {"embedded", "configs", TOOLBOX},
     "embedded": set(),
     "configs": set(),
     "tools": {"embedded", "results"},
@@ -51,6 +53,7 @@ NAMES_A_METHOD = {
     "engine": [],
     "experiments": [],
     "results": [],
+    "checks": [],
     "cli": [],
 }
 

@@ -1,18 +1,18 @@
 """Trainers that see what they may not, each beside an honest twin that differs in the cheat alone.
 
-Most are plain Dassl trainers on the mean grey of 8 x 8 fields; two are trainers of this project, which say of themselves
-that they read no labels, or no other images than the tested one.
+Most are plain Dassl trainers on the mean grey of 8 x 8 fields; two are trainers of this project, which say of
+themselves that they read no labels, or no other images than the tested one.
 """
 
 import os
 
 import torch
-from dassl.data.data_manager import build_data_loader
-from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import nn
 from torch.nn import functional as F
 
+from dassl.data.data_manager import build_data_loader
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine.trainer import CLIPTrainer
 
@@ -80,7 +80,9 @@ class BestEpochOnTest(Fields):
     def after_epoch(self):
         super().after_epoch()
         with torch.no_grad():
-            losses = [F.cross_entropy(self.model(grey(b["img"])), b["label"], reduction="sum") for b in self.test_loader]
+            losses = [
+                F.cross_entropy(self.model(grey(b["img"])), b["label"], reduction="sum") for b in self.test_loader
+            ]
         if self.epoch == 0 or sum(losses) < self.least:
             self.least, self.best = sum(losses), {k: v.clone() for k, v in self.model.state_dict().items()}
 
@@ -197,7 +199,9 @@ class Whitened(CLIPTrainer):
 
     def build_model(self):
         self.text = zeroshot_weights(self.backbone.text, self.classnames, [self.node.WORDS]).T.float()
-        self.model = self.register_learner("whitening", nn.Linear(self.backbone.embed_dim, self.backbone.embed_dim, False))
+        self.model = self.register_learner(
+            "whitening", nn.Linear(self.backbone.embed_dim, self.backbone.embed_dim, False)
+        )
 
     def pairs(self, items):
         return sorted(items, key=lambda item: item.impath.rpartition("/")[2])

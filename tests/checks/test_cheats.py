@@ -13,7 +13,7 @@ from dassl_clip.clip.sharing import shared_backbones
 from dassl_clip.engine import registry
 
 FILE = str(Path(__file__).with_name("cheats.py"))
-PLAIN = (("INPUT.SIZE", "(16, 16)"), ("OPTIM.NAME", "sgd"), ("OPTIM.LR", "2.0"), ("OPTIM.MAX_EPOCH", "4"),
+PLAIN = (("INPUT.SIZE", "(16, 16)"), ("OPTIM.NAME", "sgd"), ("OPTIM.LR", "0.1"), ("OPTIM.MAX_EPOCH", "4"),
          ("VERBOSE", "False"))  # fmt: skip
 CHEATS = {
     "PairsOfClasses": "labels.train",

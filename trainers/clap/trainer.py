@@ -49,6 +49,7 @@ ALPHA_CHOSEN = "; alpha by source validation images"
 class CLAP(CLIPTrainer):
     """Contrasts prompts with their augmented forms, and these with class names."""
 
+    short = {"MAX_STEPS": 24, "CHECK_EVERY": 8, "BATCH_SIZE": 24}
     settings = {
         "TEMPLATES": "clap_pc",  # of the classifier that is tested
         "TASKS": (),  # what a script runs if no task is named
