@@ -42,9 +42,14 @@ MOST_PANELS = 8
 
 
 def setting_kinds() -> dict[str, str]:
-    """The settings that methods fix in their records, and the method: each has a figure of its own."""
+    """The settings with candidates that methods fix in their records, and the method: each has a figure of its own."""
     kinds = {name: declared.trainer_fact(name, "fixed_in_record") or {} for name in declared.trainer_names()}
-    return {fact: name for name, facts in kinds.items() for fact in facts.values()}
+    return {
+        fact: name
+        for name, facts in kinds.items()
+        for key, fact in facts.items()
+        if f"{key}_CANDIDATES" in declared.trainer_fact(name, "settings")
+    }
 
 
 def build_parser(kind: str = "") -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from .layouts import is_transformers, load_into, load_numpy, text_positions
 from .sharing import shareable
 from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
-from .vision_tower import VisionBlocks, use_fused_attention
+from .vision_tower import Projection, VisionBlocks, use_fused_attention
 from .weights import ARCHIVE, NUMPY, hash_state, read_weights
 
 logger = logging.getLogger(__name__)
@@ -206,6 +206,19 @@ class FrozenCLIP(nn.Module):
         with self._blocks.recording() as outputs:
             features = self._features(self._visual(images))
         return features, outputs()
+
+    def projection(self) -> Projection:
+        """The linear map at the end of the image tower, apart from it.
+
+        Raises:
+            UserError: The tower ends in another way.
+        """
+        return Projection(self._visual)
+
+    @torch.no_grad()
+    def encode_unprojected(self, images: Tensor, projection: Projection) -> Tensor:
+        """What the last projection maps to features, `[B, W]`, float32, of images `[B, 3, H, W]`."""
+        return self._features(projection.inputs(self._images(images)), normalize=False)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts for a run's record."""

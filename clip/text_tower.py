@@ -159,7 +159,7 @@ class TextTower(nn.Module):
             parts = [self._own_forward(None, p[:, : self._row_length(p)].to(self.device)) for p in ids.split(size)]
             return torch.cat(parts).to(self.out_dtype)
         size = chunk_size(chunk, len(ids), auto=TEXTS_AT_ONCE)
-        ends = self._pooled_row(ids).tolist()
+        ends = self.pooled_row(ids).tolist()
         sequences = [tuple(row[: end + 1]) for row, end in zip(ids.tolist(), ends)]
         # Sorted, texts that begin alike are neighbours, so that each part shares as many rows as it can.
         order = sorted(range(len(sequences)), key=sequences.__getitem__)
@@ -179,7 +179,7 @@ class TextTower(nn.Module):
         for start in range(0, len(packing.source), bins):
             part = packing.bins(start, start + bins)
             picked.append(self._run(self.embed(table[part.source])[None], part, None, 0).flatten(1, 2))
-        return self._read(torch.cat(picked, dim=1)[0, packing.order])
+        return self.read(torch.cat(picked, dim=1)[0, packing.order])
 
     # ------------------------------------------------------------------------------------------------- prompts
 
@@ -330,7 +330,7 @@ class TextTower(nn.Module):
         source = index.flatten()[packing.source]
         x = table.index_select(1, source.flatten()).unflatten(1, source.shape)  # [P or 1, G, T, D]
         picked = self._run(x, packing, shared, offset).flatten(1, 2)
-        return self._read(picked[:, packing.order])
+        return self.read(picked[:, packing.order])
 
     def _run(self, x: Tensor, packing: Packing, shared: list[PrefixRows] | None, offset: int) -> Tensor:
         """The transformer over packed embeddings `[P or 1, G, T, D]`; gives the rows at the ends, `[P, G, Q, D]`."""
@@ -342,7 +342,7 @@ class TextTower(nn.Module):
             x = run_block(block, x, mask, shared[number] if shared else None, ends)
         return x
 
-    def _read(self, x: Tensor) -> Tensor:
+    def read(self, x: Tensor) -> Tensor:
         """Features `[..., E]` of end-of-text rows `[..., D]`."""
         x = self.ln_final(x)
         if isinstance(self.text_projection, nn.Linear):
@@ -396,6 +396,6 @@ class TextTower(nn.Module):
         """`x` in the dtype of the transformer's weights, as open_clip casts its embeddings."""
         return x.to(self.transformer.resblocks[0].mlp.c_fc.weight.dtype)
 
-    def _pooled_row(self, ids: Tensor) -> Tensor:
+    def pooled_row(self, ids: Tensor) -> Tensor:
         """Index `[K]` of the row that a causal tower reads, for `ids` `[K, S]`."""
         return ids.eq(self.eos_id).int().argmax(-1) if self.pool_type == "eos" else ids.argmax(-1)

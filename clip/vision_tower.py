@@ -1,4 +1,4 @@
-"""Frozen image towers: what their blocks put out, and self-attention that is fast in every precision.
+"""Frozen image towers: block outputs, the last projection apart, and self-attention fast in every precision.
 
 Block outputs are those of open_clip's ViT and ResNet and of timm's towers. `nn.MultiheadAttention` has a fused kernel
 for evaluation in float32 alone. Under autocast, and where gradients go through to the images, it projects transposed
@@ -162,6 +162,45 @@ class VisionBlocks:
         if not outputs or any(not isinstance(output, Tensor) or output.dim() not in (3, 4) for output in outputs):
             return ()
         return tuple(output.shape[1] if output.dim() == 4 else output.shape[2] for output in outputs)
+
+
+class Projection:
+    """The linear map at the end of an image tower, apart from the rest of it.
+
+    Args:
+        visual: The image tower of an open_clip model: a ViT with a projection, or a ResNet with attention pooling.
+
+    Attributes:
+        weight: `[W, E]`, on the left of which features of width `W` stand.
+        bias: `[E]`, or None.
+
+    Raises:
+        UserError: The tower ends in another way.
+    """
+
+    def __init__(self, visual: nn.Module):
+        self._visual = visual
+        proj: Any = getattr(visual, "proj", None)
+        last: Any = getattr(getattr(visual, "attnpool", None), "c_proj", None)
+        if isinstance(proj, Tensor):
+            self.weight, self.bias = proj.detach(), None
+            self._identity = {"proj": torch.eye(len(proj)).to(proj)}
+        elif isinstance(last, nn.Linear):
+            self.weight, self.bias = last.weight.detach().T, last.bias.detach()
+            self._identity = {
+                "attnpool.c_proj.weight": torch.eye(last.in_features).to(last.weight),
+                "attnpool.c_proj.bias": torch.zeros(last.in_features).to(last.weight),
+            }
+        else:
+            raise UserError(
+                f"the image tower ({type(visual).__name__}) does not end in a projection of its own, which this method "
+                "learns; take open_clip's ViT or ResNet, such as any of OpenAI's models"
+            )
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What is projected of images `[B, 3, H, W]`: `[B, W]`, from a pass with the identity in its place."""
+        out = torch.func.functional_call(self._visual, self._identity, (images,))
+        return out[0] if isinstance(out, tuple) else out
 
 
 class SelfAttention(nn.Module):

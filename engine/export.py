@@ -48,7 +48,9 @@ ICONS = 32  # embedded images on which half precision is measured
 
 LINEAR = "scores = logit_scale * normalize(image features) @ weight.T"
 PER_IMAGE = "none: the class features of an image depend on that image, so no classifier serves all images"
-OTHER_TOWER = "none: the image tower reads learned tokens, so no classifier serves the features of CLIP's own"
+OTHER_TOWER = (
+    "none: the image tower is changed or reads learned tokens, so no classifier serves the features of CLIP's own"
+)
 NOT_LINEAR = "none: the scores are not a linear function of the normalised image features"
 
 

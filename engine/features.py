@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_rows, finite_rows
@@ -178,9 +178,26 @@ class FeatureStore:
         images = images.to(self.device, non_blocking=True)
         return images if images.is_floating_point() else self.backbone.normalised(images)
 
-    def loader(self, items: Sequence[Any], transform: Callable[..., Any] | None = None) -> DataLoader[Any]:
-        """A loader of a list of Datum in its order, under the test preprocessing or another transform."""
-        images = self.images(items, transform or self.backbone.preprocess())
+    def loader(
+        self,
+        items: Sequence[Any],
+        transform: Callable[..., Any] | None = None,
+        view_seed: int | None = None,
+        start: int = 0,
+    ) -> DataLoader[Any]:
+        """A loader of a list of Datum in its order, from number `start` on.
+
+        Args:
+            items: The images.
+            transform: How an image is read; None: the test preprocessing.
+            view_seed: What the view of each image is drawn from, with its number; None: the transform is not random.
+            start: Number of the first image.
+        """
+        images: Any = self.images(items, transform or self.backbone.preprocess())
+        if view_seed is not None:
+            images.is_train = True
+            images.view_seed.fill_(view_seed)
+        images = Subset(images, range(start, len(items))) if start else images
         return DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
     def note_unreadable(self, batch: dict[str, Any]) -> list[bool]:
@@ -203,7 +220,11 @@ class FeatureStore:
     # ---------------------------------------------------------------------------------------------- cached images
 
     def cached(
-        self, items: Sequence[Any], encoding: Encoding | None = None, transform: Callable[..., Any] | None = None
+        self,
+        items: Sequence[Any],
+        encoding: Encoding | None = None,
+        transform: Callable[..., Any] | None = None,
+        view_seed: int | None = None,
     ) -> CachedImages:
         """The cached rows of a list of Datum; those that are not in the cache are computed and put there.
 
@@ -214,6 +235,7 @@ class FeatureStore:
             items: The images.
             encoding: None: features.
             transform: How an image is read; None: the test preprocessing.
+            view_seed: Of a random transform, see `loader`.
 
         Raises:
             NotFiniteError: The rows of readable images are not finite.
@@ -228,9 +250,11 @@ class FeatureStore:
         facts |= {"bad images": self.on_bad_image, "batch": self.batch_size}
         if transform is not None:
             facts["transform"] = repr(transform)
+        if view_seed is not None:
+            facts["view seed"] = view_seed
 
         def encoded(start: int) -> Iterator[Tensor]:
-            loader = self.loader(ordered[start:], transform)
+            loader = self.loader(ordered, transform, view_seed, start)
             batches = progress_bar(sharding.shard_batches(loader), "features")
             own = ((self.encode_batch(batch, encoding.encode),) for batch in batches)
             yield from (rows for (rows,) in sharding.merge_shards(own, loader))

@@ -27,6 +27,7 @@ from dassl_clip.results.labels import check_labels
 from dassl_clip.results.protocols import NO_LABELS, RULE_NOT_RECORDED
 
 from . import distributed
+from .checkpoint_files import BEST_NAME
 from .checkpoints import Checkpoints, Run
 from .clock import Clock
 from .data import RAISE, SeededImages, can_be_fixed, training_loader, with_model_input
@@ -236,6 +237,8 @@ class CLIPTrainer(TrainerX):
             self.fit()
         if not self.has_epochs:
             self.save_model(0, self.output_dir)
+            if self.cfg.TEST.FINAL_MODEL == "best_val":  # which Dassl looks for
+                self.save_model(0, self.output_dir, is_best=True, model_name=BEST_NAME)
         self.after_train()
 
     def before_train(self) -> None:
@@ -361,6 +364,10 @@ class CLIPTrainer(TrainerX):
         """What is compared of features `[..., E]` of either tower: the features, unless a method changes them."""
         return features
 
+    def row_content(self, rows: Tensor) -> Tensor:
+        """What is compared of rows `[B, W]` of `encoding`, `[B, E]`; by default they begin with the features."""
+        return self.content(rows[:, : self.backbone.embed_dim])
+
     def cosine_logits(self, features: Tensor, text: Tensor) -> Tensor:
         """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
@@ -374,7 +381,7 @@ class CLIPTrainer(TrainerX):
         features, _ = self.features.raw(items, self.encoding)
         batches = [batch.to(self.device) for batch in features.split(self.features.batch_size)]
         cosines = torch.cat([self.feature_logits(batch).float() for batch in batches]) / self.logit_scale
-        content = torch.cat(list(map(self.content, batches)))
+        content = torch.cat(list(map(self.row_content, batches)))
         return F.normalize(content, dim=-1), cosines, F.normalize(self.class_proxies().float(), dim=-1)
 
     def save_model(

@@ -190,15 +190,15 @@ def test_the_quickstart_runs(tmp_path, run_marked):
 def test_the_trainer_of_the_page_runs(tmp_path, run_marked):
     page = ROOT / "docs" / "adding-a-trainer.md"
     files = files_of(page)
-    assert set(files) == {"task_res.py", "task_res.yaml"}
+    assert set(files) == {"text_residual.py", "text_residual.yaml"}
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     out = run_marked(page)
-    folder = tmp_path / "output/fewshot/icons/TaskRes/task_res/shots16/line/seed1"
+    folder = tmp_path / "output/fewshot/icons/TextResidual/text_residual/shots16/line/seed1"
     record = json.loads((folder / "record.json").read_text())
     first, second = (entry["ce"] for entry in record["history"])
     assert second < first and record["prompt"] == "a photo of a {}." and record["metrics"]["test"]["accuracy"] > 50
-    assert "gain of TaskRes (task_res)" in out and "plain classifier: scores = " in out
+    assert "gain of TextResidual (text_residual)" in out and "plain classifier: scores = " in out
 
 
 def test_the_data_set_of_the_page_runs(tmp_path, run_marked):

@@ -9,6 +9,7 @@ except ModuleNotFoundError:
     ) from None
 
 from .clap.trainer import CLAP
+from .clip_adapter import CLIPAdapter
 from .cocoop import CoCoOp
 from .coop import CoOp
 from .gopro.trainer import GOPro
@@ -16,19 +17,24 @@ from .inmap.trainer import InMaP
 from .iota import IOTA
 from .kgcoop import KgCoOp
 from .linear_probe import LinearProbe
+from .linear_probe_p2 import LinearProbeP2
 from .maple import MaPLe
 from .onzeta import OnZeta
 from .prograd import ProGrad
+from .prolip import ProLIP
 from .promptsrc import PromptSRC
 from .stata import StatA
 from .style_projection import StyleProjection
+from .taskres import TaskRes
 from .tda import TDA
+from .tip_adapter import TipAdapter, TipAdapterF
 from .transclip import TransCLIP
 from .zeroshot import ZeroshotCLIP
 from .zlap import ZLaP
 
 __all__ = [
     "CLAP",
+    "CLIPAdapter",
     "IOTA",
     "TDA",
     "CoCoOp",
@@ -41,8 +47,13 @@ __all__ = [
     "OnZeta",
     "ProGrad",
     "PromptSRC",
+    "LinearProbeP2",
+    "ProLIP",
     "StatA",
     "StyleProjection",
+    "TaskRes",
+    "TipAdapter",
+    "TipAdapterF",
     "TransCLIP",
     "ZLaP",
     "ZeroshotCLIP",

@@ -235,12 +235,16 @@ class InMaP(TransductiveTrainer):
         """Normalised features `[N, E]` that proxies are compared with, and labels `[N]`, of the readable images."""
         if self.base is None:
             return self.features.normalized_rows(items)
-        features, labels = self.features.raw(items, self.base.encoding if self.base.image_features_change else None)
-        return F.normalize(self.content(features.to(self.device)), dim=-1), labels.to(self.device)
+        rows, labels = self.features.raw(items, self.base.encoding if self.base.image_features_change else None)
+        return F.normalize(self.row_content(rows.to(self.device)), dim=-1), labels.to(self.device)
 
     def content(self, features: Tensor) -> Tensor:
         """What the refined run compares of features."""
         return self.base.content(features) if self.base is not None else features
+
+    def row_content(self, rows: Tensor) -> Tensor:
+        """The same of rows `[B, W]`."""
+        return self.base.row_content(rows) if self.base is not None else rows
 
     def class_proxies(self) -> Tensor:
         """The learned proxies, `[C, E]`."""
@@ -256,7 +260,7 @@ class InMaP(TransductiveTrainer):
 
     def feature_logits(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of features `[B, E]`, or of the rows `[B, W]` that the refined run reads."""
-        vision = self.cosine_logits(self.content(features[:, : self.backbone.embed_dim]), self.model.weight)
+        vision = self.cosine_logits(self.row_content(features), self.model.weight)
         if self.gamma is not None:
             return vision
         if self.base is not None:
