@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import itertools
 import math
 import re
@@ -111,7 +112,7 @@ def check_files(args: argparse.Namespace) -> None:
     advice = "give the folder of a finished run (it holds record.json and config.yaml), or a file made by export"
     images = getattr(args, "images", ())  # of other commands, how many
     for name in images if isinstance(images, list) else ():
-        if not Path(name).expanduser().exists():
+        if not Path(name).expanduser().exists() and not glob.has_magic(name):
             raise MissingFileError(f"there is no file or folder {name}")
     if getattr(args, "run", None) and not Path(args.run).expanduser().exists():
         raise MissingFileError(f"there is no folder or file {args.run}; {advice}")

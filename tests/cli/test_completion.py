@@ -51,7 +51,7 @@ def test_words_at_their_places_in_bash(tmp_path, capsys):
         ("task", "--dry-run", "CoOp", "vl"): ["vlcs"],
         ("task", "GOPro", "icons", "1", "--config", "icons_no_ce"): ["icons_no_ce"],
         ("task", "GOPro", "icons", "1", "TRAINER.CLAP.ATTACK_E"): ["TRAINER.CLAP.ATTACK_EPSILON"],
-        ("compare", "icons", "--methods", "ZeroshotCLIP", "Co"): ["CoOp"],
+        ("compare", "icons", "--methods", "ZeroshotCLIP", "CoO"): ["CoOp"],
         ("compare", "icons", "--task", "st"): ["styles", "stream"],
         ("sweep", "clap-z"): ["clap-zeroshot"],
         ("sweep", "trans"): ["transduction"],
