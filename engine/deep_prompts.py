@@ -44,7 +44,16 @@ class DeepPromptTrainer(CLIPTrainer):
     """
 
     model: Any
-    image_features_change = True
+
+    @property
+    def prompts_image(self) -> bool:
+        """Whether the image tower reads learned tokens, by the settings; else its features are CLIP's own."""
+        raise NotImplementedError(f"{type(self).__name__} does not say whether its image tower reads learned tokens")
+
+    @property
+    def image_features_change(self) -> bool:  # type: ignore[override]
+        """Whether they do."""
+        return self.prompts_image
 
     def start_context(self, n_ctx: int, depths: Sequence[int]) -> Tensor:
         """The context to start from, `[M, D]`; what must fit is checked, and the tokens of the class names are read.
@@ -53,16 +62,17 @@ class DeepPromptTrainer(CLIPTrainer):
 
         Args:
             n_ctx: `M`.
-            depths: Number of layers with learned tokens, in the text tower and in the image tower.
+            depths: Number of layers with learned tokens, in the text tower and in the image tower; 0 there for none.
 
         Raises:
             UserError: The words have fewer tokens, or a tower has fewer layers.
         """
         text, words = self.backbone.text, initial_words(self.node.CTX_INIT)
-        layers = text.layers, len(self.backbone.vision_widths)
-        for name, depth, most in zip(("text", "image"), depths, layers):
-            if not 1 <= depth <= most:
-                raise UserError(f"the {name} tower has {most} layers, so a prompt depth is 1 to {most}, got {depth}")
+        layers = text.layers, len(self.backbone.vision_widths) if self.prompts_image else 0
+        for name, least, depth, most in zip(("text", "image"), (1, 0), depths, layers):
+            if not least <= depth <= most:
+                told = f"the {name} tower has {most} layers, so a prompt depth is {least} to {most}, got {depth}"
+                raise UserError(told)
         context = initial_context(text, words, n_ctx)
         if not 1 <= n_ctx <= len(context):
             raise UserError(
@@ -87,7 +97,9 @@ class DeepPromptTrainer(CLIPTrainer):
 
     @property
     def encoding(self) -> Encoding:
-        """Features `[E]` beside the learned tokens; cached by what was learned."""
+        """Features `[E]` beside the learned tokens, cached by what was learned; CLIP's own where there are none."""
+        if not self.prompts_image:
+            return super().encoding
         model = getattr(self, "model", None)  # asked for before it is there
         learned = "" if model is None else f" {hash_state(model.state_dict())}"
         return Encoding(f"image features beside learned tokens{learned}", self.backbone.embed_dim, self._encode)

@@ -28,7 +28,7 @@ class CoupledPrompts(nn.Module):
 
     Args:
         context: Initial context, `[M, D]`.
-        vision_width: `W`.
+        vision_width: `W`; 0 leaves the image tower as it is.
         depth: `J`, layers of both towers with prompts.
     """
 
@@ -36,8 +36,11 @@ class CoupledPrompts(nn.Module):
         super().__init__()
         tokens, width = context.shape
         self.ctx = nn.Parameter(context.clone())
-        self.proj = nn.Linear(width, vision_width)
         self.compound_prompts_text = random_prompts(depth - 1, tokens, width)
+        self.proj = nn.Linear(width, vision_width) if vision_width else None
+        self.compound_prompt_projections = nn.ModuleList()
+        if not vision_width:
+            return
         coupling = nn.Linear(width, vision_width)  # all start alike
         self.compound_prompt_projections = nn.ModuleList(deepcopy(coupling) for _ in range(depth - 1))
 
@@ -47,7 +50,9 @@ class CoupledPrompts(nn.Module):
         return self.ctx, torch.stack(deep) if deep else None
 
     def for_vision(self) -> list[Tensor]:
-        """The tokens of the first `J` blocks of the image tower, each `[M, W]`."""
+        """The tokens of the first `J` blocks of the image tower, each `[M, W]`; none where it stays as it is."""
+        if self.proj is None:
+            return []
         pairs = zip(self.compound_prompt_projections, self.compound_prompts_text, strict=True)
         return [self.proj(self.ctx), *(layer(prompt) for layer, prompt in pairs)]
 
@@ -67,13 +72,20 @@ class MaPLe(DeepPromptTrainer):
         "N_CTX": 2,  # context tokens
         "CTX_INIT": "a photo of a",  # words: the first N_CTX tokens are learned from, the others stay fixed
         "PROMPT_DEPTH": 9,  # layers with prompts
+        "IMAGE_PROMPTS": True,  # False: the text tower's alone, for image towers that take no tokens
     }
+
+    @property
+    def prompts_image(self) -> bool:
+        """Whether the image tower reads tokens."""
+        return bool(self.node.IMAGE_PROMPTS)
 
     @property
     def prompt(self) -> str:
         """What the context started from."""
         start = f" of {self.node.CTX_INIT!r}" if self.node.CTX_INIT else ", random"
-        return f"{self.node.N_CTX} learned tokens{start}, in {self.node.PROMPT_DEPTH} layers of both towers"
+        towers = "both towers" if self.prompts_image else "the text tower"
+        return f"{self.node.N_CTX} learned tokens{start}, in {self.node.PROMPT_DEPTH} layers of {towers}"
 
     def published_state(self, state: dict) -> dict:
         """The learned parts of a checkpoint of the authors' program, or the state as it is."""
@@ -81,9 +93,10 @@ class MaPLe(DeepPromptTrainer):
 
     def build_model(self) -> None:
         """The coupled prompts and the tokens of the class names."""
-        node, width = self.node, self.backbone.prompt_width
-        context = self.start_context(node.N_CTX, [node.PROMPT_DEPTH] * 2)
-        self.model = self.register_learner("MultiModalPromptLearner", CoupledPrompts(context, width, node.PROMPT_DEPTH))
+        depth = self.node.PROMPT_DEPTH
+        width = self.backbone.prompt_width if self.prompts_image else 0
+        context = self.start_context(self.node.N_CTX, [depth, depth if width else 0])
+        self.model = self.register_learner("MultiModalPromptLearner", CoupledPrompts(context, width, depth))
 
     def forward_backward(self, batch: dict) -> dict[str, float]:
         """One step on a batch."""

@@ -73,7 +73,7 @@ class IndependentPrompts(nn.Module):
         text_depth: `Jt`, layers of the text tower with prompts.
         vision_tokens: `Mv`.
         vision_width: `W`.
-        vision_depth: `Jv`, blocks of the image tower with tokens.
+        vision_depth: `Jv`, blocks of the image tower with tokens; 0 leaves it as it is.
     """
 
     def __init__(self, context: Tensor, text_depth: int, vision_tokens: int, vision_width: int, vision_depth: int):
@@ -151,7 +151,7 @@ class PromptSRC(DeepPromptTrainer):
         "N_CTX_VISION": 4,  # tokens in the image tower
         "CTX_INIT": "a photo of a",  # words: the first N_CTX_TEXT tokens are learned from, the others stay fixed
         "PROMPT_DEPTH_TEXT": 9,  # layers with prompts
-        "PROMPT_DEPTH_VISION": 9,
+        "PROMPT_DEPTH_VISION": 9,  # 0: none, for image towers that take no tokens
         "TEXT_LOSS_WEIGHT": 25.0,
         "IMAGE_LOSS_WEIGHT": 10.0,
         "SCORE_LOSS_WEIGHT": 1.0,
@@ -170,6 +170,11 @@ class PromptSRC(DeepPromptTrainer):
             )
 
     @property
+    def prompts_image(self) -> bool:
+        """Whether the image tower reads tokens."""
+        return bool(self.node.PROMPT_DEPTH_VISION)
+
+    @property
     def prompt(self) -> str:
         """What the context started from."""
         node = self.node
@@ -183,7 +188,8 @@ class PromptSRC(DeepPromptTrainer):
 
     def build_model(self) -> None:
         """The prompts and the tokens of the class names."""
-        node, width = self.node, self.backbone.prompt_width
+        node = self.node
+        width = self.backbone.prompt_width if self.prompts_image else 0
         context = self.start_context(node.N_CTX_TEXT, [node.PROMPT_DEPTH_TEXT, node.PROMPT_DEPTH_VISION])
         learner = IndependentPrompts(
             context, node.PROMPT_DEPTH_TEXT, node.N_CTX_VISION, width, node.PROMPT_DEPTH_VISION

@@ -177,7 +177,7 @@ def test_a_file_without_data_sets_or_that_is_no_yaml(world, capsys):
     ("name", "more", "sentence"),
     [
         ("absent.yaml", [], "there is no sweep 'absent.yaml'."),
-        ("gopro-xd", ["--rows", "GOPr"], "gopro-xd has no row 'GOPr'. Did you mean 'GOPro'? Its rows: CLIP, CoOp, GOP"),
+        ("gopro-xd", ["--rows", "GOPr"], "gopro-xd has no row 'GOPr'. Did you mean 'GOPro'? Its rows: CLIP, CoOp, CoC"),
         (
             "gopro-xd",
             ["--targets", "eurosta"],
@@ -387,10 +387,20 @@ def wanted_runs():
             wanted["clap-zeroshot"][row, dataset, 2024] = count
         for row in ("CLIP", "CLAP"):
             wanted["clap-fewshot"][row, dataset, 2024] = wanted["clap-attacks"][row, dataset, 2024] = count
-    pairs = [("CLIP", 1), *(("CoOp", seed) for seed in (1, 2, 3)), *(("GOPro", seed) for seed in FIVE)]
+    three = [(row, seed) for row in ("CoOp", "CoCoOp", "MaPLe") for seed in (1, 2, 3)]
+    pairs = [("CLIP", 1), *three, *(("GOPro", seed) for seed in FIVE)]
     wanted["gopro-b2n"] = {(row, name, seed): 2 for row, seed in pairs for name in ELEVEN}
     wanted["gopro-xd"] = {(row, "imagenet", seed): 11 for row, seed in pairs}
     wanted["gopro-dg"] = {(row, "imagenet", seed): 5 for row, seed in pairs}
+    peers = [*three, *(("PromptSRC", seed) for seed in (1, 2, 3))]
+    more = [(row, seed) for row in ("ProGrad", "KgCoOp") for seed in (1, 2, 3)]
+    wanted["peers-b2n"] = {(row, name, seed): 2 for row, seed in [("CLIP", 1), *peers, *more] for name in ELEVEN}
+    wanted["peers-xd"] = {(row, "imagenet", seed): 11 for row, seed in peers if row != "CoOp"}
+    wanted["peers-dg"] = {(row, "imagenet", seed): 5 for row, seed in [("CLIP", 1), *three]}
+    shots = [f"{number} shot{'s' * (number > 1)}" for number in (1, 2, 4, 8, 16)]
+    few = [f"{row}, {words}" for row in ("CoOp", "CoCoOp", "ProGrad", "KgCoOp") for words in shots]
+    several = [(row, seed) for row in few for seed in (1, 2, 3)]
+    wanted["peers-fewshot"] = {(row, name, seed): 1 for row, seed in [("CLIP", 1), *several] for name in ELEVEN}
     wanted["inmap-imagenet"] = {("CLIP", "imagenet", 1): 1, ("InMaP", "imagenet", 1): 1}
     wanted["transduction"] = {(row, name, 1): 2 for row in ("CLIP", "InMaP") for name in ELEVEN}
     plain = ("ZeroshotCLIP", "CLAP", "CoOp", "GOPro", "LinearProbe", "InMaP")
@@ -439,7 +449,10 @@ def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
             assert (run.row.method, run.row.config) == (run.config.TRAINER.NAME, run.config.RUN.CONFIG)
         shots = run.config.DATASET.NUM_SHOTS
         assert f"shots{shots}" in run.folder.parts
-        assert shots == (-1 if run.task in ("zeroshot", "probe", "attacks") else 16)
+        named = entry.label.rpartition(", ")[2].partition(" shot")[0] if name == "peers-fewshot" else 16
+        assert shots == (
+            -1 if run.task in ("zeroshot", "probe", "attacks") else int(named) if str(named).isdigit() else 16
+        )
 
 
 @pytest.mark.parametrize("name", sheets.published_names())

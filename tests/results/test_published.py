@@ -318,7 +318,7 @@ def test_misprints_are_shown_but_not_checked():
 
 register()
 TABLES = sheets.published_names()
-TRANSFER = ("gopro-xd", "gopro-dg")
+TRANSFER = ("gopro-xd", "gopro-dg", "peers-xd", "peers-dg")
 
 
 def cells_of(name):
@@ -328,6 +328,7 @@ def cells_of(name):
 def test_the_published_tables_that_ship():
     assert TABLES == [
         "clap-attacks", "clap-fewshot", "clap-zeroshot", "gopro-b2n", "gopro-dg", "gopro-xd", "inmap-imagenet",
+        "peers-b2n", "peers-dg", "peers-fewshot", "peers-xd",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="there is no published table 'clap'; known: clap-attacks, "):
         sheets.read_published("clap")
@@ -396,6 +397,22 @@ def test_printed_harmonic_means_are_those_of_printed_base_and_new():
                 wrong.append((method, group))
     # The transcriptions agree with themselves but for the misprint that a footnote names.
     assert wrong == [("CoCoOp", "OxfordFlowers")]
+
+
+def test_the_peers_printed_means_agree_with_themselves_and_with_other_tables():
+    for method, readings in cells_of("peers-b2n").items():
+        base, new, printed = (readings["test"][f"Average/{name}"] for name in ("base", "new", "HM"))
+        assert 2 * base * new / (base + new) == pytest.approx(printed, abs=0.0101), method
+    for name in ("peers-xd", "peers-dg"):
+        for method, readings in cells_of(name).items():
+            places = dict(readings["test"])
+            printed, source = places.pop("/mean of targets"), places.pop("/ImageNet")
+            assert statistics.fmean(places.values()) == pytest.approx(printed, abs=0.0151), (name, method)
+            same = cells_of(name.replace("peers", "gopro")).get(method, {"test": {}})["test"]
+            assert {**places, "/ImageNet": source}.items() <= same.items() or not same
+    for method in ("CLIP", "CoOp", "CoCoOp", "MaPLe"):
+        own = cells_of("peers-b2n")[method]["test"]
+        assert own.items() <= cells_of("gopro-b2n")[method]["test"].items()
 
 
 def test_printed_averages_are_means_of_the_panels():

@@ -94,6 +94,16 @@ def test_a_run_serves_new_classes_and_inmap_refines_it(run, tmp_path):
     assert export.classifier is None and "reads learned tokens" in export.note
 
 
+def test_the_text_side_alone_is_a_classifier_of_clips_own_features(run, tmp_path):
+    keys = ("TRAINER.MAPLE.PROMPT_DEPTH", 2, "TRAINER.MAPLE.IMAGE_PROMPTS", False)
+    folder, record, _ = run("MaPLe", *keys, name="maple")
+    assert "layers of the text tower" in record["prompt"]
+    assert main(["export", str(folder), "--out", str(tmp_path / "run.safetensors")]) == 0
+    export = load_export(tmp_path / "run.safetensors")
+    assert set(export.learned["MultiModalPromptLearner"]) == {"ctx", "compound_prompts_text.0"}
+    assert export.classifier.shape == (3, 16)
+
+
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
