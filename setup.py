@@ -66,10 +66,12 @@ setup(
             "scikit-learn>=1.3",
             "submitit>=1.5",
             "pyarrow>=14.0.1",
+            "nbclient>=0.8",
+            "ipykernel>=6.20",
         ],
         "toolbox": ["dassl-toolbox-embedded>=0.6.3"],  # leave it out where Dassl.pytorch is installed
         "hf": ["transformers>=4.40", "sentencepiece>=0.1.99"],
-        "hub": ["pyarrow>=14.0.1"],
+        "hub": ["pyarrow>=14.0.1", "huggingface_hub>=0.24"],
         "build": ["resvg_py>=0.1"],
         "plots": ["matplotlib>=3.8", "scikit-learn>=1.3"],
         "umap": ["umap-learn>=0.5.4"],

@@ -14,6 +14,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -25,6 +26,7 @@ import numpy as np
 
 from dassl_clip.results.errors import MissingFileError, UserError
 
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 OWN = ("names", "backbone", "weights", "config", "seed", "device")
 
 
@@ -246,6 +248,33 @@ class Classifier:
             save_export(make_export(self.trainer_, self.trainer_.run_cfg, self.record_), place)
         return place
 
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Upload what `save` writes, and a model card made of the record; returns the repository's address.
+
+        Args:
+            repo: "user/name".
+            options: Of `huggingface_hub.HfApi.create_repo`, such as `private=True` or `token`.
+
+        Raises:
+            NotFittedError: Before `fit`.
+            UserError: The hub cannot be reached, or refuses.
+        """
+        from .hub import push
+
+        self._check_fitted()
+        return push(self, repo, options)
+
+    @staticmethod
+    def from_pretrained(repo: str, revision: str | None = None) -> "Classifier":
+        """The classifier of a repository on the hub, or in its local cache.
+
+        Raises:
+            UserError: The hub cannot be reached, or there is no such repository.
+        """
+        from .hub import fetch
+
+        return Classifier._opened(fetch(repo, revision))
+
     @classmethod
     def _opened(cls, source: Path) -> "Classifier":
         """The classifier of an export or a finished run."""
@@ -334,11 +363,15 @@ OF_ONE_METHOD = (
 def load(source: str | os.PathLike[str]) -> Classifier:
     """A fitted classifier of a file that `save` or `dassl-clip export` wrote, or of the folder of a finished run.
 
+    "user/name" is a repository on the Hugging Face hub, where there is no folder `user` here.
+
     Raises:
         MissingFileError: There is neither.
         UserError: What is there cannot be used.
     """
     place = Path(source).expanduser()
+    if not place.exists() and REPOSITORY.fullmatch(str(source)) and not place.parent.exists():
+        return Classifier.from_pretrained(str(source))
     if not place.exists():
         raise MissingFileError(f"there is no file or folder {place}; give a .safetensors file or a finished run")
     return Classifier._opened(place)

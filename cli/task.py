@@ -206,7 +206,7 @@ def print_tables(runs: Sequence[plan.Run], printing: Printing) -> None:
         own = [run for run in runs if run.task == name]
         made = tables.task_tables(own, shown=printing.columns, labels=printing.labels)
         text = render_tables(made, header=printing.header)
-        print(f"\n{text or f'{name}: no finished run'}")
+        print(f"\n{text or f'{name}: no finished run that measured anything'}")
 
 
 main = command(build_parser, run, RESUMES)

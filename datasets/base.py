@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.image_rows import file_of, split_address
+from dassl_clip.results.labels import UNLABELLED
 
 from . import hub
 from .class_names import class_file, prompt_names
@@ -86,10 +87,12 @@ class ListedDataset(DatasetBase):
         image_keys: path of an image on the disk -> its path in canonical names, `domain/.../class/file`.
         publishes_test: whether its test images are published, so that a task without labels tests those alone.
         drawn_tests: whether the seed decides which images are tested.
+        unlabelled: whether no image has a label, see `unlabelled.py`.
     """
 
     protocols = PROTOCOLS
     publishes_test = True
+    unlabelled = False
     reads_split_file = False
     replaces = ""
 
@@ -100,7 +103,8 @@ class ListedDataset(DatasetBase):
         test = [image for name in self._targets for part in self._tested_parts(name) for image in pools[name][part]]
         train, val = (test, []) if self.train_is_test else self._training_lists(pools)
         lists = {"train": train, "val": val, "test": test}
-        lists = {part: [image for image in images if image.label in self._labels] for part, images in lists.items()}
+        labels = [UNLABELLED] if self.unlabelled else self._labels
+        lists = {part: [image for image in images if image.label in labels] for part, images in lists.items()}
         self._check_images(lists)
         if split_address(lists["test"][0].path) and not reads_rows(cfg):
             raise UserError(
@@ -113,7 +117,7 @@ class ListedDataset(DatasetBase):
         self.drawn_tests = self.protocol_name == HOLDOUT
         self.protocol = self._describe()
         logger.info("%s", self.protocol)
-        if self.train_is_test:
+        if self.train_is_test and not self.unlabelled:
             logger.warning(
                 "%s: train_x is the test list, since there are no training images: what trains on its labels trains on "
                 "the test",
@@ -127,7 +131,7 @@ class ListedDataset(DatasetBase):
             for name in self._targets:
                 tested = self._tested_parts(name)
                 parts = tested if "train" in tested or "train" not in self.layout.parts else ["train"]
-                unlabelled += [image for part in parts for image in pools[name][part] if image.label in self._labels]
+                unlabelled += [image for part in parts for image in pools[name][part] if image.label in labels]
             unlabelled = self._datums(unlabelled, self._targets)
         with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
             warnings.simplefilter("ignore", UserWarning)
@@ -330,6 +334,8 @@ class ListedDataset(DatasetBase):
                     f"{self.spec.name} has no {part} images{where}{subset} in the layout found: "
                     f"{self.layout.text}{'. A class of one image has none to hold out' if alone else ''}"
                 )
+        if self.unlabelled:
+            return
         present = {image.label for image in lists["train"]}
         absent = [self.spec.classes[label] for label in self._labels if label not in present]
         if absent:
@@ -340,6 +346,8 @@ class ListedDataset(DatasetBase):
         """Dassl's records; the domain is a position in `pools`, labels count from the first class of the subset."""
         domains = {name: number for number, name in enumerate(pools)} if self.domains else {}
         first, names = self._labels[0], self.names
+        if self.unlabelled:
+            return [Datum(image.path, UNLABELLED, domains.get(image.key.split("/", 1)[0], 0)) for image in images]
         return [
             (Datum if split_address(image.path) is None else _RowDatum)(
                 image.path,

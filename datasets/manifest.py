@@ -6,7 +6,7 @@ wanted, `label` (numbers from 0), `domain` and `split` (train, val or test). Wit
 without `split` a seeded fifth of each class is held out, as in folders; a held-out target is tested on its test lines
 if there are any, otherwise on all. `metadata.csv` and `metadata.jsonl` (a JSON object a line) of the Hugging Face hub
 have `file_name` for `path`, `label` for `class`, and may have further columns. Spellings of a class that give one
-prompt are one class.
+prompt are one class. Without `class` the images have no labels, and DATASET.CLASSNAMES names a file of the classes.
 """
 
 import csv
@@ -20,16 +20,17 @@ from typing import NamedTuple
 
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
-from dassl_clip.results.labels import prompt_key
+from dassl_clip.results.labels import UNLABELLED, prompt_key
 
 from . import packed
 from .base import WHOLE, Layout, ListedDataset, Parts, register, split_again
-from .class_names import class_file, class_key, with_file, without_counters
+from .class_names import OPTION, class_file, class_key, with_file, without_counters
 from .folders import ImageFile, read_text, readable_csv
 from .layouts import FileFinder, below, clean_path
 from .options import split_seed
 from .spec import PARTS, Spec, in_order, listed, name_key
 from .tables import METADATA, read_metadata
+from .unlabelled import layout_of, spec_of_names
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,14 @@ class Manifest(ListedDataset):
     def make_spec(cls, cfg) -> Spec:
         path = manifest_file(cfg)
         rows = read_rows(path, cfg.DATASET.ROOT)
+        if not rows[0].name:
+            names = class_file(cfg, tops_of(path, cfg.DATASET.ROOT))
+            if names is None:
+                raise UserError(
+                    f"{path} has no column class, so its images have no labels: give the class names, one a line, by "
+                    f"{OPTION} FILE"
+                )
+            return spec_of_names(NAME, names)
         domains = sorted({row.domain for row in rows} - {""})
         keys: dict[str, str] = {}
         for domain in domains:
@@ -77,7 +86,11 @@ class Manifest(ListedDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         path = manifest_file(cfg)
         rows = [row for row in read_rows(path, cfg.DATASET.ROOT) if (row.domain or WHOLE) in domains]
-        images = locate(rows, path, cfg.DATASET.ROOT, {name: label for label, name in enumerate(self.spec.classes)})
+        labels = {name: label for label, name in enumerate(self.spec.classes)} | {"": UNLABELLED}
+        images = locate(rows, path, cfg.DATASET.ROOT, labels)
+        if rows and not rows[0].name:
+            self.unlabelled = True
+            return layout_of(images, f"of {path}")
         parts = [part for part in PARTS if any(row.split == part for row in rows)]
         split = parts not in ([], ["train"])
 
@@ -134,7 +147,8 @@ def read_rows(path: Path, root: str = "") -> list[Row]:
     names = {name: "path" if from_hub and key == HUB_PATH else key for name, key in names.items()}
     if "class" not in names.values():  # a label without a class is its name
         names = {name: "class" if key == "label" else key for name, key in names.items()}
-    missing = [name for name in ("path", "class") if name not in names.values()]
+    missing = [name for name in ("path",) if name not in names.values()]
+    labelled = "class" in names.values()
     unknown = [name for name, key in names.items() if key not in COLUMNS]
     used = [name for mark, name in SEPARATORS.items() if missing and any(mark in name for name in names)]
     if used:
@@ -158,7 +172,7 @@ def read_rows(path: Path, root: str = "") -> list[Row]:
             continue
         split = cell["split"].casefold()
         split = {"training": "train", "valid": "val", "validation": "val"}.get(split, split)
-        if not cell["path"] or not cell["class"]:
+        if not cell["path"] or (labelled and not cell["class"]):
             raise UserError(f"{where}: path and class must not be empty")
         if split not in ("", *PARTS):
             raise UserError(f'{where}: split is "{split}"; it must be train, val, test or empty')

@@ -33,6 +33,7 @@ from .hub import TableParts, own_copy, own_layout
 from .layouts import holdout_layout
 from .options import split_seed
 from .spec import Spec, listed, name_key
+from .unlabelled import flat_images, layout_of, spec_of_names
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class FolderClasses(ListedDataset):
     """Folders without domains, root/{train,val,test}/class/image or root/class/image.
 
     Without `test` the part `val` is tested; without any parts, a seeded fifth of each class is. A test part alone is
-    handed in as `train_x` too.
+    handed in as `train_x` too. Images without class folders, beside a file of class names, have no labels.
     """
 
     publishes_test = False
@@ -130,6 +131,9 @@ class FolderClasses(ListedDataset):
         if not any(found.values()) and (copy := own_copy(cfg, "FolderClasses", domains=False)):
             return copy[0]
         if not any(found.values()):
+            names = class_file(cfg, [root, top])
+            if names is not None and flat_images(top):
+                return spec_of_names("FolderClasses", names)
             hint = shape_hint(top, CLASSES_SHAPE)
             with contextlib.suppress(ValueError):
                 if tree := find_tree(root):
@@ -149,6 +153,9 @@ class FolderClasses(ListedDataset):
         if not found and (copy := own_copy(cfg, "FolderClasses", domains=False)):
             return own_layout(cfg, *copy, TableParts())
         note = f"(class list: {getattr(self.spec.names_file, 'name', 'the class folders, sorted')})"
+        if not found:
+            self.unlabelled = True
+            return layout_of(flat_images(top), f"in {top} {note}")
         names = {part: folder.relative_to(top).parts[0] for part, folder in parts.items()}
         warn_of_unread("FolderClasses", top, [*names.values()] or class_folders(top), "parts" if parts else "")
 

@@ -154,6 +154,10 @@ class CLIPTrainer(TrainerX):
         views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
         self.dm = dm = DataManager(cfg, list(views), preprocess, dataset_wrapper=SeededImages)
         check_labels(dm.dataset, cfg.DATASET.NAME)
+        if getattr(dm.dataset, "unlabelled", False) and (cfg.SCENARIOS.TASK or self.node.get("EVALUATE")):
+            raise UserError(
+                f"the images of {cfg.DATASET.NAME} have no labels: leave SCENARIOS.TASK and EVALUATE out, both measure"
+            )
         check_draws(cfg, len(dm.dataset.test))
         self.train_loader_u, self.val_loader, self.test_loader = dm.train_loader_u, dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains, self.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
@@ -222,15 +226,15 @@ class CLIPTrainer(TrainerX):
 
     def train(self) -> None:
         """Fit, test and write the record."""
-        if self.trains_on_labels and getattr(self.dm.dataset, "train_overlaps_test", False):
-            raise UserError(
-                f"{type(self).__name__} trains on labels, but here the training images are test images too "
-                f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
-            )
         if self.trains_on_labels and getattr(self.dm.dataset, "unlabelled", False):
             raise UserError(
                 f"{type(self).__name__} trains on labels, but the {len(self.dm.dataset.train_x)} images of "
                 f"{self.cfg.DATASET.NAME} have none; give labels, or take a method that needs none"
+            )
+        if self.trains_on_labels and getattr(self.dm.dataset, "train_overlaps_test", False):
+            raise UserError(
+                f"{type(self).__name__} trains on labels, but here the training images are test images too "
+                f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
             )
         self.before_train()
         with self.clock.on("train"):

@@ -280,6 +280,8 @@ def describe(outcome: Outcome) -> str:
     if outcome.code == locks.BUSY_EXIT:
         return f"in progress elsewhere: {run.name}: {' '.join(outcome.tail)}"
     record = records.read_record(run.folder)
+    if outcome.code == 0 and record is not None and not record["metrics"]:
+        return f"{run.name}: {record.get('untested')}: predictions alone, {outcome.seconds:.0f} s"
     if outcome.code == 0 and record is not None:
         split = "test" if "test" in record["metrics"] else next(iter(record["metrics"]))
         return f"{run.name}: accuracy {record['metrics'][split]['accuracy']:.1f} %, {outcome.seconds:.0f} s"

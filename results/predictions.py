@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
+from .labels import UNLABELLED
 
 PREDICTIONS = "predictions.npz"
 
@@ -19,7 +20,7 @@ class Predictions:
 
     Attributes:
         paths: `[N]`, texts.
-        labels: `[N]`.
+        labels: `[N]`; -1 where the images have none.
         top: the best classes, best first, `[N, 5]` (fewer columns for fewer classes).
         shares: their softmax shares, `[N, 5]`.
         classnames: the class names, `C` texts.
@@ -76,12 +77,20 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
         if found.dtype.kind != "f" or found.shape != expected:
             raise UserError(f"scores is {list(found.shape)} of {found.dtype}, expected {list(expected)} floats")
     for key in ("labels", "top"):
+        if key == "labels" and (arrays[key] == UNLABELLED).all():
+            continue
         if arrays[key].size and not 0 <= arrays[key].min() <= arrays[key].max() < len(arrays["classnames"]):
             raise UserError(f"{key} holds numbers of no class")
 
 
 def confusion_counts(predictions: Predictions) -> np.ndarray:
-    """How many images of each class (rows) got each class as the best answer (columns), `[C, C]`."""
+    """How many images of each class (rows) got each class as the best answer (columns), `[C, C]`.
+
+    Raises:
+        UserError: the images have no labels.
+    """
+    if (predictions.labels == UNLABELLED).any():
+        raise UserError("the predictions are of images without labels, so nothing can be counted as right or wrong")
     size = len(predictions.classnames)
     flat = predictions.labels.astype(np.int64) * size + predictions.top[:, 0].astype(np.int64)
     return np.bincount(flat, minlength=size * size).reshape(size, size)
