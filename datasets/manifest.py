@@ -147,8 +147,8 @@ def read_rows(path: Path, root: str = "") -> list[Row]:
     names = {name: "path" if from_hub and key == HUB_PATH else key for name, key in names.items()}
     if "class" not in names.values():  # a label without a class is its name
         names = {name: "class" if key == "label" else key for name, key in names.items()}
-    missing = [name for name in ("path",) if name not in names.values()]
     labelled = "class" in names.values()
+    missing = [name for name in ("path", "class") if name not in names.values()] if "path" not in names.values() else []
     unknown = [name for name, key in names.items() if key not in COLUMNS]
     used = [name for mark, name in SEPARATORS.items() if missing and any(mark in name for name in names)]
     if used:

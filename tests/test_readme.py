@@ -44,7 +44,7 @@ def test_links_and_named_files_and_commands_exist(page):
 
 
 def test_the_example_of_a_new_method_runs_as_printed(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r'```python\n("""mean_proxy.*?)```', README, re.DOTALL)
     (line,) = re.findall(r"`python train\.py (--import .*?)`", README, re.DOTALL)
     (tmp_path / "mean_proxy.py").write_text(code)
     assert len(code.splitlines()) <= 40

@@ -46,7 +46,10 @@ def test_what_is_uploaded_comes_back(fitted, tmp_path, monkeypatch):
         clf.record_["backbone"]["weights_hash"],
         "key, star, fish",
     )
-    assert all(fact in text for fact in (*facts, "| accuracy | not measured (no labels) |", 'load("user/icons")'))
+    assert all(
+        fact in text
+        for fact in (*facts, "key, star, fish", "| accuracy | not measured (no labels) |", 'load("user/icons")')
+    )
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
