@@ -13,10 +13,9 @@ from pathlib import Path
 
 from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, add_seeds, command
-from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, slurm, state, sweeps
+from dassl_clip.experiments import launchers, preflight, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         print("".join(f"{run.command}\n" for run in todo), end="")
         return 0
     if todo:
-        make_folder(Path(args.out), "--out")
+        preflight.check(todo, Path(args.out))
     if todo or args.launcher == "slurm":
         launchers.run_in_order(runs, todo, launcher_of(args))
     after = [state.state_of(run) for run in runs]

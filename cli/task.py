@@ -14,10 +14,9 @@ from pathlib import Path
 
 from dassl_clip.cli.arguments import KeyFlag, Parser, add_data, add_import, add_model, add_seeds, command
 from dassl_clip.engine import catalogue
-from dassl_clip.engine.config import make_folder
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, locks, plan, state, tables, tasks
+from dassl_clip.experiments import launchers, locks, plan, preflight, state, tables, tasks
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
 from dassl_clip.results import trust
 from dassl_clip.results.groups import check_labels
@@ -185,7 +184,7 @@ def run_methods(
             print(run.command)
         return 0
     if todo:
-        make_folder(Path(request.out), "--out")
+        preflight.check(todo, Path(request.out))
     failed = launchers.run_in_order(
         runs, todo, lambda some, outlook: launchers.run_locally(some, jobs, outlook=outlook)
     )

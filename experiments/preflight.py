@@ -1,0 +1,105 @@
+"""What the runs of a plan need, checked once before the first one starts: weights, data, class names, shots, output.
+
+Everything that is wrong is told at once, and nothing is started. Each check is one that a run does itself, so it refuses
+nothing that would work. What it cannot know (a bug in a data set of the user's own) is left to the runs.
+"""
+
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl_clip.engine import registry
+from dassl_clip.engine.config import make_folder
+from dassl_clip.engine.errors import is_user_error, sentence
+from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.files import no_file
+
+from .identity import is_ours
+from .plan import Run
+
+
+def check(runs: Sequence[Run], out: Path) -> None:
+    """Check what some runs need, and make the folder that they go to.
+
+    Args:
+        runs: those that are about to be made.
+        out: the folder above all runs.
+
+    Raises:
+        UserError: what is wrong, all of it, with the number of runs that it concerns.
+    """
+    faults = {} if (fault := _output_fault(out)) is None else {fault: len(runs)}
+    ours = [run for run in runs if is_ours(registry.trainer_class(run.config.TRAINER.NAME))]
+    for own, work in (*_grouped(ours, _weights_key, _check_weights), *_grouped(runs, _data_key, _check_data)):
+        if fault := _fault_of(work, own[0].config):
+            faults[fault] = faults.get(fault, 0) + len(own)
+    if faults:
+        texts = [f"{fault} [{count} of {len(runs)} runs]" for fault, count in faults.items()]
+        if len(texts) == 1:
+            raise UserError(f"nothing was started: {texts[0]}")
+        each = "; ".join(f"({number}) {text}" for number, text in enumerate(texts, 1))
+        raise UserError(f"nothing was started, since {len(texts)} things are wrong: {each}")
+    make_folder(out, "--out")
+
+
+def _grouped(
+    runs: Iterable[Run], key: Callable[[Any], Hashable], work: Callable[[Any], None]
+) -> list[tuple[list[Run], Callable[[Any], None]]]:
+    """Runs that need the same, so that it is checked once."""
+    groups: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run.config), []).append(run)
+    return [(own, work) for own in groups.values()]
+
+
+def _fault_of(work: Callable[[Any], None], config: Any) -> str:
+    """What a check of a configuration finds, in one line; "" for nothing."""
+    from dassl_clip.engine.open_run import quiet  # with torch, which mistakes in the arguments need not wait for
+
+    try:
+        with quiet():
+            work(config)
+    except Exception as error:
+        if is_user_error(error):
+            return sentence(error)
+    return ""
+
+
+def _weights_key(config: Any) -> Hashable:
+    return config.MODEL.BACKBONE.NAME, config.MODEL.BACKBONE.WEIGHTS
+
+
+def _check_weights(config: Any) -> None:
+    """Find the weights; those of a hub are fetched here where they may be, once for all runs."""
+    from dassl_clip.clip import sources
+
+    name, weights = config.MODEL.BACKBONE.NAME, config.MODEL.BACKBONE.WEIGHTS
+    source = sources.resolve(name, has_file=bool(weights))
+    if weights:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise MissingFileError(f"MODEL.BACKBONE.WEIGHTS: {no_file(path)}")
+    elif source.tag != sources.RANDOM:
+        source.weights()
+
+
+def _data_key(config: Any) -> Hashable:
+    return str(config.DATASET)  # whatever the method and the seed
+
+
+def _check_data(config: Any) -> None:
+    """List the images as a run would, with its class names and shots."""
+    registry.dataset_class(config.DATASET.NAME)(config)
+
+
+def _output_fault(out: Path) -> str | None:
+    """Why a folder cannot be made or written to; None if it can."""
+    place = out.expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"--out {out}: {place} is a file; name another folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"--out {out}: {place} cannot be written to; name another folder"
+    return None
