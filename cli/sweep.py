@@ -15,7 +15,7 @@ from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, add_seeds, command
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, preflight, slurm, state, sweeps
+from dassl_clip.experiments import launchers, plan, preflight, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -50,7 +50,11 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         if getattr(args, flag) and args.launcher != flag:
             raise UserError(f"--{flag} goes with --launcher {flag}, and this is --launcher {args.launcher}")
     sweep = sweeps.read_sweep(args.name)
-    runs = sweeps.runs_of(sweeps.expand(sweep, task.request_of(args), pairs, args.rows, args.datasets))
+
+    def planned() -> list[plan.Run]:
+        return sweeps.runs_of(sweeps.expand(sweep, task.request_of(args), pairs, args.rows, args.datasets))
+
+    runs = planned()
     states = {run.folder: state.state_of(run) for run in runs}
     print(f"{sweep.title}: {len(runs)} runs: {state.count_states(states.values())}")
     for run in runs:
@@ -72,6 +76,11 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         preflight.check(todo, Path(args.out))
     if todo or args.launcher == "slurm":
         launchers.run_in_order(runs, todo, launcher_of(args))
+    found = {run.folder for run in runs}
+    if chosen := [run for run in planned() if run.folder not in found]:  # points of a grid are finished
+        print(f"chosen on source validation images: {len(chosen)} runs that are tested")
+        runs = [*runs, *chosen]
+        launchers.run_in_order(runs, chosen, launcher_of(args))
     after = [state.state_of(run) for run in runs]
     print(f"{sweep.title}: {state.count_states(after)}; the table: {table_command(args, pairs)}")
     return 0 if all(now.name == state.COMPLETE for now in after) else 1

@@ -4,10 +4,11 @@ Keys: `title`; `published` (name of a published table); `task` or `tasks`; `data
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+REFINER]`,
 `{dataset}` is the data set's name) and, if wanted, `method_for` (a mapping of data sets to methods in its place),
 `label` (the row's name in tables and `--rows`; beside published numbers the one printed there), `datasets`, `task(s)`,
-`seeds`, `shots` and `set`, a mapping of config keys to values.
+`seeds`, `shots`, `set`, a mapping of config keys to values, and `grid`, one to values that are searched (`grid.py`).
 A row with a single seed of its own is run once, whichever seeds are asked for.
 """
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,18 +20,19 @@ from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
 
-from . import plan
+from . import grid, plan
 from .methods import method_of
 from .tasks import TASKS
 
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
-ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set")
+ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set", "grid")
 KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[3:])
 # What a value should be, and its type; of a list that of its items.
 _KINDS: dict[str, tuple[str, type]] = dict.fromkeys(("title", "published", "method", "label", "task"), ("a text", str))
 _KINDS |= dict.fromkeys(("readings", "datasets", "tasks"), ("a list of names", str))
 _KINDS |= {"seeds": ("a list of whole numbers", int), "shots": ("a whole number", int), "rows": ("a list", list),
            "set": ("a mapping of config keys to values", dict),
+           "grid": ("a mapping of config keys to lists of values", dict),
            "method_for": ("a mapping of data sets to methods", dict)}  # fmt: skip
 
 
@@ -39,7 +41,8 @@ class Entry:
     """One run of a sweep and where it stands in the table: row label, group of columns, column.
 
     A run that no row asks for, but that one of them refines or evaluates, has no label. `named`: the file gives the row
-    a label.
+    a label. `point`: the settings of a grid, of a run that searches, and of one that they were chosen for; then
+    `validation` is the accuracy in percent by which they were.
     """
 
     label: str
@@ -47,6 +50,8 @@ class Entry:
     group: str
     column: str
     named: bool = False
+    point: Pairs = ()
+    validation: float | None = None
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -164,6 +169,9 @@ def expand(
             word = row.get("method_for", {}).get(dataset, row["method"])
             word = word.replace("{dataset}", catalogue.dataset_file(dataset).stem)
             method = method_of(word, (*settings, *pairs), "", request.imports)
+            if "grid" in row:
+                entries += _searched(sweep, row, of_row, word, (*settings, *pairs))
+                continue
             for run in plan.plan_runs(of_row, method):
                 group = "" if TASKS[run.task].tested_on else run.config.DATASET.NAME
                 entries.append(Entry(row["label"], run, group, run.target, row["named"]))
@@ -179,6 +187,42 @@ def expand(
         entries = _of_targets(entries, set(request.targets))
     if not entries:
         raise UserError(f"{sweep.name} has no run of these rows, data sets and targets together; leave one of them out")
+    return entries
+
+
+def _searched(sweep: Sweep, row: dict[str, Any], request: plan.Request, word: str, pairs: Pairs) -> list[Entry]:
+    """The runs of every point of a row's grid and, for each target whose points are finished, those of the best one."""
+    place, label = f"{sweep.name}, row '{row['label']}'", row["label"]
+    if sweep.published:
+        raise UserError(f"{place}: a published table states its settings, so it has no `grid`")
+
+    def runs_at(point: Pairs) -> list[plan.Run]:
+        method = method_of(word, (*pairs, *point), "", request.imports)
+        if method.base is not None:
+            raise UserError(f"{place}: {word} refines other runs; give those a `grid` in a row of their own")
+        return plan.plan_runs(request, method)
+
+    entries, by_cell = [], dict[tuple[str, str], dict[Pairs, list[plan.Run]]]()
+    for point in grid.points(row["grid"], place):
+        for run in runs_at((*point, *grid.ON_VALIDATION)):
+            if not TASKS[run.task].has_validation or run.config.DATASET.get("PROTOCOL") == "all-images":
+                raise UserError(
+                    f"{place}: `grid` is ranked on validation images of the source that are not tested, and the task "
+                    f"{run.task} (DATASET.PROTOCOL {run.config.DATASET.get('PROTOCOL')}) has none; take fewshot or lodo"
+                )
+            named = f"{label}, {grid.name_of(point)}"
+            entries.append(Entry(named, run, run.config.DATASET.NAME, run.target, True, point))
+            by_cell.setdefault((run.task, run.target), {}).setdefault(point, []).append(run)
+    for (task, target), cell in by_cell.items():
+        found = [grid.validation_accuracies(runs) for runs in cell.values()]
+        whole = [accuracies for accuracies in found if accuracies is not None]
+        if len(whole) < len(found):
+            continue
+        number = grid.best(whole)
+        point, validation = list(cell)[number], statistics.fmean(whole[number])
+        for run in runs_at(point):
+            if (run.task, run.target) == (task, target):
+                entries.append(Entry(label, run, run.config.DATASET.NAME, target, True, point, validation))
     return entries
 
 

@@ -14,7 +14,7 @@ from dassl_clip.results.rendering import Table
 from dassl_clip.results.scenarios import group_tables
 from dassl_clip.results.trust import DEFAULT_COLUMNS
 
-from . import state
+from . import grid, state
 from .plan import Run
 from .sweeps import Entry, Sweep
 from .tasks import TASKS
@@ -183,18 +183,35 @@ def method_tables(
     Gains are over the first row. Runs that no row asks for stand in none; below the last table stand the runs that are
     missing.
     """
-    groups: dict[tuple[str, str, int], list[Entry]] = {}
+    groups: dict[tuple[str, str, int, bool], list[Entry]] = {}
     for entry in entries:
         if entry.label:
-            config = entry.run.config
-            key = entry.run.task, config.RUN.SOURCE or config.DATASET.NAME, config.DATASET.NUM_SHOTS
+            config, searches = entry.run.config, bool(entry.point) and entry.validation is None
+            key = entry.run.task, config.RUN.SOURCE or config.DATASET.NAME, config.DATASET.NUM_SHOTS, searches
             groups.setdefault(key, []).append(entry)
     made = []
-    for own in groups.values():
+    for (*cell, searches), own in groups.items():
         names = {entry.run.row: entry.label for entry in own if entry.named}
-        made += task_tables([entry.run for entry in own], bool(sweep.readings), names, shown, labels)
+        tables_of_cell = task_tables([entry.run for entry in own], bool(sweep.readings), names, shown, labels)
+        others = groups.get((*cell, False), [])
+        _mark_chosen(tables_of_cell, own if not searches else others, searches)
+        made += tables_of_cell
     for table in made:
         table.below = [line for line in table.below if not line.startswith("missing: ")]
     if made:
         made[-1].below += unfinished(entries)
     return made
+
+
+def _mark_chosen(made: Sequence[Table], chosen: Sequence[Entry], searches: bool) -> None:
+    """Mark the rows of a search that were chosen, and say below each table which, by what number, for which target."""
+    lines, targets = dict[str, None](), dict[str, dict[str, None]]()
+    for entry in chosen:
+        if entry.validation is not None:
+            row = f"{entry.label}, {grid.name_of(entry.point)}"
+            lines[f"chosen for {entry.column}: {row}: {entry.validation:.1f} % on source validation images"] = None
+            targets.setdefault(row, {})[entry.column] = None
+    for table in made:
+        marks = {row: f"{row} (chosen for {', '.join(names)})" for row, names in targets.items() if searches}
+        table.cells = [[marks.get(str(first), first), *rest] for first, *rest in table.cells]
+        table.below += lines

@@ -53,6 +53,11 @@ class Task:
         """Whether one run is trained and others evaluate it."""
         return bool(self.tested_on) or self.new_classes
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether its runs have validation images of the source that are not tested."""
+        return not (self.label_free or self.needs_tests or self.transfers or self.scenario)
+
 
 TASKS = {
     "fewshot": Task(),

@@ -94,8 +94,12 @@ class Group:
     variants: int = 1  # number of groups that would share a table if their images were the same
 
     def renamed(self, names: Mapping[Row, str]) -> Group:
-        """The same runs with other names for some rows."""
-        return replace(self, runs={named(row, names): cells for row, cells in self.runs.items()})
+        """The same runs with other names for some rows; rows of one name become one."""
+        runs: dict[Row, dict[str, dict[int, Record]]] = {}
+        for row, cells in self.runs.items():
+            for column, by_seed in cells.items():
+                runs.setdefault(named(row, names), {}).setdefault(column, {}).update(by_seed)
+        return replace(self, runs=runs)
 
     def own(self, row: Row) -> Row:
         """A row under the name that it has here."""
