@@ -51,7 +51,6 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     from dassl_clip.checks.suite import choose, load_checks
     from dassl_clip.clip.sharing import shared_backbones
     from dassl_clip.engine import catalogue, registry
-    from dassl_clip.experiments.methods import known_trainer
     from dassl_clip.results.files import write_text_atomically
 
     load_checks()
@@ -64,7 +63,6 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         names = [name for name in catalogue.trainer_names() if name in known]
     else:
         names = [catalogue.match_trainer(args.method, registry.trainer_names())]
-        known_trainer(names[0], args.config, tuple(args.imports) or (args.method,))
     reports = []
     with shared_backbones():
         for name in names:

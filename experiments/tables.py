@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dassl_clip.results import budgets, records
 from dassl_clip.results import published as sheets
-from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named, relabelled
 from dassl_clip.results.protocols import protocol_of
@@ -166,8 +166,12 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
         f"ours: selection rule: {rules}; templates: {prompts}",
         f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
     ]
-    transductive = _several(record["method"] for record in finished if record["transductive"])
-    return lines + ([f"transductive (uses unlabelled test images): {transductive}"] if transductive else [])
+    by_method: dict[str, list[Any]] = {}
+    for record in finished:
+        by_method.setdefault(str(record["method"]), []).append(record)
+    transductive = _several(record["method"] for record in finished if budgets.is_transductive(record))
+    lines += [f"transductive (uses unlabelled test images): {transductive}"] if transductive else []
+    return lines + budgets.lines_of(by_method)
 
 
 def _several(values: Iterable[Any]) -> str:

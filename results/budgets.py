@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,30 @@ def _read(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def text_of(record: Mapping[str, Any]) -> str:
-    """The budget of a run's record in one text."""
-    return "; ".join(record.get("budget") or ()) or NOT_CHECKED
+def text_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """The budget of the runs of a row in one text."""
+    return " | ".join(sorted({", ".join(record.get("budget") or ()) or NOT_CHECKED for record in records}))
+
+
+def lines_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A line for the header of a table: what the runs of each row read; none where no row was checked.
+
+    Args:
+        rows: records by the label of their row.
+    """
+    if not any(record.get("budget") for records in rows.values() for record in records):
+        return []
+    owners: dict[str, list[str]] = {}
+    for label, records in rows.items():
+        owners.setdefault(text_of(records), []).append(label)
+    each = (f"{text} [{', '.join(labels)}]" for text, labels in owners.items())
+    return [f"reads, by its check: {'; '.join(each)}"]
 
 
 def is_transductive(record: Mapping[str, Any]) -> bool:
-    """Whether unlabelled test images were used: by the check of the method where there is one, else by the record."""
-    budget: Sequence[str] = record.get("budget") or ()
+    """Whether unlabelled test images were used: by the check of the method where there is one, else by the record.
+
+    What was learned from other images, and is tested here, saw none of these.
+    """
+    budget: Sequence[str] = () if record.get("evaluated_from") else record.get("budget") or ()
     return any(entry.startswith(UNLABELLED) for entry in budget) if budget else bool(record["transductive"])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .budgets import is_transductive
 from .errors import UserError
 from .escaping import one_line, printable
 from .files import write_bytes_atomically
@@ -196,7 +197,7 @@ def caption(records: Sequence[Record], what: str, spread: str = "error bars") ->
         "; ".join(f"{key}: {shortened(' | '.join(sorted(values)), 200)}" for key, values in facts.items()),
         "; ".join([measured, *([", ".join(fewer)] if fewer else [])]),
     ]
-    transductive = sorted({row_of(record).label for record in records if record["transductive"]})
+    transductive = sorted({row_of(record).label for record in records if is_transductive(record)})
     if transductive:
         lines.append(f"Transductive (uses unlabelled test images): {', '.join(transductive)}.")
     return "\n".join(lines)

@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .budgets import is_transductive, text_of
+from .budgets import lines_of as budget_lines
 from .groups import LOWEST, MEAN, Group, Record, Row, column_of, row_of
 from .intervals import INTERVAL_NOTE, gain_intervals
 from .protocols import SCENARIO_TASKS, protocols
 from .rendering import SPREAD, Table, Value, over_seeds
 from .row_names import changed_keys
 from .run_data import NOT_RECORDED, described
-from .trust import DEFAULT_COLUMNS, INTERVAL, METRICS, WORST, WORST_NOTE
+from .trust import BUDGET, DEFAULT_COLUMNS, INTERVAL, METRICS, WORST, WORST_NOTE
 
 FULL_NOTE = "cells: all images of a target domain at once"
 
@@ -31,7 +33,7 @@ def metric_tables(
     seeds: Sequence[int] | None = None,
     shown: Sequence[str] = DEFAULT_COLUMNS,
 ) -> list[Table]:
-    """A table for each of the `trust.COLUMNS` in `shown`; `worst` and `interval` stand in that of accuracies.
+    """A table for each of the `trust.COLUMNS` in `shown`; `worst`, `interval` and `budget` stand in that of accuracies.
 
     The other arguments are those of `method_table`.
     """
@@ -61,7 +63,7 @@ def method_table(
         columns: the domains wanted, in this order; default: all by name.
         seeds: the seeds wanted; default: all that occur.
         metric: what the cells show, of `trust.METRICS`.
-        summaries: further columns, of `worst` and `interval`.
+        summaries: further columns, of `worst`, `interval` and `budget`.
     """
     seeds = list(seeds) if seeds is not None else group.seeds
     domains = list(columns) if columns is not None else group.domains
@@ -96,6 +98,9 @@ def method_table(
         none = Value("-" if base is None else "")
         ends = [none] * len(rows) + [intervals.get(row, Value("-")) for row in compared]
         lines = [[*line, end] for line, end in zip(lines, ends, strict=True)]
+    if BUDGET in summaries:
+        reads = [text_of(wanted.records(row)) for row in rows] + [""] * len(compared)
+        header, lines = [*header, "reads"], [[*line, text] for line, text in zip(lines, reads, strict=True)]
     below += footnotes(wanted, rows, domains, seeds)
     contests = [(range(len(rows)), what.gains)]
     return Table(group_title(group), above, header, lines, below, group_facts(group), contests)
@@ -167,9 +172,10 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
     }
     if tested:
         lines.insert(1, f"tested images: {', '.join(tested.values())}")
-    transductive = [row.label for row in rows if any(run["transductive"] for run in records[row])]
+    transductive = [row.label for row in rows if any(map(is_transductive, records[row]))]
     if transductive:
         lines.append(f"transductive (uses unlabelled test images): {', '.join(transductive)}")
+    lines += budget_lines({row.label: runs for row, runs in records.items()})
     if facts["data"] == NOT_RECORDED:
         lines.append(f"{NOT_RECORDED}: these records do not say which images they are of")
     elif group.variants > 1:

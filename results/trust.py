@@ -46,8 +46,8 @@ METRICS: Mapping[str, Metric] = {
     "nll": Metric("nll", "NLL (nats)", 3, "NLL: mean negative log-likelihood of the labels; 0 is best", since="0.2"),
     "top5": Metric("top5_accuracy", "top-5 accuracy (%)", gains=True),
 }
-WORST, INTERVAL = "worst", "interval"  # further columns of the table of accuracies
-COLUMNS = (*METRICS, WORST, INTERVAL)
+WORST, INTERVAL, BUDGET = "worst", "interval", "budget"  # further columns of the table of accuracies
+COLUMNS = (*METRICS, WORST, INTERVAL, BUDGET)
 DEFAULT_COLUMNS = ("accuracy",)
 WORST_NOTE = "worst: of each seed, the lowest of the columns that the mean is over"
 
@@ -70,7 +70,7 @@ def check_columns(words: Sequence[str]) -> tuple[str, ...]:
 
 def shows_accuracy(columns: Sequence[str]) -> bool:
     """Whether a table of accuracies is among the tables of these columns."""
-    return not {"accuracy", WORST, INTERVAL}.isdisjoint(columns)
+    return not {"accuracy", WORST, INTERVAL, BUDGET}.isdisjoint(columns)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
