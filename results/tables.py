@@ -99,8 +99,9 @@ def method_table(
         ends = [none] * len(rows) + [intervals.get(row, Value("-")) for row in compared]
         lines = [[*line, end] for line, end in zip(lines, ends, strict=True)]
     if BUDGET in summaries:
-        reads = [text_of(wanted.records(row)) for row in rows] + [""] * len(compared)
-        header, lines = [*header, "reads"], [[*line, text] for line, text in zip(lines, reads, strict=True)]
+        texts = [text_of(wanted.records(row)) for row in rows] + [""] * len(compared)
+        reads = [Value(text, more={"text": text}) for text in texts]
+        header, lines = [*header, "reads"], [[*line, each] for line, each in zip(lines, reads, strict=True)]
     below += footnotes(wanted, rows, domains, seeds)
     contests = [(range(len(rows)), what.gains)]
     return Table(group_title(group), above, header, lines, below, group_facts(group), contests)

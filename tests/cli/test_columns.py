@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 import statistics
 from pathlib import Path
 
@@ -143,8 +144,21 @@ def test_unknown_columns_are_refused_first(words, capsys):
     assert main([*words, "--columns", "accuracy", "intervall"]) == 2
     assert capsys.readouterr().err == (
         "error: --columns: there is no column 'intervall'. Did you mean 'interval'? The columns are: accuracy, ece, "
-        "brier, nll, top5, worst, interval.\n"
+        "brier, nll, top5, worst, interval, budget.\n"
     )
+
+
+def test_what_a_check_found_stands_in_a_column(capsys, tmp_path):
+    shutil.copytree("output", tmp_path / "output")
+    for file in (tmp_path / "output").rglob("record.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"budget": ["training labels", "class names"]}))
+    words = ["table", str(tmp_path / "output"), "--columns", "budget", "--rows", "LinearProbe"]
+    assert main(words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "reads, by its check: training labels, class names [" in printed
+    assert printed.count("training labels, class names") == 2  # in the header and the column
+    assert main([*words, "--format", "json"]) == 0
+    assert capsys.readouterr().out.count("training labels, class names") == 2
 
 
 def test_columns_that_a_table_cannot_have(capsys, tables):
