@@ -117,11 +117,11 @@ class AdaptedCLIP(nn.Module):
         owner: Any = getattr(clip.model, "text", clip.model)
         own = {"text": getattr(owner, "transformer", None), "visual": clip.model.get_submodule("visual")}
         known = {"text": clip.text.causal, "visual": _has_attention(own["visual"])}
-        if not all(known.values()):
-            wrong = " and ".join(tower for tower, fits in known.items() if not fits)
+        wrong = " and ".join(tower for tower in towers if not known[tower])
+        if wrong:
             raise UserError(
-                f"the {wrong} tower of {clip.name} has no attention that low-rank changes are known for; take a CLIP "
-                "of two transformers of open_clip's kind, such as OpenAI's ViT models"
+                f"the {wrong} tower of {clip.name} has no attention that low-rank changes are known for; change the "
+                "other tower alone, or take a CLIP of two transformers of open_clip's kind, such as OpenAI's ViT models"
             )
         shared = {id(tensor): tensor for tensor in (*clip.model.parameters(), *clip.model.buffers())}
         copies = {tower: copy.deepcopy(module, dict(shared)) for tower, module in own.items()}

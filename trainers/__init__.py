@@ -10,6 +10,7 @@ except ModuleNotFoundError:
 
 from .clap.trainer import CLAP
 from .clip_adapter import CLIPAdapter
+from .clip_lora import CLIPLoRA
 from .cocoop import CoCoOp
 from .coop import CoOp
 from .gopro.trainer import GOPro
@@ -35,6 +36,7 @@ from .zlap import ZLaP
 __all__ = [
     "CLAP",
     "CLIPAdapter",
+    "CLIPLoRA",
     "IOTA",
     "TDA",
     "CoCoOp",

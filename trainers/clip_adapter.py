@@ -47,7 +47,7 @@ class CLIPAdapter(CLIPTrainer):
 
     settings = {"TEMPLATES": "coop", "RATIO": 0.2, "REDUCTION": 4}
     caches_first_view = True
-    listed_usually = False
+    listed = False
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse a ratio outside (0, 1] and a reduction below 1."""

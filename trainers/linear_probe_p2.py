@@ -120,7 +120,7 @@ class LinearProbeP2(CLIPTrainer):
     }
     class_specific = True
     has_epochs = False
-    listed_usually = False
+    listed = False
     unused_keys = EPOCH_LOOP
     used_instead = "it trains on all images at once, with step sizes that follow from them"
 

@@ -128,7 +128,7 @@ class ProLIP(CLIPTrainer):
     }
     has_epochs = False
     image_features_change = True
-    listed_usually = False
+    listed = False
     unused_keys = EPOCH_LOOP
     used_instead = "it trains on all images at once, with LR, LAMBDA and STEPS of TRAINER.PROLIP"
 

@@ -58,7 +58,7 @@ class TaskRes(CLIPTrainer):
     settings = {"TEMPLATES": "coop", "ALPHA": 0.5}
     class_specific = True
     caches_first_view = True
-    listed_usually = False
+    listed = False
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse a factor without effect."""

@@ -160,7 +160,7 @@ class TipAdapter(CLIPTrainer):
     }
     class_specific = True
     has_epochs = False
-    listed_usually = False
+    listed = False
     unused_keys = EPOCH_LOOP
     used_instead = "keys are means of features, see TRAINER.TIPADAPTER"
     fixed_in_record = {"KEYS": "keys"}
@@ -224,13 +224,10 @@ class TipAdapter(CLIPTrainer):
 
     def choose_strengths(self) -> None:
         """Search `beta` and `alpha` on validation images."""
-        node, name = self.node, type(self).__name__.upper()
+        node = self.node
         held_out = self.held_out("beta and alpha")
         if held_out is None:
-            logger.warning(
-                "no validation images to choose beta and alpha on: taking TRAINER.%s.BETA %g and ALPHA %g",
-                name, node.BETA, node.ALPHA,
-            )  # fmt: skip
+            logger.warning("no validation images to choose on: taking BETA %g and ALPHA %g", node.BETA, node.ALPHA)
             self.chosen = "; beta and alpha as set"
         else:
             area = tuple(node.GRID_TOP), tuple(node.GRID_STEPS)

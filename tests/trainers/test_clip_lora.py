@@ -1,8 +1,8 @@
 """CLIP-LoRA against the authors' program: low-rank changes of the attention of both towers.
 
 Covers: scores of the frozen towers, then with given dropout masks the scores, losses, gradients, rates and changes of
-every step, and the merged test, on the small CLIP; another factor on the changes, a mistake, is seen; the frozen towers
-stay as they are.
+every step, and the merged test, on the small CLIP, by the module and by the trainer's own steps; published checkpoints;
+another factor on the changes, a mistake, is seen; the frozen towers stay as they are.
 """
 
 import math
@@ -13,7 +13,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from dassl_clip.clip.lora import AdaptedCLIP
-from tests.trainers.golden_runs import CLOSE, close, far, golden, part, same_change, small_clip
+from dassl_clip.results.errors import UserError
+from dassl_clip.trainers.clip_lora import cosine_rate
+from tests.trainers.golden_runs import (
+    CLOSE,
+    batch_of,
+    close,
+    far,
+    golden,
+    golden_trainer,
+    part,
+    same_change,
+    small_clip,
+)
 
 
 class FixedMask(nn.Module):
@@ -57,9 +69,12 @@ def test_every_step_and_the_merged_test_are_those_of_the_authors_program(lora):
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
     optim = torch.optim.AdamW(adapted.parameters(), lr=float(arrays["lr"]), weight_decay=float(arrays["weight_decay"]))
     adapted.train()
-    for step in range(int(arrays["total_iters"])):
+    steps = int(arrays["total_iters"])
+    for step in range(steps):
+        rate = cosine_rate(step, steps, float(arrays["lr"]), float(arrays["eta_min"]))
+        assert rate == pytest.approx(float(arrays["lrs"][step]))
         for group in optim.param_groups:
-            group["lr"] = float(arrays["lrs"][step])
+            group["lr"] = rate
         logits = 100 * scores(adapted, arrays["images"][step % 2], arrays["tokens"])
         close(logits, arrays["train_logits"][step], CLOSE)
         loss = F.cross_entropy(logits, arrays["labels"][step % 2])
@@ -91,3 +106,51 @@ def test_another_factor_on_the_changes_is_seen(lora):
     wrong.load_state_dict(adapted.state_dict())
     right, other = (scores(each.eval(), arrays["test_images"], arrays["tokens"]) for each in (adapted, wrong))
     far(other, right, 1e-3)
+
+
+def published(arrays, folder, prefix="end", **metadata):
+    """A checkpoint as the authors' program writes it; layers are numbered texts first."""
+    weights = {}
+    for name, value in part(arrays, f"{prefix}/").items():
+        tower, block, projection, kind = ours(name).split(".")
+        layer = f"layer_{int(block) + (4 if tower == 'visual' else 0)}"
+        weights.setdefault(layer, {}).setdefault(projection, {})[kind] = value
+    facts = {"r": 2, "alpha": 1, "encoder": "both", "params": ["q", "k", "v"], "position": "all"} | metadata
+    torch.save({"weights": weights, "metadata": facts}, folder / "published.pth")
+
+
+def test_the_trainer_scores_a_published_checkpoint_as_its_program_does(tmp_path):
+    arrays = golden("clip_lora")
+    published(arrays, tmp_path)
+    settings = {"TEMPLATES": "a photo of a {}.", "STEPS_PER_SHOT": 0}
+    trainer = golden_trainer("CLIPLoRA", arrays, tmp_path, settings, {"NAME": "adamw", "LR": 2e-3})
+    trainer.set_model_mode("eval")
+    trainer.before_test()
+    logits = trainer.feature_logits(trainer.encoding.encode(arrays["test_images"]))
+    close(logits / trainer.logit_scale, arrays["test_cosines"], CLOSE)
+    published(arrays, tmp_path, r=4)
+    with pytest.raises(UserError, match=r"rank 4 and alpha 1, TRAINER\.CLIPLORA has RANK 2"):
+        golden_trainer("CLIPLoRA", arrays, tmp_path, settings, {"NAME": "adamw"})
+
+
+def test_a_step_of_the_trainer_is_the_programs_at_the_rate_of_its_number(tmp_path):
+    """With the golden's masks; logits carry the model's own scale, which the golden's 100 stands for."""
+    arrays = golden("clip_lora")
+    published(arrays, tmp_path, "start")
+    settings = {"TEMPLATES": "a photo of a {}.", "STEPS_PER_SHOT": 0, "LAST_LR": float(arrays["eta_min"])}
+    optim = {"NAME": "adamw", "LR": float(arrays["lr"]), "WEIGHT_DECAY": float(arrays["weight_decay"])}
+    trainer = golden_trainer("CLIPLoRA", arrays, tmp_path, settings, optim, epochs=2)
+    trainer.logit_scale = torch.tensor(100.0)
+    for name, mask in part(arrays, "mask/").items():
+        place = ours(f"{name}.x").removesuffix(".x")
+        trainer.model.get_submodule(place).dropout = FixedMask(mask, float(arrays["p"]))
+    trainer.num_batches = 2
+    for step in range(4):
+        trainer.epoch, trainer.batch_idx = divmod(step, 2)
+        batch = {"images": arrays["images"][step % 2], "labels": arrays["labels"][step % 2]}
+        trainer.set_model_mode("train")
+        assert trainer.forward_backward(batch_of(batch))["loss"] == pytest.approx(
+            float(arrays["train_losses"][step]), rel=CLOSE
+        )
+    for name, value in part(arrays, "start/").items():
+        same_change(trainer.model.get_parameter(ours(name)), value, arrays[f"end/{name}"], name)

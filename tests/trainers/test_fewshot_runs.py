@@ -1,7 +1,7 @@
-"""Real runs of the few-shot peers that work on image features, on a small tree with a small random CLIP.
+"""Real runs of the few-shot peers that learn no prompt, on a small tree with a small random CLIP.
 
-Covers, for Tip-Adapter(-F), LP++, TaskRes, CLIP-Adapter and ProLIP: a finished run opened again, and its export, score
-as it did; InMaP and TransCLIP refine it; class-specific parts are refused for new classes, the others serve them; the
+Covers, for Tip-Adapter(-F), LP++, TaskRes, CLIP-Adapter, CLIP-LoRA and ProLIP: a finished run opened again, and its
+export, score as it did; InMaP and TransCLIP refine it; parts of classes are refused for new ones, others serve; the
 accuracy of Tip-Adapter is that of a plain computation. Random views: they follow from the seed alone (workers, caches,
 an interrupted extraction), and images that cannot be read are left out. Choices are made on source validation images,
 and without any the record says so. Impossible settings are refused in one line.
@@ -26,10 +26,13 @@ SMALL = {
     "LinearProbeP2": ("TRAINER.LINEARPROBEP2.PASSES", 20),
     "TaskRes": (),
     "CLIPAdapter": (),
+    "CLIPLoRA": ("TRAINER.CLIPLORA.STEPS_PER_SHOT", 0),
+    "CLIPLoRA-text": ("TRAINER.CLIPLORA.STEPS_PER_SHOT", 0, "TRAINER.CLIPLORA.ENCODER", "text"),
     "ProLIP": ("TRAINER.PROLIP.STEPS", 5, "TRAINER.PROLIP.VIEWS", 2),
 }
-FIT_OTHER_CLASSES = ("CLIPAdapter", "ProLIP")
-LINEAR = ("TaskRes",)
+FIT_OTHER_CLASSES = ("CLIPAdapter", "CLIPLoRA", "CLIPLoRA-text", "ProLIP")
+OWN_FEATURES = ("CLIPAdapter", "CLIPLoRA", "ProLIP")
+LINEAR = ("TaskRes", "CLIPLoRA-text")
 RANDOM = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
 
 
@@ -44,7 +47,7 @@ def trained(run, finished):
 
     def go(name):
         if name not in finished:
-            finished[name] = run(name, *SMALL[name], name=f"trained-{name}")
+            finished[name] = run(name.split("-")[0], *SMALL[name], name=f"trained-{name}")
         return finished[name]
 
     return go
@@ -84,26 +87,27 @@ def test_a_run_opened_again_and_its_export_score_as_it_did(name, trained, domain
 def test_a_run_is_refined_from_its_own_features_and_scores(name, refiner, trained, run, domain_tree):
     folder, _, _ = trained(name)
     _, refined, _ = run(refiner, f"TRAINER.{refiner.upper()}.FROM", folder, name=f"{refiner}-{name}")
-    assert refined["refines"]["method"] == name and refined["transductive"]
+    assert refined["refines"]["method"] == name.split("-")[0] and refined["transductive"]
     trainer, _ = open_run(folder, root=str(domain_tree))
     images = trainer.dm.dataset.test
     features, cosines, proxies = trainer.refine_inputs(images)
     torch.testing.assert_close((trainer.logit_scale * cosines).log_softmax(1), scores_of(trainer, images))
     torch.testing.assert_close(proxies, F.normalize(trainer.class_proxies().float(), dim=-1))
-    if name in ("TaskRes", "CLIPAdapter", "ProLIP"):  # their scores are cosines of what is given
+    if name in ("TaskRes", *FIT_OTHER_CLASSES):  # their scores are cosines of what is given
         torch.testing.assert_close(features @ proxies.T, cosines, rtol=1e-4, atol=1e-6)
-    changed = name in FIT_OTHER_CLASSES
+    changed = name in OWN_FEATURES
     frozen, _ = trainer.features(images)
     assert torch.allclose(features, frozen, atol=1e-6) != changed
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_parts_of_classes_are_refused_for_new_ones(name, run):
-    base, record, _ = run(name, *SMALL[name], "DATASET.SUBSAMPLE_CLASSES", "base", name="base")
+    kind = name.split("-")[0]
+    base, record, _ = run(kind, *SMALL[name], "DATASET.SUBSAMPLE_CLASSES", "base", name="base")
     assert record["num_classes"] == 2
     flags, fits = ("--eval-only", "--model-dir", str(base)), name in FIT_OTHER_CLASSES
     new = "DATASET.SUBSAMPLE_CLASSES", "new"
-    _, record, output = run(name, *SMALL[name], *new, name="new", flags=flags, code=0 if fits else 2)
+    _, record, output = run(kind, *SMALL[name], *new, name="new", flags=flags, code=0 if fits else 2)
     if fits:
         assert record["metrics"]["test"]["total"] == 10
     else:
@@ -217,6 +221,9 @@ def test_without_validation_images_the_published_values_are_taken(name, rule, ru
         ("CLIPAdapter", "RATIO", 1.5, "expected a share above 0, at most 1"),
         ("CLIPAdapter", "REDUCTION", 17, "REDUCTION is 17, more than the 16 numbers of a feature"),
         ("ProLIP", "LAMBDA", "('K',)", "LAMBDA holds 'K'; expected a number of at least 0, 1/K or 1/K^2"),
+        ("CLIPLoRA", "ENCODER", "image", "ENCODER is 'image'; expected one of both, text, vision"),
+        ("CLIPLoRA", "PARTS", "('o',)", "expected some of q, k, v"),
+        ("CLIPLoRA", "TEMPLATES", "inmap7", "has 7 templates; CLIP-LoRA trains the texts of one"),
         ("ProLIP", "LR", "()", "expected one or more of each"),
     ],
 )
