@@ -55,7 +55,9 @@ def changed_keys(record: Mapping[str, Any]) -> dict[str, str]:
     for method, config in ((base.get("method", ""), base.get("config", "")), (record["method"], record["config"])):
         for change in _CHANGE.split(config)[1:]:
             key, _, value = change.partition("=")
-            changed[key] = given.get(key) or given.get(f"TRAINER.{method.upper()}.{key}") or value
+            own = f"TRAINER.{method.upper()}.{key}"  # of keys of its own a name has the end alone
+            key = own if own in given or "." not in key else key
+            changed[key] = given.get(key) or value
         if _CUT.search(config):  # keys that the name has no place for
             changed |= {key: value for key, value in given.items() if key.startswith(("OPTIM.", "INPUT.", "TRAINER."))}
     return changed

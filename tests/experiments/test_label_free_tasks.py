@@ -133,7 +133,7 @@ def test_refined_runs_stand_beside_their_bases(world):
     assert [run.needs for run in runs] == [base.folder for base in bases]
     for run, base in zip(runs, bases):
         assert str(base.folder) == run.config.TRAINER.INMAP.FROM
-        assert run.row.label == "CLAP + InMaP (vit_b16 + vit_b16+GAMMA=0.5)"
+        assert run.row.label == "CLAP + InMaP (vit_b16 + vit_b16, GAMMA=0.5)"
         folder = f"InMaP/vit_b16+GAMMA=0.5-from-CLAP-vit_b16/shots-1/{base.target}/seed{base.seed}"
         assert below(world, run) == f"zeroshot/colours/{folder}"
     (run, _) = planned(world, "CoOp+InMaP", tasks=("lodo",), shots=4)

@@ -154,7 +154,7 @@ def test_base_to_new_trains_once_and_evaluates_what_was_learned(small):
 def test_new_classes_wait_for_a_base_run_that_is_finished(small):
     done = small.run(words(small, "CoOp", "OPTIM.LR", "1e30"))  # training ends with numbers that are not finite
     assert done.returncode == 1
-    assert "left out: CoOp (small+OPTIM.LR=1e_30) b2n new seed 1: it needs the run in " in done.stderr
+    assert "left out: CoOp (small, LR=1e_30) b2n new seed 1: it needs the run in " in done.stderr
     assert "2 of 2 runs are missing from the table" in done.stderr
     assert done.stdout.count("FAILED") == 1 and not list(small.out.rglob("record.json"))
     assert not (small.out / "b2n/plain/CoOp/small+OPTIM.LR=1e_30/shots2/new").exists()

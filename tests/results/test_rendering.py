@@ -81,6 +81,15 @@ def test_the_legend_has_the_keys_as_they_were_given_and_what_all_rows_share_once
     assert tables.method_table(group_records([trained()])[0]).below == []
 
 
+def test_a_key_that_a_run_and_the_run_it_refines_both_have_is_told_twice():
+    base = {"method": "CLAP", "config": "vit+GAMMA=0.1", "folder": "", "data": {}}
+    run = make_record("InMaP", config="vit+GAMMA=0.5", refines=base, command="train.py TRAINER.INMAP.GAMMA 0.50")
+    (group,) = group_records([run])
+    assert [row.label for row in group.rows] == ["CLAP + InMaP (vit + vit, GAMMA=0.1, GAMMA=0.5)"]
+    (line,) = tables.legend(group, group.rows)
+    assert line.endswith("): TRAINER.CLAP.GAMMA 0.1, TRAINER.INMAP.GAMMA 0.50")
+
+
 def test_keys_that_a_name_was_too_long_for_stand_in_the_legend():
     run = trained(keys=[("OPTIM.LR", "0.2"), ("OPTIM.NAME", "adam")], config="vit+OPTIM.LR=0.2+OPT-0123abcd")
     (group,) = group_records([run])
