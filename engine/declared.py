@@ -40,11 +40,21 @@ def trainer_names() -> list[str]:
     return sorted(name for text in _texts(_FOLDERS["TRAINER"][0]) for name in _REGISTERED["TRAINER"].findall(text))
 
 
+@functools.cache
+def _aliases() -> dict[str, tuple[str, ...]]:
+    naming = [ast.parse(text) for text in _texts(_FOLDERS["TRAINER"][0]) if "    aliases = " in text]
+    classes = [node for tree in naming for node in tree.body if isinstance(node, ast.ClassDef)]
+    return {
+        node.name: ast.literal_eval(value)
+        for node in classes
+        for name, value in _assignments(node.body)
+        if name == "aliases"
+    }
+
+
 def aliases(trainer: str) -> tuple[str, ...]:
     """Other names of one of our trainers; those of a base class are the base's alone."""
-    node = _definitions()[0].get(trainer)
-    own = dict(_assignments(node.body)) if node is not None else {}
-    return tuple(_value(own["aliases"])) if "aliases" in own else ()
+    return _aliases().get(trainer, ())
 
 
 def trainer_fact(trainer: str, name: str) -> Any:
