@@ -16,6 +16,7 @@ from dassl_clip.engine.errors import USAGE_EXIT, guarded
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
+from dassl_clip.results.image_rows import file_of
 
 FORMATS = (".csv", ".json")  # of files with answers or words
 _KEY = re.compile(rf"({'|'.join(TOP_KEYS)}|[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+)(=.*)?", re.DOTALL)
@@ -112,7 +113,8 @@ def check_files(args: argparse.Namespace) -> None:
     advice = "give the folder of a finished run (it holds record.json and config.yaml), or a file made by export"
     images = getattr(args, "images", ())  # of other commands, how many
     for name in images if isinstance(images, list) else ():
-        if not Path(name).expanduser().exists() and not glob.has_magic(name):
+        there = Path(file_of(name)).expanduser().exists()  # of a row, the file around it
+        if not there and not glob.has_magic(name):
             raise MissingFileError(f"there is no file or folder {name}")
     if getattr(args, "run", None) and not Path(args.run).expanduser().exists():
         raise MissingFileError(f"there is no folder or file {args.run}; {advice}")
