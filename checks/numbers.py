@@ -141,10 +141,13 @@ def _poison(trainer: Any) -> None:
         constant = (flat.amax(dim=2) - flat.amin(dim=2)).amax(dim=1) < 1e-6
         return torch.where(constant[:, None, None, None], float("nan"), images)
 
-    backbone = getattr(trainer, "backbone", None)
-    owner, name = (backbone, "encode_image") if hasattr(backbone, "encode_image") else (trainer, "model_inference")
-    inner = getattr(owner, name)
-    object.__setattr__(owner, name, lambda images, *rest, **named: inner(poisoned(images), *rest, **named))
+    features = getattr(trainer, "features", None)
+    if hasattr(features, "to_device"):  # all images of this project's trainers pass through it
+        to_device = features.to_device
+        features.to_device = lambda images: poisoned(to_device(images))
+    else:
+        score = trainer.model_inference
+        trainer.model_inference = lambda images, *rest, **named: score(poisoned(images), *rest, **named)
 
 
 def _not_finite(scores: Scores) -> int:
