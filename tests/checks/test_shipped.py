@@ -1,0 +1,12 @@
+"""Every shipped method scores images as it says: a subset of `dassl-clip check all`."""
+
+from dassl_clip.cli import check
+from dassl_clip.engine import catalogue
+
+
+def test_all_shipped_methods_pass_two_checks(capsys):
+    code = check.main(["all", "--only", "labels.scoring", "images.swapped"])
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    rows = {line.split()[0]: line.split()[1:4] for line in printed.splitlines() if line and line[0] != " "}
+    assert all(rows[name] == ["2", "0", "0"] for name in catalogue.trainer_names()), printed
