@@ -79,7 +79,7 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
     """The yaml file of a trainer.
 
     Args:
-        trainer: registry name.
+        trainer: registry name; one's own trainer, which has no files, has those of `configs/own_trainers`.
         name: name of a config or path of a yaml file; "": the data set's own if there is one, else `vit_b16`. A name
             that no file has stands for that variant of the default: `paper` for `icons_paper` on icons.
         dataset: stem of the data set's file.
@@ -90,6 +90,7 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return existing_file(name)
     folder = _ROOT / "trainers" / trainer
+    folder = folder if folder.is_dir() else _ROOT / "own_trainers"
     own = folder / f"{dataset}.yaml"
     default = own if own.is_file() else folder / f"{GENERAL_CONFIG}.yaml"
     variant = folder / f"{default.stem}_{name}.yaml"
