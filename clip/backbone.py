@@ -26,8 +26,9 @@ from dassl_clip.results.errors import UserError
 
 from .config_files import adopt, describe_folder
 from .layouts import is_transformers, load_into, load_numpy, text_positions
+from .names import OPENAI_NAMES
 from .sharing import shareable
-from .sources import HF_EXTRA, OPENAI_NAMES, RANDOM, Source, Tokenizer, resolve
+from .sources import HF_EXTRA, RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
 from .vision_tower import Projection, VisionBlocks, use_fused_attention
 from .weights import ARCHIVE, NUMPY, hash_state, read_weights

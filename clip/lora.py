@@ -14,7 +14,7 @@ Shapes: `B` images or texts, `T` tokens, `W` width of a tower, `r` rank, `C` tex
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,10 @@ class LowRank(nn.Module):
         """What tokens `[B, T, W]` are changed by, unscaled."""
         return F.linear(F.linear(self.dropout(x), self.w_lora_A), self.w_lora_B)
 
+    def product(self) -> Tensor:
+        """`B A`, `[W, W]`."""
+        return self.w_lora_B @ self.w_lora_A
+
 
 class LoRAAttention(nn.Module):
     """Self-attention of a frozen block whose projections to queries, keys and values may have a low-rank change.
@@ -72,17 +76,15 @@ class LoRAAttention(nn.Module):
             changes = [self.changes[name](x) if name in self.changes else torch.zeros_like(x) for name in names]
             return joint + self.scale * torch.cat(changes, dim=-1)
         blank = self.in_proj_weight.new_zeros(x.shape[-1], x.shape[-1])
-        merged = [
-            self.changes[name].w_lora_B @ self.changes[name].w_lora_A if name in self.changes else blank
-            for name in names
-        ]
+        merged = [cast(LowRank, self.changes[name]).product() if name in self.changes else blank for name in names]
         return F.linear(x, self.in_proj_weight + self.scale * torch.cat(merged), self.in_proj_bias)
 
     def forward(self, query: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
         """Attended tokens `[B, T, W]` of tokens `[B, T, W]`, which are queries, keys and values."""
         heads = self.project(query).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mask = None if attn_mask is None else attn_mask.to(heads.dtype)
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        query, key, value = heads
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
@@ -115,8 +117,9 @@ class AdaptedCLIP(nn.Module):
     ):
         super().__init__()
         owner: Any = getattr(clip.model, "text", clip.model)
-        own = {"text": getattr(owner, "transformer", None), "visual": clip.model.get_submodule("visual")}
-        known = {"text": clip.text.causal, "visual": _has_attention(own["visual"])}
+        visual = clip.model.get_submodule("visual")
+        own: dict[str, Any] = {"text": getattr(owner, "transformer", None), "visual": visual}
+        known = {"text": clip.text.causal, "visual": _has_attention(visual)}
         wrong = " and ".join(tower for tower in towers if not known[tower])
         if wrong:
             raise UserError(
@@ -124,7 +127,7 @@ class AdaptedCLIP(nn.Module):
                 "other tower alone, or take a CLIP of two transformers of open_clip's kind, such as OpenAI's ViT models"
             )
         shared = {id(tensor): tensor for tensor in (*clip.model.parameters(), *clip.model.buffers())}
-        copies = {tower: copy.deepcopy(module, dict(shared)) for tower, module in own.items()}
+        copies: dict[str, Any] = {tower: copy.deepcopy(module, dict(shared)) for tower, module in own.items()}
         self._clip, self._towers = (clip,), copies  # unregistered: neither is learned
         for tower in towers:
             blocks = copies[tower].resblocks if tower == "text" else copies[tower].transformer.resblocks
@@ -147,8 +150,9 @@ class AdaptedCLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features `[B, E]`, not normalised, of images `[B, 3, H, W]`, with gradients to the changes."""
-        features = self._towers["visual"](images)
-        return features[0] if isinstance(features, tuple) else features
+        out: Any = self._towers["visual"](images)
+        features: Tensor = out[0] if isinstance(out, tuple) else out
+        return features
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Text features `[C, E]`, not normalised, of token ids `[C, T]`, with gradients to the changes.

@@ -199,8 +199,9 @@ class Projection:
 
     def inputs(self, images: Tensor) -> Tensor:
         """What is projected of images `[B, 3, H, W]`: `[B, W]`, from a pass with the identity in its place."""
-        out = torch.func.functional_call(self._visual, self._identity, (images,))
-        return out[0] if isinstance(out, tuple) else out
+        out: Any = torch.func.functional_call(self._visual, self._identity, (images,))
+        inputs: Tensor = out[0] if isinstance(out, tuple) else out
+        return inputs
 
 
 class SelfAttention(nn.Module):

@@ -93,7 +93,8 @@ class DeepPromptTrainer(CLIPTrainer):
     def image_features(self, images: Tensor) -> Tensor:
         """Normalised features `[B, E]` of images `[B, 3, H, W]` beside the learned tokens, with gradients to these."""
         with self.precision.autocast():
-            return self.backbone.embed_image(images, prompts=self.model.for_vision())
+            features: Tensor = self.backbone.embed_image(images, prompts=self.model.for_vision())
+        return features
 
     @property
     def encoding(self) -> Encoding:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dassl_clip.clip.finite import check_rows
-from dassl_clip.clip.sources import ICONS
+from dassl_clip.clip.names import ICONS
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import UNLABELLED

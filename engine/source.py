@@ -26,8 +26,8 @@ def source_files(kind: type) -> list[Path]:
     waiting = []
     for one in kind.__mro__:
         if not any(one.__module__ == name or one.__module__.startswith(f"{name}.") for name in SHARED):
-            file = inspect.getsourcefile(one)
-            waiting += [Path(file)] if file else []
+            found = inspect.getsourcefile(one)
+            waiting += [Path(found)] if found else []
     files: list[Path] = []
     for file in waiting:  # grows while it is gone through
         if file not in files:

@@ -374,7 +374,8 @@ class CLIPTrainer(TrainerX):
 
     def cosine_logits(self, features: Tensor, text: Tensor) -> Tensor:
         """Scaled cosines `[B, C]` of features `[B, E]` with class features `[C, E]`; both are normalised here."""
-        return self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        logits: Tensor = self.logit_scale * F.normalize(features.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        return logits
 
     @torch.no_grad()
     def refine_inputs(self, items: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,7 +44,7 @@ class TrainingViews(Sequence[Tensor]):
 
     def __init__(self, trainer: CLIPTrainer, count: int):
         items, own = trainer.dm.dataset.train_x, trainer.backbone.preprocess()
-        transform, self.count, self.device = trainer.train_transform(), count, trainer.device
+        transform, self.length, self.device = trainer.train_transform(), count, trainer.device
         seeds: list[int | None] = [None]
         if not can_be_fixed(transform, trainer.cfg, own):
             seeds = [derive_seed(trainer.cfg.SEED, "view", number) for number in range(count)]
@@ -60,9 +60,9 @@ class TrainingViews(Sequence[Tensor]):
         self.labels = torch.tensor(labels, device=self.device)
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, number: int) -> Tensor:  # type: ignore[override]  # no slices
-        if not 0 <= number < self.count:
+        if not 0 <= number < self.length:
             raise IndexError(number)
         return self.views[number % len(self.views)][self.readable].to(self.device)

@@ -12,7 +12,7 @@ then the run with this point is made that tests the target.
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def points(grid: Mapping[str, Any], place: str) -> list[Pairs]:
     if not values:
         raise UserError(f"{place}: `grid` should name config keys with their values, such as OPTIM.LR: [0.002, 0.02]")
     if "draws" not in grid:
-        combined = itertools.product(*values.values())
+        combined: Iterable[Sequence[Any]] = itertools.product(*values.values())
     else:
         random = np.random.default_rng(grid.get("seed", 0))
         combined = ([_draw(value, random) for value in values.values()] for _ in range(grid["draws"]))

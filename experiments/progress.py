@@ -121,8 +121,9 @@ class Outlook:
             usual = self.typical(run.kind, running, now)
             end = run.end
             if end is None or run.trained:
-                known = usual is not None and (run.kind in self.took or not run.trained)
-                end = run.started + usual if known else None
+                end = None
+                if usual is not None and (run.kind in self.took or not run.trained):
+                    end = run.started + usual
             if end is None:
                 unknown[named(run.kind)] = None
             busy.append(max(0.0, (end or now) - now))
@@ -153,7 +154,7 @@ class Reporter:
         self.total, self.finished = len(waiting), 0
         self.started = self.spoken = time.monotonic()
         self.running: dict[str, Running] = {}
-        self._bars: list[tqdm] = []  # type: ignore[type-arg]
+        self._bars: list[tqdm] = []
         if sys.stdout.isatty() and sys.stderr.isatty():
             form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs [{elapsed}{postfix}]"
             self._bars = [tqdm(total=self.total, desc="runs", bar_format=form, dynamic_ncols=True, leave=False)]

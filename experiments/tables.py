@@ -194,10 +194,10 @@ def method_tables(
             key = entry.run.task, config.RUN.SOURCE or config.DATASET.NAME, config.DATASET.NUM_SHOTS, searches
             groups.setdefault(key, []).append(entry)
     made = []
-    for (*cell, searches), own in groups.items():
+    for (task, source, number, searches), own in groups.items():
         names = {entry.run.row: entry.label for entry in own if entry.named}
         tables_of_cell = task_tables([entry.run for entry in own], bool(sweep.readings), names, shown, labels)
-        others = groups.get((*cell, False), [])
+        others = groups.get((task, source, number, False), [])
         _mark_chosen(tables_of_cell, own if not searches else others, searches)
         made += tables_of_cell
     for table in made:
