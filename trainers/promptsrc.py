@@ -43,7 +43,7 @@ class WeightedAverage(nn.Module):
         super().__init__()
         for name, parameter in module.named_parameters():
             self.register_buffer(self._key(name), torch.zeros_like(parameter))
-        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
 
     @staticmethod
