@@ -24,11 +24,12 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize
 
 from dassl_clip.results.errors import UserError
 
+from .building import build_model, require_activation
 from .config_files import adopt, describe_folder
 from .layouts import is_transformers, load_into, load_numpy, text_positions
 from .names import OPENAI_NAMES
 from .sharing import shareable
-from .sources import HF_EXTRA, RANDOM, Source, Tokenizer, resolve
+from .sources import RANDOM, Source, Tokenizer, resolve
 from .text_tower import TextTower
 from .vision_tower import Projection, VisionBlocks, use_fused_attention
 from .weights import ARCHIVE, NUMPY, hash_state, read_weights
@@ -302,7 +303,7 @@ def load_backbone(
             reader = source.tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        model = _build(source, torch.float32)
+        model = build_model(source, torch.float32)
         if state is None:
             logger.warning("backbone %s has RANDOM weights (seed %d): for tests and benchmarks only", name, RANDOM_SEED)
         elif form == NUMPY:
@@ -311,9 +312,9 @@ def load_backbone(
             load_into(model, state, str(path), name)
         weights_hash = hash_state(model.state_dict())
         if PRECISIONS[precision] != torch.float32:
-            full, model = model, _build(source, PRECISIONS[precision])
+            full, model = model, build_model(source, PRECISIONS[precision])
             model.load_state_dict(full.state_dict())
-    _require_activation(model, source)
+    require_activation(model, source)
     size = getattr(model.get_submodule("visual"), "image_size")  # noqa: B009 - no attribute that nn.Module declares
     try:
         preprocess = PreprocessCfg(**{"size": size, **source.preprocess})
@@ -360,54 +361,3 @@ def _as_trained(source: Source, path: Path, state: dict[str, Tensor], form: str,
         )  # fmt: skip
         source = replace(source, config={**source.config, "text_cfg": {**text, "context_length": positions - tokens}})
     return source
-
-
-def _build(source: Source, dtype: torch.dtype) -> nn.Module:
-    """open_clip's model of a source, with new weights; norms stay in float32 when `dtype` is a half one."""
-    config = deepcopy(source.config)
-    config["quick_gelu"] = source.quick_gelu
-    custom_text = config.pop("custom_text", False)
-    foreign_image, foreign_text = "timm_model_name" in config["vision_cfg"], "hf_model_name" in config["text_cfg"]
-    if foreign_image:
-        config["vision_cfg"]["timm_model_pretrained"] = False
-    if foreign_text:
-        config["text_cfg"]["hf_model_pretrained"] = False
-        config["text_cfg"]["hf_model_name"] = source.text_model()
-    if "multimodal_cfg" in config:
-        kind = open_clip.CoCa
-    else:
-        kind = open_clip.CustomTextCLIP if custom_text or foreign_text else open_clip.CLIP
-    half = dtype != torch.float32
-    model: nn.Module
-    try:
-        model = kind(**config, cast_dtype=dtype if half else None)
-    except Exception as error:  # a configuration that fits no model makes its parts raise almost anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        if foreign_text:
-            reason += (
-                f". Its text tower is transformers' {source.config['text_cfg']['hf_model_name']}: it needs {HF_EXTRA}, "
-                "and that model's config.json in a cache or in the folder MODEL.BACKBONE.TOKENIZER"
-            )
-        raise UserError(
-            f"open_clip {open_clip.__version__} cannot build {source.name} from its configuration: {reason}"
-        ) from error
-    if half and foreign_image:
-        model.to(dtype)
-        for module in model.modules():
-            if isinstance(module, open_clip.transformer.LayerNormFp32):
-                module.float()
-    elif half:
-        open_clip.convert_weights_to_lp(model, dtype=dtype)
-    return model.eval()
-
-
-def _require_activation(model: nn.Module, source: Source) -> None:
-    """Make sure that every MLP of open_clip's own towers has the activation that the weights were trained with."""
-    wanted = open_clip.transformer.QuickGELU if source.quick_gelu else nn.GELU
-    for name, block in model.named_modules():
-        activation = getattr(getattr(block, "mlp", None), "gelu", None)
-        if activation is not None and not isinstance(activation, wanted):
-            raise RuntimeError(
-                f"{source.name}: {name} has the activation {type(activation).__name__}, but its weights need "
-                f"{wanted.__name__}; this open_clip ({open_clip.__version__}) builds another model than was asked for"
-            )

@@ -7,11 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dassl_clip.results.errors import UserError
+
 PRECISIONS = {
     "fp32": "float32 throughout",
     "tf32": "on a GPU, products of frozen towers in TF32, 10 bits of mantissa; on a CPU as fp32",
     "amp": "frozen towers in bf16 where supported, else in fp16 with a scaled loss",
 }
+
+
+def check_precision(name: object, key: str) -> None:
+    """Refuse a precision that is not known.
+
+    Raises:
+        UserError: with the known ones.
+    """
+    if name not in PRECISIONS:
+        known = "; ".join(f"{precision!r} ({meaning})" for precision, meaning in PRECISIONS.items())
+        raise UserError(f"{key} is {name!r}; expected one of {known}. Learned parts and losses stay in float32")
 
 
 class Precision:

@@ -20,8 +20,8 @@ from dassl_clip.results.errors import UserError
 from dassl_clip.results.files import CACHE_OFF, CACHE_VARIABLE, cache_dir
 from dassl_clip.results.records import read_record
 
-from .features import saved_features
 from .open_run import class_names, open_run, read_run, trainer_class
+from .saved_features import saved_features
 from .trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from dassl.optim import build_optimizer
 from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.results import run_data
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.labels import check_labels
+from dassl_clip.results.labels import check_labels, check_training_labels
 from dassl_clip.results.protocols import NO_LABELS, RULE_NOT_RECORDED
 
 from . import distributed
@@ -36,25 +36,19 @@ from .extra_tests import EXTRA_TEST_SETTINGS, ExtraTests, check_extra_tests
 from .features import CachedImages, Encoding, FeatureStore
 from .fingerprint import identity
 from .loop import EpochLoop, random_states, restore_random
+from .method import MethodFacts, trainer_node
 from .metrics_log import MetricsLog, wants_wandb
-from .precision import PRECISIONS, Precision
+from .precision import Precision, check_precision
 from .record import trainer_facts, write_run
 from .scenario_tests import ScenarioTests
 from .scenarios import check_draws
 from .schedule import EpochSchedule
-from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
+from .unused import refuse_overridden, warn_of_input, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
 
-def trainer_node(cfg: CfgNode, name: str, **defaults: object) -> None:
-    """Add the node `TRAINER.<name>` with `PREC` and these defaults; keys that are there already stay as they are."""
-    node = cfg.TRAINER.setdefault(name, CfgNode())
-    for key, value in {"PREC": "fp32", **defaults}.items():
-        node.setdefault(key, value)
-
-
-class CLIPTrainer(TrainerX):
+class CLIPTrainer(MethodFacts, TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
     Attributes:
@@ -68,31 +62,6 @@ class CLIPTrainer(TrainerX):
     cfg: CfgNode
     best_result: float  # of validation so far, in percent
     feature_logits: Callable[[Tensor], Tensor]  # rows of `encoding` to logits `[B, C]`; a method may have none
-
-    trains_on_labels = True  # False: no label decides anything that is learned
-    reads_rows = True  # images that are rows of a parquet or arrow file, which Dassl's own loader does not open
-    class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
-    repairs: str = ""  # what the method can repair of a frozen CLIP, a key of `results.diagnosis.REPAIRS`
-    settings: Mapping[str, Any] = {}  # keys of its node and their defaults
-    aliases: tuple[str, ...] = ()  # other names that a command line may give it; not inherited
-    has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
-    refines = False  # True: it refines the finished run that `FROM` of its node names
-    listed_last = False  # True: where all methods are listed, it comes last
-    listed = True  # False: it is not among all methods where these are listed; it is run by its name
-    listed_usually = True  # False: it is listed among all methods of tasks without labels and of scenarios alone
-    listed_refining = False  # True: where all methods are listed, every other one is listed refined by it too
-    is_reference = False  # True: the method that others are compared with
-    extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks (`extra_tests.py`)
-    fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
-    unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
-    used_keys: tuple[str, ...] = ()  # the exceptions among them
-    unread_parts: tuple[str, ...] = ()  # beginnings of the names of learned parts that no score passes through
-    cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
-    image_features_change = False  # True: its image tower is not CLIP's own, so no classifier serves CLIP's features
-    caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
-    short: Mapping[str, Any] = {}  # settings of its node for a run of seconds, as `dassl-clip check` makes many
-    overridden: Overridden = {}  # settings of its node that another one may take the place of
-    used_instead = ""  # what it reads in their place, for the warning to a user who changed one
 
     @classmethod
     def add_config(cls, cfg: CfgNode) -> None:
@@ -125,12 +94,7 @@ class CLIPTrainer(TrainerX):
         warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
         if self.overridden:
             refuse_overridden(cfg, name, self.overridden, self.add_config)
-        if cfg.TRAINER[name].PREC not in PRECISIONS:
-            known = "; ".join(f"{precision!r} ({meaning})" for precision, meaning in PRECISIONS.items())
-            raise UserError(
-                f"TRAINER.{name}.PREC is {cfg.TRAINER[name].PREC!r}; expected one of {known}. Learned parts and losses "
-                "stay in float32"
-            )
+        check_precision(cfg.TRAINER[name].PREC, f"TRAINER.{name}.PREC")
         if self.extra_tests:
             check_extra_tests(name, cfg.TRAINER[name], self.extra_tests)
 
@@ -139,7 +103,7 @@ class CLIPTrainer(TrainerX):
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.clock, self.loop, self.evaluation = Clock(), EpochLoop(self), Evaluation()
-        cfg = self.cfg
+        self.run_cfg = cfg = self.cfg
         shown = identity(cfg) | {key: cfg.RUN[key] for key in ("TASK", "CONFIG") if key in cfg.get("RUN", {})}
         self.log = self._writer = MetricsLog(Path(self.output_dir), wants_wandb(cfg), shown)
         self.precision = Precision(self.node.PREC, self.device)
@@ -147,7 +111,6 @@ class CLIPTrainer(TrainerX):
         more = {"compiled": node.get("COMPILE", False), "tokenizer": node.get("TOKENIZER", "")}
         self.backbone = load_backbone(node.NAME, node.WEIGHTS, self.device, **more)
         self.logit_scale = self.backbone.logit_scale
-        self.run_cfg = cfg
         self.cfg = cfg = with_model_input(cfg, self.backbone)
         warn_of_input(self.run_cfg, cfg)
         transform, preprocess = self.train_transform(), self.backbone.preprocess()
@@ -178,13 +141,9 @@ class CLIPTrainer(TrainerX):
         run = Run(*facts, self.class_specific, self.unread_parts, self.published_state)
         parts = self._models, self._optims, self._scheds, self.precision.scaler
         self.checkpoints = Checkpoints(Path(self.output_dir), run, *parts, self._progress)
-        if cfg.TEST.FINAL_MODEL == "best_val":
-            if self.val_loader is None:
-                raise UserError(
-                    f"TEST.FINAL_MODEL is 'best_val', but {cfg.DATASET.NAME} offers no validation images here and "
-                    f"nothing is chosen on test images; use TEST.FINAL_MODEL last_step"
-                )
-            selection_images(dm.dataset, "TEST.FINAL_MODEL best_val")
+        if cfg.TEST.FINAL_MODEL == "best_val" and not selection_images(dm.dataset, "TEST.FINAL_MODEL best_val"):
+            known = f"{cfg.DATASET.NAME} offers no validation images here, and nothing is chosen on test images"
+            raise UserError(f"TEST.FINAL_MODEL is best_val, but {known}; use TEST.FINAL_MODEL last_step")
 
     @functools.cached_property
     def data(self) -> run_data.RunData:
@@ -226,16 +185,8 @@ class CLIPTrainer(TrainerX):
 
     def train(self) -> None:
         """Fit, test and write the record."""
-        if self.trains_on_labels and getattr(self.dm.dataset, "unlabelled", False):
-            raise UserError(
-                f"{type(self).__name__} trains on labels, but the {len(self.dm.dataset.train_x)} images of "
-                f"{self.cfg.DATASET.NAME} have none; give labels, or take a method that needs none"
-            )
-        if self.trains_on_labels and getattr(self.dm.dataset, "train_overlaps_test", False):
-            raise UserError(
-                f"{type(self).__name__} trains on labels, but here the training images are test images too "
-                f"({self.dm.dataset.protocol}); take DATASET.PROTOCOL dassl and source images of their own"
-            )
+        if self.trains_on_labels:
+            check_training_labels(self.dm.dataset, self.cfg.DATASET.NAME, type(self).__name__)
         self.before_train()
         with self.clock.on("train"):
             self.fit()

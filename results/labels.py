@@ -93,3 +93,26 @@ def display_name(classname: str) -> str:
     if not name:
         raise UserError(f"a class name must not be empty, got {classname!r}")
     return name
+
+
+def check_training_labels(dataset: Any, name: str, method: str) -> None:
+    """Refuse to learn from labels that are not there, or from those of tested images.
+
+    Args:
+        dataset: a Dassl data set.
+        name: its registry name.
+        method: what trains on labels.
+
+    Raises:
+        UserError: there are no labels, or training images are tested.
+    """
+    if getattr(dataset, "unlabelled", False):
+        raise UserError(
+            f"{method} trains on labels, but the {len(dataset.train_x)} images of {name} have none; give labels, or "
+            "take a method that needs none"
+        )
+    if getattr(dataset, "train_overlaps_test", False):
+        raise UserError(
+            f"{method} trains on labels, but here the training images are test images too ({dataset.protocol}); take "
+            "DATASET.PROTOCOL dassl and source images of their own"
+        )

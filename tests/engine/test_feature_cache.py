@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from dassl_clip.engine import extraction, feature_cache
 from dassl_clip.engine.feature_cache import cached_rows
-from dassl_clip.engine.features import SAVED_FEATURES, SavedFeatures, save_features, saved_features
+from dassl_clip.engine.saved_features import SAVED_FEATURES, SavedFeatures, save_features, saved_features
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from torchvision import transforms
 from dassl.config import get_cfg_default
 from dassl_clip.clip.backbone import load_backbone
 from dassl_clip.engine.data import SeededImages, UnreadableImage
-from dassl_clip.engine.features import Encoding, FeatureStore, saved_features
+from dassl_clip.engine.features import Encoding, FeatureStore
 from dassl_clip.engine.precision import Precision
+from dassl_clip.engine.saved_features import saved_features
 from dassl_clip.results.errors import NotFiniteError
 
 CPU = torch.device("cpu")

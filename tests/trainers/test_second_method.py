@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dassl_clip.engine.features import saved_features
+from dassl_clip.engine.saved_features import saved_features
 from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import find_records
 
