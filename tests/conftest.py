@@ -362,8 +362,9 @@ class Helper:
         return int(self.process.stdout.readline())
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, also where workers that a failed test left hold its input open."""
         if self.process is not None:
+            self.process.kill()
             self.process.communicate()
 
 
