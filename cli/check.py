@@ -22,8 +22,7 @@ def build_parser() -> Parser:
         description="Train and test a method many times on a few icons, with labels, images, classes and settings "
         "changed, and say what it reads and which rules it breaks. Any Dassl trainer can be checked.",
         usage="%(prog)s METHOD [options] [KEY VALUE ...]",
-        epilog="example: dassl-clip check MyTrainer --import my_trainer.py --only labels images. Exit code 0: all that "
-        "applies passes; 1: a check fails; 2: a user's error.",
+        epilog="example: dassl-clip check MyTrainer --import my_trainer.py --only labels images",
     )
     parser.add_argument("method", metavar="METHOD",
                         help=f"registry name of a trainer, or '{ALL}' for every one with a config")  # fmt: skip

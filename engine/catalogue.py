@@ -10,9 +10,8 @@ import os
 import re
 from pathlib import Path
 
-import yaml
-
 from dassl_clip import configs
+from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, closest, did_you_mean, suggest
 from dassl_clip.results.files import kind_of, no_file
 
@@ -128,7 +127,7 @@ def match_trainer(name: str, known: list[str]) -> str:
 
 def meant_trainer(name: str, known: list[str]) -> str:
     """A sentence with the known trainer that a wrong name may mean, or that it is a method which is not here."""
-    for elsewhere in yaml.safe_load((_ROOT / "methods_elsewhere.yaml").read_text(encoding="utf-8")):
+    for elsewhere in read_yaml(_ROOT / "methods_elsewhere.yaml"):
         if same_name(name, elsewhere):
             return f" {elsewhere} is published, but not among the methods here."
     names = {other: trainer for trainer in known for other in (trainer, *aliases(trainer))}

@@ -4,31 +4,21 @@ The toolbox in `toolbox/` decodes within the same bounds, for trainers that run 
 toolbox does not. Neither may import the other, so the tests hold both to the same images.
 """
 
-import functools
 import os
 import warnings
 from typing import TYPE_CHECKING, BinaryIO
 
 from dassl_clip.results import image_rows
 from dassl_clip.results.files import is_web_page, kind_of
+from dassl_clip.results.image_formats import known_formats
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # Pillow runs a program on others, such as EPS
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
 MAX_BYTES = 512 << 20  # of an image and its copy in RGB
 MAX_RATIO = 500  # a strip would grow without bound when its shorter side is resized
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # greys of more than 8 bits
-
-
-@functools.cache
-def known_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
-    from PIL import Image
-
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def read_image(path: str | os.PathLike[str]) -> "Image.Image":

@@ -17,6 +17,8 @@ from PIL import Image
 
 from .escaping import printable
 from .groups import Record, column_of, row_of
+from .image_formats import known_formats
+from .image_rows import open_image
 from .predictions import PREDICTIONS, Predictions, confusion_counts, read_predictions
 
 SIDE = 96  # pixels of a thumbnail's longer side
@@ -110,7 +112,7 @@ def confused(runs: Sequence[tuple[Record, Predictions]]) -> list[Pair]:
 def thumbnail(path: str) -> str:
     """An image as a small JPEG in a `data:` link; "" where it is gone or cannot be decoded."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as file, Image.open(file, formats=known_formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 return ""
             image.draft("RGB", (SIDE, SIDE))  # a large JPEG is decoded at a fraction of its size

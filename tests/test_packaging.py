@@ -17,7 +17,19 @@ import pytest
 from dassl_clip.engine import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("clip", "engine", "trainers", "datasets", "results", "experiments", "api", "cli", "embedded", "configs")
+ROOMS = (
+    "clip",
+    "engine",
+    "trainers",
+    "datasets",
+    "results",
+    "experiments",
+    "checks",
+    "api",
+    "cli",
+    "embedded",
+    "configs",
+)
 DISTRIBUTIONS = {"dassl-clip": ".", "dassl-toolbox-embedded": "toolbox"}  # folder of each
 EPOCH = "1700000000"  # a release sets the time of its commit
 

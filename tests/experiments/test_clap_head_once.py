@@ -9,6 +9,7 @@ import torch
 
 from dassl_clip.cli.__main__ import main
 from dassl_clip.engine import feature_cache as cache
+from dassl_clip.engine.paths import FEATURE_FOLDER
 from dassl_clip.results import locking, records
 
 DOMAINS = ("art", "photo", "sketch")
@@ -44,7 +45,7 @@ def test_8_4_the_head_is_trained_once(started):
 def test_a_run_says_what_it_waits_for(feature_cache, caplog):
     """Another process holds the entry's lock; the head is not trained before that one is gone."""
     facts = {"kind": "content head", "seed": 84}
-    path = feature_cache / cache.FOLDER / f"{cache.entry_name(facts)}.npy"
+    path = feature_cache / FEATURE_FOLDER / f"{cache.entry_name(facts)}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     held, trained = locking.acquire(path.with_name(f".{path.stem}.lock"), 0.0), []
     with caplog.at_level(logging.INFO, "dassl_clip"):

@@ -151,13 +151,13 @@ def test_1_6_copies_of_a_run(world, zeroshot):
     folder = next(world.out.glob("lodo/*/TinyGuess/*/*/night/seed1"))
     shutil.copytree(folder, world.out / "copy")
     done = world.run(["table", str(world.out)])
-    assert f"copy: {folder}: a copy of the run in" in done.stdout and "differ" not in done.stdout
+    assert f"copy: {folder}: a copy of the run in" in " ".join(done.stdout.split()) and "differ" not in done.stdout
     assert "2 finished runs" in world.run(["report", str(world.out), "--no-plots", "--out", "page.html"]).stdout
     record = json.loads((world.out / "copy/record.json").read_text())
     record["metrics"]["test"]["accuracy"] = 1.5
     (world.out / "copy/record.json").write_text(json.dumps(record))
     done = world.run(["table", str(world.out)])
-    assert "caution: two records of one cell differ: TinyGuess" in done.stdout
+    assert "caution: two records of one cell differ: TinyGuess" in " ".join(done.stdout.split())
     assert str(world.out / "copy") in done.stdout and "1.5" in done.stdout
 
 

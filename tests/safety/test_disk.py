@@ -157,7 +157,7 @@ def test_answers_without_room(call, tmp_path, domain_tree):
     out = tmp_path / "answers.csv"
     out.write_text("old\n")
     with largest_file(64):
-        code, _, err = call("predict", domain_tree, "--names", "dog,house", "--out", out)
+        code, _, err = call("predict", domain_tree, "--names", "dog,house", "--backbone", "IconsCLIP", "--out", out)
     assert code == 2 and f"{out}: File too large" in " ".join(err.split()) and out.read_text() == "old\n"
 
 

@@ -410,7 +410,9 @@ def test_a_bomb_among_the_images_of_a_run(tmp_path, domain_tree, words, call):
     code, _, err = call(*words("ZeroshotCLIP", tmp_path / "run", "--root", tmp_path / "tree"))
     told = " ".join(err.split())
     assert code == 2 and f"cannot decode the image {bomb}: " in told and "ON_BAD_IMAGE skip" in told
-    code, _, err = call("predict", bomb, tmp_path / "tree/sketch/dog/001.png", "--names", "dog,cat")
+    code, _, err = call(
+        "predict", bomb, tmp_path / "tree/sketch/dog/001.png", "--names", "dog,cat", "--backbone", "IconsCLIP"
+    )
     assert code == 1 and str(bomb) in err and "pixels" in err
 
 
@@ -442,7 +444,7 @@ CONTROL = ("\x1b", "\x07", "\u202e", "\udcff")
 def test_names_of_pictures(named, ending, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = [] if not ending else ["--out", tmp_path / f"answers{ending}"]
-    code, shown, err = call("predict", named, "--names", "dog,cat", *out)
+    code, shown, err = call("predict", named, "--names", "dog,cat", "--backbone", "IconsCLIP", *out)
     assert code == 1 and "1 files could not be read" in err  # the one that is no picture
     assert not any(mark in shown + err for mark in CONTROL)
     shown.encode(), err.encode()
