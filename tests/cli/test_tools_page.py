@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dassl_clip.cli import backbones, cache, compare, doctor, plot, predict, report, table, train
 from dassl_clip.cli.__main__ import main
@@ -67,7 +68,8 @@ def place(tmp_path_factory):
         (root / "photos" / "more").mkdir(parents=True)
         icons = sorted((embedded_folder().parent / "icons" / "line" / "star").glob("*.png"))
         shutil.copy(icons[0], root / "photos" / "one.png")
-        shutil.copy(icons[1], root / "photos" / "more" / "two.png")
+        with Image.open(icons[1]) as icon:
+            icon.convert("RGB").save(root / "photos" / "more" / "two.jpg")
         (root / "names.txt").write_text("star\ntruck\n")
         yield root
     finally:
@@ -84,7 +86,7 @@ def test_commands_run_as_printed(place, monkeypatch):
             continue
         words = [word.replace("~/data", "data") for word in words if word not in lacking]
         if words[0] == "predict":  # OpenAI's weights are not here
-            words = [word.replace("ViT-B/16", "IconsCLIP") for word in words]
+            words = ["IconsCLIP" if word in ("ViT-B/16", "RN50") else word for word in words]
         if words[0] == "cache":  # the page empties it
             monkeypatch.setenv("DASSL_CLIP_CACHE", str(place / "cache"))
         assert MODULES[words[0]].main(words[1:]) == 0, " ".join(words)

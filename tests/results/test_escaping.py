@@ -107,7 +107,8 @@ def test_8_7_pages_and_figures_show_the_names():
     for run, name in zip(found, NAMES):
         run |= {"device": name, "versions": {name: name}}
     runs = [(run["method"], run) for run in found]
-    page = report.render(report.Content(NAMES[0], NAMES, [table_of(name) for name in NAMES], [plot], NAMES, runs))
+    made = [table_of(name) for name in NAMES]
+    page = report.render(report.Content(NAMES[0], NAMES, made, [plot], remarks=NAMES, runs=runs))
     assert page == printable(page)
     shown = Texts(page)
     texts = "".join(shown.texts)
