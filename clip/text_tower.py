@@ -10,9 +10,8 @@ A tower that is causal and is read only at the end-of-text token allows these sa
 4. In the last layer only the end-of-text row has a query, an output projection and an MLP.
 5. Where the class tokens are the same for a batch of contexts, their part of the first layer is computed once.
 
-Classes are taken in chunks; chunks that do not fit the memory budget are computed again in the backward pass. Other
-towers run their own forward pass: transformers' over rows as long as the longest prompt, since they mask the padding,
-and the rest (SigLIP's, CoCa's) over rows of full length.
+Chunks of classes that do not fit the memory budget are computed again in the backward pass. Other towers run their own
+forward pass: transformers' over rows as long as the longest prompt (they mask the padding), the rest over full rows.
 
 Every weight is read from the open_clip modules at the moment of use; none is copied. Shapes: `P` prefixes, `B` images,
 `C` classes, `M` context tokens, `S0` prefix rows, `S1` rows after them, `D` text width, `E` joint embedding, `K` texts.

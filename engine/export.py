@@ -7,9 +7,7 @@ carries that one too, with `base.` before its names. Learned parts may be stored
 
 Metadata, each a text of JSON: `format`, `version`, `method`, `config` (resolved), `classnames`, `backbone` (name, hash
 of the weights, preprocessing, ...), `record`, `classifier` (a sentence on it), `sha256` (of all tensors), `storage`
-(precision of the learned parts, and the parts that are left out since no score passes through them), and `base`.
-
-Shapes: `C` classes, `E` joint embedding.
+(precision of the learned parts, and the parts that are left out since no score passes through them), and `base`. Shapes: `C` classes, `E` joint embedding.
 """
 
 from __future__ import annotations
@@ -166,10 +164,9 @@ def make_export(trainer: Any, config: Mapping[str, Any], record: Mapping[str, An
         half: Store the learned parts in float16; what that changes is measured.
 
     Raises:
-        UserError: What the trainer holds is not what the record was written of, or does not fit into float16; or it
-            scores images together and keeps nothing.
+        UserError: What it holds is not what the record is of, does not fit into float16, or it keeps nothing.
     """
-    from .trainer import CLIPTrainer
+    from .trainer import CLIPTrainer  # which imports this module
 
     if type(trainer).score_jointly is not CLIPTrainer.score_jointly:
         raise UserError(

@@ -1,6 +1,6 @@
 """What the runs of a plan need, checked once before the first one starts: weights, data, class names, shots, output.
 
-Everything that is wrong is told at once, and nothing is started. Each check is one that runs do as well, so it refuses
+All faults are reported in one message, and nothing is started. Each check is one that runs do as well, so it refuses
 nothing that would work. What it cannot know (a bug in a data set of the user's own) is left to the runs.
 """
 
