@@ -7,7 +7,8 @@ carries that one too, with `base.` before its names. Learned parts may be stored
 
 Metadata, each a text of JSON: `format`, `version`, `method`, `config` (resolved), `classnames`, `backbone` (name, hash
 of the weights, preprocessing, ...), `record`, `classifier` (a sentence on it), `sha256` (of all tensors), `storage`
-(precision of the learned parts, and the parts that are left out since no score passes through them), and `base`. Shapes: `C` classes, `E` joint embedding.
+(precision of the learned parts, and the parts that are left out since no score passes through them), and `base`.
+Shapes: `C` classes, `E` joint embedding.
 """
 
 from __future__ import annotations
