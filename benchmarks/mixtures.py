@@ -26,7 +26,8 @@ from torch import Tensor
 
 from dassl_clip.engine import registry
 from dassl_clip.engine.overrides import resolve_config
-from dassl_clip.engine.scenarios import batch_draws, parse_batch
+from dassl_clip.engine.scenario_cases import parse_batch
+from dassl_clip.engine.scenarios import batch_draws
 from dassl_clip.engine.transductive import Images, TransductiveTrainer
 from dassl_clip.experiments.methods import method_of
 from dassl_clip.results.errors import UserError

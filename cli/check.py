@@ -47,16 +47,21 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
+    from dassl_clip.engine import catalogue, declared
+
+    every = args.method.lower() == ALL
+    if not every and not args.imports:
+        catalogue.match_trainer(args.method, declared.registered_names("TRAINER"))  # before torch is imported
     from dassl_clip.checks.suite import choose, load_checks
     from dassl_clip.clip.sharing import shared_backbones
-    from dassl_clip.engine import catalogue, registry
+    from dassl_clip.engine import registry
     from dassl_clip.results.files import write_text_atomically
 
     load_checks()
     registry.register()
     for module in args.imports:
         registry.import_user_code(module)
-    chosen, every = choose(args.only), args.method.lower() == ALL
+    chosen = choose(args.only)
     if every:
         known = set(registry.trainer_names())
         names = [name for name in catalogue.trainer_names() if name in known]

@@ -20,8 +20,9 @@ from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.protocols import flatten_config
 
-from . import declared, registry, scenarios
+from . import declared, registry
 from .catalogue import existing_file
+from .scenario_cases import TASKS, check_scenarios
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ KEYS: dict[str, Key] = {
     "TEST.NO_TEST": Key(in_name=True),  # the record says that nothing was tested
     "TEST.SPLIT": Key(values=("test", "val"), comparable=True),
     # How images are drawn from the tested ones, see `engine/scenarios.py`; "" for the whole test set alone.
-    "SCENARIOS.TASK": Key("", values=("", *scenarios.TASKS), in_name=True, by_task=True, counts_if_set=True),
+    "SCENARIOS.TASK": Key("", values=("", *TASKS), in_name=True, by_task=True, counts_if_set=True),
     "SCENARIOS.BATCHES": Key(
         ("64", "64:1-4", "64:2-10", "64:5-25", "256"), names=True, comparable=True, scenarios=("batch",)
     ),
@@ -339,7 +340,7 @@ def check_values(cfg: Any) -> None:
             hint = " Training images are not tested." if values[key] == "train" else hint
             known = ", ".join(filter(None, row.values))
             raise UserError(f"{key} is '{values[key]}'.{hint} Known: {known}.")
-    scenarios.check_scenarios(cfg)
+    check_scenarios(cfg)
 
 
 def _trouble(value: Any) -> str:

@@ -22,7 +22,8 @@ from torch import Tensor
 from dassl_clip.clip.finite import check_rows
 
 from . import distributed, signals
-from .scenarios import batch_draws, lists_hash, online_order, parse_batch, parse_stream, stream_order
+from .scenario_cases import parse_batch, parse_stream
+from .scenarios import batch_draws, lists_hash, online_order, stream_order
 
 if TYPE_CHECKING:
     from .trainer import CLIPTrainer

@@ -40,8 +40,8 @@ from .method import MethodFacts, trainer_node
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import Precision, check_precision
 from .record import trainer_facts, write_run
+from .scenario_cases import check_draws
 from .scenario_tests import ScenarioTests
-from .scenarios import check_draws
 from .schedule import EpochSchedule
 from .unused import refuse_overridden, warn_of_input, warn_of_unused
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dassl_clip.engine import catalogue, registry
-from dassl_clip.engine.scenarios import TASKS as SCENARIOS
+from dassl_clip.engine.scenario_cases import TASKS as SCENARIOS
 from dassl_clip.results.errors import UserError, did_you_mean
 
 from .identity import is_ours

@@ -41,6 +41,7 @@ MISTAKES = {
     "compare icons --methods GOPro Tda2": "there is no method 'Tda2'",
     "compare icons OPTIM.LRR=1": "there is no config key 'OPTIM.LRR'",
     "compare icon": "there is no data set 'icon'",
+    "check Gopro2": "there is no method 'Gopro2'. Did you mean 'GOPro'?",
     "diagnose icon": "there is no data set 'icon'",
     "sweep icon": "there is no sweep 'icon'",
     "sweep icons --seeds one": "argument --seeds: 'one' should be a whole number",

@@ -1,6 +1,7 @@
 """Index lists of batches, streams and orders, against loops written from the text of the protocol, and their hashes.
 
-Covers `engine/scenarios.py`: what an entry of SCENARIOS.BATCHES and STREAMS means, and which are refused; batches of
+Covers `engine/scenario_cases.py` and `engine/scenarios.py`: what an entry of SCENARIOS.BATCHES and STREAMS means, and
+which are refused; batches of
 all classes and of a few, with pools smaller than a batch; streams by Dirichlet shares and of separate classes; orders;
 classes that no image shows; the same lists from the same seed and number, others from others; the hash; and, of
 `engine/scenario_tests.py`, the metrics of draws.
@@ -12,10 +13,11 @@ import statistics
 import numpy as np
 import pytest
 
-from dassl_clip.engine import scenarios
+from dassl_clip.engine import scenario_cases
 from dassl_clip.engine.overrides import Overrides, resolve_config
+from dassl_clip.engine.scenario_cases import Batch
 from dassl_clip.engine.scenario_tests import draws_metrics
-from dassl_clip.engine.scenarios import Batch, batch_draws, lists_hash, online_order, stream_order
+from dassl_clip.engine.scenarios import batch_draws, lists_hash, online_order, stream_order
 from dassl_clip.results.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3, 4, 7], [9, 14, 11, 8, 20]))  # 2, 5, 6: no image
@@ -145,10 +147,10 @@ def test_the_hash_tells_lists_their_blocks_and_labels_apart():
 
 
 def test_entries_and_their_names():
-    assert scenarios.parse_batch("64") == Batch(64) and Batch(64).name == "B64"
-    assert scenarios.parse_batch("1000:25-50") == Batch(1000, 25, 50)
+    assert scenario_cases.parse_batch("64") == Batch(64) and Batch(64).name == "B64"
+    assert scenario_cases.parse_batch("1000:25-50") == Batch(1000, 25, 50)
     assert Batch(1000, 25, 50).name == "B1000 K25-50"
-    assert [scenarios.parse_stream(text) for text in ("0.1", "1e-3", "separate")] == [0.1, 0.001, None]
+    assert [scenario_cases.parse_stream(text) for text in ("0.1", "1e-3", "separate")] == [0.1, 0.001, None]
 
 
 @pytest.mark.parametrize(
@@ -186,15 +188,15 @@ def test_a_task_needs_test_images_a_seed_and_as_many_images_as_its_least_batch(r
     resolve_config(asked(("TEST.SPLIT", "val")))
     with pytest.raises(UserError, match=r"TEST\.SPLIT is val, but batch draws from the test images"):
         resolve_config(asked(task, ("TEST.SPLIT", "val")))
-    scenarios.check_draws(resolve_config(asked(("SEED", "-1"), batches)), 63)
+    scenario_cases.check_draws(resolve_config(asked(("SEED", "-1"), batches)), 63)
     with pytest.raises(UserError, match="SEED is -1, but batch draws the same images for all methods"):
-        scenarios.check_draws(resolve_config(asked(task, ("SEED", "-1"))), 1000)
+        scenario_cases.check_draws(resolve_config(asked(task, ("SEED", "-1"))), 1000)
     cfg = resolve_config(asked(task, batches, ("SCENARIOS.STREAMS", "0.5")))
     assert cfg.SCENARIOS.BATCHES == ("64",) and cfg.SCENARIOS.STREAMS == ("0.5",)  # one entry may be a number
-    scenarios.check_draws(cfg, 64)
+    scenario_cases.check_draws(cfg, 64)
     with pytest.raises(UserError, match=r"SCENARIOS\.BATCHES is 64, but 63 images are tested here"):
-        scenarios.check_draws(cfg, 63)
-    scenarios.check_draws(resolve_config(asked(task, ("SCENARIOS.BATCHES", "(64, '8:1-2')"))), 8)
+        scenario_cases.check_draws(cfg, 63)
+    scenario_cases.check_draws(resolve_config(asked(task, ("SCENARIOS.BATCHES", "(64, '8:1-2')"))), 8)
 
 
 def test_only_what_a_task_reads_is_part_of_a_runs_identity(registered):
