@@ -58,12 +58,19 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     args.columns = task.printing_of(args).columns
+    args.spread = rendering.SPREADS.get(args.spread)
     if is_sweep(args.what):
         return print_sweep(args, pairs)
     if args.check:
         raise UserError(f"--check needs published numbers, so it is for sweeps: {', '.join(sweeps.sweep_names())}")
-    print(rendering.render_tables(make_tables(args), args.format, not args.drop_header))
+    print_tables(make_tables(args), args)
     return 0
+
+
+def print_tables(made: Sequence[rendering.Table], args: argparse.Namespace) -> None:
+    """Print tables in the format, and with the spread, that was asked for."""
+    shown = [table.with_spread(args.spread) for table in made] if args.spread else made
+    print(rendering.render_tables(shown, args.format, not args.drop_header))
 
 
 def is_sweep(words: Sequence[str]) -> bool:
@@ -89,14 +96,14 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
         if not made:
             raise UserError(f"{run_tables.progress(entries, command_line)}; so there is no table")
         print_progress(args, entries, command_line)
-        print(rendering.render_tables(made, args.format, not args.drop_header))
+        print_tables(made, args)
         return 0
     if args.label:
         raise UserError(f"--label: the rows of {named.name} are called as they were published; leave it out")
     if args.columns != trust.DEFAULT_COLUMNS:
         raise UserError(f"--columns: {named.name} stands beside published accuracies; leave it out, or name folders")
     chosen = run_tables.Choice(bool(args.rows), bool(args.datasets), bool(args.targets))
-    sheet = run_tables.make_sheet(named, entries, chosen)
+    sheet = run_tables.make_sheet(named, entries, chosen, args.spread)
     print_progress(args, entries, command_line)
     print(sheet.render(args.format, not args.drop_header))
     return check_sheet(sheet, args.what[0]) if args.check else 0

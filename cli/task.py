@@ -18,9 +18,8 @@ from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import launchers, locks, plan, preflight, state, tables, tasks
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
-from dassl_clip.results import trust
+from dassl_clip.results import rendering, trust
 from dassl_clip.results.groups import check_labels
-from dassl_clip.results.rendering import render_tables
 
 NO_REFERENCE = "none"
 
@@ -56,6 +55,7 @@ class Printing:
     columns: Sequence[str] = trust.DEFAULT_COLUMNS
     labels: Sequence[str] = ()
     header: bool = True
+    spread: rendering.Spread = rendering.DEVIATION
 
 
 def add_printing(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,10 @@ def add_printing(parser: argparse.ArgumentParser) -> None:
                         help="names of rows, or of the weights in them: 'METHOD (*)=mine' '*/x.pt=ours'")  # fmt: skip
     parser.add_argument("--drop-header", action="store_true",
                         help="leave out the lines above a table: protocol, prompts, selection rule, seeds")  # fmt: skip
+    parser.add_argument("--spread", choices=rendering.SPREADS, default="",
+                        help="what follows +/- in a cell of several seeds: their sample standard deviation, or "
+                        "DomainBed's error, the deviation with divisor n over the root of n (default: deviation, of "
+                        "sweeps over trials error)")  # fmt: skip
 
 
 def printing_of(args: argparse.Namespace) -> Printing:
@@ -77,7 +81,8 @@ def printing_of(args: argparse.Namespace) -> Printing:
         UserError: there is no such column, or a label is no `PATTERN=NAME`.
     """
     check_labels(args.label)
-    return Printing(trust.check_columns(args.columns), args.label, not args.drop_header)
+    spread = rendering.SPREADS.get(args.spread, rendering.DEVIATION)
+    return Printing(trust.check_columns(args.columns), args.label, not args.drop_header, spread)
 
 
 def build_parser() -> Parser:
@@ -204,7 +209,8 @@ def print_tables(runs: Sequence[plan.Run], printing: Printing) -> None:
     for name in dict.fromkeys(run.task for run in runs):
         own = [run for run in runs if run.task == name]
         made = tables.task_tables(own, shown=printing.columns, labels=printing.labels)
-        text = render_tables(made, header=printing.header)
+        made = [table.with_spread(printing.spread) for table in made]
+        text = rendering.render_tables(made, header=printing.header)
         print(f"\n{text or f'{name}: no finished run that measured anything'}")
 
 

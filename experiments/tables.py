@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from dassl_clip.results import budgets, records
+from dassl_clip.results import bands, budgets, records
 from dassl_clip.results import published as sheets
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named, relabelled
 from dassl_clip.results.protocols import protocol_of
-from dassl_clip.results.rendering import Table
+from dassl_clip.results.rendering import DEVIATION, ERROR, Spread, Table
 from dassl_clip.results.scenarios import group_tables
 from dassl_clip.results.trust import DEFAULT_COLUMNS
 
@@ -61,8 +61,17 @@ class Choice:
     targets: bool = False
 
 
-def make_sheet(sweep: Sweep, entries: Sequence[Entry], chosen: Choice = Choice()) -> sheets.Sheet:
-    """The sheet of a sweep with a published table, from the records that are there."""
+def make_sheet(
+    sweep: Sweep, entries: Sequence[Entry], chosen: Choice = Choice(), spread: Spread | None = None
+) -> sheets.Sheet:
+    """The sheet of a sweep with a published table, from the records that are there.
+
+    Args:
+        sweep: the sweep.
+        entries: its runs.
+        chosen: what was asked for by name.
+        spread: what follows `+/-`; None: DomainBed's error where the seeds are trials, else the deviation.
+    """
     published = sheets.read_published(sweep.published)
     accuracies: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
     places: dict[str, list[str]] = {}
@@ -92,15 +101,34 @@ def make_sheet(sweep: Sweep, entries: Sequence[Entry], chosen: Choice = Choice()
     cells, shown_columns = sheets.build_cells(accuracies, places, printed, summary, left_out, misprints, overall)
     asked = {(group, column) for group, columns in shown_columns.items() for column in columns}
     cells = {key: {place: cell for place, cell in row.items() if place in asked} for key, row in cells.items()}
+    spread = spread or (ERROR if any(map(is_trial, shown)) else DEVIATION)
+    several = spread is not DEVIATION and len({entry.run.seed for entry in shown}) > 1
+    sources = [source for source in published["sources"] if source.method in printed]
     return sheets.Sheet(
         title=f"{published['title']}: ours and published",
-        above=_about(shown, finished, published),
+        above=_about(shown, finished, published) + ([f"ours: cells: {spread.text}"] if several else []),
         cells=cells,
         places=shown_columns,
         seeds=len({entry.run.seed for entry in shown}),
         tolerance=float(published["tolerance"]),
-        below=[*(f"note: {note}" for note in published["footnotes"]), *unfinished(entries)],
+        below=[
+            *(f"note: {note}" for note in published["footnotes"]),
+            *(f"note: {source.label}: {source.doubt}" for source in sources if source.doubt),
+            *unfinished(entries),
+        ],
+        sources=[*sources, *_explained(shown, finished)] if sources else [],
+        spread=spread,
     )
+
+
+def is_trial(entry: Entry) -> bool:
+    """Whether the seed of a run is a trial of DomainBed's protocol."""
+    return bool(entry.run.config.DATASET.get("PROTOCOL") == "domainbed")
+
+
+def _explained(shown: Sequence[Entry], finished: Sequence[dict[str, Any]]) -> list[bands.Source]:
+    """What explains our own numbers, of each row that has some."""
+    return []
 
 
 def progress(entries: Sequence[Entry], command: str) -> str:

@@ -6,7 +6,8 @@ the mean over domains, the harmonic mean of base and new classes, the mean over 
 standard deviation over seeds. `R`, `delta` and `Delta_NC` (`extra_tables.MEASURES`) are computed from the
 summaries of the prompt forms.
 
-Published numbers are printed as published; none is computed here.
+Published numbers are printed as published; none is computed here. Where several sources print a row, the published
+number is a band (`bands.py`), a difference the distance from it, and a table below says how each source took its own.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from .bands import FACTS, NOT_SAID, OURS, Published, Source, add_sources, distance, ends_of, read_sources, text_of
 from .errors import UserError
 from .extra_tables import MEASURES
 from .groups import MEAN
 from .rendering import (
+    DEVIATION,
     Contest,
+    Spread,
     Value,
     cell_text,
     check_style,
     csv_lines,
     framed,
     json_text,
-    mean_and_spread,
     over_seeds,
     tabulated,
     unlike_labels,
@@ -52,7 +55,8 @@ def published_names() -> list[str]:
 def read_published(name: str) -> dict[str, Any]:
     """A published table: title, paper, source, backbone, metric, tolerance, footnotes, `cells` and `misprints`.
 
-    `cells` is method -> split or extra test -> "group/column" -> number; `misprints`, which a table may lack, is method
+    `cells` is method -> split or extra test -> "group/column" -> number, or source -> number; `sources` are those of
+    its `rows`, which stand in `cells` too; `misprints`, which a table may lack, is method
     -> split or extra test -> list of "group/column" whose printed number is known to be wrong: those are shown, but
     never checked.
 
@@ -63,6 +67,8 @@ def read_published(name: str) -> dict[str, Any]:
         raise UserError(f"there is no published table '{name}'; known: {', '.join(published_names())}")
     path = files(__package__) / "published" / f"{name}.json"
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    table["sources"] = read_sources(table)
+    add_sources(table["cells"], table["sources"])
     return table
 
 
@@ -71,15 +77,15 @@ class Cell:
     """One place of one row: what runs got by seed, what was published, and whether that is known to be a misprint."""
 
     got: dict[int, float] = field(default_factory=dict)
-    published: float | None = None
+    published: Published | None = None
     misprint: bool = False
 
     @property
     def difference(self) -> float | None:
-        """Mean of ours minus the published number, if there are both."""
+        """Mean of ours minus the published number, or its distance from the band, if there are both."""
         if not self.got or self.published is None:
             return None
-        return statistics.fmean(self.got.values()) - self.published
+        return distance(statistics.fmean(self.got.values()), self.published)
 
 
 @dataclass
@@ -93,16 +99,20 @@ class Sheet:
     seeds: int  # number that a cell should have
     tolerance: float | None  # largest difference that passes a check, in points; None if nothing is published
     below: list[str]  # footnotes, missing cells
+    sources: list[Source] = field(default_factory=list)  # of rows that several print, and what explains ours
+    spread: Spread = DEVIATION
 
     def render(self, style: str = "text", header: bool = True, width: int | None = None) -> str:
         """The sheet as text in a style of `FORMATS`; arguments as of `Table.render`."""
         check_style(style)
         if style == "csv":
-            return csv_lines(self.records())
+            return csv_lines([*self.records(), *self._source_records()])
         if style == "json":
-            about = {"about": self.above} if header else {}
-            return json_text({"title": self.title, **about, "cells": self.records(), "notes": self.below})
+            tree: dict[str, Any] = {"title": self.title, **({"about": self.above} if header else {})}
+            tree |= {"cells": self.records()} | ({"sources": self._source_records()} if self.sources else {})
+            return json_text({**tree, "notes": self.below})
         blocks = [self._block(group, columns, style, width) for group, columns in self.places.items()]
+        blocks += [self._source_block(style, width)] if self.sources else []
         body = "\n\n".join(block for block in blocks if block)
         return unlike_labels(framed(self.title, self.above if header else [], body, self.below, style, width))
 
@@ -113,8 +123,8 @@ class Sheet:
         for (label, test), row in self.cells.items():
             cells = [row.get((group, column), Cell()) for column in columns]
             name = label if test == "test" else f"{test}: {label}"
-            got = [over_seeds(cell.got, self.seeds) for cell in cells]
-            printed = [Value("-" if cell.published is None else str(cell.published)) for cell in cells]
+            got = [self._ours(cell) for cell in cells]
+            printed = [Value("-" if cell.published is None else text_of(cell.published)) for cell in cells]
             apart = [Value(cell_text([] if (d := cell.difference) is None else [d], 1, signed=True)) for cell in cells]
             if any(cell.got for cell in cells):
                 ours.setdefault(test, []).append(len(lines))
@@ -125,14 +135,41 @@ class Sheet:
         header = [group or "accuracy (%)", *columns]
         return tabulated(header, lines, style, width, contests, caption) if lines else ""
 
+    def _ours(self, cell: Cell) -> Value:
+        return over_seeds(cell.got, self.seeds).with_spread(self.spread)
+
+    def _source_block(self, style: str, width: int | None) -> str:
+        """What each source prints, and what explains the differences between them and ours."""
+        printed = {place for source in self.sources for place in source.numbers}
+        filled = [(group, name) for group, names in self.places.items() for name in names if (group, name) in printed]
+        summed = [place for place in filled if place[0] in OVERALL.values()] or filled
+        facts = [fact for fact in FACTS if any(source.facts[fact] != NOT_SAID for source in self.sources)]
+        lines: list[list[str | Value]] = []
+        for source in self.sources:
+            own = self.cells.get((source.method, "test"), {})
+            cells: list[str | Value] = [
+                self._ours(own.get(place, Cell())) if source.name == OURS else source.text(place) for place in summed
+            ]
+            lines.append([source.label, *cells, *(source.facts[fact] for fact in facts)])
+        names = [name if group in OVERALL.values() else f"{group} {name}".strip() for group, name in summed]
+        header = ["source by source", *names, *facts]
+        return tabulated(header, lines, style, width, (), f"{self.title}, source by source")
+
+    def _source_records(self) -> list[dict[str, Any]]:
+        return [line for source in self.sources for line in source.records()]
+
     def records(self) -> list[dict[str, Any]]:
-        """Every cell that holds something, flat."""
+        """Every cell that holds something, flat; of a band the ends and what each source prints."""
         rows = []
         for (label, test), row in self.cells.items():
             for (group, column), cell in row.items():
                 if not cell.got and cell.published is None:
                     continue
-                mean, spread = mean_and_spread(list(cell.got.values())) if cell.got else (None, None)
+                mean, spread = self.spread.of(list(cell.got.values())) if cell.got else (None, None)
+                band: dict[str, Any] = {}
+                if isinstance(cell.published, Mapping):
+                    low, high = ends_of(cell.published)
+                    band = {"published_low": low, "published_high": high, "published_by": dict(cell.published)}
                 rows.append(
                     {
                         "method": label,
@@ -140,11 +177,12 @@ class Sheet:
                         "data": group,
                         "column": column,
                         "mean": mean,
-                        "std": spread,
+                        self.spread.key: spread,
                         "n": len(cell.got),
                         "seeds": list(cell.got),
                         "by_seed": {str(seed): value for seed, value in cell.got.items()},
-                        "published": cell.published,
+                        "published": None if band else cell.published,
+                        **band,
                         "difference": cell.difference,
                         "tolerance": None if cell.published is None or cell.misprint else self.tolerance,
                     }
@@ -160,7 +198,7 @@ class Sheet:
         """One line for each cell whose difference from the published number is larger than the tolerance."""
         return [
             f"{row['method']}, {row['reading']}, {row['data']}/{row['column']}: {row['mean']:.2f}, published "
-            f"{row['published']:g}, difference {row['difference']:+.2f}, tolerance {row['tolerance']:g}"
+            f"{_printed(row)}, difference {row['difference']:+.2f}, tolerance {row['tolerance']:g}"
             for row in self.records()
             if row["difference"] is not None
             and row["tolerance"] is not None
@@ -168,10 +206,17 @@ class Sheet:
         ]
 
 
+def _printed(row: Mapping[str, Any]) -> str:
+    """The published number of a line of `records`, or the ends of its band."""
+    if row["published"] is not None:
+        return f"{row['published']:g}"
+    return f"{row['published_low']:g}..{row['published_high']:g}"
+
+
 def build_cells(
     got: Mapping[Key, Mapping[Place, Mapping[int, float]]],
     places: Mapping[str, Sequence[str]],
-    published: Mapping[str, Mapping[str, Mapping[str, float]]],
+    published: Mapping[str, Mapping[str, Mapping[str, Published]]],
     summary: str,
     left_out: Sequence[str] = (),
     misprints: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
@@ -182,7 +227,7 @@ def build_cells(
     Args:
         got: row -> place -> seed -> accuracy.
         places: group -> columns that runs fill.
-        published: method -> split or extra test -> "group/column" -> number.
+        published: method -> split or extra test -> "group/column" -> number, or source -> number.
         summary: how a group is summed up: `MEAN`, `HARMONIC` (of the columns base and new), or another title for the
             mean of the columns that are not in `left_out`; "": it is not, since not all of its columns are there.
         left_out: columns that a summary leaves out.

@@ -8,10 +8,11 @@ numbers.
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tabulate import tabulate
@@ -21,13 +22,40 @@ from .escaping import csv_text, latex, markdown
 from .layout import text_table, text_width, wrapped
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
-SPREAD = "mean +/- sample standard deviation over seeds"
 Contest = tuple[Sequence[int], bool]  # rows that compete in each column, whether the higher number is better
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; the latter is None for fewer than two values."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and DomainBed's error: the deviation with divisor n, over the root of n; None for fewer than two values."""
+    error = statistics.pstdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What follows `+/-` in a cell of several seeds.
+
+    Attributes:
+        key: its name in CSV and JSON.
+        text: what the cells of a table are.
+        of: mean and spread of some values; no spread where there are too few.
+    """
+
+    key: str
+    text: str
+    of: Callable[[Sequence[float]], tuple[float, float | None]]
+
+
+DEVIATION = Spread("std", "mean +/- sample standard deviation over seeds", mean_and_spread)
+ERROR = Spread(
+    "error", "mean +/- DomainBed's error over trials: deviation with divisor n, / sqrt(trials)", mean_and_error
+)
+SPREADS = {"deviation": DEVIATION, "error": ERROR}  # by the name that users give
 
 
 def cell_text(values: Sequence[float], seeds: int, signed: bool = False, digits: int = 1) -> str:
@@ -51,6 +79,7 @@ class Value:
         seeds: The seeds of the numbers.
         digits: Decimals that are printed.
         more: What CSV and JSON hold of the cell besides.
+        spread: What the text has of several seeds.
     """
 
     text: str
@@ -58,12 +87,19 @@ class Value:
     seeds: tuple[int, ...] = ()
     digits: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
+    spread: Spread = DEVIATION
+
+    def with_spread(self, spread: Spread) -> Value:
+        """The same cell with another spread after `+/-`, where it has one."""
+        size = spread.of(self.numbers)[1] if self.numbers else None
+        text = self.text if size is None else re.sub(r"\+/- [\d.]+", f"+/- {size:.{self.digits}f}", self.text)
+        return replace(self, text=text, spread=spread)
 
     def facts(self) -> dict[str, Any]:
-        """Mean, sample standard deviation, number of seeds and seeds, as a line of CSV or JSON has them."""
-        mean, spread = mean_and_spread(self.numbers) if self.numbers else (None, None)
+        """Mean, spread, number of seeds and seeds, as a line of CSV or JSON has them."""
+        mean, spread = self.spread.of(self.numbers) if self.numbers else (None, None)
         known = len(self.seeds) if self.seeds or not self.numbers else None
-        return {"mean": mean, "std": spread, "n": known, "seeds": list(self.seeds), **self.more}
+        return {"mean": mean, self.spread.key: spread, "n": known, "seeds": list(self.seeds), **self.more}
 
 
 def over_seeds(by_seed: Mapping[int, float], seeds: int, signed: bool = False, digits: int = 1) -> Value:
@@ -88,6 +124,12 @@ class Table:
     def rows(self) -> list[list[str]]:
         """The cells as texts."""
         return [[cell if isinstance(cell, str) else cell.text for cell in row] for row in self.cells]
+
+    def with_spread(self, spread: Spread) -> Table:
+        """The same table with another spread in its cells, which the lines above say."""
+        cells = [[cell if isinstance(cell, str) else cell.with_spread(spread) for cell in row] for row in self.cells]
+        above = [line.replace(DEVIATION.text, spread.text) for line in self.above]
+        return replace(self, cells=cells, above=above)
 
     def render(self, style: str = "text", header: bool = True, width: int | None = None) -> str:
         """The table as text in a style of `FORMATS`.
@@ -211,8 +253,9 @@ def _latex_table(
         body[row + 1][column] = f"\\{mark}{{{body[row + 1][column]}}}"
     head, *lines = [" & ".join(line) + " \\\\" for line in body]
     sentences = [caption]
-    if any(isinstance(cell, Value) and len(cell.numbers) > 1 for row in rows for cell in row):
-        sentences.append("Cells: " + SPREAD)
+    several = (cell.spread.text for row in rows for cell in row if isinstance(cell, Value) and len(cell.numbers) > 1)
+    if text := next(several, ""):
+        sentences.append(f"Cells: {text}")
     if marks:
         lowest = "" if any(higher for _, higher in contests) else " (lowest)"
         sentences.append(f"Best{lowest} in bold, second underlined")

@@ -1,4 +1,4 @@
-"""DomainBed's rules of choosing among sets of hyper-parameters, and its means and errors over trials.
+"""DomainBed's rules of choosing among sets of hyper-parameters.
 
 What ranks (`by_source_domains`, `by_domains_left_out`) is given numbers of source domains and nothing else: there is no
 argument for a number of the target. The accuracy on the target is looked up afterwards, with the choice in hand.
@@ -8,7 +8,6 @@ Source: Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR
 program (facebookresearch/DomainBed @b93c22a). All accuracies of one call have one unit, percent or shares.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -145,27 +144,3 @@ def _choose(best: Mapping[int, tuple[float, int]], rule: str) -> Choice | None:
 def _mean(values: Iterable[float]) -> float:
     """NumPy's mean: ties between sets are decided by its last bit."""
     return float(np.mean(list(values)))
-
-
-# ---------------------------------------------------------------------------------------------------------- over trials
-
-ERROR = "mean +/- standard error over trials: standard deviation (divisor n) / sqrt(n), as DomainBed prints it"
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean over trials, and DomainBed's error: the standard deviation with divisor n, over the root of n."""
-    return float(np.mean(values)), float(np.std(values) / math.sqrt(len(values)))
-
-
-def over_trials(cells: Mapping[str, Mapping[int, float]], columns: Sequence[str]) -> dict[int, float]:
-    """The mean over columns (domains of a data set, or data sets) of each trial that has all of them.
-
-    The error of a data set's mean is that of these means over trials, not one that is combined from its domains'.
-
-    Args:
-        cells: column -> trial -> accuracy.
-        columns: what the mean is over.
-    """
-    each = [cells.get(name, {}) for name in columns]
-    trials = sorted(set.intersection(*map(set, each))) if each else []
-    return {trial: _mean(cell[trial] for cell in each) for trial in trials}

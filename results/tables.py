@@ -17,7 +17,7 @@ from .budgets import lines_of as budget_lines
 from .groups import LOWEST, MEAN, Group, Record, Row, column_of, row_of
 from .intervals import INTERVAL_NOTE, gain_intervals
 from .protocols import SCENARIO_TASKS, protocols
-from .rendering import SPREAD, Table, Value, over_seeds
+from .rendering import DEVIATION, Table, Value, over_seeds
 from .row_names import changed_keys
 from .run_data import NOT_RECORDED, described
 from .trust import BUDGET, DEFAULT_COLUMNS, INTERVAL, METRICS, WORST, WORST_NOTE
@@ -162,7 +162,7 @@ def header_lines(group: Group, rows: Sequence[Row], seeds: Sequence[int], base: 
         f"{training}; classes: {facts['class_subset']}; backbone: {facts['backbone'] or '-'}{weights}",
         f"selection rule: {_by_row(records, 'selection_rule')}",
         f"prompt: {_by_row(records, 'prompt')}",
-        f"seeds: {listed}" + (f"; cells: {SPREAD}" if len(seeds) > 1 else ""),
+        f"seeds: {listed}" + (f"; cells: {DEVIATION.text}" if len(seeds) > 1 else ""),
     ]
     tested = {
         column: f"{column} {run['metrics'][facts['split']]['total']:,}"

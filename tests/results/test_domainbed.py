@@ -1,7 +1,7 @@
 """DomainBed's seeds, hyper-parameters, selection rules and errors, against figures of its authors' program.
 
-Covers `results/domainbed.py` and `results/selection.py`. The golden file holds what that program printed for seeded
-accuracies, with ties and missing runs.
+Covers `results/domainbed.py`, `results/selection.py`, and `mean_and_error` of `results/rendering.py`. The golden file
+holds what that program printed for seeded accuracies, with ties and missing runs.
 """
 
 import ast
@@ -15,6 +15,9 @@ import pytest
 
 from dassl_clip.results import domainbed, selection
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.groups import MEAN
+from dassl_clip.results.published import build_cells
+from dassl_clip.results.rendering import mean_and_error
 from dassl_clip.results.selection import Validation
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "goldens" / "domainbed_protocol.json").read_text())
@@ -99,9 +102,11 @@ def test_choices_and_tables(rule):
         assert test == cell["test_acc"]
         cells.setdefault(str(target), {})[trial] = 100 * test
     for target, by_trial in cells.items():
-        mean, error = selection.mean_and_error(list(by_trial.values()))
-        assert (mean, error) == pytest.approx(tuple(golden["by_env"][target].values()), rel=1e-12)
-    overall = selection.mean_and_error(list(selection.over_trials(cells, list(cells)).values()))
+        got = mean_and_error(list(by_trial.values()))
+        assert got == pytest.approx(tuple(golden["by_env"][target].values()), rel=1e-12)
+    got = {("ERM", "test"): {("PACS", target): by_trial for target, by_trial in cells.items()}}
+    sheet, _ = build_cells(got, {"PACS": list(cells)}, {}, MEAN)
+    overall = mean_and_error(list(sheet["ERM", "test"]["PACS", MEAN].got.values()))  # over the trials' means
     printed = re.search(r"Averages.*\n.*\nERM +([\d.]+) \+/- ([\d.]+)", golden["printed"])
     assert [f"{number:.1f}" for number in overall] == list(printed.groups())
 
@@ -142,11 +147,5 @@ def test_errors_over_trials_against_the_formula():
     values = [random.Random(5).uniform(60, 90) for _ in range(7)]
     mean = math.fsum(values) / 7
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / 7) / math.sqrt(7)
-    assert selection.mean_and_error(values) == pytest.approx((mean, error), rel=1e-12)
-    assert selection.mean_and_error([61.5]) == (61.5, 0.0)
-
-
-def test_a_mean_needs_every_column_of_a_trial():
-    cells = {"a": {0: 60.0, 1: 70.0}, "b": {0: 80.0}}
-    assert selection.over_trials(cells, ["a", "b"]) == {0: 70.0}
-    assert selection.over_trials(cells, ["a", "b", "c"]) == {}
+    assert mean_and_error(values) == pytest.approx((mean, error), rel=1e-12)
+    assert mean_and_error([61.5]) == (61.5, None)

@@ -3,7 +3,8 @@
 Covers `results/published.py` and `results/published/`: planted values come out as planted, differences, means over
 domains, harmonic means for each seed, averages over data sets, means of targets without the source, R, delta and
 Delta_NC; all formats read back; what is outside its tolerance; misprints; the sums, means and measures that the papers
-print agree with the cells they are made of, and every column is a data set or one of its domains.
+print agree with the cells they are made of, and every column is a data set or one of its domains. Several sources of a
+row are a band (`results/bands.py`).
 """
 
 import csv
@@ -19,10 +20,11 @@ import pytest
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl_clip.engine.config import default_config
 from dassl_clip.engine.registry import register
+from dassl_clip.results import bands
 from dassl_clip.results import published as sheets
 from dassl_clip.results.groups import MEAN
 from dassl_clip.results.published import Cell, Sheet, build_cells
-from dassl_clip.results.rendering import FORMATS
+from dassl_clip.results.rendering import ERROR, FORMATS
 
 DOMAINS = {"Birds": ("day", "night"), "Cars": ("city", "farm", "road")}
 FORMS = ("C", "CP", "PC", "NC")
@@ -314,6 +316,61 @@ def test_misprints_are_shown_but_not_checked():
     assert (tolerances["a"], tolerances["b"]) == (None, 1.0)
 
 
+# --------------------------------------------------------------------------------------------------------------- bands
+
+TWO_SOURCES = {
+    "columns": [["Overall/Birds", "Birds/mean"], "Overall/mean"],
+    "rows": [
+        {"method": "Ours", "source": "A", "values": [60.0, 55.0], "errors": [1.5, None], "test part": "in"},
+        {"method": "Ours", "source": "B", "values": [70.0, None], "run by": "others"},
+        {"method": "Ours", "source": "C", "values": [99.0, 50.0], "doubt": "its mean is another one"},
+    ],
+}
+
+
+def band_sheet(accuracy):
+    sources, printed = bands.read_sources(TWO_SOURCES), {}
+    bands.add_sources(printed, sources)
+    got = {("Ours", "test"): {(g, n): {0: accuracy, 1: accuracy + 2} for g in DOMAINS for n in DOMAINS[g]}}
+    cells, columns = build_cells(got, DOMAINS, printed, MEAN)
+    sources.append(bands.Source("Ours", bands.OURS, dict.fromkeys(bands.FACTS, "here")))
+    return Sheet("A title", [], cells, columns, 2, 1.0, [], sources, ERROR)
+
+
+@pytest.mark.parametrize(("accuracy", "apart"), [(54.0, -5.0), (59.0, 0.0), (64.2, 0.0), (75.0, 6.0)])
+def test_several_sources_are_a_band_and_a_difference_is_the_distance_from_it(accuracy, apart):
+    sheet = band_sheet(accuracy)
+    found = table_cells(sheet.render("markdown"), "markdown")
+    assert found["Overall", "Ours, published"] == {"Birds": "60.0..70.0", "Cars": "-", "mean": "55.0"}
+    cell = sheet.cells["Ours", "test"]["Birds", "mean"]
+    assert cell.difference == pytest.approx(apart) and cell.published == {"A": 60.0, "B": 70.0}  # C is in doubt
+    outside = [line for line in sheet.outside() if "Birds" in line]
+    assert len(outside) == (2 if apart else 0) and all("published 60..70, " in line for line in outside)
+
+
+def test_every_source_stands_alone_with_what_explains_it_in_every_format():
+    sheet = band_sheet(64.0)
+    found = table_cells(sheet.render("markdown"), "markdown")
+    (header,) = {head for head, _ in found if head == "source by source"}
+    rows = {label: cells for (head, label), cells in found.items() if head == header}
+    error = 1 / 2**0.5  # of 64 and 66: deviation 1 with divisor 2, over the root of 2
+    assert {label: (cells["Birds"], cells["mean"]) for label, cells in rows.items()} == {
+        "Ours [A]": ("60.0 ± 1.5", "55.0"), "Ours [B]": ("70.0", "-"), "Ours [C] (in no band)": ("99.0", "50.0"),
+        "Ours [ours]": (f"65.0 ± {error:.1f}", f"65.0 ± {error:.1f}"),
+    }  # fmt: skip
+    assert [rows[label]["test part"] for label in list(rows)[:2]] == ["in", "not said"]
+    tree = json.loads(sheet.render("json"))
+    (cell,) = [c for c in tree["cells"] if (c["data"], c["column"]) == ("Overall", "Birds")]
+    assert (cell["published"], cell["published_low"], cell["published_high"]) == (None, 60.0, 70.0)
+    assert cell["published_by"] == {"A": 60.0, "B": 70.0} and cell["error"] == pytest.approx(error)
+    lines = list(csv.DictReader(io.StringIO(sheet.render("csv"))))
+    of_b = [line for line in lines if line["source"] == "B"]
+    assert {(line["data"], line["column"], line["published"], line["run by"]) for line in of_b} == {
+        ("Overall", "Birds", "70.0", "others"), ("Birds", "mean", "70.0", "others"),
+    }  # fmt: skip
+    assert "60.0..70.0" in sheet.render("latex") and "in no band" in sheet.render("latex")
+
+
 # ------------------------------------------------------------------------------------------------- what was published
 
 register()
@@ -344,7 +401,8 @@ def test_every_published_table_says_where_it_is_from(name):
     for method, readings in table["cells"].items():
         for reading, places in readings.items():
             for place, value in places.items():
-                assert isinstance(value, float) and -1 <= value <= 100, (method, reading, place)
+                for number in value.values() if isinstance(value, dict) else [value]:
+                    assert isinstance(number, float) and -1 <= number <= 100, (method, reading, place)
     for method, readings in table.get("misprints", {}).items():
         for reading, places in readings.items():
             for place in places:
@@ -400,8 +458,13 @@ def test_printed_harmonic_means_are_those_of_printed_base_and_new():
 
 
 def test_the_peers_printed_means_agree_with_themselves_and_with_other_tables():
-    for method, readings in cells_of("peers-b2n").items():
-        base, new, printed = (readings["test"][f"Average/{name}"] for name in ("base", "new", "HM"))
+    printed_rows = {(method, ""): readings["test"] for method, readings in cells_of("peers-b2n").items()}
+    for source in sheets.read_published("peers-b2n")["sources"]:  # which stand in `cells` as bands
+        numbers = {f"{group}/{name}": value for (group, name), (value, _) in source.numbers.items()}
+        printed_rows |= {(source.method, ""): numbers, (source.method, source.name): numbers}
+    assert len(printed_rows) == 13 + 4
+    for method, places in printed_rows.items():
+        base, new, printed = (places[f"Average/{name}"] for name in ("base", "new", "HM"))
         assert 2 * base * new / (base + new) == pytest.approx(printed, abs=0.0101), method
     for name in ("peers-xd", "peers-dg"):
         for method, readings in cells_of(name).items():
@@ -411,7 +474,7 @@ def test_the_peers_printed_means_agree_with_themselves_and_with_other_tables():
             same = cells_of(name.replace("peers", "gopro")).get(method, {"test": {}})["test"]
             assert {**places, "/ImageNet": source}.items() <= same.items() or not same
     for method in ("CLIP", "CoOp", "CoCoOp", "MaPLe"):
-        own = cells_of("peers-b2n")[method]["test"]
+        own = printed_rows[method, "MaPLe" if method == "CoOp" else ""]
         assert own.items() <= cells_of("gopro-b2n")[method]["test"].items()
 
 

@@ -66,6 +66,22 @@ def test_every_cell_mean_and_gain_equals_the_plain_calculation():
     assert not table.below
 
 
+def test_domainbeds_error_takes_the_place_of_the_deviation_and_the_table_says_so():
+    values = figures()
+    plain = tables.method_table(group_of(values), reference="ZeroshotCLIP")
+    table = plain.with_spread(rendering.ERROR)
+    for before, after in zip(plain.rows, table.rows):
+        for cell, other in zip(before[1:], after[1:]):
+            (mean, deviation, _), (same, error, _) = parse(cell), parse(other)  # sqrt(2/3) / sqrt(3) as large
+            assert mean == same and error == pytest.approx(deviation * 2**0.5 / 3, abs=0.08)
+    cell = [values["GOPro", "photo", seed] for seed in SEEDS]
+    mean = sum(cell) / 3
+    error = math.sqrt(sum((value - mean) ** 2 for value in cell) / 3) / math.sqrt(3)
+    (row,) = [row for row in table.records() if (row["row"], row["column"]) == ("GOPro (vit)", "photo")]
+    assert row["error"] == pytest.approx(error, rel=1e-12) and "std" not in row
+    assert any(line.endswith(f"cells: {rendering.ERROR.text}") for line in table.above)
+
+
 def test_gaps_are_named_counted_and_never_bend_the_mean():
     values = figures()
     del values["GOPro", "photo", 2]
