@@ -1,11 +1,17 @@
 """What a method says of itself: attributes of its class, with the values that most have."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl_clip.results.errors import UserError
+
 from .unused import Overridden
+
+Limit = tuple[Callable[[Any], bool], str]
+"""Whether a value is within it, and the words for what is."""
 
 
 def trainer_node(cfg: CfgNode, name: str, **defaults: object) -> None:
@@ -13,6 +19,32 @@ def trainer_node(cfg: CfgNode, name: str, **defaults: object) -> None:
     node = cfg.TRAINER.setdefault(name, CfgNode())
     for key, value in {"PREC": "fp32", **defaults}.items():
         node.setdefault(key, value)
+
+
+def at_least(least: float) -> Limit:
+    """The limit of numbers that are not below `least`."""
+    return (lambda value: least <= value < math.inf), f"a number of at least {least:g}"
+
+
+def one_of(values: Collection[Any]) -> Limit:
+    """The limit of a setting with named values."""
+    return (lambda value: value in values), f"one of {', '.join(map(str, values))}"
+
+
+ABOVE_ZERO: Limit = (lambda value: 0 < value < math.inf), "a number above 0"
+
+
+def check_limits(limits: Mapping[str, Limit], cfg: CfgNode, name: str) -> None:
+    """Refuse settings of the node `TRAINER.<name>` outside their limits.
+
+    Raises:
+        UserError: The key, its value and what is expected.
+    """
+    node = cfg.TRAINER[name]
+    for key, (holds, expected) in limits.items():
+        value = node.get(key)  # a subclass may have no such key
+        if key in node and not holds(value):
+            raise UserError(f"TRAINER.{name}.{key} is {value!r}; expected {expected}")
 
 
 class MethodFacts:
@@ -23,6 +55,7 @@ class MethodFacts:
     class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
     repairs: str = ""  # what the method can repair of a frozen CLIP, a key of `results.diagnosis.REPAIRS`
     settings: Mapping[str, Any] = {}  # keys of its node and their defaults
+    limits: Mapping[str, Limit] = {}  # of its node: what a setting has to be
     aliases: tuple[str, ...] = ()  # other names that a command line may give it; not inherited
     has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
     refines = False  # True: it refines the finished run that `FROM` of its node names

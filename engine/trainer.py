@@ -36,7 +36,7 @@ from .extra_tests import EXTRA_TEST_SETTINGS, ExtraTests, check_extra_tests
 from .features import CachedImages, Encoding, FeatureStore
 from .fingerprint import identity
 from .loop import EpochLoop, random_states, restore_random
-from .method import MethodFacts, trainer_node
+from .method import MethodFacts, check_limits, trainer_node
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import Precision, check_precision
 from .record import trainer_facts, write_run
@@ -75,7 +75,9 @@ class CLIPTrainer(MethodFacts, TrainerX):
 
     @property
     def prompt(self) -> str:
-        """The words around the class name, for the record."""
+        """The words around the class name, for the record; the templates where there are."""
+        if hasattr(self, "templates"):
+            return " | ".join(self.templates)
         raise NotImplementedError(f"{type(self).__name__} does not say which prompt it uses")
 
     def published_state(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +88,10 @@ class CLIPTrainer(MethodFacts, TrainerX):
         """Refuse impossible settings before anything is built.
 
         Raises:
-            UserError: Unknown precision, a logger that is unknown or not installed, a changed setting that another one
-                takes the place of, or a setting of an extra test that does not exist.
+            UserError: One that is unknown, outside its limits or without effect, or whose package is not installed.
         """
         name = type(self).__name__.upper()
+        check_limits(self.limits, cfg, name)
         wants_wandb(cfg)
         warn_of_unused(cfg, self.unused_keys, self.used_keys, self.used_instead)
         if self.overridden:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import FeatureRows
@@ -75,11 +74,9 @@ class TransductiveTrainer(CLIPTrainer):
 
     Attributes:
         needs: What a method needs to score an image, for tables.
-        limits: What a setting has to be: whether a value is so, and the words for it.
     """
 
     needs = BATCH
-    limits: Mapping[str, tuple[Callable[[Any], bool], str]] = {}
     settings: Mapping[str, Any] = {
         "TEMPLATES": "single",
         "TASKS": (),  # what a script runs if no task is named
@@ -92,15 +89,6 @@ class TransductiveTrainer(CLIPTrainer):
     listed_usually = False
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse settings outside their limits."""
-        super().check_cfg(cfg)
-        name = type(self).__name__.upper()
-        for key, (holds, expected) in self.limits.items():
-            value = cfg.TRAINER[name][key]
-            if not holds(value):
-                raise UserError(f"TRAINER.{name}.{key} is {value!r}; expected {expected}")
 
     def joint_logits(self, images: Images) -> Tensor:
         """Logits `[N, C]`, whose softmax are the shares of the classes, of images that are scored together."""

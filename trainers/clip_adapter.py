@@ -11,11 +11,11 @@ checkpoints, which load as they are. What is learned has no part for a class, so
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine.method import at_least
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.results.errors import UserError
 
@@ -46,23 +46,12 @@ class CLIPAdapter(CLIPTrainer):
     """Cross-entropy on the scores of adapted image features."""
 
     settings = {"TEMPLATES": "coop", "RATIO": 0.2, "REDUCTION": 4}
+    limits = {
+        "RATIO": (lambda value: 0 < value <= 1, "a share above 0, at most 1"),
+        "REDUCTION": at_least(1),
+    }
     caches_first_view = True
     listed = False
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse a ratio outside (0, 1] and a reduction below 1."""
-        super().check_cfg(cfg)
-        node = cfg.TRAINER.CLIPADAPTER
-        if not 0 < node.RATIO <= 1 or node.REDUCTION < 1:
-            raise UserError(
-                f"TRAINER.CLIPADAPTER.RATIO is {node.RATIO!r} and REDUCTION {node.REDUCTION!r}; expected a share above "
-                "0, at most 1, and a divisor of the width of at least 1"
-            )
-
-    @property
-    def prompt(self) -> str:
-        """The templates, joined by bars."""
-        return " | ".join(self.templates)
 
     def build_model(self) -> None:
         """The adapter, and the text classifier."""

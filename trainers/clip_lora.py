@@ -13,13 +13,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.lora import PARTS, TOWERS, AdaptedCLIP
 from dassl_clip.clip.templates import fill_template, resolve_templates
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.engine.features import Encoding
+from dassl_clip.engine.method import at_least, one_of
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
@@ -71,6 +71,13 @@ class CLIPLoRA(CLIPTrainer):
         "STEPS_PER_SHOT": 500,  # 0: OPTIM.MAX_EPOCH epochs
         "LAST_LR": 1e-6,
     }
+    limits = {
+        "ENCODER": one_of(ENCODERS),
+        "RANK": at_least(1),
+        "DROPOUT": (lambda value: 0 <= value < 1, "a share, below 1"),
+        "PARTS": (lambda value: value and set(value) <= set(PARTS), f"some of {', '.join(PARTS)}"),
+        **dict.fromkeys(("STEPS_PER_SHOT", "LAST_LR"), at_least(0)),
+    }
     listed = False
 
     @property
@@ -82,20 +89,6 @@ class CLIPLoRA(CLIPTrainer):
     def caches_first_view(self) -> bool:
         """Where only the text tower is changed, a fixed view is encoded once."""
         return not self.image_features_change
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse impossible ranks, shares and parts."""
-        super().check_cfg(cfg)
-        node = cfg.TRAINER.CLIPLORA
-        if node.ENCODER not in ENCODERS:
-            raise UserError(f"TRAINER.CLIPLORA.ENCODER is {node.ENCODER!r}; expected one of {', '.join(ENCODERS)}")
-        if not node.PARTS or not set(node.PARTS) <= set(PARTS):
-            raise UserError(f"TRAINER.CLIPLORA.PARTS is {tuple(node.PARTS)}; expected some of {', '.join(PARTS)}")
-        if node.RANK < 1 or not 0 <= node.DROPOUT < 1 or node.STEPS_PER_SHOT < 0 or node.LAST_LR < 0:
-            raise UserError(
-                f"TRAINER.CLIPLORA has RANK {node.RANK}, DROPOUT {node.DROPOUT}, STEPS_PER_SHOT {node.STEPS_PER_SHOT} "
-                f"and LAST_LR {node.LAST_LR}; expected a rank of 1 or more, a share below 1 and no negative numbers"
-            )
 
     @property
     def prompt(self) -> str:

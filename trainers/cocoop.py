@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import image_conditioned_scores, initial_context
 from dassl_clip.engine.conditioned import ConditionedTrainer
+from dassl_clip.engine.method import at_least
 from dassl_clip.engine.unused import words_override
 
 REDUCTION = 16  # of the hidden layer, which is `E // 16` wide
@@ -52,6 +53,7 @@ class CoCoOp(ConditionedTrainer):
         "N_CTX": 4,  # context tokens
         "CTX_INIT": "a photo of a",  # words that they start from
     }
+    limits = {"N_CTX": at_least(1)}
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     @property

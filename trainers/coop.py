@@ -8,13 +8,12 @@ import logging
 
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import ContextLearner, initial_words
+from dassl_clip.engine.method import at_least, one_of
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import words_override
-from dassl_clip.results.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +31,8 @@ class CoOp(CLIPTrainer):
         "CSC": False,  # a context for each class; of tokens alone
         "CLASS_TOKEN_POSITION": "end",
     }
+    limits = {"CLASS_TOKEN_POSITION": one_of(POSITIONS), "N_CTX": at_least(1)}
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse an unknown class-token position."""
-        super().check_cfg(cfg)
-        name = type(self).__name__.upper()
-        position = cfg.TRAINER[name].CLASS_TOKEN_POSITION
-        if position not in POSITIONS:
-            raise UserError(f"TRAINER.{name}.CLASS_TOKEN_POSITION is {position!r}; expected one of {POSITIONS}")
 
     @property
     def class_specific(self) -> bool:

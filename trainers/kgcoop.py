@@ -12,6 +12,7 @@ from torch import Tensor
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
+from dassl_clip.engine.method import at_least
 
 from .coop import CoOp
 
@@ -32,6 +33,7 @@ class KgCoOp(CoOp):
         "TEMPLATES": "coop",  # what the features stay near to: a named set, or templates with `{}`
         "DISTANCE_WEIGHT": 8.0,
     }
+    limits = CoOp.limits | {"DISTANCE_WEIGHT": at_least(0)}
 
     @property
     def prompt(self) -> str:

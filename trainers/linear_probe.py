@@ -17,6 +17,7 @@ from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import selection_images
+from dassl_clip.engine.method import at_least
 from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
@@ -78,6 +79,7 @@ class LinearProbe(CLIPTrainer):
         "STEPS": 500,  # most iterations of the solver
     }
     class_specific = True
+    limits = {"STEPS": at_least(0)}
     has_epochs = False
     overridden = {"CTX_INIT": ("TEMPLATES", templates_override)}
     unused_keys = EPOCH_LOOP

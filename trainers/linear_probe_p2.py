@@ -17,7 +17,6 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
@@ -25,10 +24,10 @@ from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.data import derive_seed
 from dassl_clip.engine.evaluation import selection_images
+from dassl_clip.engine.method import at_least
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.training_views import TrainingViews
 from dassl_clip.engine.unused import EPOCH_LOOP
-from dassl_clip.results.errors import UserError
 from dassl_clip.results.protocols import BEST_ON_VAL
 
 logger = logging.getLogger(__name__)
@@ -118,24 +117,12 @@ class LinearProbeP2(CLIPTrainer):
         "ALPHA_EVERY": 10,  # passes between two steps of the text weights
         "ALPHA_FACTOR": 250.0,  # the first text weight over the mean cosine of images with the text of their class
     }
+    limits = {"PASSES": at_least(0), "ALPHA_EVERY": at_least(1), "ALPHA_FACTOR": at_least(0)}
     class_specific = True
     has_epochs = False
     listed = False
     unused_keys = EPOCH_LOOP
     used_instead = "it trains on all images at once, with step sizes that follow from them"
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse impossible numbers of passes and factors."""
-        super().check_cfg(cfg)
-        node = cfg.TRAINER.LINEARPROBEP2
-        for key, least in (("PASSES", 0), ("ALPHA_EVERY", 1), ("ALPHA_FACTOR", 0)):
-            if not node[key] >= least:
-                raise UserError(f"TRAINER.LINEARPROBEP2.{key} is {node[key]!r}; expected a number of at least {least}")
-
-    @property
-    def prompt(self) -> str:
-        """The templates, joined by bars."""
-        return " | ".join(self.templates)
 
     def build_model(self) -> None:
         """The text features, and a probe of zeros."""

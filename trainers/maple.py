@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.engine.deep_prompts import DeepPromptTrainer, random_prompts
+from dassl_clip.engine.method import at_least
 
 LEARNER = "prompt_learner."
 TOWERS = ("image_encoder.", "text_encoder.", "logit_scale")
@@ -74,6 +75,7 @@ class MaPLe(DeepPromptTrainer):
         "PROMPT_DEPTH": 9,  # layers with prompts
         "IMAGE_PROMPTS": True,  # False: the text tower's alone, for image towers that take no tokens
     }
+    limits = {"N_CTX": at_least(1), "PROMPT_DEPTH": at_least(1)}
 
     @property
     def prompts_image(self) -> bool:

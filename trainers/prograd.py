@@ -11,6 +11,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.prompts import ContextLearner, initial_context
 from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.engine import distributed
+from dassl_clip.engine.method import ABOVE_ZERO, at_least
 from dassl_clip.engine.unused import Overridden
 from dassl_clip.results.errors import UserError
 
@@ -61,6 +62,10 @@ class ProGrad(KgCoOp):
         "LAMBDA": 1.0,  # share of the part against it that is taken off
         "TEMPERATURE": 1.0,
         "CLASS_TOKEN_POSITION": "end",
+    }
+    limits = KgCoOp.limits | {
+        "LAMBDA": at_least(0),
+        "TEMPERATURE": ABOVE_ZERO,
     }
     overridden: Overridden = {}
     class_specific = False

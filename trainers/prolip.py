@@ -31,6 +31,7 @@ from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.features import Encoding
+from dassl_clip.engine.method import at_least
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.training_views import TrainingViews
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -126,6 +127,7 @@ class ProLIP(CLIPTrainer):
         "LAMBDA": ("1/K",),  # candidates: numbers, 1/K or 1/K^2
         "EPS": 1e-4,
     }
+    limits = {"VIEWS": at_least(1), "STEPS": at_least(0), "EPS": at_least(0)}
     has_epochs = False
     image_features_change = True
     listed = False
@@ -133,12 +135,9 @@ class ProLIP(CLIPTrainer):
     used_instead = "it trains on all images at once, with LR, LAMBDA and STEPS of TRAINER.PROLIP"
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse impossible candidates and numbers of views and steps."""
+        """Also refuse impossible candidates."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.PROLIP
-        for key, least in (("VIEWS", 1), ("STEPS", 0), ("EPS", 0)):
-            if not node[key] >= least:
-                raise UserError(f"TRAINER.PROLIP.{key} is {node[key]!r}; expected a number of at least {least}")
         if not node.LR or not node.LAMBDA or min(node.LR) < 0:
             raise UserError(
                 f"TRAINER.PROLIP.LR is {tuple(node.LR)} and LAMBDA {tuple(node.LAMBDA)}; expected one or more of each, "
@@ -146,11 +145,6 @@ class ProLIP(CLIPTrainer):
             )
         for value in node.LAMBDA:
             parse_penalty(value, 1)
-
-    @property
-    def prompt(self) -> str:
-        """The templates, joined by bars."""
-        return " | ".join(self.templates)
 
     def published_state(self, state: dict) -> dict:
         """The projection of an authors' checkpoint of a ResNet, which holds it as a linear layer."""

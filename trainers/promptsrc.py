@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import fill_template, resolve_templates
 from dassl_clip.engine.deep_prompts import DeepPromptTrainer, random_prompts
-from dassl_clip.results.errors import UserError
+from dassl_clip.engine.method import at_least
 from dassl_clip.results.labels import display_name
 
 AVERAGE = "average."
@@ -159,15 +158,11 @@ class PromptSRC(DeepPromptTrainer):
         "GPA_MEAN": 15.0,  # epoch that counts most in the average
         "GPA_STD": 1.0,  # in epochs; 0: no average, the last epoch's prompts
     }
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse a negative deviation."""
-        super().check_cfg(cfg)
-        deviation = cfg.TRAINER.PROMPTSRC.GPA_STD
-        if deviation < 0:
-            raise UserError(
-                f"TRAINER.PROMPTSRC.GPA_STD is {deviation}; expected epochs, more than 0, or 0 for no average"
-            )
+    limits = {
+        **dict.fromkeys(("N_CTX_TEXT", "N_CTX_VISION"), at_least(1)),
+        **dict.fromkeys(("TEXT_LOSS_WEIGHT", "IMAGE_LOSS_WEIGHT", "SCORE_LOSS_WEIGHT"), at_least(0)),
+        "GPA_STD": at_least(0),
+    }
 
     @property
     def prompts_image(self) -> bool:

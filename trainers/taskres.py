@@ -13,13 +13,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import fill_template, resolve_templates
 from dassl_clip.clip.text_tower import TextTower
+from dassl_clip.engine.method import ABOVE_ZERO
 from dassl_clip.engine.trainer import CLIPTrainer
-from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
 
@@ -56,22 +55,10 @@ class TaskRes(CLIPTrainer):
     """Cross-entropy on the scores of class features with a residual."""
 
     settings = {"TEMPLATES": "coop", "ALPHA": 0.5}
+    limits = {"ALPHA": ABOVE_ZERO}
     class_specific = True
     caches_first_view = True
     listed = False
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse a factor without effect."""
-        super().check_cfg(cfg)
-        if not cfg.TRAINER.TASKRES.ALPHA > 0:
-            raise UserError(
-                f"TRAINER.TASKRES.ALPHA is {cfg.TRAINER.TASKRES.ALPHA!r}; expected a factor above 0, such as 0.5"
-            )
-
-    @property
-    def prompt(self) -> str:
-        """The templates of the base, joined by bars."""
-        return " | ".join(self.templates)
 
     def build_model(self) -> None:
         """The residual on the text features."""

@@ -28,6 +28,7 @@ from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.data import derive_seed
 from dassl_clip.engine.evaluation import selection_images
+from dassl_clip.engine.method import at_least
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.training_views import TrainingViews
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -158,6 +159,7 @@ class TipAdapter(CLIPTrainer):
         "GRID_STEPS": (200, 20),
         "KEYS": 0,  # how many the cache has; 0: as many as there are training images
     }
+    limits = {"VIEWS": at_least(1), **dict.fromkeys(("KEYS", "BETA", "ALPHA"), at_least(0))}
     class_specific = True
     has_epochs = False
     listed = False
@@ -166,24 +168,16 @@ class TipAdapter(CLIPTrainer):
     fixed_in_record = {"KEYS": "keys"}
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse strengths, grids and numbers of views that are impossible."""
+        """Also refuse an impossible grid."""
         super().check_cfg(cfg)
         name = type(self).__name__.upper()
         node = cfg.TRAINER[name]
-        for key, least in (("VIEWS", 1), ("KEYS", 0), ("BETA", 0), ("ALPHA", 0)):
-            if not node[key] >= least:
-                raise UserError(f"TRAINER.{name}.{key} is {node[key]!r}; expected a number of at least {least}")
         top, steps = node.GRID_TOP, node.GRID_STEPS
         if len(top) != 2 or min(top) <= LOWEST or len(steps) != 2 or min(steps) < 1:
             raise UserError(
                 f"TRAINER.{name}.GRID_TOP is {tuple(top)} and GRID_STEPS {tuple(steps)}; expected two numbers each, "
                 f"for beta and alpha: tops above {LOWEST} and steps of at least 1"
             )
-
-    @property
-    def prompt(self) -> str:
-        """The templates, joined by bars."""
-        return " | ".join(self.templates)
 
     def build_model(self) -> None:
         """The text classifier, and an empty cache."""
@@ -264,15 +258,11 @@ class TipAdapterF(TipAdapter):
         "EPOCHS": 20,  # each on a random view of its own
         "BATCH_SIZE": 256,
     }
+    limits = TipAdapter.limits | {
+        **dict.fromkeys(("EPOCHS", "LR", "EPS", "WEIGHT_DECAY"), at_least(0)),
+        "BATCH_SIZE": at_least(1),
+    }
     used_instead = "AdamW trains the keys, with LR, EPOCHS and BATCH_SIZE of TRAINER.TIPADAPTERF"
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse impossible settings of the training."""
-        super().check_cfg(cfg)
-        node = cfg.TRAINER.TIPADAPTERF
-        for key, least in (("EPOCHS", 0), ("BATCH_SIZE", 1), ("LR", 0), ("EPS", 0), ("WEIGHT_DECAY", 0)):
-            if not node[key] >= least:
-                raise UserError(f"TRAINER.TIPADAPTERF.{key} is {node[key]!r}; expected a number of at least {least}")
 
     def train_keys(self) -> None:
         """Train the keys on one view per epoch; with `best_val` take the best epoch on validation images."""

@@ -30,11 +30,6 @@ class ZeroshotCLIP(CLIPTrainer):
     unused_keys = EPOCH_LOOP
     used_instead = "nothing is trained"
 
-    @property
-    def prompt(self) -> str:
-        """The templates, joined by bars."""
-        return " | ".join(self.templates)
-
     def build_model(self) -> None:
         """The classifier `[C, E]` from the text tower."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME, words=self.node.CTX_INIT)

@@ -28,6 +28,7 @@ from dassl_clip.clip.templates import fill_template, resolve_templates
 from dassl_clip.engine import distributed, feature_cache, signals
 from dassl_clip.engine.clock import Pace
 from dassl_clip.engine.evaluation import selection_images
+from dassl_clip.engine.method import ABOVE_ZERO, at_least, one_of
 from dassl_clip.engine.styles import own_styles
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -73,6 +74,14 @@ class CLAP(CLIPTrainer):
     fixed_in_record = {"ALPHA": "alpha"}
     setting_labels = {"alpha": "alpha, the weight of the content head (0: plain CLIP)"}  # of a figure's axis
     overridden = OVERRIDDEN_PAIRS
+    limits = {
+        "TAU": ABOVE_ZERO,
+        "LATENT_DIM": at_least(1),
+        "BATCH_SIZE": at_least(2),
+        **dict.fromkeys(("LAMBDA", "MAX_STEPS", "PATIENCE"), at_least(0)),  # 0 steps train nothing
+        "CHECK_EVERY": at_least(1),
+        "KEEP": one_of(KEPT),
+    }
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
     used_instead = "the head is trained with Adam at OPTIM.LR; BATCH_SIZE and MAX_STEPS are those of TRAINER.CLAP"
     cached_splits = ("val",)  # accuracy by alpha is drawn of them
@@ -83,14 +92,6 @@ class CLAP(CLIPTrainer):
         node = cfg.TRAINER.CLAP
         check_pair_keys(node)
         parse_alpha(node.ALPHA)
-        if node.TAU <= 0 or node.LAMBDA < 0 or node.LATENT_DIM < 1 or node.BATCH_SIZE < 2 or node.MAX_STEPS < 0:
-            raise UserError(
-                "TRAINER.CLAP: TAU must be positive, LAMBDA at least 0, LATENT_DIM at least 1, BATCH_SIZE at least 2 "
-                f"and MAX_STEPS at least 0 (0 trains nothing); got TAU {node.TAU}, LAMBDA {node.LAMBDA}, LATENT_DIM "
-                f"{node.LATENT_DIM}, BATCH_SIZE {node.BATCH_SIZE}, MAX_STEPS {node.MAX_STEPS}"
-            )
-        if node.KEEP not in KEPT:
-            raise UserError(f"TRAINER.CLAP.KEEP is {node.KEEP!r}; expected one of {', '.join(KEPT)}")
         shared = set(cfg.DATASET.SOURCE_DOMAINS) & set(cfg.DATASET.TARGET_DOMAINS)
         tested = cfg.DATASET.get("PROTOCOL") == "all-images" and (shared or not cfg.DATASET.SOURCE_DOMAINS)
         candidates = tuple(node.ALPHA_CANDIDATES)
@@ -102,11 +103,6 @@ class CLAP(CLIPTrainer):
                 f"{', '.join(sorted(shared)) or cfg.DATASET.NAME} is tested, and nothing is chosen on test images: "
                 "give ALPHA a number, or source domains other than the target"
             )
-
-    @property
-    def prompt(self) -> str:
-        """The templates of the tested classifier."""
-        return " | ".join(self.templates)
 
     def build_model(self) -> None:
         """The head."""

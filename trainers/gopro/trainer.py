@@ -21,6 +21,7 @@ from dassl_clip.clip.views import augmix_view, moco_view
 from dassl_clip.engine import distributed
 from dassl_clip.engine.conditioned import ConditionedTrainer
 from dassl_clip.engine.features import Encoding
+from dassl_clip.engine.method import ABOVE_ZERO, at_least, one_of
 from dassl_clip.engine.unused import words_override
 from dassl_clip.results.errors import UserError
 
@@ -58,15 +59,18 @@ class GOPro(ConditionedTrainer):
         "TEMPERATURE": 0.1,  # of the contrastive term
         "BLUR_RADIUS": (0.1, 2.0),  # in pixels of the model's input
     }
+    limits = {
+        "N_CTX": at_least(1),
+        "VARIANT": one_of(VARIANTS),
+        **dict.fromkeys(("CE_WEIGHT", "CONSISTENCY_WEIGHT", "CONTRASTIVE_WEIGHT"), at_least(0)),
+        "TEMPERATURE": ABOVE_ZERO,
+    }
     overridden = {"N_CTX": ("CTX_INIT", words_override)}
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse an unknown variant, an unreadable shift scale and batches of one."""
+        """Also refuse an unreadable shift scale and batches of one."""
         super().check_cfg(cfg)
-        node = cfg.TRAINER.GOPRO
-        if node.VARIANT not in VARIANTS:
-            raise UserError(f"TRAINER.GOPRO.VARIANT is {node.VARIANT!r}; expected one of {VARIANTS}")
-        parse_shift_scale(node.SHIFT_SCALE)
+        parse_shift_scale(cfg.TRAINER.GOPRO.SHIFT_SCALE)
         if cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2:
             raise UserError("GOPro contrasts the images of a batch: DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2")
 

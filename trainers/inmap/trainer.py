@@ -28,6 +28,7 @@ from dassl_clip.clip.rows import Cosines, FeatureRows
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import metrics_of
 from dassl_clip.engine.features import Encoding, NormalizedRows
+from dassl_clip.engine.method import at_least, one_of
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.transductive import Images, TransductiveTrainer, check_images
@@ -92,6 +93,12 @@ class InMaP(TransductiveTrainer):
     repairs = "classes that take too many images"
     listed_usually = True
     listed_refining = True
+    limits = {
+        "SOLVER": one_of(SOLVERS),
+        "UNLABELED": one_of(UNLABELED),
+        **dict.fromkeys(("SINKHORN_ITERATIONS", "STEPS", "THRESHOLD", "TOLERANCE"), at_least(0)),
+        "RENEW": at_least(1),
+    }
     overridden = {
         "LR": ("SOLVER", lambda node: node.SOLVER != "authors" and node.LR > 0),
         "TOLERANCE": ("SOLVER", lambda node: node.SOLVER == "authors"),
@@ -102,21 +109,11 @@ class InMaP(TransductiveTrainer):
     refine_inputs = CLIPTrainer.refine_inputs
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse an unknown solver, marginal or source of images, and temperatures that are not positive."""
+        """Also refuse an unknown marginal, and temperatures that are not positive."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.INMAP
-        for key, known in (("SOLVER", tuple(SOLVERS)), ("UNLABELED", UNLABELED)):
-            if node[key] not in known:
-                raise UserError(f"TRAINER.INMAP.{key} is {node[key]!r}; expected one of {', '.join(known)}")
         for key in TEMPERATURES[0]:
             parse_temperature(node[key], f"TRAINER.INMAP.{key}", 1.0, 1.0)
-        if node.SINKHORN_ITERATIONS < 0 or node.STEPS < 0:
-            raise UserError(
-                f"TRAINER.INMAP.SINKHORN_ITERATIONS and STEPS are at least 0, got {node.SINKHORN_ITERATIONS} and "
-                f"{node.STEPS}"
-            )
-        if node.RENEW < 1:
-            raise UserError(f"TRAINER.INMAP.RENEW is a number of images, at least 1, got {node.RENEW}")
         kind, gamma = sizes.parse_marginal(node.MARGINAL, "TRAINER.INMAP.MARGINAL"), self._gamma(node)
         if gamma is not None and kind != sizes.AUTO:
             raise UserError(
