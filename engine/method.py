@@ -42,7 +42,7 @@ def check_limits(limits: Mapping[str, Limit], cfg: CfgNode, name: str) -> None:
     """
     node = cfg.TRAINER[name]
     for key, (holds, expected) in limits.items():
-        value = node.get(key)  # a subclass may have no such key
+        value = node.get(key)  # not `node[key]`: a check alone is no use of a key; and a subclass may have none
         if key in node and not holds(value):
             raise UserError(f"TRAINER.{name}.{key} is {value!r}; expected {expected}")
 

@@ -339,6 +339,8 @@ NOT_REACHED = {
     "NC_STD": "runs with the template set NC",
     "IMAGE_FOLDER": "runs with MODALITY image",
     "IMAGE_VIEWS": "runs with MODALITY image",
+    "SINKHORN_ITERATIONS": "runs with MARGINAL uniform",
+    "RENEW": "runs of the task online",
 }
 
 

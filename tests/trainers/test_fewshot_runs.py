@@ -217,7 +217,7 @@ def test_without_validation_images_the_published_values_are_taken(name, rule, ru
         ("TipAdapter", "KEYS", 3, "KEYS is 3, but there are 12 training images"),
         ("TipAdapterF", "BATCH_SIZE", 0, "BATCH_SIZE is 0; expected a number of at least 1"),
         ("LinearProbeP2", "ALPHA_EVERY", 0, "ALPHA_EVERY is 0; expected a number of at least 1"),
-        ("TaskRes", "ALPHA", 0.0, "ALPHA is 0.0; expected a factor above 0"),
+        ("TaskRes", "ALPHA", 0.0, "ALPHA is 0.0; expected a number above 0"),
         ("CLIPAdapter", "RATIO", 1.5, "expected a share above 0, at most 1"),
         ("CLIPAdapter", "REDUCTION", 17, "REDUCTION is 17, more than the 16 numbers of a feature"),
         ("ProLIP", "LAMBDA", "('K',)", "LAMBDA holds 'K'; expected a number of at least 0, 1/K or 1/K^2"),

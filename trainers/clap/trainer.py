@@ -78,8 +78,8 @@ class CLAP(CLIPTrainer):
         "TAU": ABOVE_ZERO,
         "LATENT_DIM": at_least(1),
         "BATCH_SIZE": at_least(2),
-        **dict.fromkeys(("LAMBDA", "MAX_STEPS", "PATIENCE"), at_least(0)),  # 0 steps train nothing
-        "CHECK_EVERY": at_least(1),
+        **dict.fromkeys(("LAMBDA", "MAX_STEPS"), at_least(0)),  # 0 steps train nothing
+        **dict.fromkeys(("CHECK_EVERY", "PATIENCE"), at_least(1)),
         "KEEP": one_of(KEPT),
     }
     unused_keys, used_keys = EPOCH_LOOP, ("OPTIM.LR", "TRAIN.CHECKPOINT_STEPS")
