@@ -127,6 +127,7 @@ def evaluations(
             asked.DATASET.TARGET_DOMAINS = (target,)
         if foreign:
             asked.DATASET.SOURCE_DOMAINS = asked.DATASET.TARGET_DOMAINS if domains else ()
+            asked.DATASET.TEST_PART, asked.DATASET.TRIAL = "in", 0  # of DomainBed's protocol alone
             asked.DATASET.PROTOCOL = "all-images" if domains or not tasks.publishes_test(asked) else "dassl"
         subset = asked.DATASET.SUBSAMPLE_CLASSES
         column = "-".join(filter(None, (target, subset if subset != "all" or not target else "")))

@@ -10,7 +10,8 @@ A data set lies in one or several pools: its domains, or the whole data set wher
 | `test` | | the parts that the layout names for a held-out target | test; without such a part: val |
 
 So nothing tested can be trained or selected on. Under `holdout` all parts are split again, 80 % and 20 % of each class
-of each pool (the habit of DomainBed, Gulrajani and Lopez-Paz, arXiv 2007.01434), and used in the same way. Under
+of each pool, and used in the same way. Under `domainbed` they are split into DomainBed's parts (`domainbed.py`), train
+being its "in" and val its "out" part, and DATASET.TEST_PART says which of them are the test of a target. Under
 `all-images` (the zero-shot protocol of CLAP, Cai et al., arXiv 2311.16445) every image of a tested pool is tested; a
 pool that trains too gives all its images to both. Class names and their number come from the data set's fixed list.
 """
@@ -19,6 +20,7 @@ import logging
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl_clip.results.errors import UserError
@@ -27,6 +29,8 @@ from dassl_clip.results.labels import UNLABELLED
 
 from . import hub
 from .class_names import class_file, prompt_names
+from .description import describe
+from .domainbed import check_pools, split_of_trial, test_part_of
 from .duplicates import count_once
 from .fewshot import (
     VAL_SHOTS,
@@ -38,7 +42,17 @@ from .fewshot import (
     write_selection,
 )
 from .folders import ImageFile, NoFoldersError, listed_once, listing_hash
-from .options import ALL_IMAGES, DASSL, HOLDOUT, PROTOCOLS, check_protocol, reads_rows, split_seed, wants_unlabelled
+from .options import (
+    ALL_IMAGES,
+    DASSL,
+    DOMAINBED,
+    HOLDOUT,
+    PROTOCOLS,
+    check_protocol,
+    reads_rows,
+    split_seed,
+    wants_unlabelled,
+)
 from .parts import WHOLE, Layout, Parts, every_image, split_again
 from .spec import Spec, listed
 
@@ -80,6 +94,7 @@ class ListedDataset(DatasetBase):
         source_domains, target_domains: canonical names of those asked for.
         shots: images per class, 0 for all.
         protocol_name: DATASET.PROTOCOL.
+        test_part: DATASET.TEST_PART under the protocol `domainbed`, "" under any other.
         protocol: one line on layout, protocol, parts, shots and classes, for a run's record.
         selection_file: where the draw is stored, or None.
         train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
@@ -114,8 +129,8 @@ class ListedDataset(DatasetBase):
             )
         self.listing = listing_hash(image for parts in pools.values() for images in parts.values() for image in images)
         self.image_keys = {image.path: image.key for images in lists.values() for image in images}
-        self.drawn_tests = self.protocol_name == HOLDOUT
-        self.protocol = self._describe()
+        self.drawn_tests = self.protocol_name == HOLDOUT or self.test_part in ("in", "out")
+        self.protocol = describe(self)
         logger.info("%s", self.protocol)
         if self.train_is_test and not self.unlabelled:
             logger.warning(
@@ -148,7 +163,9 @@ class ListedDataset(DatasetBase):
         self.spec = self.make_spec(cfg)
         self.domains = list(self.spec.domains)
         self.protocol_name = check_protocol(options.get("PROTOCOL", DASSL), self.spec.name, self.protocols)
+        self.test_part = test_part_of(cfg, self.protocol_name)
         self._choose_pools(options)
+        check_pools(self.test_part, self.spec.name, self.source_domains, self.target_domains)
         self.shots = max(0, options.NUM_SHOTS)
         self.seed = split_seed(cfg)
         self.selection = options.get("SELECTION", "")
@@ -168,18 +185,24 @@ class ListedDataset(DatasetBase):
         self._names = [self.names[label] for label in self._labels]
 
         needed = list(dict.fromkeys(self._sources + self._targets))
+        skip = self.spec.skip
+        if self.protocol_name == DOMAINBED:  # which counts damaged images too
+            self.spec = replace(self.spec, skip=frozenset())
         self.layout = self.find_layout(cfg, needed)
         self.dataset_dir = options.ROOT
         self.train_is_test = "train" not in self.layout.parts
         if self.train_is_test and self.selection:
             logger.warning("%s: there are no training images, so DATASET.SELECTION is without effect", self.spec.name)
+        if self.protocol_name in (HOLDOUT, DOMAINBED) and self.train_is_test:
+            raise UserError(
+                f"DATASET.PROTOCOL {self.protocol_name} holds out a part of the training images, but {self.spec.name} "
+                f"has only test images in the layout found: {self.layout.text}. Use DATASET.PROTOCOL {DASSL}"
+            )
         if self.protocol_name == HOLDOUT:
-            if self.train_is_test:
-                raise UserError(
-                    f"DATASET.PROTOCOL {HOLDOUT} holds out a part of the training images, but {self.spec.name} has "
-                    f"only test images in the layout found: {self.layout.text}. Use DATASET.PROTOCOL {DASSL}"
-                )
             self.layout = split_again(self.layout, self.seed)
+        elif self.protocol_name == DOMAINBED:
+            self.spec = replace(self.spec, skip=skip)
+            self.layout = split_of_trial(self.layout, self.spec, options.get("TRIAL", 0), self.test_part)
         pools = count_once({pool: self.layout.read(pool) for pool in needed}, self._sources, self.spec.classes)
         self.count_note = self.check_counts(pools)
         return pools
@@ -357,40 +380,3 @@ class ListedDataset(DatasetBase):
             )
             for image in images
         ]
-
-    def _describe(self) -> str:
-        """The text of `protocol`."""
-        texts = [f"{self.layout.text}{self.count_note}", f"protocol {self.protocol_name}"]
-        parts, cut, whole = self.layout.parts, self._cut_pools(), self._whole_pools()
-
-        def of(pools: Sequence[str], before: str = " of") -> str:
-            return f"{before} {', '.join(pools)}" if self.domains else ""
-
-        tests = [
-            f"{' + '.join(parts[part] for part in self._tested_parts(name))}{of([name])}" for name in self._targets
-        ]
-        test = f"test: {', '.join(tests)}"
-        if self.train_is_test:
-            texts += [test, "no training images: train_x is the test list, for methods that use no labels"]
-        else:
-            plain = [name for name in self._sources if name not in whole]
-            apart = [name for name in plain if name not in cut]
-            rest = [*cut, *(apart if "val" not in parts and self.shots else [])]
-            train = [f"{parts['train']}{of(plain)}"] if plain else []
-            train += [f"every image{of(whole)}"] if whole else []
-            val = [f"{parts['val']}{of(apart)}"] if apart and "val" in parts else []
-            val += [f"{parts['train']}{of(rest)} without the images trained on"] if rest else []
-            val += [f"every image{of(whole)} without those trained on"] if whole and self.shots else []
-            texts += [f"train: {', '.join(train)}", f"val: {', '.join(val) or 'none'}", test]
-            if whole:
-                texts.append(
-                    "images of train_x and val are tested too, so nothing may be trained on their labels but a probe"
-                    f"{of(whole)} whose record says so"
-                )
-            shots = f"{self.shots} shots per class (val: {min(self.shots, VAL_SHOTS)})"
-            texts.append(shots if self.shots else "all images")
-            texts += [f"selection {self.selection}"] if self.selection else []
-            texts.append(f"split seed {self.seed}" if self.seed >= 0 else "unseeded")
-        texts.append(f"classes: {self.subset} ({self.num_classes})")
-        texts += [self.names_note] if self.names_note else []
-        return f"{self.spec.name}: {'; '.join(texts)}"

@@ -16,7 +16,7 @@ from .base import Layout, ListedDataset, register
 from .folders import ImageFile, list_folder, read_text
 from .hub import TableParts
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
-from .options import DASSL, HOLDOUT, choice, split_seed
+from .options import DASSL, DOMAINBED, HOLDOUT, choice, split_seed
 from .spec import Spec, listed, load_spec, read_entry
 from .splits import lists_or_holdout, split_line
 
@@ -72,10 +72,10 @@ class VLCS(ListedDataset):
     def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
         option = choice("VLCS_TEST", cfg.DATASET.get("VLCS_TEST", "test"), list(VLCS_TESTS))
         tests_all, tested = option != "test", VLCS_TESTS[option]
-        if tests_all and self.protocol_name == HOLDOUT:
+        if tests_all and self.protocol_name in (HOLDOUT, DOMAINBED):
             raise UserError(
                 "DATASET.VLCS_TEST full+test chooses among the parts of Dassl's release, which DATASET.PROTOCOL "
-                "holdout draws anew: leave it at test, or use DATASET.PROTOCOL dassl"
+                f"{self.protocol_name} draws anew: leave it at test, or use DATASET.PROTOCOL dassl"
             )
         releases = []
         for with_parts in (True, False):
@@ -92,6 +92,11 @@ class VLCS(ListedDataset):
             raise UserError(
                 f"DATASET.VLCS_TEST full+test would test the images of {', '.join(both)} that are trained on: "
                 "leave it at test where a domain is both source and target, or use DATASET.PROTOCOL all-images"
+            )
+        if self.protocol_name == DOMAINBED:
+            logger.warning(
+                "VLCS: the files of %s, Dassl's release, have other names than DomainBed's: its split has other images",
+                folder,
             )
         parts, note = {"train": "train", "val": "crossval", "test": "test"}, VLCS_NOTE
         without = [path for path in folders.values()

@@ -16,7 +16,7 @@ from dassl_clip.results.errors import MissingFileError, UserError
 
 from .base import Layout, ListedDataset, Parts, register
 from .folders import ImageFile, readable_csv
-from .options import ALL_IMAGES, DASSL
+from .options import ALL_IMAGES, DASSL, DOMAINBED
 from .spec import PARTS, Spec, listed
 
 SPLIT_FILE = "split.csv"
@@ -31,7 +31,7 @@ class Icons(ListedDataset):
     own_styles_file = (
         ICONS_FOLDER.parent / "own_styles.json"
     )  # for templates with {own}: the seed 1 of tools.build_icons
-    protocols = (DASSL, ALL_IMAGES)  # a new hold-out would part the variants of one drawing
+    protocols = (DASSL, ALL_IMAGES, DOMAINBED)  # a new hold-out would part variants of a drawing; DomainBed knows none
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:

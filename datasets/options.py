@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dassl_clip.results.errors import UserError, did_you_mean
 
-DASSL, ALL_IMAGES, HOLDOUT = PROTOCOLS = ("dassl", "all-images", "holdout")
+DASSL, ALL_IMAGES, HOLDOUT, DOMAINBED = PROTOCOLS = ("dassl", "all-images", "holdout", "domainbed")
 
 
 DEFAULTS = {
@@ -12,7 +12,9 @@ DEFAULTS = {
     "SPLIT_SEED": -1,  # seed of few-shot draw and hold-out; negative: SEED
     "SELECTION": "",  # stored few-shot selection to train on instead of drawing
     "TASKS": (),  # the tasks a script runs on this data set if none is named: lodo, fewshot
-    "PROTOCOL": DASSL,  # dassl (the published splits), all-images or holdout
+    "PROTOCOL": DASSL,  # dassl (the published splits), all-images, holdout or domainbed
+    "TEST_PART": "in",  # of a target under domainbed: in (80 %, what DomainBed reports), out (20 %) or all
+    "TRIAL": 0,  # number of DomainBed's split, its trial_seed
     "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
     "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
     "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names

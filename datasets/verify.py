@@ -107,6 +107,7 @@ def verify(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASET.PROTOCOL = ALL_IMAGES if ALL_IMAGES in loader.protocols else DASSL
+    cfg.DATASET.TEST_PART, cfg.DATASET.TRIAL = "in", 0
     cfg.DATASET.NUM_SHOTS, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = -1, (), ()
     with collected(report):
         domains = loader.list_domains(cfg)

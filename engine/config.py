@@ -99,6 +99,8 @@ KEYS: dict[str, Key] = {
     "DATASET.NUM_SHOTS": Key(in_name=True, of_run=True),
     "DATASET.SUBSAMPLE_CLASSES": Key(in_name=True, same_images=True, of_run=True),
     "DATASET.PROTOCOL": Key(in_name=True, same_images=True),
+    "DATASET.TEST_PART": Key("in", values=("in", "out", "all"), same_images=True, counts_if_set=True),
+    "DATASET.TRIAL": Key(0, least=0, in_name=True, same_images=True, counts_if_set=True),
     "DATASET.SPLIT_SEED": Key(most=_LARGEST_SEED, same_images=True, of_run=True),
     "DATASET.TASKS": Key(computes=False),
     "DATASET.STYLES": Key((), counts_if_set=True),  # style words; () stands for the names of the domains

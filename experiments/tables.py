@@ -184,8 +184,8 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
     ]
     seeds += f" ({'; '.join(fewer)})" if fewer else ""
     domains = ((cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) for cfg in configs)
-    kinds = (cfg.DATASET.get("PROTOCOL", "") for cfg in configs)
-    protocols = _several(protocol_of(*own, run.task, kind) for own, run, kind in zip(domains, runs, kinds))
+    kinds = ((cfg.DATASET.get("PROTOCOL", ""), cfg.DATASET.get("TEST_PART", "")) for cfg in configs)
+    protocols = _several(protocol_of(*own, run.task, *kind) for own, run, kind in zip(domains, runs, kinds))
     lines = [
         f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
         f"ours: protocol: {protocols}",

@@ -1,6 +1,7 @@
 """Records sorted into groups that may share a table: rows (a method in a configuration), columns (domains) and seeds.
 
-Records of different tasks, data sets, shots, class subsets, backbones, weights or images never share a group.
+Records of different tasks, data sets, shots, class subsets, test parts, backbones, weights or images never share a
+group.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def column_of(record: Record) -> str:
 class Group:
     """Runs that may stand in one table."""
 
-    # What all of them share: task, dataset, shots, class_subset, backbone, weights_hash, split, trained_on (of
-    # evaluations), data (a name for the data set's domains and classes).
+    # What all of them share: task, dataset, shots, class_subset, test_part (of DomainBed's protocol), backbone,
+    # weights_hash, split, trained_on (of evaluations), data (a name for the data set's domains and classes).
     facts: dict[str, Any]
     runs: dict[Row, dict[str, dict[int, Record]]] = field(default_factory=dict)  # row -> domain -> seed -> record
     remarks: list[str] = field(default_factory=list)  # what a reader of the table must know of its records
@@ -295,6 +296,7 @@ def _shared_facts(record: Record, split: str) -> dict[str, Any]:
     if across:  # one table for the trained run and those that evaluate it
         facts["dataset"] = record.get("source_dataset", record["dataset"])
         facts["class_subset"] = "all" if record["class_subset"] == "all" else "base and new"
+    facts["test_part"] = record.get("test_part", "")
     facts |= {"backbone": record["backbone"]["name"], "weights_hash": record["backbone"]["weights_hash"]}
     facts["split"] = split
     facts["trained_on"] = _trained_elsewhere(record, facts["dataset"])

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ALL_IMAGES = "all-images"  # value of DATASET.PROTOCOL
+ALL_IMAGES, DOMAINBED = "all-images", "domainbed"  # values of DATASET.PROTOCOL
+TEST_PARTS = {  # value of DATASET.TEST_PART -> what is tested of a target under the protocol `domainbed`
+    "in": 'the "in" part (80 %)',
+    "out": 'the "out" part (20 %)',
+    "all": "all",
+}
 LABEL_FREE_TASKS = {
     "zeroshot": "{tested} tested, no label is trained on",
     "probe": "{tested} tested; probes are trained on a few labelled images",
@@ -61,14 +66,17 @@ def facts_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset, data_protocol = str(flat.get("DATASET.NAME", "")), str(flat.get("DATASET.PROTOCOL", ""))
     seed, split_seed = int(flat.get("SEED", -1)), int(flat.get("DATASET.SPLIT_SEED", -1))
     best = flat.get("TEST.FINAL_MODEL") == "best_val"
+    domainbed = data_protocol == DOMAINBED
+    test_part = str(flat["DATASET.TEST_PART"]) if domainbed else ""
     return {
         "method": str(flat.get("TRAINER.NAME", "")),
         "config": str(flat.get("RUN.CONFIG", "")),
         "task": task,
         "dataset": dataset,
         "source_dataset": str(flat.get("RUN.SOURCE") or dataset),
-        "protocol": protocol_of(source, target, task, data_protocol),
+        "protocol": protocol_of(source, target, task, data_protocol, test_part),
         "data_protocol": data_protocol,  # which images of the target are tested
+        **({"test_part": test_part, "trial": int(flat["DATASET.TRIAL"])} if domainbed else {}),
         "selection_rule": BEST_ON_VAL if best else LAST,
         "source_domains": source,
         "target_domains": target,
@@ -89,7 +97,9 @@ def task_of(source: Sequence[str], target: Sequence[str]) -> str:
     return "" if set(source) & set(target) else "lodo"
 
 
-def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", data_protocol: str = "") -> str:
+def protocol_of(
+    source: Sequence[str], target: Sequence[str], task: str = "", data_protocol: str = "", test_part: str = ""
+) -> str:
     """The protocol that a task, or a pair of domain lists, amounts to, in one phrase.
 
     Args:
@@ -97,6 +107,7 @@ def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", da
         target: target domains.
         task: name of the task, "" for a run by hand.
         data_protocol: DATASET.PROTOCOL, which says what is tested; "" where an old record does not hold it.
+        test_part: DATASET.TEST_PART under the protocol `domainbed`.
     """
     if task in LABEL_FREE_TASKS or task in SCENARIO_TASKS:
         whole = data_protocol == ALL_IMAGES if data_protocol else bool(target)
@@ -111,13 +122,21 @@ def protocol_of(source: Sequence[str], target: Sequence[str], task: str = "", da
         return "inside a domain: every image of it is tested"
     if set(source) == set(target):
         return "inside a domain: trained on its training part, tested on its held-out part"
+    if data_protocol == DOMAINBED:
+        return (
+            'leave one domain out, DomainBed\'s split: trained on the "in" parts (80 %) of the source domains, '
+            f'validated on their "out" parts, tested on {TEST_PARTS[test_part]} of the unseen target domain'
+        )
     return "leave one domain out: trained on the source domains, tested on all of the unseen target domain"
 
 
 def protocols(records: Sequence[Mapping[str, Any]]) -> set[str]:
     """The protocols of finished runs."""
     return {
-        protocol_of(run["source_domains"], run["target_domains"], run["task"], run.get("data_protocol", ""))
+        protocol_of(
+            *(run["source_domains"], run["target_domains"], run["task"]),
+            *(run.get("data_protocol", ""), run.get("test_part", "")),
+        )
         for run in records
     }
 

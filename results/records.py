@@ -78,6 +78,8 @@ _SHAPES: dict[str, Any] = {
     "toolbox": dict[str, str],
     "source_dataset": str,
     "data_protocol": str,
+    "test_part": str,  # of DomainBed's protocol: which part of the target is tested, and the trial that drew it
+    "trial": int,
     "classnames": list[str],
     "history": list[dict[str, float]],
     "reading_notes": list[str],  # how the extra tests were made

@@ -126,15 +126,17 @@ def target_table(group: Group, row: Row, metric: str = "accuracy") -> Table:
 
 
 def group_title(group: Group) -> str:
-    """Data set, task and split."""
+    """Data set, task and split, and of DomainBed's protocol the part that is tested."""
     facts = group.facts
-    return f"{facts['dataset']}, task {facts['task'] or 'by hand'}, {facts['split']} images"
+    part = f" ({facts['test_part']} part)" if facts["test_part"] and facts["split"] == "test" else ""
+    return f"{facts['dataset']}, task {facts['task'] or 'by hand'}, {facts['split']} images{part}"
 
 
 def group_facts(group: Group) -> dict[str, Any]:
     """What all cells of a group's tables share, for CSV and JSON."""
     keys = {"dataset": "dataset", "task": "task", "split": "split", "shots": "shots", "classes": "class_subset",
             "backbone": "backbone", "weights": "weights_hash"}  # fmt: skip
+    keys |= {"test_part": "test_part"} if group.facts["test_part"] else {}
     return {name: group.facts[key] for name, key in keys.items()}
 
 
