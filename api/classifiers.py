@@ -11,11 +11,9 @@ Shapes (letters of docs/methods.md): `N` images, `C` classes, `E` joint embeddin
 """
 
 import contextlib
-import io
 import logging
 import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -380,23 +378,16 @@ def load(source: str | os.PathLike[str]) -> Classifier:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Within this context a trainer prints nothing, its warnings are Python's, and random states stay the caller's."""
+    from dassl_clip.engine import open_run
     from dassl_clip.engine.loop import random_states, restore_random
 
-    console, package, states = io.StringIO(), logging.getLogger("dassl_clip"), random_states()
-    handler = _AsWarnings()
-    level = package.level
+    package, handler, states = logging.getLogger("dassl_clip"), _AsWarnings(), random_states()
     package.addHandler(handler)
-    package.setLevel(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(console):
+        with open_run.quiet(logging.WARNING):
             yield
-    except Exception as error:
-        if not isinstance(error, ValueError):
-            sys.stderr.write(console.getvalue())
-        raise
     finally:
         package.removeHandler(handler)
-        package.setLevel(level)
         restore_random(states)
 
 

@@ -227,11 +227,14 @@ def unpack_export(export: Export, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A context whose console lines are shown, on stderr, only if it fails; remarks on the data were made before."""
+def quiet(least: int = logging.ERROR) -> Iterator[None]:
+    """A context whose console lines are shown, on stderr, only if it fails; the log is kept from the level `least` on.
+
+    By default errors alone: remarks on the data were made before.
+    """
     console, package = io.StringIO(), logging.getLogger("dassl_clip")
     level = package.level
-    package.setLevel(logging.ERROR)
+    package.setLevel(least)
     try:
         with contextlib.redirect_stdout(console):
             yield
