@@ -30,6 +30,7 @@ from .imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
 from .manifest import Manifest
 from .options import add_config
 from .own_folders import FolderClasses, FolderDomains
+from .terra_incognita import TerraIncognita
 
 __all__ = [
     "add_config",
@@ -59,6 +60,7 @@ __all__ = [
     "register",
     "StanfordCars",
     "SUN397",
+    "TerraIncognita",
     "UCF101",
     "VLCS",
 ]

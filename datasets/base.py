@@ -19,7 +19,7 @@ pool that trains too gives all its images to both. Class names and their number 
 import logging
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
@@ -99,16 +99,18 @@ class ListedDataset(DatasetBase):
         selection_file: where the draw is stored, or None.
         train_is_test: whether `train_x` is the test list, since the data set at hand has no training images.
         listing: sha256 (hex) over path and label of every image of the pools, whether or not it was drawn.
-        image_keys: path of an image on the disk -> its path in canonical names, `domain/.../class/file`.
+        image_keys: path on the disk and label of an image -> its path in canonical names, `domain/.../class/file`.
         publishes_test: whether its test images are published, so that a task without labels tests those alone.
         drawn_tests: whether the seed decides which images are tested.
         unlabelled: whether no image has a label, see `unlabelled.py`.
+        two_classes: whether the data set, as published, lists images under two classes.
     """
 
     protocols = PROTOCOLS
     publishes_test = True
     unlabelled = False
     reads_split_file = False
+    two_classes = False
     replaces = ""
 
     def __init__(self, cfg) -> None:
@@ -128,7 +130,10 @@ class ListedDataset(DatasetBase):
                 "this package"
             )
         self.listing = listing_hash(image for parts in pools.values() for images in parts.values() for image in images)
-        self.image_keys = {image.path: image.key for images in lists.values() for image in images}
+        unlabelled = self._unlabelled_images(pools, labels) if wants_unlabelled(cfg) else None
+        first = 0 if self.unlabelled else self._labels[0]
+        images = (image for images in [*lists.values(), unlabelled or []] for image in images)
+        self.image_keys = {(image.path, image.label - first): image.key for image in images}
         self.drawn_tests = self.protocol_name == HOLDOUT or self.test_part in ("in", "out")
         self.protocol = describe(self)
         logger.info("%s", self.protocol)
@@ -140,19 +145,11 @@ class ListedDataset(DatasetBase):
             )
         if self.replaces:
             logger.info("%s is read by %s, in place of %s", self.spec.name, type(self).__module__, self.replaces)
-        unlabelled = None
-        if wants_unlabelled(cfg):  # the training part of the targets, or else all that is tested
-            unlabelled = []
-            for name in self._targets:
-                tested = self._tested_parts(name)
-                parts = tested if "train" in tested or "train" not in self.layout.parts else ["train"]
-                unlabelled += [image for part in parts for image in pools[name][part] if image.label in labels]
-            unlabelled = self._datums(unlabelled, self._targets)
         with warnings.catch_warnings():  # on labels that training lacks: the names come from the fixed list here
             warnings.simplefilter("ignore", UserWarning)
             super().__init__(
                 train_x=self._datums(lists["train"], self._sources),
-                train_u=unlabelled,
+                train_u=None if unlabelled is None else self._datums(unlabelled, self._targets),
                 val=self._datums(lists["val"], self._sources) or None,
                 test=self._datums(lists["test"], self._targets),
             )
@@ -203,7 +200,8 @@ class ListedDataset(DatasetBase):
         elif self.protocol_name == DOMAINBED:
             self.spec = replace(self.spec, skip=skip)
             self.layout = split_of_trial(self.layout, self.spec, options.get("TRIAL", 0), self.test_part)
-        pools = count_once({pool: self.layout.read(pool) for pool in needed}, self._sources, self.spec.classes)
+        pools = {pool: self.layout.read(pool) for pool in needed}
+        pools = count_once(pools, self._sources, self.spec.classes, self.two_classes)
         self.count_note = self.check_counts(pools)
         return pools
 
@@ -294,6 +292,15 @@ class ListedDataset(DatasetBase):
                     "leave both lists of domains empty"
                 )
         self._sources, self._targets, self.source_domains, self.target_domains = [WHOLE], [WHOLE], [], []
+
+    def _unlabelled_images(self, pools: Mapping[str, Parts], labels: Collection[int]) -> list[ImageFile]:
+        """The training part of the targets, or else all that is tested."""
+        images = []
+        for name in self._targets:
+            tested = self._tested_parts(name)
+            parts = tested if "train" in tested or "train" not in self.layout.parts else ["train"]
+            images += [image for part in parts for image in pools[name][part] if image.label in labels]
+        return images
 
     def _training_lists(self, pools: Mapping[str, Parts]) -> tuple[list[ImageFile], list[ImageFile]]:
         """Training and validation images of the sources, shots drawn."""

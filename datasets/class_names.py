@@ -219,7 +219,10 @@ def prompt_names(spec: Spec, path: Path | None, root: str) -> tuple[list[str], s
             )
         if len(wnids) > len(unknown):
             notes.append(f"class names of ImageNet's published list for {len(wnids) - len(unknown)} wnids")
-        if any(name != said for name, said in spec.said.items()):
+        if spec.details:  # a published data set
+            told = [f'"{name}" is said "{said}"' for name, said in spec.said.items() if name != said]
+            notes.append(f"class {listed(told)} in prompts")
+        elif any(name != said for name, said in spec.said.items()):
             notes.append("class names without the counter before them")
         names = [shipped.get(name) or spec.said[name] for name in spec.classes]
     check_prompts(names, spec, f"{spec.name}{f' in {root}' if root else ''}")

@@ -40,11 +40,12 @@ def real_paths(images: Iterable[ImageFile]) -> Iterator[str]:
         yield path
 
 
-def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) -> Parts:
+def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = (), two_classes: bool = False) -> Parts:
     """Images by pool and part, each file once; a warning counts those that are left out.
 
-    A file with two classes is refused, and one that is trained on and would be validated on or tested. `sources` are
-    the pools that train; the others are only tested, with all their parts. `names` are the class names, for the error.
+    A file with two classes is refused unless `two_classes` says that the data set has such, and one that is trained on
+    and would be validated on or tested. `sources` are the pools that train; the others are only tested, with all their
+    parts. `names` are the class names, for the error.
     """
     every = [(pool, part, image) for pool, lists in parts.items() for part, images in lists.items() for image in images]
     paths = [image.path for *_, image in every]
@@ -55,11 +56,12 @@ def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) 
     real = list(real_paths(image for *_, image in every))
     if len(set(real)) == len(real):
         return parts
-    first: dict[str, tuple[str, str, ImageFile]] = {}
+    first: dict[tuple[str, int | None], tuple[str, str, ImageFile]] = {}
     kept: Parts = {pool: {part: [] for part in lists} for pool, lists in parts.items()}
     classes, leaks, twice = [], [], []
     for path, entry in zip(real, every):
-        (pool, part, image), (other_pool, other_part, other) = entry, first.setdefault(path, entry)
+        pool, part, image = entry
+        other_pool, other_part, other = first.setdefault((path, image.label if two_classes else None), entry)
         if other is image:
             kept[pool][part].append(image)
             continue
@@ -79,7 +81,8 @@ def count_once(parts: Parts, sources: Sequence[str], names: Sequence[str] = ()) 
             f"{counted(leaks)} in two parts, so that what trains would be validated on or tested, first in {leaks[0]}; "
             "keep it in one of them"
         )
-    logger.warning("%s listed before and counted once, first: %s", counted(twice), twice[0])
+    if twice:
+        logger.warning("%s listed before and counted once, first: %s", counted(twice), twice[0])
     return kept
 
 

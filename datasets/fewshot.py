@@ -76,7 +76,8 @@ def hold_out(images: Sequence[ImageFile], seed: int, part: str) -> tuple[list[Im
     negative seed means `HOLDOUT_SEED`, since a hold-out that differs at each start would let tested images train.
     """
     seed, held = seed if seed >= 0 else HOLDOUT_SEED, set()
-    images = count_once({"": {"": list(images)}}, [""])[""][""]  # before one file would be drawn into both parts
+    # Before one file would be drawn into both parts; whether it may have two classes is asked of the whole data set.
+    images = count_once({"": {"": list(images)}}, [""], two_classes=True)[""][""]
     for label, group in by_label(images).items():
         count = max(1, len(group) // 5) if len(group) > 1 else 0
         held |= {image.key for image in random.Random(f"{seed}/{part}/{label}").sample(group, count)}

@@ -20,6 +20,7 @@ DEFAULTS = {
     "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names
     "ON_UNREAD_CLASS": "error",  # or skip: leave out class folders of which no file is read (FolderClasses, ...)
     "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT
+    "TERRAINCOGNITA": "domainbed",  # an image of two classes: domainbed (counts in both), single (is left out)
     "VLCS_TEST": "test",  # test of a held-out VLCS domain: test (Dassl's, 30 %) or full+test (all images)
 }
 

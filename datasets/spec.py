@@ -50,7 +50,7 @@ class Spec:
         names_are_keys: whether a class is known by its name; if not, by its folder alone, since names may be equal.
         skip: `domain/class/file` of images that are known to be bad.
         details: the JSON entry of each domain (counts of parts and classes).
-        said: class -> its name in prompts, for classes that are called like a user's own folders.
+        said: class -> its name in prompts, for classes that are called like folders.
         names_file: a file of class names that lies beside the class folders.
     """
 
@@ -133,6 +133,7 @@ def load_spec(file: str) -> Spec:
         names_are_keys=len(set(data["classes"])) == len(data["classes"]) and "classes_of" not in data,
         skip=frozenset(data["skip"]),
         details=domains,
+        said={name: data["said"].get(name, name) for name in data["classes"]} if "said" in data else {},
     )
 
 

@@ -210,11 +210,11 @@ def entry_of(name: str) -> dict:
 
 def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs: int, progress: Progress) -> None:
     """Note files that lie in several domains, are empty, damaged, copies of each other, or known to be odd."""
-    seen: dict[str, str] = {}  # inside a domain its loader has looked
+    seen: dict[str, ImageFile] = {}  # inside a domain its loader has looked
     shared = [
-        f"{other} = {image.path}"
+        f"{other.path} = {image.path}"
         for path, image in zip(real_paths(report.images), report.images)
-        if (other := seen.setdefault(path, image.path)) != image.path
+        if (other := seen.setdefault(path, image)).key.split("/")[0] != image.key.split("/")[0]
     ]
     if shared:
         report.add(WARNING, f"{counted(shared)} in two domains, first: {shared[0]}")

@@ -107,24 +107,26 @@ def data_of(dataset: Any) -> RunData:
     )
 
 
-def _images(items: Sequence[tuple[str, int, str]], names: Mapping[str, str] | None) -> list[Image]:
+def _images(items: Sequence[tuple[str, int, str]], names: Mapping[tuple[str, int], str] | None) -> list[Image]:
     """Sorted images of triples of part, label and path on the disk.
 
     Args:
         items: the triples.
-        names: path on the disk -> name in the list; None: the path below the folder that all images share.
+        names: path on the disk and label -> name in the list (a file of two labels has two names); None: the path below
+            the folder that all images share.
     """
     sizes = {path: _size(path) for path in dict.fromkeys(path for _, _, path in items)}
     folders = {os.path.dirname(os.path.abspath(path)) for path in sizes}
     shared = len(os.path.commonpath(folders)) if folders else 0
-    below = names or {path: os.path.abspath(path)[shared:].lstrip(os.sep) for path in sizes}
+    below = names or {(path, label): os.path.abspath(path)[shared:].lstrip(os.sep) for _, label, path in items}
     # The sample follows the names alone, spread by a checksum, so that an added image hardly changes it. Tested images
     # have one of their own: runs that were trained on different draws agree in what they tested.
     tested = {path for part, _, path in items if part == "test"}
     pools = tested, sizes.keys() - tested
-    order = {path: (zlib.crc32(os.fsencode(name)), name) for path, name in below.items()}
+    order = {path: (zlib.crc32(os.fsencode(name)), name) for (path, _), name in below.items()}
     content = {path: _content(path) for pool in pools for path in heapq.nsmallest(SAMPLED, pool, key=order.__getitem__)}
-    return sorted(Image(part, label, sizes[path], content.get(path, ""), below[path]) for part, label, path in items)
+    images = (Image(part, label, sizes[path], content.get(path, ""), below[path, label]) for part, label, path in items)
+    return sorted(images)
 
 
 def _size(path: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from dassl_clip.datasets.spec import LISTS, load_spec, name_key, read_entry
 
-FILES = ["pacs", "vlcs", "office_home", "office_home_dg", "domainnet"]
+FILES = ["pacs", "vlcs", "office_home", "office_home_dg", "domainnet", "terra_incognita"]
 ENTRIES = sorted(path.stem for path in LISTS.glob("*.json"))
 COOP = {  # classes, base, new, train, val, test, test of base, test of new
     "caltech101": (100, 50, 50, 4128, 1649, 2465, 1549, 916),
@@ -35,6 +35,7 @@ COOP = {  # classes, base, new, train, val, test, test of base, test of new
         ("office_home", 65, 4, 15588),
         ("office_home_dg", 65, 4, 0),
         ("domainnet", 345, 6, 586575),
+        ("terra_incognita", 10, 4, 24788),
     ],
 )
 def test_sizes(file, classes, domains, total):
@@ -103,6 +104,7 @@ def test_spellings_name_one_thing(file):
         ("vlcs", ["VOC2007", "V", "PASCAL", "voc"], "pascal"),
         ("domainnet", ["infograph", "inforgraph", "info"], "infograph"),
         ("domainnet", ["quckdraw", "QuickDraw"], "quickdraw"),
+        ("terra_incognita", ["L38", "38", "location 38", "Location_38"], "location_38"),
     ],
 )
 def test_domains_by_any_spelling(file, given, canonical):

@@ -18,6 +18,7 @@ from dassl_clip.datasets import base
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 WITH_DOMAINS = ["pacs", "vlcs", "office_home", "office_home_dg", "domainnet", "mini_domainnet", "folder_domains"]
+WITH_DOMAINS += ["terra_incognita"]
 
 
 def read_config(file):
@@ -33,7 +34,7 @@ def test_every_loader_is_registered_and_has_a_config():
         "Layout",
     }
     assert all(DATASET_REGISTRY.get(name) is getattr(datasets, name) for name in ours)
-    assert sorted(read_config(file).DATASET.NAME for file in FILES) == sorted(ours) and len(ours) == 25
+    assert sorted(read_config(file).DATASET.NAME for file in FILES) == sorted(ours) and len(ours) == 26
 
 
 @pytest.mark.parametrize("file", FILES)

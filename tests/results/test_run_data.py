@@ -84,11 +84,11 @@ def test_the_folder_above_does_not_count(tree, tmp_path):
 def test_names_of_a_loader_take_the_place_of_paths(tree, tmp_path):
     """One data set in two layouts: the loader's canonical names agree, and so do the fingerprints."""
     root, files = tree
-    keys = {str(root / name): f"pets/{name}" for name, _ in files}
+    keys = {(str(root / name), label): f"pets/{name}" for name, label in files}
     first = fingerprint(root, files, image_keys=keys)
     (root / "cat").rename(root / "Cats")
     moved = [(name.replace("cat/", "Cats/"), label) for name, label in files]
-    keys = {str(root / new): f"pets/{old}" for (new, _), (old, _) in zip(moved, files)}
+    keys = {(str(root / new), label): f"pets/{old}" for (new, label), (old, _) in zip(moved, files)}
     assert fingerprint(root, moved, image_keys=keys) == first
     assert fingerprint(root, moved) != first
 

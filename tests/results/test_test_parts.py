@@ -99,4 +99,4 @@ def test_part_and_trial_are_of_the_identity():
 
     hashes = [config_hash(asked(**keys)) for keys in ({}, {"TEST_PART": "out"}, {"TEST_PART": "all"}, {"TRIAL": 1})]
     assert len({*hashes}) == 4
-    assert not {"DATASET.TEST_PART", "DATASET.TRIAL"} & {*identity(asked())}
+    assert not {"DATASET.TEST_PART", "DATASET.TRIAL", "DATASET.TERRAINCOGNITA"} & {*identity(asked())}
