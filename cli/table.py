@@ -58,6 +58,8 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     args.columns = task.printing_of(args).columns
+    if args.columns == trust.DEFAULT_COLUMNS and (args.format != "text" or args.per_method):
+        args.columns = tuple(name for name in args.columns if name != trust.COST)
     args.spread = rendering.SPREADS.get(args.spread)
     if is_sweep(args.what):
         return print_sweep(args, pairs)
@@ -100,7 +102,7 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
         return 0
     if args.label:
         raise UserError(f"--label: the rows of {named.name} are called as they were published; leave it out")
-    if args.columns != trust.DEFAULT_COLUMNS:
+    if set(args.columns) - set(trust.DEFAULT_COLUMNS):
         raise UserError(f"--columns: {named.name} stands beside published accuracies; leave it out, or name folders")
     chosen = run_tables.Choice(bool(args.rows), bool(args.datasets), bool(args.targets))
     sheet = run_tables.make_sheet(named, entries, chosen, args.spread)

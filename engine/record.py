@@ -45,6 +45,7 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
             name: {"sha256": hash_state(state), "bytes": sum(v.nbytes for v in state.values())}
             for name, state in states.items()
         },
+        "learned_parameters": learned_parameters(trainer),
         "seconds": {**trainer.clock.so_far(), "total": trainer.clock.total()},
         "world_size": distributed.world_size(),
         "determinism": {
@@ -70,6 +71,13 @@ def trainer_facts(trainer: "CLIPTrainer") -> dict[str, Any]:
     if hasattr(dataset, "protocol"):
         facts["protocol"] = dataset.protocol
     return facts
+
+
+def learned_parameters(trainer: Any) -> int:
+    """How many numbers a run learns: parameters with gradients; without epochs all of the learned parts."""
+    parts = [trainer._models[name] for name in trainer.get_model_names()]
+    every = not getattr(trainer, "has_epochs", True)
+    return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad or every)
 
 
 def is_trained(trainer: Any) -> bool:

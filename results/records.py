@@ -87,6 +87,7 @@ _SHAPES: dict[str, Any] = {
     "scenarios": {"task": str, "seed": int, "cases": list[str], "not_applicable": dict[str, str], "needs": str},
     "skipped_images": list[str],
     "files": dict[str, str],
+    "learned_parameters": int,
     "untested": str,  # why there are no metrics: the images have no labels, or nothing was tested
     "budget": list[str],  # what a check of the method has found it to read; empty: it was not checked
     "evaluated_from": str,

@@ -12,12 +12,13 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .costs import cost_table, has_costs
 from .extra_tables import extra_test_tables
 from .groups import Group, Record, Row
 from .protocols import SCENARIO_TASKS
 from .rendering import Table, Value, over_seeds
 from .tables import footnotes, group_facts, group_title, header_lines, metric_tables
-from .trust import DEFAULT_COLUMNS, shows_accuracy
+from .trust import COST, DEFAULT_COLUMNS, shows_accuracy
 
 FULL, WORST = "full", "worst cell"
 UNITS = {"batch": "batch", "stream": "block", "online": "image"}  # what `milliseconds` are of
@@ -39,7 +40,7 @@ def group_tables(
     per_domain: bool = False,
     further: bool = True,
 ) -> list[Table]:
-    """The tables of a group: methods by domains, or by batches, streams or orders, then the extra tests.
+    """The tables of a group: methods by domains, or by batches, streams or orders, then the extra tests and the cost.
 
     Args:
         group: runs that may share a table.
@@ -55,7 +56,9 @@ def group_tables(
     made += extra_test_tables([group], rows, columns, seeds) if further and shows_accuracy(shown) else []
     if has_scenarios(group) and group.facts["task"] in SCENARIO_TASKS:
         shown = [name for name in shown if name != "accuracy"]
-    return metric_tables(group, reference, rows, columns, seeds, shown) + made
+    if COST in shown and has_costs(group.records()):
+        made.append(cost_table(group, rows))
+    return metric_tables(group, reference, rows, columns, seeds, [name for name in shown if name != COST]) + made
 
 
 def scenario_tables(

@@ -47,8 +47,9 @@ METRICS: Mapping[str, Metric] = {
     "top5": Metric("top5_accuracy", "top-5 accuracy (%)", gains=True),
 }
 WORST, INTERVAL, BUDGET = "worst", "interval", "budget"  # further columns of the table of accuracies
-COLUMNS = (*METRICS, WORST, INTERVAL, BUDGET)
-DEFAULT_COLUMNS = ("accuracy",)
+COST = "cost"  # a table of its own
+COLUMNS = (*METRICS, WORST, INTERVAL, BUDGET, COST)
+DEFAULT_COLUMNS = ("accuracy", COST)
 WORST_NOTE = "worst: of each seed, the lowest of the columns that the mean is over"
 
 

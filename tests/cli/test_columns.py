@@ -2,7 +2,7 @@
 
 Covers: calibration in the records and tables against a loop over the saved scores; the interval against a loop over
 drawn images of the saved predictions; the reference of `table` where none is named; columns that are refused, with
-sweeps and `--per-method`; an old run beside new ones.
+sweeps and `--per-method`; an old run beside new ones; what the methods cost.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dassl_clip.cli import train
 from dassl_clip.cli.__main__ import main
@@ -139,12 +140,31 @@ def test_compare_and_task_take_columns(capsys):
     assert "no row to compare with" not in printed and "[" in printed
 
 
+def test_cost_counts_what_is_learned_and_stands_below_the_accuracies_of_a_terminal(tables, capsys):
+    assert main(["table", "output"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("accuracy (%)") < printed.index("Icons, task fewshot, test images: cost")
+    assert main(["table", "output", "--format", "csv"]) == 0
+    assert "learned parameters" not in capsys.readouterr().out
+    (table,) = tables("table", "output", "--columns", "cost").values()
+    shown, records = row(table, "LinearProbe"), [read_record(folder) for folder in runs("LinearProbe")]
+    weights = torch.load(next(runs("LinearProbe")[0].glob("*/model*.pth.tar*")), weights_only=False)["state_dict"]
+    assert shown["learned parameters"]["mean"] == sum(value.numel() for value in weights.values())
+    assert row(table, "ZeroshotCLIP")["learned parameters"]["mean"] == 0
+    for column, values in {
+        "train (s)": [record["seconds"]["train"] for record in records],
+        "test (s)": [record["seconds"]["test"] for record in records],
+        "memory (MiB)": [record["peak_memory_mb"] for record in records],
+    }.items():
+        assert shown[column]["mean"] == pytest.approx(statistics.fmean(values), abs=1e-9)
+
+
 @pytest.mark.parametrize("words", [COMPARE, ["table", "output"], ["task", "CoOp", "icons", "1"]], ids=lambda w: w[0])
 def test_unknown_columns_are_refused_first(words, capsys):
     assert main([*words, "--columns", "accuracy", "intervall"]) == 2
     assert capsys.readouterr().err == (
         "error: --columns: there is no column 'intervall'. Did you mean 'interval'? The columns are: accuracy, ece, "
-        "brier, nll, top5, worst, interval, budget.\n"
+        "brier, nll, top5, worst, interval, budget, cost.\n"
     )
 
 

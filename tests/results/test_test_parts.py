@@ -85,7 +85,7 @@ def test_the_command_prints_the_part(runs, capsys):
     assert re.search(r"(?m)^.*\btest_part\b", capsys.readouterr().out)
     assert main(["table", str(runs)]) == 0
     text = capsys.readouterr().out
-    assert text.count("Icons, task lodo, test images (in part)") == 1
+    assert text.count("Icons, task lodo, test images (in part)\n") == 1
     assert text.count('tested on the "out" part (20 %) of the unseen target domain') == 1
 
 
