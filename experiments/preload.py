@@ -8,6 +8,7 @@ from dassl_clip.engine.paths import leave_checkout
 leave_checkout()  # this process was started in the working folder
 
 import contextlib  # noqa: E402
+import os  # noqa: E402
 
 import open_clip  # noqa: E402, F401
 import torch  # noqa: E402
@@ -22,5 +23,6 @@ from . import run  # noqa: E402
 
 registry.register()
 environment.environment_facts()
-if torch.version.cuda is None and torch.version.hip is None:  # the report asks the GPU driver where there is one
+drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' Linux, AMD's
+if not any(map(os.path.exists, drivers)):  # the report asks the driver, which no process may do before it is forked
     run.environment_report()
