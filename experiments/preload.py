@@ -11,10 +11,9 @@ import contextlib  # noqa: E402
 import os  # noqa: E402
 
 import open_clip  # noqa: E402, F401
-import torch  # noqa: E402
 
 with contextlib.suppress(ImportError):
-    import torch.utils.tensorboard
+    import torch.utils.tensorboard  # noqa: F401
 
 from dassl_clip.engine import registry  # noqa: E402
 from dassl_clip.results import environment  # noqa: E402
