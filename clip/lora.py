@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dassl_clip.results.errors import UserError
 
 from .backbone import FrozenCLIP
+from .text_blocks import encode_ids
 
 PARTS = ("q", "k", "v")
 TOWERS = ("text", "visual")
@@ -159,13 +160,7 @@ class AdaptedCLIP(nn.Module):
 
         What follows the longest end-of-text token is cut: a causal tower does not read it.
         """
-        text, ends = self._clip[0].text, self._clip[0].text.pooled_row(ids)
-        rows = int(ends.max()) + 1
-        x = text.embed(ids[:, :rows]) + text.positional_embedding[:rows]
-        mask = torch.full((rows, rows), float("-inf"), device=x.device).triu(1)
-        for block in self._towers["text"].resblocks:
-            x = block(x, attn_mask=mask)
-        return text.read(x[torch.arange(len(ids), device=x.device), ends.to(x.device)])
+        return encode_ids(self._clip[0].text, ids, self._towers["text"].resblocks)
 
 
 def _has_attention(visual: nn.Module) -> bool:

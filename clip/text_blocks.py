@@ -8,7 +8,7 @@ Shapes: `P` prefixes, `G` bins, `T` rows of a bin, `Q` rows that ask, `S0` prefi
 of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,3 +250,23 @@ def _finish(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 def _pick(x: Tensor, rows: Tensor) -> Tensor:
     """Rows `[G, Q]` of `[P, G, T, D]`, as `[P, G, Q, D]`."""
     return x.gather(2, rows[None, :, :, None].expand(len(x), -1, -1, x.shape[-1]))
+
+
+def encode_ids(text: Any, ids: Tensor, blocks: Iterable[Any]) -> Tensor:
+    """Text features `[K, E]`, not normalised, of token ids `[K, T]` through blocks that may be learned, with gradients.
+
+    What follows the longest end-of-text token is cut: a causal tower does not read it.
+
+    Args:
+        text: The `TextTower` whose embeddings and last layers are used.
+        ids: `[K, T]`.
+        blocks: Of the transformer.
+    """
+    ends = text.pooled_row(ids)
+    rows = int(ends.max()) + 1
+    x = text.embed(ids[:, :rows]) + text.positional_embedding[:rows]
+    mask = torch.full((rows, rows), float("-inf"), device=x.device).triu(1)
+    for block in blocks:
+        x = block(x, attn_mask=mask)
+    features: Tensor = text.read(x[torch.arange(len(ids), device=x.device), ends.to(x.device)])
+    return features

@@ -63,6 +63,7 @@ class Checkpoints:
     Attributes:
         resumed: What a checkpoint inside an epoch or a fit says (`INSIDE`), until it is used; None after any other.
         resumed_identity: The settings (`fingerprint.identity`) of the run whose checkpoint was resumed.
+        parts: What else a method's training has of state, by name: objects with `state_dict` and `load_state_dict`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Checkpoints:
         self.models, self.optims, self.scheds, self.scaler = models, optims, scheds, scaler
         self.resumed: dict[str, Any] | None = None
         self.resumed_identity: dict[str, Any] | None = None
+        self.parts: dict[str, Any] = {}
 
     # ----------------------------------------------------------------------------------------------------- saving
 
@@ -134,6 +136,7 @@ class Checkpoints:
                 "optimizer": None if optim is None else optim.state_dict(),
                 "scheduler": None if sched is None else sched.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "parts": {part: each.state_dict() for part, each in self.parts.items()},
                 "trainer": self.run.trainer,
                 "backbone": self.run.backbone,
                 "classnames": self.run.classnames,
@@ -301,4 +304,6 @@ class Checkpoints:
                     part.load_state_dict(state[key])
             int(state["epoch"])
         self.scaler.load_state_dict(state.get("scaler") or self.scaler.state_dict())
+        for part, each in self.parts.items():
+            each.load_state_dict(state["parts"][part])
         return state

@@ -16,7 +16,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,12 @@ class EpochLoop:
         terms: The loss and its terms in each of these steps.
         lr: Learning rate at the beginning of the epoch.
         random_before: Random states before the epoch.
+        max_norm: Largest norm of the gradients of a step; 0 for any.
+        stepped: Called after every step, before anything is saved.
     """
+
+    max_norm = 0.0
+    stepped: Callable[[], None] | None = None
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -90,13 +95,14 @@ class EpochLoop:
 
     def run(self) -> None:
         """All epochs that are left."""
-        trainer = self.trainer
-        for epoch in range(trainer.start_epoch, trainer.max_epoch):
+        trainer, epoch = self.trainer, self.trainer.start_epoch
+        while epoch < trainer.max_epoch:  # which a method may lower
             trainer.epoch = epoch
             trainer.before_epoch()
             with signals.deferred():
                 trainer.run_epoch()
                 trainer.after_epoch()
+            epoch += 1
         if trainer.start_epoch >= trainer.max_epoch > 0:
             logger.info("nothing left to train: the checkpoint has all %d epochs", trainer.max_epoch)
             trainer.epoch = trainer.max_epoch - 1
@@ -176,8 +182,14 @@ class EpochLoop:
         summary = dict(zip(["loss", *terms], numbers))
         if not all(map(math.isfinite, numbers)):
             raise NotFiniteError(self._not_finite(values, tensors, summary))
+        if self.max_norm:
+            precision.scaler.unscale_(trainer.optim)
+            every = [p for group in trainer.optim.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(every, self.max_norm)
         precision.scaler.step(trainer.optim)
         precision.scaler.update()
+        if self.stepped is not None:
+            self.stepped()
 
         for name, value in summary.items():
             self.terms.setdefault(name, []).append(value)

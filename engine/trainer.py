@@ -157,18 +157,18 @@ class CLIPTrainer(MethodFacts, TrainerX):
         return build_transform(self.cfg, is_train=True) if self.cfg.INPUT.TRANSFORMS else self.backbone.preprocess()
 
     def register_learner(self, name: str, module: nn.Module) -> nn.Module:
-        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS`, and register them under their folder's name.
-
-        Where there are epochs, they get the optimiser and the schedule of `OPTIM`.
-        """
+        """Put learned parts on the device, load `MODEL.INIT_WEIGHTS`, and register them under their folder's name."""
         module.to(self.device)
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
         distributed.broadcast_parameters(module)
-        self.optim = build_optimizer(module, self.cfg.OPTIM) if self.has_epochs else None
-        self.sched = EpochSchedule(self.optim, self.cfg.OPTIM) if self.optim is not None else None
+        self.optim, self.sched = self.optimiser_of(module) if self.has_epochs else (None, None)
         self.register_model(name, module, self.optim, self.sched)
         return module
+
+    def optimiser_of(self, module: nn.Module) -> tuple[Any, Any]:
+        """The optimiser of learned parts and its schedule, by `OPTIM`."""
+        return (optim := build_optimizer(module, self.cfg.OPTIM)), EpochSchedule(optim, self.cfg.OPTIM)
 
     @functools.cached_property
     def first_view(self) -> CachedImages | None:
@@ -372,13 +372,8 @@ class CLIPTrainer(MethodFacts, TrainerX):
 
     def _progress(self) -> dict[str, Any]:
         """What checkpoints hold beside the learned parts."""
-        return {
-            "best_result": float(self.best_result),
-            "random": random_states(),
-            "history": self.history,
-            "skipped": list(self.features.skipped),
-            "seconds": self.clock.so_far(),
-        }
+        states = {"best_result": float(self.best_result), "random": random_states(), "history": self.history}
+        return states | {"skipped": list(self.features.skipped), "seconds": self.clock.so_far()}
 
     def record_facts(self) -> dict[str, Any]:
         """What the trainer knows of its run's record; a method adds its own."""

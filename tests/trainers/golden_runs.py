@@ -106,7 +106,7 @@ def small_clip(arrays):
     return FrozenCLIP(model.eval(), tokenizer, source, PreprocessCfg(size=c["image"]), name, "fp32")
 
 
-def golden_trainer(name, arrays, folder, settings=(), optim=(), epochs=3):
+def golden_trainer(name, arrays, folder, settings=(), optim=(), epochs=3, prepare=None):
     """A trainer that `build_model` has built and that stands before its first step.
 
     Args:
@@ -116,6 +116,7 @@ def golden_trainer(name, arrays, folder, settings=(), optim=(), epochs=3):
         settings: Keys of its node.
         optim: Keys of `OPTIM`.
         epochs: In all.
+        prepare: Gets the trainer before its model is built.
     """
     kind = TRAINER_REGISTRY.get(name)
     trainer = kind.__new__(kind)
@@ -150,6 +151,8 @@ def golden_trainer(name, arrays, folder, settings=(), optim=(), epochs=3):
     published = Path(folder) / "published.pth"
     cfg.MODEL.INIT_WEIGHTS = str(published) if published.is_file() else ""
     torch.manual_seed(0)
+    if prepare is not None:
+        prepare(trainer)
     trainer.build_model()
     trainer.set_model_mode("train")
     return trainer
