@@ -108,9 +108,10 @@ def run_list(args: argparse.Namespace) -> int:
     for name in loaders():
         facts, folders = ["ships with the package" if name == "Icons" else "yours", "", "", ""], ()
         if spec := specs.get(name):
-            images, folders = sum(spec.images.values()), spec.folders
-            classes = f"{len(spec.classes) or numbers[name]:,}"
-            facts = [", ".join(spec.domains) or "none", classes, f"{images:,}" if images else "", folders[0]]
+            counts = len(spec.classes) or numbers[name], sum(spec.images.values())
+            classes, images = (f"{count:,}" if count else "" for count in counts)
+            folders = spec.folders
+            facts = [", ".join(spec.domains) or "none", classes, images, folders[0]]
         found = dict.fromkeys(there[name_key(folder)] for folder in folders if name_key(folder) in there)
         rows.append([name, files.get(name, ""), *facts, *([", ".join(found)] if args.root else [])])
     columns = ["data set", "config", "domains", "classes", "images", "folder"]

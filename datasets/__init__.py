@@ -25,8 +25,9 @@ from .coop_sets import (
     StanfordCars,
 )
 from .domain_sets import PACS, VLCS, DomainNet, OfficeHome, OfficeHomeDG, miniDomainNet
+from .folder_sets import CUBPaintings, DigitsDG, NICOpp, Office31, VisDA17
 from .icons import Icons
-from .imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
+from .imagenet import ImageNet, ImageNetA, ImageNetC, ImageNetR, ImageNetSketch, ImageNetV2
 from .manifest import Manifest
 from .options import add_config
 from .own_folders import FolderClasses, FolderDomains
@@ -35,7 +36,9 @@ from .terra_incognita import TerraIncognita
 __all__ = [
     "add_config",
     "Caltech101",
+    "CUBPaintings",
     "DescribableTextures",
+    "DigitsDG",
     "DomainNet",
     "EuroSAT",
     "FGVCAircraft",
@@ -45,6 +48,7 @@ __all__ = [
     "Icons",
     "ImageNet",
     "ImageNetA",
+    "ImageNetC",
     "ImageNetR",
     "ImageNetSketch",
     "ImageNetV2",
@@ -52,6 +56,8 @@ __all__ = [
     "ListedDataset",
     "Manifest",
     "miniDomainNet",
+    "NICOpp",
+    "Office31",
     "OfficeHome",
     "OfficeHomeDG",
     "OxfordFlowers",
@@ -62,5 +68,6 @@ __all__ = [
     "SUN397",
     "TerraIncognita",
     "UCF101",
+    "VisDA17",
     "VLCS",
 ]

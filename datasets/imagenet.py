@@ -1,4 +1,4 @@
-"""ImageNet, and test sets for models of it: ImageNetV2, ImageNet-Sketch, ImageNet-A and ImageNet-R.
+"""ImageNet, and test sets for models of it: ImageNetV2, ImageNet-Sketch, ImageNet-A, ImageNet-R and ImageNet-C.
 
 Class names are those of CLIP (Radford et al., ICML 2021), which has two names twice (missile, sunglasses): a class is
 known by its wnid alone. The variants have test images alone, which are handed in as `train_x` too. There NUM_SHOTS is
@@ -18,11 +18,11 @@ from dassl_clip.results.errors import MissingFileError, UserError
 
 from . import packed
 from .base import Layout, ListedDataset, Parts, register
-from .folders import PART_KEYS, ImageFile, is_image, list_folder, read_classes, read_text, readable_csv
+from .folders import PART_KEYS, ImageFile, is_image, list_folder, open_root, read_classes, read_text, readable_csv
 from .hub import TableParts
-from .layouts import find_place
+from .layouts import find_place, match_domains, named_folders
 from .options import ALL_IMAGES, DASSL, choice
-from .spec import Spec, listed, load_spec, name_key
+from .spec import Spec, listed, load_spec, name_key, read_entry
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +240,44 @@ class ImageNetR(ImageNetVariant):
 
     file = "imagenet_r"
     inner = ("imagenet-r",)
+
+
+@register
+class ImageNetC(ImageNetVariant):
+    """ImageNet's validation images with 15 corruptions, which are the domains: Hendrycks, Dietterich, ICLR 2019.
+
+    DATASET.IMAGENETC_SEVERITY, 1 to 5, names the folder of each corruption that is read.
+    """
+
+    file = "imagenet_c"
+
+    def open_layout(self, cfg, domains: Sequence[str]) -> Layout:
+        severity = cfg.DATASET.get("IMAGENETC_SEVERITY", 5)
+        if severity not in range(1, 6):
+            raise UserError(f"DATASET.IMAGENETC_SEVERITY is {severity}; it must be a number from 1 to 5")
+        root, groups = open_root(cfg.DATASET.ROOT, self.spec.name), read_entry(self.file)["groups"]
+        found: dict[str, Path] = {}
+        for place in named_folders(root, (*self.spec.folders, *groups)):  # in folders of four kinds, or in one
+            for name, folders in match_domains(place, self.spec).items():
+                found.setdefault(name, folders[0])
+        if missing := [name for name in domains if name not in found]:
+            raise MissingFileError(
+                f"{self.spec.name}: no folder of {listed(missing)} in {root}, nor in the folders "
+                f"{listed([*self.spec.folders, *groups])} there; it has {listed(found)}.{packed.hint(root, missing)} "
+                "Nothing is downloaded; see docs/datasets.md"
+            )
+        places = {name: found[name] / str(severity) for name in domains}
+        for name, place in places.items():
+            if not place.is_dir():
+                raise MissingFileError(
+                    f"{self.spec.name}: {found[name]} has no folder {severity} of DATASET.IMAGENETC_SEVERITY; it holds "
+                    f"{listed(list_folder(found[name])[0])}"
+                )
+        read = lambda name: {"test": read_classes(places[name], f"{name}/{severity}", self.spec)}  # noqa: E731
+        where = listed(dict.fromkeys(place.parent.parent for place in places.values()))
+        return Layout(
+            f"severity {severity}, corruption/severity/class folders in {where}", read, {"test": "all images"}
+        )
 
 
 @register

@@ -17,6 +17,7 @@ DEFAULTS = {
     "TRIAL": 0,  # number of DomainBed's split, its trial_seed
     "SPLIT_FILE": "",  # split file to read in place of the published one (Caltech101, Food101, ...)
     "IMAGENETV2": "matched-frequency",  # which of its three test sets: or threshold0.7, top-images
+    "IMAGENETC_SEVERITY": 5,  # which folder of each corruption of ImageNetC is read, 1 to 5
     "CLASSNAMES": "",  # file of class names for prompts; empty: the data set's own names
     "ON_UNREAD_CLASS": "error",  # or skip: leave out class folders of which no file is read (FolderClasses, ...)
     "MANIFEST": "",  # csv file of the data set Manifest; empty: manifest.csv in DATASET.ROOT

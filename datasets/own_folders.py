@@ -90,26 +90,38 @@ class FolderDomains(ListedDataset):
         for folder in sorted(above & used):
             names = {path.name for path in above | read if path.parent == folder}
             warn_of_unread("FolderDomains", folder, names, "domains")
-        keys = self.spec.class_keys()
-        for domain in domains:
-            present = {keys[name_key(name)] for folder in tree[domain].values() for name in class_folders(folder)}
-            absent = [name for label, name in enumerate(self.spec.classes) if label not in present]
-            if absent:
-                logger.warning("FolderDomains: %s has no images of %s", root / domain, listed(absent))
         note = f" (class list: {getattr(self.spec.names_file, 'name', 'the class folders of all domains, sorted')})"
-        parts = list(tree[domains[0]])
-        if len(parts) == 1:
-            folders = {domain: tree[domain][parts[0]] for domain in domains}
-            return holdout_layout(root, folders, self.spec, split_seed(cfg), complete=False, note=note)
+        return tree_layout(root, tree, domains, self.spec, split_seed(cfg), note)
 
-        def read_domain(domain: str) -> Parts:
-            places = tree[domain].items()
-            return {
-                part: read_classes(folder, f"{domain}/{part}", self.spec, complete=False) for part, folder in places
-            }
 
-        text = f"domain/class folders in the parts {', '.join(parts)} of {root}{note}"
-        return Layout(text, read_domain, {part: part for part in parts}, ("test",) if "test" in parts else tuple(parts))
+def tree_layout(root: Path, tree: Tree, domains: Sequence[str], spec: Spec, seed: int, note: str) -> Layout:
+    """The layout of the domains that a run uses; a class that one of them lacks gives a warning.
+
+    Args:
+        root: the folder that holds the domains, for the text.
+        tree: where the class folders of each domain and part lie; all domains have the same parts.
+        domains: those used.
+        spec: class list.
+        seed: of the hold-out where there are no parts.
+        note: said of the folders.
+    """
+    keys = spec.class_keys()
+    for domain in domains:
+        present = {keys[name_key(name)] for folder in tree[domain].values() for name in class_folders(folder)}
+        absent = [name for label, name in enumerate(spec.classes) if label not in present]
+        if absent:
+            logger.warning("%s: %s has no images of %s", spec.name, root / domain, listed(absent))
+    parts = list(tree[domains[0]])
+    if len(parts) == 1:
+        folders = {domain: tree[domain][parts[0]] for domain in domains}
+        return holdout_layout(root, folders, spec, seed, complete=False, note=note)
+
+    def read_domain(domain: str) -> Parts:
+        places = tree[domain].items()
+        return {part: read_classes(folder, f"{domain}/{part}", spec, complete=False) for part, folder in places}
+
+    text = f"domain/class folders in the parts {', '.join(parts)} of {root}{note}"
+    return Layout(text, read_domain, {part: part for part in parts}, ("test",) if "test" in parts else tuple(parts))
 
 
 @register

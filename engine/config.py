@@ -102,6 +102,7 @@ KEYS: dict[str, Key] = {
     "DATASET.TEST_PART": Key("in", values=("in", "out", "all"), same_images=True, counts_if_set=True),
     "DATASET.TRIAL": Key(0, least=0, in_name=True, same_images=True, counts_if_set=True),
     "DATASET.TERRAINCOGNITA": Key("domainbed", values=("domainbed", "single"), same_images=True, counts_if_set=True),
+    "DATASET.IMAGENETC_SEVERITY": Key(5, least=1, most=5, same_images=True, counts_if_set=True),
     "DATASET.SPLIT_SEED": Key(most=_LARGEST_SEED, same_images=True, of_run=True),
     "DATASET.TASKS": Key(computes=False),
     "DATASET.STYLES": Key((), counts_if_set=True),  # style words; () stands for the names of the domains

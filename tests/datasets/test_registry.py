@@ -18,7 +18,7 @@ from dassl_clip.datasets import base
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 WITH_DOMAINS = ["pacs", "vlcs", "office_home", "office_home_dg", "domainnet", "mini_domainnet", "folder_domains"]
-WITH_DOMAINS += ["terra_incognita"]
+WITH_DOMAINS += ["terra_incognita", "digits_dg", "office31", "nico_pp", "visda17", "cub_paintings"]
 
 
 def read_config(file):
@@ -34,14 +34,14 @@ def test_every_loader_is_registered_and_has_a_config():
         "Layout",
     }
     assert all(DATASET_REGISTRY.get(name) is getattr(datasets, name) for name in ours)
-    assert sorted(read_config(file).DATASET.NAME for file in FILES) == sorted(ours) and len(ours) == 26
+    assert sorted(read_config(file).DATASET.NAME for file in FILES) == sorted(ours) and len(ours) == 32
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_configs(file):
     cfg = read_config(file)
     assert cfg.DATASET.NAME.lower() == {"dtd": "describabletextures"}.get(file, file.replace("_", ""))
-    tasks = {"icons": ["fewshot", "lodo"]} | {key: ["lodo"] for key in WITH_DOMAINS}
+    tasks = {"icons": ["fewshot", "lodo"], "imagenet_c": ["zeroshot"]} | {key: ["lodo"] for key in WITH_DOMAINS}
     assert list(cfg.DATASET.TASKS) == tasks.get(file, [])
     assert cfg.DATASET.PROTOCOL == "dassl" and cfg.DATASET.SUBSAMPLE_CLASSES == "all"
 
