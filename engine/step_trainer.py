@@ -168,7 +168,7 @@ class StepTrainer(CLIPTrainer):
         """An optimiser with a group for each factor on the rate, and its rates by steps."""
         self._learned, optim = module, self.cfg.OPTIM
         groups = [{"params": parameters, "lr": factor * optim.LR} for factor, parameters in self.rate_groups()]
-        optimizer = build_optimizer(groups, optim)
+        optimizer = build_optimizer(module, optim, param_groups=groups)
         return optimizer, StepSchedule(optimizer, self.node.SCHEDULE, self.steps, self.node.WARMUP)
 
     # --------------------------------------------------------------------------------------------------- training
