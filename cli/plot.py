@@ -1,6 +1,6 @@
 """Figures of what has been run: `dassl-clip plot domains output`; PNG, SVG or PDF, from saved results alone.
 
-Nothing is trained or tested again. `curves`, `domains` and `shots` read records, `confusion` reads the saved
+Nothing is trained or tested again. `curves`, `domains`, `shots` and `between` read records, `confusion` reads the saved
 predictions, `tsne` and the settings that methods fix in their records read saved features.
 """
 
@@ -22,6 +22,7 @@ from dassl_clip.results import plots, records
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.figures import DEFAULT_FORMATS, FORMATS, Plot, shortened
 from dassl_clip.results.groups import column_of, row_of
+from dassl_clip.results.plot_between import between_plot
 
 KINDS = {
     "curves": "loss terms and learning rate over training",
@@ -29,6 +30,7 @@ KINDS = {
     "confusion": "confusion matrix, from saved predictions",
     "tsne": "image features in the plane, by class or domain (also --method umap, pca)",
     "shots": "accuracy by the number of training images per class",
+    "between": "accuracy of the weights between the start and the end of a training",
 }
 EXAMPLES = {
     "curves": "output --rows METHOD --targets line",
@@ -36,6 +38,7 @@ EXAMPLES = {
     "confusion": "output/fewshot --targets line --rows METHOD --seeds 1",
     "tsne": "output/lodo --rows METHOD --seeds 1 --together --by domain",
     "shots": "output --tasks probe",
+    "between": "output/lodo --rows METHOD",
 }
 MOST_IMAGES = 2000
 MOST_PANELS = 8
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         "curves": lambda: plots.curves_plot(only_records),
         "domains": lambda: plots.domains_plot(only_records),
         "shots": lambda: plots.shots_plot(only_records),
+        "between": lambda: between_plot(only_records),
         "confusion": lambda: features.confusion_plot([(item.folder, item.record) for item in found], args.classes),
         "tsne": lambda: draw_points(args, found),
     }

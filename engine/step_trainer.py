@@ -318,7 +318,7 @@ class StepTrainer(CLIPTrainer):
         images = self.train_loader_x.batch_sampler.batch_size
         facts["validation"] = self.tracked.validation
         facts["training"] = {"steps": done, "images_per_step": images, "evaluations": len(self.tracked.validation)}
-        facts["training"] |= {"result": self.result_row}
+        facts["training"] |= {"result": self.result_row, "between": {between(share): share for share in node.ALPHAS}}
         if self.tracked.validation:
             facts["training"] |= {"best_step": self.tracked.best_evaluation["step"]}
         if average is not None:

@@ -34,7 +34,7 @@ MOST_PANELS = 12
 RATE = "lr"
 COUNTERS = ("epoch", "step")
 _PROBE = re.compile(r"(\d+)-shot")
-_Cells = dict[float, dict[int, float]]  # x -> seed -> y
+Cells = dict[float, dict[int, float]]  # x -> seed -> y
 
 
 def domains_plot(records: Iterable[Record], split: str = "test") -> Plot:
@@ -97,7 +97,7 @@ def curves_plot(records: Iterable[Record]) -> Plot:
         )
     labels = distinguishing_labels(records)
     lines = list(dict.fromkeys(labels))
-    cells: dict[tuple[str, str], dict[str, _Cells]] = {}
+    cells: dict[tuple[str, str], dict[str, Cells]] = {}
     for record, label in zip(records, labels):
         for entry in record["history"]:
             counter = next((name for name in COUNTERS if name in entry), COUNTERS[0])
@@ -112,7 +112,7 @@ def curves_plot(records: Iterable[Record]) -> Plot:
         handles: dict[str, Any] = {}
         for panel, (term, counter) in zip(axes, panels):
             for label, line in cells[term, counter].items():
-                handles[label] = _draw(panel, line, look(lines.index(label)), band=True)
+                handles[label] = draw_line(panel, line, look(lines.index(label)), band=True)
             panel.set(xlabel=counter, title="learning rate" if term == RATE else shortened(term, 40))
             panel.locator_params(axis="x", integer=True)
             if term == RATE:
@@ -133,14 +133,14 @@ def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
     """
     records = [record for record in records if split in record["metrics"]]
     # group -> domain -> line -> shots -> seed -> accuracy
-    panels: dict[tuple[str, ...], dict[str, dict[str, _Cells]]] = {}
+    panels: dict[tuple[str, ...], dict[str, dict[str, Cells]]] = {}
     for record in sorted(records, key=lambda record: record["finished_at"]):
-        measured = panels.setdefault(_measured(record), {}).setdefault(column_of(record), {})
+        measured = panels.setdefault(measured_in(record), {}).setdefault(column_of(record), {})
         for name, shots, accuracy in _by_shots(record, split):
             measured.setdefault(name, {}).setdefault(shots, {})[record["seed"]] = accuracy
     for domains in panels.values():
         if len(domains) > 1:
-            domains[MEAN] = _mean_lines(list(domains.values()))
+            domains[MEAN] = mean_lines(list(domains.values()))
     panels = {
         group: domains
         for group, domains in panels.items()
@@ -173,7 +173,7 @@ def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
                     style = {"color": style["color"], "linestyle": "--"}
                     handles[label] = panel.axhline(mean, **style)
                 else:
-                    handles[label] = _draw(panel, {x: y for x, y in line.items() if x}, style)
+                    handles[label] = draw_line(panel, {x: y for x, y in line.items() if x}, style)
             if counts:
                 panel.set_xscale("log", base=2)
                 panel.set_xticks(counts, [f"{count:g}" for count in counts], minor=False)
@@ -183,7 +183,7 @@ def shots_plot(records: Iterable[Record], split: str = "test") -> Plot:
         text = f"Accuracy on {split} images by the number of labelled training images per class."
         text += " Dashed: no label is trained on." if any(set(line) == {0} for line in drawn) else ""
         text += " Means over the domains only." if only_means else ""
-        shown_records = [record for record in records if _measured(record) in panels]
+        shown_records = [record for record in records if measured_in(record) in panels]
         notes = sorted({note for record in shown_records for note in record.get("reading_notes", [])})
         text += f"\nHow the extra tests were made: {'; '.join(notes)}." if notes else ""
         return finish("shots", figure, handles, caption(shown_records, text))
@@ -219,11 +219,11 @@ def setting_plot(
         handles: dict[str, Any] = {}
         for index, label in enumerate(dict.fromkeys(labels)):
             runs = [(record, sweep) for record, sweep, other in zip(records, sweeps, labels) if other == label]
-            line: _Cells = {}
+            line: Cells = {}
             for record, sweep in runs:
                 for value, accuracy in sweep.items():
                     line.setdefault(value, {})[record["seed"]] = accuracy
-            handles[label] = _draw(panel, line, look(index))
+            handles[label] = draw_line(panel, line, look(index))
             for value in {record[name] for record, _ in runs} & line.keys():
                 mean = statistics.fmean(line[value].values())
                 panel.plot([value], [mean], "o", markersize=11, markerfacecolor="none", color=look(index)["color"])
@@ -240,7 +240,7 @@ def setting_plot(
         return finish(name, figure, handles, caption(records, text))
 
 
-def _draw(panel: Any, line: _Cells, style: Mapping[str, Any], band: bool = False) -> Any:
+def draw_line(panel: Any, line: Cells, style: Mapping[str, Any], band: bool = False) -> Any:
     """One line of means over seeds, at the x that all of its seeds have, with bars or a band."""
     seeds = set().union(*line.values())
     xs = sorted(x for x, values in line.items() if set(values) == seeds) or sorted(line)
@@ -271,9 +271,9 @@ def _by_shots(record: Record, split: str) -> list[tuple[str, int, float]]:
     return [*probes, (label, record["shots"], accuracy)] if record["shots"] > 0 else probes
 
 
-def _mean_lines(domains: Sequence[Mapping[str, _Cells]]) -> dict[str, _Cells]:
+def mean_lines(domains: Sequence[Mapping[str, Cells]]) -> dict[str, Cells]:
     """The lines that every domain has, at the shots and seeds that every domain has: means over the domains."""
-    means: dict[str, _Cells] = {}
+    means: dict[str, Cells] = {}
     for label in (name for name in domains[0] if all(name in lines for lines in domains)):
         cells = [lines[label] for lines in domains]
         for shots in sorted(set.intersection(*(set(cell) for cell in cells))):
@@ -284,7 +284,7 @@ def _mean_lines(domains: Sequence[Mapping[str, _Cells]]) -> dict[str, _Cells]:
     return means
 
 
-def _measured(record: Record) -> tuple[str, ...]:
+def measured_in(record: Record) -> tuple[str, ...]:
     """What runs must share for their accuracies to stand in one panel."""
     backbone = record["backbone"]
     return record["dataset"], record["task"], record["class_subset"], backbone["name"], backbone["weights_hash"]

@@ -85,6 +85,7 @@ _SHAPES: dict[str, Any] = {
     "reading_notes": list[str],  # how the extra tests were made
     # Batches, streams or orders of the tested images: names of their metrics, and why some do not apply.
     "scenarios": {"task": str, "seed": int, "cases": list[str], "not_applicable": dict[str, str], "needs": str},
+    "training": {"between": dict[str, float]},  # rows with the weights between start and end -> share of the end
     "skipped_images": list[str],
     "files": dict[str, str],
     "learned_parameters": int,

@@ -16,6 +16,13 @@ import torch
 
 from dassl_clip.results.records import read_record
 
+
+def by_steps(name):
+    """Settings of a training of six steps of three images of each domain."""
+    steps = {"STEPS": 6, "EVALUATE_EVERY": 2, "PER_DOMAIN": 3}
+    return [word for key, value in steps.items() for word in (f"TRAINER.{name}.{key}", value)]
+
+
 AUGMENTED = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")
 RUNS = {
     "zeroshot": ("ZeroshotCLIP",),
@@ -27,6 +34,8 @@ RUNS = {
     "clap": ("CLAP", "TRAINER.CLAP.NOISE_TOKENS", 2, "TRAINER.CLAP.EVALUATE", "('forms',)"),
     "clap-pictures": ("CLAP", "TRAINER.CLAP.MODALITY", "image", "TRAINER.CLAP.IMAGE_VIEWS", 2),
     "inmap": ("InMaP",),
+    "swad": ("SWAD", *by_steps("SWAD"), "TRAINER.SWAD.N_CONVERGE", 1, "TRAINER.SWAD.N_TOLERANCE", 2, *AUGMENTED),
+    "flyp": ("FLYP", *by_steps("FLYP"), "TRAINER.FLYP.MAX_NORM", 1.0),
     "inmap-gopro": ("InMaP",),
 }
 CLAP_STEPS = ("TRAINER.CLAP.MAX_STEPS", 45, "TRAINER.CLAP.CHECK_EVERY", 20, "TRAINER.CLAP.BATCH_SIZE", 8)

@@ -1,9 +1,10 @@
 """Figures from records: what is drawn is what was measured.
 
 Covered: means, spreads and domains against plain loops; seeds that lack a domain; panels that keep unlike runs apart;
-curves over epochs and steps; shots of runs and of probes; alpha and its diagnostic mark; confusion matrices against a
-loop, merged and chosen classes; projections against an eigenvalue decomposition and by neighbours; captions; palette
-under simulated colour blindness; PNG and SVG files; names that look like formulas or markup; every refusal.
+curves over epochs and steps; shots of runs and of probes; weights between start and end; alpha and its diagnostic
+mark; confusion matrices against a loop, merged and chosen classes; projections against an eigenvalue decomposition
+and by neighbours; captions; palette under simulated colour blindness; PNG and SVG files; names that look like formulas
+or markup; every refusal.
 """
 
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl_clip.results import plot_features, plots
+from dassl_clip.results import plot_between, plot_features, plots
 from dassl_clip.results.figures import COLOURS, LINES, MARKERS, look, styled
 
 from .conftest import make_record
@@ -393,3 +394,22 @@ def test_the_users_own_settings_do_not_matter(tmp_path):
     with styled():
         assert matplotlib.rcParams["text.parse_math"] is False
     assert dict(matplotlib.rcParams) == kept
+
+
+def test_weights_between_start_and_end_have_a_line_for_each_method():
+    between = {"a": 0.0, "b": 0.5, "c": 1.0}
+
+    def trained(target, method, seed, first):
+        rows = {name: first + 10 * share + seed for name, share in between.items()}
+        return record(target, 50.0, rows, method, seed, training={"steps": 6, "between": between})
+
+    found = [trained(d, m, s, i) for i, d in enumerate(DOMAINS) for m in ("CoOp", "MaPLe") for s in (1, 3)]
+    plot = plot_between.between_plot([*found, record(method="ZeroshotCLIP")])
+    titles = [axis.get_title() for axis in plot.figure.axes if axis.get_visible()]
+    assert titles == [*(f"PACS, lodo, {d}" for d in DOMAINS), "PACS, lodo, mean"]
+    for title, first in (("photo", 1), ("mean", 1)):
+        for points in bars(panel_of(plot, title)):
+            assert points == {x: pytest.approx((first + 10 * x + 2, math.sqrt(2))) for x in (0.0, 0.5, 1.0)}
+    assert "nothing may be chosen from this figure" in plot.caption
+    with pytest.raises(ValueError, match="none of the runs tested weights between"):
+        plot_between.between_plot([record()])
