@@ -27,7 +27,7 @@ from dassl_clip.cli.arguments import Parser, add_data, command
 from dassl_clip.engine.catalogue import dataset_file
 from dassl_clip.engine.config import decode, merge_file, set_key
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.errors import UserError, did_you_mean, listed
 from dassl_clip.results.files import write_bytes_atomically
 
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
@@ -111,7 +111,7 @@ def run_list(args: argparse.Namespace) -> int:
             counts = len(spec.classes) or numbers[name], sum(spec.images.values())
             classes, images = (f"{count:,}" if count else "" for count in counts)
             folders = spec.folders
-            facts = [", ".join(spec.domains) or "none", classes, images, folders[0]]
+            facts = [listed(spec.domains, 6) or "none", classes, images, folders[0]]
         found = dict.fromkeys(there[name_key(folder)] for folder in folders if name_key(folder) in there)
         rows.append([name, files.get(name, ""), *facts, *([", ".join(found)] if args.root else [])])
     columns = ["data set", "config", "domains", "classes", "images", "folder"]

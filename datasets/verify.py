@@ -219,7 +219,7 @@ def check_images(report: Report, inspect: Inspect | None, duplicates: bool, jobs
     if shared:
         report.add(WARNING, f"{counted(shared)} in two domains, first: {shared[0]}")
     sizes, bad = {}, []
-    for image in report.images:
+    for image in {image.path: image for image in report.images}.values():  # one that has two classes is one file
         try:
             sizes[image] = size_of(image.path)
             if not sizes[image]:

@@ -206,7 +206,7 @@ def test_links(capsys):
     assert "imagenet-a.tar (687552512 bytes, md5 c3e55429088dc681f30d81f4726b6595)" in out
     assert "split_zhou_Food101.json\n    https://drive.google.com/file/d/1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view" in out
     every = run(capsys, "links")[1]
-    assert every.count("terms: ") == 21 and "http" in every
+    assert every.count("terms: ") == 28 and "http" in every
     code, _, err = run(capsys, "links", "food102")
     assert code == 2 and "no links are known for 'food102'. Did you mean 'Food101'?" in err
 

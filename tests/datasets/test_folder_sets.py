@@ -224,6 +224,25 @@ def test_imagenet_c_by_severity(corrupted, config):
             ImageNetC(config(corrupted, ["shot_noise"], ["shot_noise"], IMAGENETC_SEVERITY=severity))
 
 
+def test_a_run_on_imagenet_c(tmp_path, draw, tiny_clip):
+    for wnid in load_spec("imagenet_c").folder_names:
+        draw(tmp_path / "imagenet-c/fog/2" / wnid / "0.JPEG")
+    words = [
+        "--trainer",
+        "ZeroshotCLIP",
+        "--dataset-config-file",
+        "configs/datasets/imagenet_c.yaml",
+        "--root",
+        str(tmp_path),
+    ]
+    words += ["--source-domains", "fog", "--target-domains", "fog", "--output-dir", str(tmp_path / "run")]
+    words += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "DATALOADER.NUM_WORKERS", "0"]
+    assert train.main([*words, "DATASET.IMAGENETC_SEVERITY", "2"]) == 0
+    record = read_record(tmp_path / "run")
+    assert record["metrics"]["test"]["total"] == 1000 and "severity 2, " in record["protocol"]
+    assert record["metrics"]["test"]["correct"] == 1  # one picture, and so one answer, for all classes
+
+
 def test_imagenet_c_has_test_images_alone(corrupted, config):
     with pytest.raises(ValueError, match=r"PROTOCOL domainbed does not go with ImageNetC, whose parts are fixed"):
         ImageNetC(config(corrupted, ["frost"], ["shot_noise"], PROTOCOL="domainbed"))

@@ -379,6 +379,14 @@ def test_a_run_reads_both_layouts_alike(tmp_path, release, folders, tiny_clip):
     assert found["release"] == found["folders"]
 
 
+def test_an_image_of_two_classes_is_no_copy_of_itself(release, config):
+    root = release()
+    for number, path in enumerate((root / "terra_incognita" / IMAGES).iterdir()):
+        path.write_bytes(b"%06d" % number)  # of one size, so that all are compared
+    texts = [finding.text for finding in verify(TerraIncognita, config(root, [], []), duplicates=True).findings]
+    assert "no file is a copy of another" in texts
+
+
 def test_verify_prints_both_counts(release, capsys):
     code = data_command.main(["verify", "terra_incognita", "--root", str(release())])
     out = capsys.readouterr().out

@@ -254,4 +254,4 @@ def test_9_2_names_stand_beside_those_of_the_plugin():
     first, second = (line.split() for line in done.stdout.splitlines())
     names = ("office_home", "visda17", "mini_domainnet", "domainnet", "office31")
     assert first == [f"dassl.data.datasets.da.{name}" for name in names]
-    assert second == ["dassl_clip.datasets.domain_sets", "dassl.data.datasets.da.visda17"]
+    assert second == ["dassl_clip.datasets.domain_sets", "dassl_clip.datasets.folder_sets"]
