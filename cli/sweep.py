@@ -9,13 +9,14 @@ import argparse
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, add_seeds, command
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, plan, preflight, slurm, state, sweeps
+from dassl_clip.experiments import launchers, plan, preflight, price, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -32,6 +33,7 @@ def build_parser() -> Parser:
     add_seeds(parser, "--seeds", default=(), metavar="N", help="1 2 3 or 1,2,3 (default: the sweep's own)")
     parser.add_argument("--rows", nargs="+", default=(), metavar="LABEL", help="only these rows of the table")
     parser.add_argument("--datasets", nargs="+", default=(), metavar="NAME", help="only these data sets")
+    task.add_rule(parser)
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")
     parser.add_argument("--retry", action="store_true", help="try failed runs again")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
@@ -51,10 +53,12 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
             raise UserError(f"--{flag} goes with --launcher {flag}, and this is --launcher {args.launcher}")
     sweep = sweeps.read_sweep(args.name)
 
-    def planned() -> list[plan.Run]:
-        return sweeps.runs_of(sweeps.expand(sweep, task.request_of(args), pairs, args.rows, args.datasets))
+    def planned() -> list[sweeps.Entry]:
+        return sweeps.expand(sweep, task.request_of(args), pairs, args.rows, args.datasets, args.rule)
 
-    runs = planned()
+    entries = planned()
+    runs = sweeps.runs_of(entries)
+    searches = {entry.run.folder for entry in entries if entry.searches and entry.is_trial}
     states = {run.folder: state.state_of(run) for run in runs}
     print(f"{sweep.title}: {len(runs)} runs: {state.count_states(states.values())}")
     for run in runs:
@@ -69,21 +73,37 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         for run in runs:
             print(f"{states[run.folder].name:<9} {state.run_id(run)} {run.dataset:<{width}} {run.name}")
         return 0
+    searching = [run for run in todo if run.folder in searches]
+    if searching:
+        print(price.plan_line(searching))
     if args.dry_run:
         print("".join(f"{run.command}\n" for run in todo), end="")
         return 0
     if todo:
         preflight.check(todo, Path(args.out))
+    if searching and args.launcher != "slurm":
+        tell_price(searching)
     if todo or args.launcher == "slurm":
         launchers.run_in_order(runs, todo, launcher_of(args))
     found = {run.folder for run in runs}
-    if chosen := [run for run in planned() if run.folder not in found]:  # points of a grid are finished
-        print(f"chosen on source validation images: {len(chosen)} runs that are tested")
+    entries = planned()
+    if chosen := [run for run in sweeps.runs_of(entries) if run.folder not in found]:  # searches are finished
+        rules = {entry.choice.rule for entry in entries if entry.choice}
+        where = f"by {', '.join(sorted(rules))}" if rules else "on source validation images"
+        print(f"chosen {where}: {len(chosen)} runs that are tested")
         runs = [*runs, *chosen]
         launchers.run_in_order(runs, chosen, launcher_of(args))
     after = [state.state_of(run) for run in runs]
     print(f"{sweep.title}: {state.count_states(after)}; the table: {table_command(args, pairs)}")
     return 0 if all(now.name == state.COMPLETE for now in after) else 1
+
+
+def tell_price(runs: list[plan.Run]) -> None:
+    """Time ten steps of each data set, and print what the runs of searches will cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured = price.measure(runs, Path(folder), lambda some: launchers.run_locally(some, 1))
+    known = [run for run in runs if run.config.DATASET.NAME in measured]
+    print("\n".join(price.price_lines(known, measured)), flush=True)
 
 
 def table_command(args: argparse.Namespace, pairs: Pairs) -> str:

@@ -46,6 +46,7 @@ def build_parser() -> Parser:
     of_sweep.add_argument("--check", action="store_true", help=checked)
     add_seeds(of_sweep, "--seeds", default=(), metavar="N", help="1 2 3 or 1,2,3 (default: the sweep's own)")
     of_sweep.add_argument("--datasets", nargs="+", default=(), metavar="NAME", help="only these data sets")
+    task.add_rule(of_sweep)
     task.add_run_arguments(of_sweep)
     of_folders = parser.add_argument_group("of folders")
     of_folders.add_argument("--reference", default="", metavar="ROW", help="method, or 'Method (config)', for gains")
@@ -85,27 +86,31 @@ def is_sweep(words: Sequence[str]) -> bool:
 def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     """The table of a sweep; with `--check`, `OUTSIDE_EXIT` if a cell is outside its tolerance."""
     named = sweeps.read_sweep(args.what[0])
-    entries = sweeps.expand(named, task.request_of(args), pairs, args.rows, args.datasets)
+    entries = sweeps.expand(named, task.request_of(args), pairs, args.rows, args.datasets, args.rule)
     if args.dry_run:
         for run in sweeps.runs_of(entries):
             print(f"{state.state_of(run).name}: {run.command}")
         return 0
     command_line = sweep_command(args, pairs)
-    if not named.published:
-        if args.check:
-            raise UserError(f"--check: the sweep {named.name} has no published table to check against")
+    if not named.published and args.check:
+        raise UserError(f"--check: the sweep {named.name} has no published table to check against")
+    nothing = f"{run_tables.progress(entries, command_line)}; so there is no table"
+    searched = any(entry.is_trial and entry.searches for entry in entries)
+    if not named.published and not searched:
         made = run_tables.method_tables(named, entries, args.columns, args.label)
         if not made:
-            raise UserError(f"{run_tables.progress(entries, command_line)}; so there is no table")
+            raise UserError(nothing)
         print_progress(args, entries, command_line)
         print_tables(made, args)
         return 0
     if args.label:
-        raise UserError(f"--label: the rows of {named.name} are called as they were published; leave it out")
+        raise UserError(f"--label: the rows of {named.name} have the names of its file; leave it out")
     if set(args.columns) - set(trust.DEFAULT_COLUMNS):
-        raise UserError(f"--columns: {named.name} stands beside published accuracies; leave it out, or name folders")
+        raise UserError(f"--columns: the table {named.name} is of accuracies; leave it out, or name folders")
     chosen = run_tables.Choice(bool(args.rows), bool(args.datasets), bool(args.targets))
     sheet = run_tables.make_sheet(named, entries, chosen, args.spread)
+    if not sheet.records():
+        raise UserError(nothing)
     print_progress(args, entries, command_line)
     print(sheet.render(args.format, not args.drop_header))
     return check_sheet(sheet, args.what[0]) if args.check else 0

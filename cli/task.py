@@ -18,7 +18,7 @@ from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.experiments import launchers, locks, plan, preflight, state, tables, tasks
 from dassl_clip.experiments.methods import Method, known_trainer, method_of, reference_method
-from dassl_clip.results import rendering, trust
+from dassl_clip.results import rendering, selection, trust
 from dassl_clip.results.groups import check_labels
 
 NO_REFERENCE = "none"
@@ -38,11 +38,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, run nothing")
 
 
+def add_rule(parser: argparse.ArgumentParser) -> None:
+    """The rule by which DomainBed's searches choose."""
+    parser.add_argument("--rule", choices=selection.RULES, default="",
+                        help="how DomainBed's searches choose; the oracle looks at the target, and its rows say so "
+                        f"(default: the sweep's own, else {selection.TRAINING_DOMAIN})")  # fmt: skip
+
+
 def sweep_words(args: argparse.Namespace) -> list[str]:
     """The arguments that decide which runs of a sweep are meant, for a command that is printed."""
     words = ["--out", args.out] if args.out != "output" else []
     words += ["--data", args.data] if args.data else []
     words += ["--shots", str(args.shots)] if args.shots is not None else []
+    words += ["--rule", args.rule] if args.rule else []
     for flag in ("seeds", "rows", "datasets", "targets"):
         words += [f"--{flag}", *map(str, getattr(args, flag))] if getattr(args, flag) else []
     return words + [word for name in args.imports for word in ("--import", name)]

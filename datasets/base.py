@@ -30,7 +30,7 @@ from dassl_clip.results.labels import UNLABELLED
 from . import hub
 from .class_names import class_file, prompt_names
 from .description import describe
-from .domainbed import check_pools, split_of_trial, test_part_of
+from .domainbed import check_pools, environments, split_of_trial, test_part_of
 from .duplicates import count_once
 from .fewshot import (
     VAL_SHOTS,
@@ -257,6 +257,11 @@ class ListedDataset(DatasetBase):
     def list_domains(cls, cfg) -> list[str]:
         """Canonical names of all domains, without reading the images."""
         return list(cls.make_spec(cfg).domains)
+
+    @classmethod
+    def environments(cls, cfg) -> list[str]:
+        """All domains in the order in which DomainBed numbers them."""
+        return environments(cls.make_spec(cfg))
 
     @property
     def train_overlaps_test(self) -> bool:

@@ -132,6 +132,7 @@ class StepTrainer(CLIPTrainer):
         self.checkpoints.parts["tracked"] = self.tracked
         self.loop.max_norm, self.loop.stepped = self.node.MAX_NORM, self.stepped
         self.row_metrics: dict[str, dict[str, Any]] = {}
+        self.evaluated_at: list[dict[str, float]] = []  # seconds after each evaluation of this process
         self.weights_changed()
 
     def learner(self) -> nn.Module:
@@ -244,8 +245,9 @@ class StepTrainer(CLIPTrainer):
             mean = sum(accuracy.values()) / len(accuracy)
             facts = {"step": self.step - 1, "accuracy": accuracy, "mean": mean, "loss": sum(loss.values()) / len(loss)}
             if self.node.EVALUATE_TARGET:
-                target, _ = by_domain(self, self.dm.dataset.test, self.model_logits, [])
-                facts["target"] = sum(target.values()) / len(target)
+                tested = list(getattr(self.dm.dataset, "target_domains", ()))
+                facts["target"], _ = by_domain(self, self.dm.dataset.test, self.model_logits, tested)
+        self.evaluated_at.append(self.clock.so_far())
         each = ", ".join(f"{name} {value:.1f}" for name, value in accuracy.items())
         logger.info("step %d: source validation %.2f %% (%s), loss %.4f", self.step, mean, each, facts["loss"])
         self.set_model_mode("train")
@@ -316,7 +318,7 @@ class StepTrainer(CLIPTrainer):
             facts["metrics"] = metrics | {name: found[name] for name in order if name in found}
         average, done = self.tracked.average, sum(self.lengths[: self.epoch + 1])
         images = self.train_loader_x.batch_sampler.batch_size
-        facts["validation"] = self.tracked.validation
+        facts |= {"validation": self.tracked.validation, "evaluated_at": self.evaluated_at}
         facts["training"] = {"steps": done, "images_per_step": images, "evaluations": len(self.tracked.validation)}
         facts["training"] |= {"result": self.result_row, "between": {between(share): share for share in node.ALPHAS}}
         if self.tracked.validation:

@@ -55,7 +55,8 @@ class Tracked:
     Attributes:
         average: See `averaging.Average`, or None.
         validation: One entry for each evaluation: `step`, counted from 0, `accuracy` in percent of each source domain,
-            `mean` of these, and `loss`, the mean over the domains of the mean cross-entropy.
+            `mean` of these, and `loss`, the mean over the domains of the mean cross-entropy; `target`, where it is
+            asked for, is the accuracy of each tested domain.
         best: The weights of the first evaluation with the largest `mean`; None without evaluations.
     """
 

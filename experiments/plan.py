@@ -17,7 +17,7 @@ from dassl_clip.engine.overrides import Overrides, Pairs, resolve_config
 from dassl_clip.engine.paths import ROOT
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import Row, refined_row
-from dassl_clip.results.protocols import part_name
+from dassl_clip.results.protocols import DOMAINBED, part_name
 
 from . import tasks
 from .methods import Method
@@ -40,6 +40,7 @@ class Request:
         data: folder above the data sets, "" for the config's.
         shots: images per class, None for the task's default.
         targets: target domains to run; empty: all.
+        beside: domains that every run leaves out of its sources too, and tests with its target.
         imports: modules or files with trainers or data sets of the user's own.
     """
 
@@ -50,6 +51,7 @@ class Request:
     data: str = ""
     shots: int | None = None
     targets: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
 
     def overrides(self, method: Method) -> Overrides:
@@ -181,7 +183,8 @@ def _run_on(
 ) -> Run:
     """One run: task `name` on domain `target` ("" for a data set without domains); `base`: the run to refine."""
     task, trainer, named = TASKS[name], config.TRAINER.NAME, config.RUN.CONFIG
-    node, column = f"TRAINER.{trainer.upper()}", target_column(config, target)
+    left = tuple(domain for domain in domains if domain == target or domain in request.beside)
+    node, column = f"TRAINER.{trainer.upper()}", target_column(config, "+".join(left) if target else "")
     # Of a data set without domains that publishes test images, these alone are tested, as in the papers.
     whole = bool((task.label_free or task.scenario) and (target or not tasks.publishes_test(config)))
     across = task.across or bool(task.scenario and len(domains) > 1)
@@ -194,11 +197,13 @@ def _run_on(
     folder = Path(request.out, name, stem, trainer, below, f"shots{shots}", column, f"seed{seed}")
     flags = list(common.flags)
     if target:
-        sources = tuple(domain for domain in domains if domain != target) if across else (target,)
-        flags += [("DATASET.SOURCE_DOMAINS", sources), ("DATASET.TARGET_DOMAINS", (target,))]
+        sources = tuple(domain for domain in domains if domain not in left) if across else (target,)
+        flags += [("DATASET.SOURCE_DOMAINS", sources), ("DATASET.TARGET_DOMAINS", left)]
     flags += [("RUN.TASK", name), ("SEED", seed), ("OUTPUT_DIR", str(folder))]
     pairs = [*_without_shots(common.pairs), ("DATASET.NUM_SHOTS", str(shots))]
     pairs += [("DATASET.PROTOCOL", "all-images")] if whole else []
+    if config.DATASET.get("PROTOCOL") == DOMAINBED and not whole and "DATASET.TRIAL" not in dict(pairs):
+        pairs += [("DATASET.TRIAL", str(seed))]  # whose repetitions are trials, each with a split of its own
     if further := tasks.extra_tests(trainer, name):
         pairs += [(f"{node}.EVALUATE", repr(further))]
     if base is not None:

@@ -4,7 +4,8 @@ Keys: `title`; `published` (name of a published table); `task` or `tasks`; `data
 (rows of the table beside, or in place of, the tested split); `rows`, each with `method` (`TRAINER[:CONFIG][+REFINER]`,
 `{dataset}` is the data set's name) and, if wanted, `method_for` (a mapping of data sets to methods in its place),
 `label` (the row's name in tables and `--rows`; beside published numbers the one printed there), `datasets`, `task(s)`,
-`seeds`, `shots`, `set`, a mapping of config keys to values, and `grid`, one to values that are searched (`grid.py`).
+`seeds`, `shots`, `set`, a mapping of config keys to values, and `grid`, one to values that are searched (`grid.py`), or
+`search: domainbed` with `sets` and `rule` (`search.py`). Under DATASET.PROTOCOL domainbed seeds are trials.
 A row with a single seed of its own is run once, whichever seeds are asked for.
 """
 
@@ -19,45 +20,27 @@ from dassl_clip.engine import catalogue
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.documents import read_yaml
 from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.selection import TRAINING_DOMAIN
 
-from . import grid, plan
+from . import grid, plan, search
+from .entries import Entry
 from .methods import method_of
 from .tasks import TASKS
 
 FOLDER = Path(configs.__file__).resolve().parent / "sweeps"
-ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set", "grid")
+ROW_KEYS = ("method", "method_for", "label", "datasets", "task", "tasks", "seeds", "shots", "set", "grid",
+            "search", "sets", "rule")  # fmt: skip
 KEYS = ("title", "published", "readings", "rows", *ROW_KEYS[3:])
 # What a value should be, and its type; of a list that of its items.
-_KINDS: dict[str, tuple[str, type]] = dict.fromkeys(("title", "published", "method", "label", "task"), ("a text", str))
+_KINDS: dict[str, tuple[str, type]] = dict.fromkeys(
+    ("title", "published", "method", "label", "task", "search", "rule"), ("a text", str)
+)
 _KINDS |= dict.fromkeys(("readings", "datasets", "tasks"), ("a list of names", str))
 _KINDS |= {"seeds": ("a list of whole numbers", int), "shots": ("a whole number", int), "rows": ("a list", list),
+           "sets": ("a whole number", int),
            "set": ("a mapping of config keys to values", dict),
            "grid": ("a mapping of config keys to lists of values", dict),
            "method_for": ("a mapping of data sets to methods", dict)}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One run of a sweep and where it stands in the table: row label, group of columns, column.
-
-    A run that no row asks for, but that one of them refines or evaluates, has no label. `named`: the file gives the row
-    a label. `point`: the settings of a grid, of a run that searches, and of one that they were chosen for; then
-    `validation` is the accuracy in percent by which they were.
-    """
-
-    label: str
-    run: plan.Run
-    group: str
-    column: str
-    named: bool = False
-    point: Pairs = ()
-    validation: float | None = None
-
-    @property
-    def target_names(self) -> tuple[str, ...]:
-        """What `--targets` may call the column; other data that are tested also by the name of their configuration."""
-        tested = "+".join(self.run.config.DATASET.TARGET_DOMAINS) or self.run.dataset
-        return (tested, self.column) if TASKS[self.run.task].tested_on else (self.column,)
 
 
 @dataclass(frozen=True)
@@ -109,6 +92,8 @@ def read_sweep(name: str) -> Sweep:
         rows.append(given | {"label": row.get("label", row["method"]), "named": "label" in row, "once": once})
         if not rows[-1].get("datasets"):
             raise UserError(f"{path}: row {number} has no data set; give `datasets` a list of names")
+        if (asked := given.get("search", search.DRAWS)) != search.DRAWS:
+            raise UserError(f"{path}, row {number}: `search` should be {search.DRAWS}, not {asked!r}")
     labels = [row["label"] for row in rows]
     for label in labels:
         if labels.count(label) > 1:
@@ -135,7 +120,12 @@ def _check_keys(tree: Mapping[str, Any], known: Sequence[str], place: str) -> No
 
 
 def expand(
-    sweep: Sweep, request: plan.Request, pairs: Pairs = (), only: Sequence[str] = (), datasets: Sequence[str] = ()
+    sweep: Sweep,
+    request: plan.Request,
+    pairs: Pairs = (),
+    only: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    rule: str = "",
 ) -> list[Entry]:
     """Every run of a sweep, those that others need first.
 
@@ -146,6 +136,7 @@ def expand(
         pairs: KEY VALUE pairs for all runs.
         only: labels of rows to keep; empty: all.
         datasets: names of data sets to keep; empty: all.
+        rule: by which searches choose, in place of the sweep's own.
 
     Raises:
         UserError: a row, data set or target that the sweep does not have, or no run that has all of them.
@@ -169,6 +160,11 @@ def expand(
             word = row.get("method_for", {}).get(dataset, row["method"])
             word = word.replace("{dataset}", catalogue.dataset_file(dataset).stem)
             method = method_of(word, (*settings, *pairs), "", request.imports)
+            if "search" in row:
+                place, rules = f"{sweep.name}, row '{row['label']}'", (rule, row.get("rule"), TRAINING_DOMAIN)
+                sets, own = row.get("sets", search.SETS), next(filter(None, rules))
+                entries += search.Search(place, row["label"], word, (*settings, *pairs), of_row, sets, own).entries()
+                continue
             if "grid" in row:
                 entries += _searched(sweep, row, of_row, word, (*settings, *pairs))
                 continue

@@ -9,15 +9,17 @@ from dassl_clip.results import bands, budgets, records
 from dassl_clip.results import published as sheets
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named, relabelled
-from dassl_clip.results.protocols import protocol_of
+from dassl_clip.results.protocols import DOMAINBED, TEST_PARTS, protocol_of
 from dassl_clip.results.rendering import DEVIATION, ERROR, Spread, Table
 from dassl_clip.results.scenarios import group_tables
 from dassl_clip.results.trust import DEFAULT_COLUMNS
 
-from . import grid, state
+from . import grid, search, state
+from .entries import Entry
 from .plan import Run
-from .sweeps import Entry, Sweep
-from .tasks import TASKS
+from .search import target_accuracy
+from .sweeps import Sweep
+from .tasks import TASKS, trains_on_labels
 
 
 def task_tables(
@@ -72,63 +74,90 @@ def make_sheet(
         chosen: what was asked for by name.
         spread: what follows `+/-`; None: DomainBed's error where the seeds are trials, else the deviation.
     """
-    published = sheets.read_published(sweep.published)
+    published = sheets.read_published(sweep.published) if sweep.published else {}
     accuracies: dict[sheets.Key, dict[sheets.Place, dict[int, float]]] = {}
-    places: dict[str, list[str]] = {}
     finished = []
     readings = sweep.readings or ("test",)
-    shown = [entry for entry in entries if entry.label]
-    if len({entry.run.task for entry in shown}) > 1:
+    asked = [entry for entry in entries if entry.label]
+    shown = [entry for entry in asked if not entry.searches]
+    if len({entry.run.task for entry in asked}) > 1:
         raise UserError(f"{sweep.name}: a table beside published numbers is of one task, but its rows have several")
     for entry in shown:
-        columns = places.setdefault(entry.group, [])
-        columns += [entry.column] if entry.column not in columns else []
         record = records.read_record(entry.run.folder) if state.is_complete(entry.run) else None
         if record is None:
             continue
         finished.append(record)
         for name in readings:
-            if name in record["metrics"]:
+            if (accuracy := target_accuracy(entry, record, name)) is not None:
                 cell = accuracies.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
-                cell[entry.run.seed] = record["metrics"][name]["accuracy"]
-    first = shown[0].run
+                cell[entry.repetition] = accuracy
+    places: dict[str, dict[str, None]] = {}
+    for entry in asked:
+        columns = places.setdefault(entry.group, {})
+        columns |= dict.fromkeys(entry.run.config.DATASET.TARGET_DOMAINS if entry.searches else [entry.column])
+    first = asked[0].run
     summary = "" if chosen.targets else SUMMARIES.get(first.task, MEAN)
     left_out = (first.config.RUN.SOURCE,) if TASKS[first.task].tested_on else ()
     labels = {entry.label for entry in shown}
-    printed = {label: tests for label, tests in published["cells"].items() if label in labels or not chosen.rows}
-    overall = not chosen.datasets and not chosen.targets
-    misprints = published.get("misprints", {})
-    cells, shown_columns = sheets.build_cells(accuracies, places, printed, summary, left_out, misprints, overall)
-    asked = {(group, column) for group, columns in shown_columns.items() for column in columns}
-    cells = {key: {place: cell for place, cell in row.items() if place in asked} for key, row in cells.items()}
-    spread = spread or (ERROR if any(map(is_trial, shown)) else DEVIATION)
-    several = spread is not DEVIATION and len({entry.run.seed for entry in shown}) > 1
-    sources = [source for source in published["sources"] if source.method in printed]
+    printed = {
+        label: tests for label, tests in published.get("cells", {}).items() if label in labels or not chosen.rows
+    }
+    overall, misprints = not chosen.datasets and not chosen.targets, published.get("misprints", {})
+    names = {group: list(columns) for group, columns in places.items()}
+    cells, shown_columns = sheets.build_cells(accuracies, names, printed, summary, left_out, misprints, overall)
+    wanted = {(group, column) for group, columns in shown_columns.items() for column in columns}
+    cells = {key: {place: cell for place, cell in row.items() if place in wanted} for key, row in cells.items()}
+    spread = spread or (ERROR if any(entry.is_trial for entry in asked) else DEVIATION)
+    repetitions = {entry.repetition for entry in asked}
+    several = [f"ours: cells: {spread.text}"] if spread is not DEVIATION and len(repetitions) > 1 else []
+    sources = [source for source in published.get("sources", ()) if source.method in printed]
     return sheets.Sheet(
-        title=f"{published['title']}: ours and published",
-        above=_about(shown, finished, published) + ([f"ours: cells: {spread.text}"] if several else []),
+        title=f"{published['title']}: ours and published" if published else sweep.title,
+        above=_about(asked, finished, published) + several,
         cells=cells,
         places=shown_columns,
-        seeds=len({entry.run.seed for entry in shown}),
-        tolerance=float(published["tolerance"]),
+        seeds=len(repetitions),
+        tolerance=float(published["tolerance"]) if published else None,
         below=[
-            *(f"note: {note}" for note in published["footnotes"]),
+            *(f"note: {note}" for note in published.get("footnotes", ())),
             *(f"note: {source.label}: {source.doubt}" for source in sources if source.doubt),
+            *search.chosen_lines(shown),
             *unfinished(entries),
         ],
-        sources=[*sources, *_explained(shown, finished)] if sources else [],
+        sources=[*sources, *_explained(shown)] if sources else [],
         spread=spread,
     )
 
 
-def is_trial(entry: Entry) -> bool:
-    """Whether the seed of a run is a trial of DomainBed's protocol."""
-    return bool(entry.run.config.DATASET.get("PROTOCOL") == "domainbed")
+def _explained(shown: Sequence[Entry]) -> list[bands.Source]:
+    """What explains our own numbers, of each row, from the configurations of its runs."""
+    by_row: dict[str, list[Any]] = {}
+    for entry in shown:
+        by_row.setdefault(entry.label, []).append(entry.run.config)
+    found = []
+    for label, configs in by_row.items():
+        each = [_facts_of(config) for config in configs]
+        facts = {name: _several(own[name] for own in each) for name in bands.FACTS}
+        found.append(bands.Source(label, bands.OURS, facts))
+    return found
 
 
-def _explained(shown: Sequence[Entry], finished: Sequence[dict[str, Any]]) -> list[bands.Source]:
-    """What explains our own numbers, of each row that has some."""
-    return []
+def _facts_of(config: Any) -> dict[str, str]:
+    """The `bands.FACTS` of a run of ours."""
+    node, trains = config.TRAINER[config.TRAINER.NAME.upper()], trains_on_labels(config.TRAINER.NAME)
+    steps = f"{node.STEPS:,}" if node.get("STEPS") else f"{config.OPTIM.MAX_EPOCH} passes"
+    head = "fresh" if node.get("HEAD") == "fresh" else "texts"
+    head += {True: ", learned", False: ", fixed", None: ""}[node.get("HEAD_LEARNED")]
+    of_trial = config.DATASET.get("PROTOCOL") == DOMAINBED
+    return {
+        "test part": TEST_PARTS[config.DATASET.TEST_PART] if of_trial else "all",
+        "input statistics": {"clip": "CLIP's", "imagenet": "ImageNet's"}[node.get("INPUT_STATISTICS", "clip")],
+        "head": head if node.get("NORMALIZE", True) else f"{head}, on unnormalised features",
+        "steps": steps if trains else "none",
+        "weights": " ".join(filter(None, (config.MODEL.BACKBONE.NAME, config.MODEL.BACKBONE.WEIGHTS))),
+        "run by": "here",
+        "read in": "-",
+    }
 
 
 def progress(entries: Sequence[Entry], command: str) -> str:
@@ -144,20 +173,24 @@ def unfinished(entries: Sequence[Entry]) -> list[str]:
     `progress` says it where all are missing.
     """
     lines, missing, complete = [], dict[str, dict[str, list[int]]](), False
+    unit = "trial" if any(entry.is_trial for entry in entries) else "seed"
     for entry in entries:
         now = state.state_of(entry.run)
         row = entry.label or f"{entry.run.row.label}, which another row needs"
+        if entry.searches and entry.is_trial:
+            row = f"{row.rpartition(', ')[0]}, runs of its search"
         what = f"{row}, {entry.run.task}, {entry.group or entry.run.config.RUN.SOURCE}"
         if now.name == state.REFUSED:
-            lines.append(f"refused: {what}/{entry.column}, seed {entry.run.seed}: {now.reason}")
+            lines.append(f"refused: {what}/{entry.column}, {unit} {entry.repetition}: {now.reason}")
         elif now.name != state.COMPLETE:
-            missing.setdefault(what, {}).setdefault(entry.column, []).append(entry.run.seed)
+            absent = missing.setdefault(what, {}).setdefault(entry.column, [])
+            absent += [entry.repetition] if entry.repetition not in absent else []
         else:
             complete = True
     for what, columns in missing.items() if complete else ():
         of_seeds: dict[str, list[str]] = {}
         for column, seeds in columns.items():
-            of_seeds.setdefault(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}", []).append(column)
+            of_seeds.setdefault(f"{unit}{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}", []).append(column)
         cells = (f"{', '.join(names)} ({seeds})" for seeds, names in of_seeds.items())
         lines.append(f"missing: {what}: {'; '.join(cells)}")
     return lines
@@ -168,31 +201,37 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
     runs = [entry.run for entry in entries]
     configs = [run.config for run in runs]
     nodes = [config.TRAINER[config.TRAINER.NAME.upper()] for config in configs]
-    shots = _several(config.DATASET.NUM_SHOTS if config.DATASET.NUM_SHOTS > 0 else "none" for config in configs)
-    rules = _several(record["selection_rule"] for record in finished)
+    shots = _several(map(_training_images, configs))
+    of_records = (r["selection_rule"] for r in finished if not (r.get("evaluated_from") and search.rules_of(entries)))
+    rules = _several([*search.rules_of(entries), *of_records])
     rules = rules or _several(config.TEST.FINAL_MODEL for config in configs)
     prompts = _several(record["prompt"] for record in finished)
     prompts = prompts or _several(node.get("TEMPLATES") or node.get("CTX_INIT", "") for node in nodes)
-    seeds = _several(sorted({run.seed for run in runs}))
+    repetitions, unit = {entry.repetition for entry in entries}, "trial" if entries[0].is_trial else "seed"
+    seeds = _several(sorted(repetitions))
     by_row: dict[str, set[int]] = {}
     for entry in entries:
-        by_row.setdefault(entry.label, set()).add(entry.run.seed)
+        by_row.setdefault(entry.label, set()).add(entry.repetition)
     fewer = [
-        f"{label}: {'one seed' if len(seeds_of_row) == 1 else ', '.join(map(str, sorted(seeds_of_row)))}"
+        f"{label}: {f'one {unit}' if len(seeds_of_row) == 1 else ', '.join(map(str, sorted(seeds_of_row)))}"
         for label, seeds_of_row in by_row.items()
-        if len(seeds_of_row) < len({run.seed for run in runs})
+        if len(seeds_of_row) < len(repetitions)
     ]
     seeds += f" ({'; '.join(fewer)})" if fewer else ""
     domains = ((cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) for cfg in configs)
     kinds = ((cfg.DATASET.get("PROTOCOL", ""), cfg.DATASET.get("TEST_PART", "")) for cfg in configs)
     protocols = _several(protocol_of(*own, run.task, *kind) for own, run, kind in zip(domains, runs, kinds))
+    printed, tolerance = [], ""
+    if published:
+        printed = [f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}"]
+        tolerance = f"; tolerance of a check: {published['tolerance']:g} points"
     lines = [
-        f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}",
+        *printed,
         f"ours: protocol: {protocols}",
         f"ours: backbone: {_several(config.MODEL.BACKBONE.NAME for config in configs)}; "
         f"training images per class: {shots}",
         f"ours: selection rule: {rules}; templates: {prompts}",
-        f"ours: seeds: {seeds}; tolerance of a check: {published['tolerance']:g} points",
+        f"ours: {unit}s: {seeds}{tolerance}",
     ]
     by_method: dict[str, list[Any]] = {}
     for record in finished:
@@ -200,6 +239,13 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
     transductive = _several(record["method"] for record in finished if budgets.is_transductive(record))
     lines += [f"transductive (uses unlabelled test images): {transductive}"] if transductive else []
     return lines + budgets.lines_of(by_method)
+
+
+def _training_images(config: Any) -> str:
+    """Images per class that a run is trained on, in words."""
+    if config.DATASET.NUM_SHOTS > 0:
+        return str(config.DATASET.NUM_SHOTS)
+    return "all" if trains_on_labels(config.TRAINER.NAME) else "none"
 
 
 def _several(values: Iterable[Any]) -> str:
@@ -218,8 +264,8 @@ def method_tables(
     groups: dict[tuple[str, str, int, bool], list[Entry]] = {}
     for entry in entries:
         if entry.label:
-            config, searches = entry.run.config, bool(entry.point) and entry.validation is None
-            key = entry.run.task, config.RUN.SOURCE or config.DATASET.NAME, config.DATASET.NUM_SHOTS, searches
+            config = entry.run.config
+            key = entry.run.task, config.RUN.SOURCE or config.DATASET.NAME, config.DATASET.NUM_SHOTS, entry.searches
             groups.setdefault(key, []).append(entry)
     made = []
     for (task, source, number, searches), own in groups.items():

@@ -183,7 +183,7 @@ def test_what_a_check_found_stands_in_a_column(capsys, tmp_path):
 
 def test_columns_that_a_table_cannot_have(capsys, tables):
     assert main(["table", "clap-zeroshot", "--columns", "ece"]) == 2
-    assert "--columns: clap-zeroshot stands beside published accuracies" in capsys.readouterr().err
+    assert "--columns: the table clap-zeroshot is of accuracies" in capsys.readouterr().err
     assert main(["table", "output", "--per-method", "--columns", "ece", "worst"]) == 2
     assert "--per-method has a line for each domain, and no column worst" in capsys.readouterr().err
     assert main(["table", "output", "--per-method", "--columns", "ece", "--rows", "LinearProbe"]) == 0

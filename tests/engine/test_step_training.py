@@ -197,7 +197,10 @@ def test_the_last_evaluation_is_the_val_test_of_the_last_step(run):
 
 def test_target_accuracy_is_recorded_where_it_is_asked_for(run):
     record = run("ERM", *STEPS, *node("ERM", STEPS=2, EVALUATE_TARGET=True))[1]
-    assert record["validation"][-1]["target"] == pytest.approx(record["metrics"]["last"]["accuracy"])
+    (target,) = record["target_domains"]
+    assert record["validation"][-1]["target"] == {target: pytest.approx(record["metrics"]["last"]["accuracy"])}
+    first, last = (sum(seconds.values()) for seconds in (record["evaluated_at"][0], record["evaluated_at"][-1]))
+    assert len(record["evaluated_at"]) == len(record["validation"]) and 0 < first <= last < record["seconds"]["total"]
 
 
 def test_swad_ends_with_the_valley_and_says_what_it_averaged(run):

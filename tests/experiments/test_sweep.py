@@ -405,6 +405,16 @@ def wanted_runs():
     wanted["transduction"] = {(row, name, 1): 2 for row in ("CLIP", "InMaP") for name in ELEVEN}
     plain = ("ZeroshotCLIP", "CLAP", "CoOp", "GOPro", "LinearProbe", "InMaP")
     refined = tuple(f"{name}+InMaP" for name in ("CLAP", "CoOp", "GOPro", "LinearProbe"))
+    searched = [f"ERM, set {number}" for number in range(20)]
+    published = ("CLIP", "ERM (CLIPood's settings)", "SMA", "SWAD", "CLIPood", "WiSE-FT", "FLYP", "MIRO")
+    wanted["domainbed-clip"] = {
+        (row, dataset, trial): count
+        for dataset, count in {**DOMAINS_OF, "terra_incognita": 4}.items()
+        for row in (*published, *searched)
+        for trial in (0, 1, 2)
+    }
+    few = dict.fromkeys(("CLIP", "ERM, set 0", "ERM, set 1", "ERM, set 2"), 4)
+    wanted["domainbed-icons"] = {(row, "icons", 0): count for row, count in few.items()}
     wanted["icons"] = {(row, "icons", seed): 8 for row in (*plain, *refined) for seed in (1, 2, 3)}
     return wanted
 
@@ -435,7 +445,7 @@ def test_the_sweeps_that_ship():
 @pytest.mark.parametrize("name", sorted(wanted_runs()))
 def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
     entries = shipped(name)
-    counted = Counter((entry.label, entry.run.folder.parts[2], entry.run.seed) for entry in entries)
+    counted = Counter((entry.label, entry.run.folder.parts[2], entry.repetition) for entry in entries)
     assert counted == wanted_runs()[name]
     assert len({entry.run.folder for entry in entries}) == len(entries)
     assert len({state.run_id(entry.run) for entry in entries}) == len(entries)
@@ -451,7 +461,11 @@ def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
         assert f"shots{shots}" in run.folder.parts
         named = entry.label.rpartition(", ")[2].partition(" shot")[0] if name == "peers-fewshot" else 16
         assert shots == (
-            -1 if run.task in ("zeroshot", "probe", "attacks") else int(named) if str(named).isdigit() else 16
+            -1
+            if run.task in ("zeroshot", "probe", "attacks") or entry.is_trial
+            else int(named)
+            if str(named).isdigit()
+            else 16
         )
 
 
@@ -459,7 +473,7 @@ def test_a_shipped_sweep_expands_to_the_runs_of_its_table(name):
 def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name):
     """Rows of our methods: each published cell is one that runs fill or that is summed up from them."""
     asked, published, entries = sheet.read_sweep(name), sheets.read_published(name), shipped(name)
-    labels = {entry.label for entry in entries}
+    labels = {entry.label for entry in entries if not entry.searches}
     assert labels <= set(published["cells"])
     summaries = {"mean", "HM", "mean of targets"}
     for label in labels:

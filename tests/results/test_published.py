@@ -384,8 +384,8 @@ def cells_of(name):
 
 def test_the_published_tables_that_ship():
     assert TABLES == [
-        "clap-attacks", "clap-fewshot", "clap-zeroshot", "gopro-b2n", "gopro-dg", "gopro-xd", "inmap-imagenet",
-        "peers-b2n", "peers-dg", "peers-fewshot", "peers-xd",
+        "clap-attacks", "clap-fewshot", "clap-zeroshot", "domainbed-clip", "gopro-b2n", "gopro-dg", "gopro-xd",
+        "inmap-imagenet", "peers-b2n", "peers-dg", "peers-fewshot", "peers-xd",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="there is no published table 'clap'; known: clap-attacks, "):
         sheets.read_published("clap")
@@ -430,11 +430,13 @@ def test_every_published_column_is_a_data_set_or_one_of_its_domains(name):
         if name in TRANSFER:
             assert group == "" and columns - {"mean of targets"} <= set(known), columns
         elif group in ("Overall", "Average"):
-            assert columns <= {"mean", "base", "new", "HM"}
+            assert columns <= {"mean", "base", "new", "HM"} | (set(known) if name == "domainbed-clip" else set())
         else:
             assert group in known
             domains = DATASET_REGISTRY.get(group).list_domains(default_config())
-            if name == "gopro-b2n":
+            if name == "domainbed-clip":
+                assert columns == {"mean"} and domains
+            elif name == "gopro-b2n":
                 assert columns == {"base", "new", "HM"} and not domains
             elif domains:
                 assert set(domains) <= columns <= {*domains, "mean"}, f"{group}: {columns} and {domains}"
@@ -476,6 +478,27 @@ def test_the_peers_printed_means_agree_with_themselves_and_with_other_tables():
     for method in ("CLIP", "CoOp", "CoCoOp", "MaPLe"):
         own = printed_rows[method, "MaPLe" if method == "CoOp" else ""]
         assert own.items() <= cells_of("gopro-b2n")[method]["test"].items()
+
+
+def test_printed_means_over_data_sets_are_means_of_their_values_but_for_those_in_doubt():
+    sources = sheets.read_published("domainbed-clip")["sources"]
+    for source in sources:
+        values = {name: value for (group, name), (value, _) in source.numbers.items() if group == "Overall"}
+        printed = values.pop("mean", None)
+        if printed is not None:
+            apart = abs(statistics.fmean(values.values()) - printed)
+            assert len(values) == 5 and (apart > 0.1001) == bool(source.doubt), source.label
+    assert [source.label for source in sources if source.doubt] == [
+        f"{method} [MoE2] (in no band)" for method in ("DPL", "CoOp", "CoCoOp", "VPT")
+    ]
+
+
+def test_bands_of_the_protocols_rows():
+    cells = {method: cells_of("domainbed-clip")[method]["test"] for method in ("ERM", "MIRO", "DPL", "CLIPood")}
+    ends = {method: bands.ends_of(places["Overall/mean"]) for method, places in cells.items()}
+    assert ends == {"ERM": (67.1, 76.7), "MIRO": (73.7, 73.9), "DPL": (75.0, 75.0), "CLIPood": (77.9, 78.6)}
+    assert bands.ends_of(cells["ERM"]["Overall/TerraIncognita"]) == (41.0, 60.9)
+    assert bands.ends_of(cells["ERM"]["PACS/mean"]) == (85.8, 96.1)
 
 
 def test_printed_averages_are_means_of_the_panels():
