@@ -27,6 +27,8 @@ def budget(results: Sequence[Result]) -> list[str]:
     selects = "validation" in str(number["labels.val"].get("rule", ""))
     if purposes[:1] == ["settings"] or selects:
         reads.append(f"validation labels ({'selects settings' if selects else 'trains on them'})")
+    elif number["labels.val"].get("epoch") and "validation" in str(number["labels.val"].get("final", "")):
+        reads.append("validation labels (selects the epoch)")
     if any(by_name[name].verdict == FAILS for name in ("labels.selection", "labels.scoring")):
         reads.append("TEST LABELS")
     images = number["images.past"].get("reads", "none")

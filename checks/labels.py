@@ -67,6 +67,7 @@ def validation(session: Session) -> Result:
     moved, rule = changed_classes(first.scores, other.scores), str(first.facts.get("selection_rule", ""))
     epoch, text = _epoch_is_selected(session, shuffled), f"{moved} of {len(first.scores)} predictions"
     facts = {"predictions": moved, "scores": len(gaps), "rule": rule, "settings": bool(gaps), "epoch": epoch}
+    facts["final"] = str(session.first().facts.get("selection_rule", ""))  # under the settings that are checked
     more = {True: "; with best_val, another epoch is selected", False: "; with best_val, the same epoch is selected",
             None: ""}[epoch]  # fmt: skip
     if gaps and "validation" not in rule:
