@@ -97,24 +97,23 @@ class TerraIncognita(ListedDataset):
 
     def _count(self, every: Images, single: Images, release: Release | None) -> str:
         """Both numbers of images, by location; warn where they are those of no known construction."""
-        known = [entry["images"] for entry in read_entry(FILE)["constructions"] if "images" in entry]
+        known = {each["images"]: each["files"][0] for each in read_entry(FILE)["constructions"] if "images" in each}
+        of_locations = next(iter(known))  # of the first alone the numbers of the locations are known
+        expected = [*known] if release is None else [number for number in known if number == release.images]
         counts, total = {name: len(images) for name, images in every.items()}, sum(map(len, every.values()))
-        expected = known if release is None else [release.images]
-        if len(counts) == len(self.spec.domains) and total == known[1] and total in expected:
-            self.spec = replace(self.spec, images={})  # known as a total alone
-        elif expected == [None]:
+        complete = len(counts) == len(self.spec.domains)
+        if complete and expected and total not in expected:
+            numbers = " or ".join(f"{number:,} ({known[number]})" for number in expected)
+            logger.warning("%s: %s images, where %s are known", self.spec.name, f"{total:,}", numbers)
+        if of_locations not in expected or (complete and total in expected and total != of_locations):
             self.spec = replace(self.spec, images={})
-        elif expected == known[1:] or (len(counts) == len(self.spec.domains) and total != known[0]):
-            texts = " or ".join(f"{number:,}" for number in expected)
-            logger.warning(
-                "%s: %s images, where %s are known of this construction", self.spec.name, f"{total:,}", texts
-            )
         self.warn_of_counts(counts, {name: self.spec.published(name) for name in counts})
         texts = []
         for option, images in ((BOTH, every), (SINGLE, single)):
             each = ", ".join(f"{name} {len(images[name]):,}" for name in images)
             texts.append(f"{option} {sum(map(len, images.values())):,} ({each})")
-        return f" (numbers of images: {'; '.join(texts)})"
+        note = f", as {known[total]} gives" if complete and total in expected else ""
+        return f" (numbers of images: {'; '.join(texts)}{note})"
 
 
 def find_release(root: Path, spec: Spec) -> Release | None:

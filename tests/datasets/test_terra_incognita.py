@@ -236,7 +236,11 @@ KNOWN = {"location_100": 4879, "location_38": 9767, "location_43": 4020, "locati
     [
         (KNOWN, list(KNOWN.values()), ""),
         (KNOWN | {"location_38": 9767 - 458}, [None] * 4, ""),  # 24,330 images, whose locations are printed nowhere
-        (KNOWN | {"location_46": 6121}, list(KNOWN.values()), "24,787 images, where 24,788 or 24,330 are known"),
+        (
+            KNOWN | {"location_46": 6121},
+            list(KNOWN.values()),
+            "24,787 images, where 24,788 (CaltechCameraTrapsECCV18.json) or 24,330 (cal",
+        ),
     ],
 )
 def test_known_numbers(counts, published, warning, tmp_path, config):
@@ -248,6 +252,8 @@ def test_known_numbers(counts, published, warning, tmp_path, config):
     if warning:
         assert "differs in location_46 6121 (6122)" in found[1]
     assert f"domainbed {sum(counts.values()):,} (" in report.layouts[0] and len(report.layouts) == 1
+    files = {24788: "CaltechCameraTrapsECCV18.json", 24330: "caltech_images_20210113.json"}
+    assert (f", as {files.get(sum(counts.values()))} gives)" in report.layouts[0]) == (not warning)
 
 
 def test_the_five_files_have_no_known_number(release, config):
@@ -255,7 +261,7 @@ def test_the_five_files_have_no_known_number(release, config):
     assert not [finding for finding in findings if "number" in finding.text or finding.level == ERROR]
     root = release("older/terra", {"CaltechCameraTrapsECCV18.json": together(GOLDEN["files"])}) / "older"
     texts = [finding.text for finding in verify(TerraIncognita, config(root, [], [])).findings]
-    assert "TerraIncognita: 46 images, where 24,788 are known of this construction" in texts
+    assert "TerraIncognita: 46 images, where 24,788 (CaltechCameraTrapsECCV18.json) are known" in texts
 
 
 def without(name):
