@@ -128,7 +128,8 @@ def target_table(group: Group, row: Row, metric: str = "accuracy") -> Table:
 def group_title(group: Group) -> str:
     """Data set, task and split, and of DomainBed's protocol the part that is tested."""
     facts = group.facts
-    part = f" ({facts['test_part']} part)" if facts["test_part"] and facts["split"] == "test" else ""
+    part = {"": "", "all": " (whole target)"}.get(facts["test_part"], f" ({facts['test_part']} part)")
+    part = part if facts["split"] == "test" else ""
     return f"{facts['dataset']}, task {facts['task'] or 'by hand'}, {facts['split']} images{part}"
 
 

@@ -67,7 +67,8 @@ def test_tables_keep_the_parts_apart(runs):
         header = next(line for line in table.above if line.startswith("protocol: "))
         part = group.facts["test_part"]
         found[part] = group.seeds
-        assert table.title == "Icons, task lodo, test images" + (f" ({part} part)" if part else "")
+        named = {"in": " (in part)", "out": " (out part)", "all": " (whole target)", "": ""}[part]
+        assert table.title == f"Icons, task lodo, test images{named}"
         tested = {"in": 'the "in" part (80 %)', "out": 'the "out" part (20 %)', "all": "all", "": "all"}[part]
         assert header.endswith(f"tested on {tested} of the unseen target domain")
         assert ("DomainBed's split" in header) == bool(part)
