@@ -236,7 +236,7 @@ class StepTrainer(CLIPTrainer):
     def evaluate(self) -> dict[str, Any]:
         """Accuracy and loss of the weights on the validation images of each source domain."""
         names = list(getattr(self.dm.dataset, "source_domains", ()))
-        transform = self.train_transform() if self.node.VAL_AUGMENT else None
+        transform = self.train_loader_x.dataset.transform[0] if self.node.VAL_AUGMENT else None
         seed = mix_seed(max(0, self.cfg.SEED), self.step) if transform is not None else None
         self.set_model_mode("eval")
         self.before_test()

@@ -195,6 +195,19 @@ def test_the_last_evaluation_is_the_val_test_of_the_last_step(run):
     assert record["metrics"]["val"]["accuracy"] == pytest.approx(entry["mean"])  # as many images of either domain
 
 
+def test_augmented_validation_changes_what_is_measured_and_nothing_that_is_learned(run):
+    crop = ("INPUT.TRANSFORMS", ["random_resized_crop", "normalize"])
+    losses, learned = [], []
+    for name, on in (("plain", False), ("augmented", True), ("again", True)):
+        record = run("CLIPood", *STEPS, *node("CLIPood", STEPS=4, EVALUATE_EVERY=2, VAL_AUGMENT=on), *crop, name=name)[
+            1
+        ]
+        losses.append([entry["loss"] for entry in record["validation"]])
+        learned.append(record["learned"])
+    assert losses[0] != losses[1] == losses[2]
+    assert learned[0] == learned[1]
+
+
 def test_target_accuracy_is_recorded_where_it_is_asked_for(run):
     record = run("ERM", *STEPS, *node("ERM", STEPS=2, EVALUATE_TARGET=True))[1]
     (target,) = record["target_domains"]
@@ -313,7 +326,12 @@ def same(one, other):
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("CLIPood", {}), ("ERM", {"HEAD": "fresh", "NORMALIZE": False, "INPUT_STATISTICS": "imagenet"}), ("SWAD", {})],
+    [
+        ("CLIPood", {}),
+        ("MIRO", {}),
+        ("ERM", {"HEAD": "fresh", "NORMALIZE": False, "INPUT_STATISTICS": "imagenet"}),
+        ("SWAD", {}),
+    ],
 )
 def test_what_was_learned_is_evaluated_predicted_and_exported(run, tmp_path, domain_tree, capsys, name, settings):
     folder, record, _ = run(name, *STEPS, *node(name, **{"STEPS": 4, "EVALUATE_EVERY": 2, "PER_DOMAIN": 2} | settings))
