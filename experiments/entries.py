@@ -34,6 +34,11 @@ class Entry:
         return bool(self.point) and self.validation is None
 
     @property
+    def row_label(self) -> str:
+        """The label of its row; that of a run of a search tells its set apart, too."""
+        return self.label.rpartition(", ")[0] if self.searches and self.is_trial else self.label
+
+    @property
     def is_trial(self) -> bool:
         """Whether it is of DomainBed's protocol, so that repetitions are its trials."""
         return bool(self.run.config.DATASET.get("PROTOCOL") == DOMAINBED)

@@ -9,7 +9,7 @@ from dassl_clip.results import bands, budgets, records
 from dassl_clip.results import published as sheets
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named, relabelled
-from dassl_clip.results.protocols import DOMAINBED, TEST_PARTS, protocol_of
+from dassl_clip.results.protocols import DOMAINBED, protocol_of
 from dassl_clip.results.rendering import DEVIATION, ERROR, Spread, Table
 from dassl_clip.results.scenarios import group_tables
 from dassl_clip.results.trust import DEFAULT_COLUMNS
@@ -20,6 +20,8 @@ from .plan import Run
 from .search import target_accuracy
 from .sweeps import Sweep
 from .tasks import TASKS, trains_on_labels
+
+PARTS = {"in": "in (80 %)", "out": "out (20 %)", "all": "all"}  # of a target, by DATASET.TEST_PART
 
 
 def task_tables(
@@ -98,7 +100,7 @@ def make_sheet(
     first = asked[0].run
     summary = "" if chosen.targets else SUMMARIES.get(first.task, MEAN)
     left_out = (first.config.RUN.SOURCE,) if TASKS[first.task].tested_on else ()
-    labels = {entry.label for entry in shown}
+    labels = {entry.row_label for entry in asked}
     printed = {
         label: tests for label, tests in published.get("cells", {}).items() if label in labels or not chosen.rows
     }
@@ -111,6 +113,7 @@ def make_sheet(
     repetitions = {entry.repetition for entry in asked}
     several = [f"ours: cells: {spread.text}"] if spread is not DEVIATION and len(repetitions) > 1 else []
     sources = [source for source in published.get("sources", ()) if source.method in printed]
+    order = {label: number for number, label in enumerate(dict.fromkeys([*printed, *(e.row_label for e in asked)]))}
     return sheets.Sheet(
         title=f"{published['title']}: ours and published" if published else sweep.title,
         above=_about(asked, finished, published) + several,
@@ -124,20 +127,21 @@ def make_sheet(
             *search.chosen_lines(shown),
             *unfinished(entries),
         ],
-        sources=[*sources, *_explained(shown)] if sources else [],
+        sources=sorted([*sources, *_explained(asked)], key=lambda source: order[source.method]) if sources else [],
         spread=spread,
     )
 
 
-def _explained(shown: Sequence[Entry]) -> list[bands.Source]:
+def _explained(asked: Sequence[Entry]) -> list[bands.Source]:
     """What explains our own numbers, of each row, from the configurations of its runs."""
     by_row: dict[str, list[Any]] = {}
-    for entry in shown:
-        by_row.setdefault(entry.label, []).append(entry.run.config)
-    found = []
+    for entry in asked:
+        by_row.setdefault(entry.row_label, []).append(entry.run.config)
+    searched, found = {entry.row_label for entry in asked if entry.searches}, []
     for label, configs in by_row.items():
         each = [_facts_of(config) for config in configs]
         facts = {name: _several(own[name] for own in each) for name in bands.FACTS}
+        facts["steps"] += ", searched" if label in searched else ""
         found.append(bands.Source(label, bands.OURS, facts))
     return found
 
@@ -150,9 +154,9 @@ def _facts_of(config: Any) -> dict[str, str]:
     head += {True: ", learned", False: ", fixed", None: ""}[node.get("HEAD_LEARNED")]
     of_trial = config.DATASET.get("PROTOCOL") == DOMAINBED
     return {
-        "test part": TEST_PARTS[config.DATASET.TEST_PART] if of_trial else "all",
+        "test part": PARTS[config.DATASET.TEST_PART] if of_trial else "all",
         "input statistics": {"clip": "CLIP's", "imagenet": "ImageNet's"}[node.get("INPUT_STATISTICS", "clip")],
-        "head": head if node.get("NORMALIZE", True) else f"{head}, on unnormalised features",
+        "head": head if node.get("NORMALIZE", True) else f"{head}, unnormalised",
         "steps": steps if trains else "none",
         "weights": " ".join(filter(None, (config.MODEL.BACKBONE.NAME, config.MODEL.BACKBONE.WEIGHTS))),
         "run by": "here",
@@ -178,7 +182,7 @@ def unfinished(entries: Sequence[Entry]) -> list[str]:
         now = state.state_of(entry.run)
         row = entry.label or f"{entry.run.row.label}, which another row needs"
         if entry.searches and entry.is_trial:
-            row = f"{row.rpartition(', ')[0]}, runs of its search"
+            row = f"{entry.row_label}, runs of its search"
         what = f"{row}, {entry.run.task}, {entry.group or entry.run.config.RUN.SOURCE}"
         if now.name == state.REFUSED:
             lines.append(f"refused: {what}/{entry.column}, {unit} {entry.repetition}: {now.reason}")

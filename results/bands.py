@@ -48,13 +48,13 @@ class Source:
         return "-" if value is None else f"{value}" if error is None else f"{value} +/- {error}"
 
     def records(self) -> list[dict[str, Any]]:
-        """Every number, flat, for CSV."""
-        about = {"source": self.name, **self.facts, "doubt": self.doubt}
-        return [
-            {"method": self.method, "reading": TEST, "data": group, "column": column,
-             "published": value, "published_error": error, **about}
+        """Every number with what explains it, flat; of our own one line without a number."""
+        head, about = {"method": self.method, "reading": TEST}, {"source": self.name, **self.facts, "doubt": self.doubt}
+        lines = [
+            {**head, "data": group, "column": column, "published": value, "published_error": error, **about}
             for (group, column), (value, error) in self.numbers.items()
-        ]  # fmt: skip
+        ]
+        return lines or [head | about]
 
 
 def ends_of(published: Published) -> tuple[float, float]:

@@ -117,11 +117,17 @@ class Sheet:
         return unlike_labels(framed(self.title, self.above if header else [], body, self.below, style, width))
 
     def _block(self, group: str, columns: Sequence[str], style: str, width: int | None) -> str:
-        """Ours, published and difference for each row that has anything in a group of columns; "" where none has."""
+        """Ours, published and difference for each row that has anything in a group of columns; "" where none has.
+
+        Where a row has a published mean alone, and the block of all groups has it too, it is left out.
+        """
         lines: list[list[str | Value]] = []
         ours: dict[str, list[int]] = {}  # extra test -> places of the rows that compete
+        overall = next((name for name in self.places if name in OVERALL.values()), group)
         for (label, test), row in self.cells.items():
             cells = [row.get((group, column), Cell()) for column in columns]
+            if group != overall and (overall, group) in row and not any(_holds(cell) for cell in cells[:-1]):
+                continue
             name = label if test == "test" else f"{test}: {label}"
             got = [self._ours(cell) for cell in cells]
             printed = [Value("-" if cell.published is None else text_of(cell.published)) for cell in cells]
@@ -204,6 +210,10 @@ class Sheet:
             and row["tolerance"] is not None
             and abs(row["difference"]) > row["tolerance"] + _ROUNDING
         ]
+
+
+def _holds(cell: Cell) -> bool:
+    return bool(cell.got) or cell.published is not None
 
 
 def _printed(row: Mapping[str, Any]) -> str:

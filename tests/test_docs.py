@@ -125,7 +125,7 @@ def test_sweep_files_of_the_pages_can_be_planned(page, text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     sweep_file = sheet.read_sweep(str(tmp_path / "mine.yaml"))
     entries = sheet.expand(sweep_file, plan.Request("", (), out=str(tmp_path / "out")), ())
-    assert {entry.label for entry in entries if entry.label} == {row["label"] for row in sweep_file.rows}
+    assert {entry.row_label for entry in entries if entry.label} == {row["label"] for row in sweep_file.rows}
     assert len({entry.run.folder for entry in entries}) == len(entries)
 
 

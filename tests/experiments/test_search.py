@@ -4,6 +4,7 @@ Covers `experiments/search.py`, `experiments/price.py` and what `experiments/tab
 planted with accuracies that the tests choose; the last test makes a small search to its last cell.
 """
 
+import json
 import math
 import re
 import shutil
@@ -239,6 +240,21 @@ def test_leave_one_domain_out_plans_runs_without_two_domains_and_takes_the_step_
         plant(entry.run, {"test": 99.0}, [({}, {entry.column: 44.0}), ({}, {entry.column: 99.0})])
     assert main(["table", "mine.yaml", "--rule", "leave-one-domain-out"]) == 0
     assert re.search(r"ERM \(leave-one-domain-out\) +44.0", capsys.readouterr().out)
+
+
+def test_the_published_table_says_of_ours_what_it_says_of_the_sources(place, capsys):
+    words = ["domainbed-clip", "--datasets", "vlcs", "--rows", "ERM", "CLIPood", "SWAD", "--seeds", "1"]
+    assert main(["table", *words, "--format", "json"]) == 0
+    sources = json.loads(capsys.readouterr().out)["sources"]
+    ours = {source["method"]: source for source in sources if source["source"] == "ours"}
+    facts = ("test part", "input statistics", "head", "steps", "weights")
+    assert {name: [source[fact] for fact in facts] for name, source in ours.items()} == {
+        "ERM": ["in (80 %)", "CLIP's", "fresh, learned, unnormalised", "5,001, searched", "ViT-B/16"],
+        "SWAD": ["in (80 %)", "ImageNet's", "fresh, learned, unnormalised", "5,001", "ViT-B/16"],
+        "CLIPood": ["in (80 %)", "CLIP's", "texts", "5,000", "ViT-B/16"],
+    }
+    read = {(s["method"], s["source"], s["published"]) for s in sources if s.get("data") == "VLCS"}
+    assert {("ERM", "DPL", 82.7), ("ERM", "MoE2", 78.5), ("ERM", "DISAM", 83.0), ("SWAD", "SBGen", 79.4)} < read
 
 
 # ------------------------------------------------------------------------------------------------------------ the price

@@ -324,6 +324,7 @@ TWO_SOURCES = {
         {"method": "Ours", "source": "A", "values": [60.0, 55.0], "errors": [1.5, None], "test part": "in"},
         {"method": "Ours", "source": "B", "values": [70.0, None], "run by": "others"},
         {"method": "Ours", "source": "C", "values": [99.0, 50.0], "doubt": "its mean is another one"},
+        {"method": "Theirs", "source": "D", "values": [31.0, 32.0]},
     ],
 }
 
@@ -356,11 +357,11 @@ def test_every_source_stands_alone_with_what_explains_it_in_every_format():
     error = 1 / 2**0.5  # of 64 and 66: deviation 1 with divisor 2, over the root of 2
     assert {label: (cells["Birds"], cells["mean"]) for label, cells in rows.items()} == {
         "Ours [A]": ("60.0 ± 1.5", "55.0"), "Ours [B]": ("70.0", "-"), "Ours [C] (in no band)": ("99.0", "50.0"),
-        "Ours [ours]": (f"65.0 ± {error:.1f}", f"65.0 ± {error:.1f}"),
+        "Ours [ours]": (f"65.0 ± {error:.1f}", f"65.0 ± {error:.1f}"), "Theirs [D]": ("31.0", "32.0"),
     }  # fmt: skip
     assert [rows[label]["test part"] for label in list(rows)[:2]] == ["in", "not said"]
     tree = json.loads(sheet.render("json"))
-    (cell,) = [c for c in tree["cells"] if (c["data"], c["column"]) == ("Overall", "Birds")]
+    (cell,) = [c for c in tree["cells"] if (c["method"], c["data"], c["column"]) == ("Ours", "Overall", "Birds")]
     assert (cell["published"], cell["published_low"], cell["published_high"]) == (None, 60.0, 70.0)
     assert cell["published_by"] == {"A": 60.0, "B": 70.0} and cell["error"] == pytest.approx(error)
     lines = list(csv.DictReader(io.StringIO(sheet.render("csv"))))
@@ -368,6 +369,10 @@ def test_every_source_stands_alone_with_what_explains_it_in_every_format():
     assert {(line["data"], line["column"], line["published"], line["run by"]) for line in of_b} == {
         ("Overall", "Birds", "70.0", "others"), ("Birds", "mean", "70.0", "others"),
     }  # fmt: skip
+    (of_ours,) = [line for line in lines if line["source"] == "ours"]
+    assert (of_ours["method"], of_ours["test part"], of_ours["published"]) == ("Ours", "here", "")
+    # whose only number of a data set stands among all data sets has no row beside the domains
+    assert ("Overall", "Theirs, published") in found and ("Birds", "Theirs, published") not in found
     assert "60.0..70.0" in sheet.render("latex") and "in no band" in sheet.render("latex")
 
 
