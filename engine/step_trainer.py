@@ -86,6 +86,7 @@ class StepTrainer(CLIPTrainer):
     used_instead = "rates and batches go by steps, with SCHEDULE, WARMUP and PER_DOMAIN of its own node"
     own_row = LAST  # the weights that are the result where no average is kept
     model: Any
+    train_loader_x: Any  # the loader of `step_batches.py`
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Also refuse a training without a step."""

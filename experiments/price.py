@@ -47,7 +47,8 @@ def evaluations_of(run: Run) -> int:
     """The number of evaluations of a run."""
     node = _node(run.config)
     every = node.EVALUATE_EVERY or node.STEPS
-    return math.ceil((node.STEPS - 1) / every) + 1 if node.EVALUATE_FIRST else math.ceil(node.STEPS / every)
+    done: int = math.ceil((node.STEPS - 1) / every) + 1 if node.EVALUATE_FIRST else math.ceil(node.STEPS / every)
+    return done
 
 
 def plan_line(runs: Sequence[Run]) -> str:
@@ -58,7 +59,7 @@ def plan_line(runs: Sequence[Run]) -> str:
 
 def seconds_of(run: Run, measured: Measured) -> float:
     """How long a run takes, by the timed steps of its data set."""
-    share = _node(run.config).PER_DOMAIN / measured.images
+    share = float(_node(run.config).PER_DOMAIN) / measured.images
     return steps_of(run) * measured.step * share + evaluations_of(run) * measured.evaluation
 
 

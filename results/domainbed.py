@@ -70,6 +70,8 @@ def defaults(dataset: str) -> Hyperparameters:
 def drawn(dataset: str, seed: int) -> Hyperparameters:
     """Hyper-parameters that are drawn; each has a generator of its own, seeded by `seed` and its name in DomainBed."""
     small = dataset in SMALL_IMAGES
+    rates: tuple[float, float]
+    sizes: tuple[float, float]
     if small:
         rates, sizes = (-4.5, -2.5), (3, 9)
     else:
