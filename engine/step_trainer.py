@@ -2,8 +2,8 @@
 
 A training of `T` steps is cut into parts; after each, source validation images are scored without augmentation. One
 training gives several weights: the `last`, the `best` by source validation, an `average` that has seen every step
-(`averaging.py`), and those between the start and the end. All of them are tested; one of them is the
-result, which is saved, exported and evaluated: the best under `TEST.FINAL_MODEL best_val`, else the method's own.
+(`averaging.py`), and those between the start and the end. All of them are tested; one of them is the result, which is
+saved, exported and evaluated: the best under `TEST.FINAL_MODEL best_val`, else the method's own.
 
 Shapes: `B` images, `C` classes.
 """
