@@ -94,7 +94,8 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
     command_line = sweep_command(args, pairs)
     if not named.published and args.check:
         raise UserError(f"--check: the sweep {named.name} has no published table to check against")
-    nothing = f"{run_tables.progress(entries, command_line)}; so there is no table"
+    state_now = run_tables.progress(entries, command_line) or f"no record of {named.name} holds an accuracy of a target"
+    nothing = f"{state_now}; so there is no table"
     searched = any(entry.is_trial and entry.searches for entry in entries)
     if not named.published and not searched:
         made = run_tables.method_tables(named, entries, args.columns, args.label)

@@ -35,7 +35,7 @@ SEARCHED = {"lr": "OPTIM.LR", "weight_decay": "OPTIM.WEIGHT_DECAY"}  # hyper-par
 SEARCHED_OF_METHOD = {"batch_size": "PER_DOMAIN", "dropout": "DROPOUT"}  # of the trainer's own node
 SCORED = "EVALUATE_TARGET"  # a method's key: the tested images are scored at every evaluation
 NUMBER = "set"  # in the point of an entry
-# What the runs of a search ask for besides, by rule; `{node}` is the trainer's own node.
+# What the runs of a search ask for besides, by rule, first for which weights; `{node}` is the trainer's own node.
 OF_RULE: dict[str, Pairs] = {
     TRAINING_DOMAIN: (("TEST.FINAL_MODEL", "best_val"),),
     LEAVE_ONE_OUT: (("TEST.FINAL_MODEL", "last_step"), ("{node}." + SCORED, "True")),
@@ -159,9 +159,10 @@ class Search:
         self, config: Any, runs: Mapping[int, Mapping[str, plan.Run]], choice: Choice, trial: int, target: str
     ) -> Entry:
         """The test of what was chosen: of the weights of the search, or of a run that is made for it."""
-        kept = tuple((key, value) for key, value in OF_RULE[self.rule] if key != "DATASET.TEST_PART")
-        run = self._run(config, choice.number, trial, (target,), kept)
-        if self.rule != LEAVE_ONE_OUT:
+        trains = self.rule == LEAVE_ONE_OUT
+        asked = OF_RULE[self.rule] if trains else OF_RULE[self.rule][:1]  # an evaluation asks for the weights alone
+        run = self._run(config, choice.number, trial, (target,), asked)
+        if not trains:
             (searched,) = runs[choice.number].values()
             run = replace(run, needs=searched.folder, evaluates=True)
         return self._entry(run, self._point(config, choice.number, trial), choice)
@@ -220,11 +221,6 @@ def target_accuracy(entry: Entry, record: Mapping[str, Any], reading: str) -> fl
         return _by_step(record.get("validation", ()), entry.column).get(entry.choice.step)
     metrics = record["metrics"].get(reading)
     return None if metrics is None else float(metrics["accuracy"])
-
-
-def rules_of(entries: Iterable[Entry]) -> list[str]:
-    """The rules by which searches chose; none where nothing was chosen."""
-    return [selection.RULE_TEXTS[rule] for rule in dict.fromkeys(e.choice.rule for e in entries if e.choice)]
 
 
 def chosen_lines(entries: Iterable[Entry]) -> list[str]:

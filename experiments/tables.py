@@ -12,6 +12,7 @@ from dassl_clip.results.groups import MEAN, SUMMARIES, Row, group_records, named
 from dassl_clip.results.protocols import DOMAINBED, protocol_of
 from dassl_clip.results.rendering import DEVIATION, ERROR, Spread, Table
 from dassl_clip.results.scenarios import group_tables
+from dassl_clip.results.selection import RULE_TEXTS
 from dassl_clip.results.trust import DEFAULT_COLUMNS
 
 from . import grid, search, state
@@ -88,7 +89,8 @@ def make_sheet(
         record = records.read_record(entry.run.folder) if state.is_complete(entry.run) else None
         if record is None:
             continue
-        finished.append(record)
+        rule = {"selection_rule": RULE_TEXTS[entry.choice.rule]} if entry.choice else {}
+        finished.append(record | rule)
         for name in readings:
             if (accuracy := target_accuracy(entry, record, name)) is not None:
                 cell = accuracies.setdefault((entry.label, name), {}).setdefault((entry.group, entry.column), {})
@@ -206,8 +208,7 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
     configs = [run.config for run in runs]
     nodes = [config.TRAINER[config.TRAINER.NAME.upper()] for config in configs]
     shots = _several(map(_training_images, configs))
-    of_records = (r["selection_rule"] for r in finished if not (r.get("evaluated_from") and search.rules_of(entries)))
-    rules = _several([*search.rules_of(entries), *of_records])
+    rules = _several(record["selection_rule"] for record in finished)
     rules = rules or _several(config.TEST.FINAL_MODEL for config in configs)
     prompts = _several(record["prompt"] for record in finished)
     prompts = prompts or _several(node.get("TEMPLATES") or node.get("CTX_INIT", "") for node in nodes)
@@ -222,9 +223,11 @@ def _about(entries: Sequence[Entry], finished: Sequence[dict[str, Any]], publish
         if len(seeds_of_row) < len(repetitions)
     ]
     seeds += f" ({'; '.join(fewer)})" if fewer else ""
-    domains = ((cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) for cfg in configs)
-    kinds = ((cfg.DATASET.get("PROTOCOL", ""), cfg.DATASET.get("TEST_PART", "")) for cfg in configs)
-    protocols = _several(protocol_of(*own, run.task, *kind) for own, run, kind in zip(domains, runs, kinds))
+    tested = [entry.run for entry in entries if not entry.searches] or runs
+    sets = [run.config.DATASET for run in tested]
+    domains = ((own.SOURCE_DOMAINS, own.TARGET_DOMAINS) for own in sets)
+    kinds = ((own.get("PROTOCOL", ""), own.get("TEST_PART", "")) for own in sets)
+    protocols = _several(protocol_of(*own, run.task, *kind) for own, run, kind in zip(domains, tested, kinds))
     printed, tolerance = [], ""
     if published:
         printed = [f"published: {published['paper']}; {published['source']}; backbone {published['backbone']}"]

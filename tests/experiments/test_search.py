@@ -211,12 +211,14 @@ def test_the_oracle_is_there_if_asked_for_and_every_row_says_so(place, capsys):
         plant(entry.run, {"val": 50.0}, [({}, {entry.column: 90.0 * number_of(entry)}), ({}, {entry.column: last})])
     chosen = [entry for entry in entries("oracle") if entry.choice]
     assert {(e.choice.number, e.choice.step, e.validation, e.label) for e in chosen} == {(0, 9, 40.0, "ERM (oracle)")}
-    assert {e.run.config.DATASET.TEST_PART for e in chosen} == {"in"}
+    assert {e.run.config.DATASET.TEST_PART for e in chosen} == {"in"} and all(e.run.evaluates for e in chosen)
+    assert not any(e.run.config.TRAINER.ERM.EVALUATE_TARGET for e in chosen)  # in no folder of another rule's runs
     for entry in chosen:
         plant(entry.run, {"test": 55.0})
     assert main(["table", "mine.yaml", "--rule", "oracle"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "ERM (oracle) 55.0" in out and "ORACLE: chosen on images of the target domain" in out
+    assert 'tested on the "in" part (80 %)' in out and 'tested on the "out"' not in out
 
 
 def test_leave_one_domain_out_plans_runs_without_two_domains_and_takes_the_step_from_them(place, capsys):
@@ -236,6 +238,7 @@ def test_leave_one_domain_out_plans_runs_without_two_domains_and_takes_the_step_
     chosen = [entry for entry in entries("leave-one-domain-out") if entry.choice]
     assert {(e.choice.number, e.choice.step, e.validation) for e in chosen} == {(1, 4, 70.0)}
     assert {len(sources_of(e)) for e in chosen} == {3} and not any(e.run.evaluates for e in chosen)
+    assert all(e.run.config.TRAINER.ERM.EVALUATE_TARGET for e in chosen)
     for entry in chosen:
         plant(entry.run, {"test": 99.0}, [({}, {entry.column: 44.0}), ({}, {entry.column: 99.0})])
     assert main(["table", "mine.yaml", "--rule", "leave-one-domain-out"]) == 0
