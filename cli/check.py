@@ -108,7 +108,7 @@ def _check(name: str, args: argparse.Namespace, pairs: Pairs, chosen: Any, short
     reads, seconds = budget(results), time.monotonic() - begun
     counts = Counter(result.verdict for result in results)
     print(f"  {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}; {seconds:.0f} s")
-    decisive = decisive_settings(session.config(session.base, "base"))
+    decisive = decisive_settings(session.kind, session.config(session.base, "base"))
     if reads:
         budgets.store(name, source_hash(session.kind), decisive, {"decisive": decisive, "budget": reads})
         print(f"  budget: {'; '.join(reads)}")

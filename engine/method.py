@@ -68,6 +68,7 @@ class MethodFacts:
     fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
     unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
     used_keys: tuple[str, ...] = ()  # the exceptions among them
+    undecisive: tuple[str, ...] = ()  # settings in words or switches that do not decide which images or labels it reads
     unread_parts: tuple[str, ...] = ()  # beginnings of the names of learned parts that no score passes through
     cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
     image_features_change = False  # True: its image tower is not CLIP's own, so no classifier serves CLIP's features

@@ -45,14 +45,15 @@ def source_hash(kind: type) -> str:
     return digest.hexdigest()
 
 
-def decisive_settings(config: Any) -> dict[str, Any]:
+def decisive_settings(kind: type, config: Any) -> dict[str, Any]:
     """The settings that may decide what a method reads: its own that are words or switches, and FINAL_MODEL.
 
-    Numbers, prompts and precision do not.
+    Numbers, prompts, precision and what the class names in `undecisive` do not.
     """
+    idle = {*_WORDS, *getattr(kind, "undecisive", ())}
     node = f"TRAINER.{config.TRAINER.NAME.upper()}"
     own = config.TRAINER.get(config.TRAINER.NAME.upper(), {})
-    words = {key: value for key, value in own.items() if isinstance(value, (str, bool)) and key not in _WORDS}
+    words = {key: value for key, value in own.items() if isinstance(value, (str, bool)) and key not in idle}
     chosen = {key: value for key, value in words.items() if not is_a(f"{node}.{key}", "comparable")}
     return {key: value for key, value in chosen.items() if not _is_number(value)} | {
         "FINAL_MODEL": config.TEST.FINAL_MODEL
@@ -62,14 +63,14 @@ def decisive_settings(config: Any) -> dict[str, Any]:
 def known_budget(kind: type, config: Any) -> list[str]:
     """What a run of a method with this configuration reads, as a check has found; empty where none has."""
     try:
-        return budgets.stored(config.TRAINER.NAME, source_hash(kind), decisive_settings(config))
+        return budgets.stored(config.TRAINER.NAME, source_hash(kind), decisive_settings(kind, config))
     except (OSError, TypeError, SyntaxError):  # a class without a file
         return []
 
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
+        float(value.removeprefix("auto:") if isinstance(value, str) else value)
     except ValueError:
         return False
     return not isinstance(value, bool)

@@ -66,6 +66,8 @@ class StepTrainer(CLIPTrainer):
         "SHARES": "exact",  # or released
         "ALPHAS": (),  # shares of the end in weights between start and end that are tested, too
     }
+    undecisive = ("EVALUATE_FIRST", "VAL_AUGMENT", "SCHEDULE", "SHARES", "GRADIENT_CHECKPOINTING",
+                  "INPUT_STATISTICS", "NORMALIZE", "HEAD_LEARNED")  # fmt: skip
     limits = {
         **dict.fromkeys(("PER_DOMAIN", "STEPS", "EVALUATE_EVERY", "WARMUP", "MAX_NORM", "AVERAGE_START"), at_least(0)),
         **dict.fromkeys(("N_CONVERGE", "N_TOLERANCE"), at_least(1)),

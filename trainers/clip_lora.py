@@ -78,6 +78,7 @@ class CLIPLoRA(CLIPTrainer):
         "PARTS": (lambda value: value and set(value) <= set(PARTS), f"some of {', '.join(PARTS)}"),
         **dict.fromkeys(("STEPS_PER_SHOT", "LAST_LR"), at_least(0)),
     }
+    undecisive = ("ENCODER",)
     listed = False
 
     @property

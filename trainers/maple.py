@@ -75,6 +75,7 @@ class MaPLe(DeepPromptTrainer):
         "PROMPT_DEPTH": 9,  # layers with prompts
         "IMAGE_PROMPTS": True,  # False: the text tower's alone, for image towers that take no tokens
     }
+    undecisive = ("IMAGE_PROMPTS",)
     limits = {"N_CTX": at_least(1), "PROMPT_DEPTH": at_least(1)}
 
     @property

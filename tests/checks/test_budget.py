@@ -72,7 +72,7 @@ def test_a_result_holds_for_the_same_files_and_settings(tmp_path, cfg, monkeypat
     kind = method(tmp_path / "one")
     assert [file.name for file in source_files(kind)] == ["own_method.py", "beside.py"]
     assert known_budget(kind, cfg) == []
-    budgets.store("Own", source_hash(kind), decisive_settings(cfg), {"budget": ["training labels"]})
+    budgets.store("Own", source_hash(kind), decisive_settings(kind, cfg), {"budget": ["training labels"]})
     assert known_budget(kind, cfg) == ["training labels"]
     assert known_budget(method(tmp_path / "same"), cfg) == ["training labels"]
     assert known_budget(method(tmp_path / "other", beside="LIMIT = 2\n"), cfg) == []
