@@ -30,7 +30,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--out", default="output", metavar="DIR", help="folder above all runs (default: output)")
     parser.add_argument("--shots", type=int, metavar="N", action=KeyFlag, key="DATASET.NUM_SHOTS",
-                        help="images per class, 0 for all (default: the data set's config, else 16)")  # fmt: skip
+                        help="images per class, 0 for all (default: the data set's config, else 16; all under "
+                        "DATASET.PROTOCOL domainbed)")  # fmt: skip
     parser.add_argument("--targets", nargs="+", default=(), metavar="DOMAIN", help="only these target domains")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="runs at a time (default: 1 with a GPU, else as many as there are cores)")  # fmt: skip

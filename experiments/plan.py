@@ -285,7 +285,8 @@ def _tested_parts(request: Request, config: Any, name: str, domains: Sequence[st
 def _shots(given: int | None, config: Any) -> int:
     if given is not None:
         return given if given >= 1 else ALL_SHOTS
-    return config.DATASET.NUM_SHOTS if config.DATASET.NUM_SHOTS >= 1 else DEFAULT_SHOTS
+    usual = ALL_SHOTS if config.DATASET.get("PROTOCOL") == DOMAINBED else DEFAULT_SHOTS
+    return config.DATASET.NUM_SHOTS if config.DATASET.NUM_SHOTS >= 1 else usual
 
 
 def _without_shots(pairs: Pairs) -> Pairs:

@@ -112,6 +112,15 @@ def test_in_a_task_the_seed_is_the_trial_under_domainbeds_protocol(place):
     assert {run.config.DATASET.TRIAL for run in other} == {0}
 
 
+def test_a_task_takes_all_images_under_domainbeds_protocol_unless_shots_are_given(place):
+    method = sweeps.method_of("ZeroshotCLIP:icons", (("DATASET.PROTOCOL", "domainbed"),))
+    for asked, taken in ((None, -1), (4, 4), (0, -1)):
+        request = plan.Request("icons", (0,), ("lodo",), shots=asked)
+        assert {run.config.DATASET.NUM_SHOTS for run in plan.plan_runs(request, method)} == {taken}
+    usual = plan.plan_runs(plan.Request("icons", (0,), ("lodo",)), sweeps.method_of("ZeroshotCLIP:icons"))
+    assert {run.config.DATASET.NUM_SHOTS for run in usual} == {plan.DEFAULT_SHOTS}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
