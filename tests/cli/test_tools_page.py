@@ -59,6 +59,7 @@ def place(tmp_path_factory):
             "task CLAP icons 1 --task fewshot TRAINER.CLAP.MAX_STEPS 20 TRAINER.CLAP.SOURCE texts.txt",
             "task ZeroshotCLIP icons 1 --task lodo",
             "task LinearProbe icons 1 --task fewshot --shots 4",
+            "task WiSEFT icons 1 --task lodo TRAINER.WISEFT.STEPS 4 TRAINER.WISEFT.EVALUATE_EVERY 2",
         ):
             planned = io.StringIO()
             with contextlib.redirect_stdout(planned):
