@@ -230,12 +230,13 @@ def tensors_of(trainer: Any) -> dict[str, Tensor]:
 
 
 def saved_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of the newest epoch's checkpoint of each model."""
+    """The tensors of the checkpoint of each model that is loaded by default: the best one, else the newest epoch's."""
     from dassl.utils import load_checkpoint
 
     saved: dict[str, Tensor] = {}
     for name in names:
         files = sorted((folder / name).glob("model.pth.tar-*"), key=lambda file: int(file.name.rpartition("-")[2]))
+        files += sorted((folder / name).glob("model-best.pth.tar"))
         if files:
             state = load_checkpoint(str(files[-1]))["state_dict"]
             saved |= {f"{name}/{key}": value for key, value in state.items()}
