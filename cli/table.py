@@ -59,8 +59,6 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     args.columns = task.printing_of(args).columns
-    if args.columns == trust.DEFAULT_COLUMNS and (args.format != "text" or args.per_method):
-        args.columns = tuple(name for name in args.columns if name != trust.COST)
     args.spread = rendering.SPREADS.get(args.spread)
     if is_sweep(args.what):
         return print_sweep(args, pairs)
@@ -106,7 +104,7 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
         return 0
     if args.label:
         raise UserError(f"--label: the rows of {named.name} have the names of its file; leave it out")
-    if set(args.columns) - set(trust.DEFAULT_COLUMNS):
+    if args.columns != trust.DEFAULT_COLUMNS:
         raise UserError(f"--columns: the table {named.name} is of accuracies; leave it out, or name folders")
     chosen = run_tables.Choice(bool(args.rows), bool(args.datasets), bool(args.targets))
     sheet = run_tables.make_sheet(named, entries, chosen, args.spread)
@@ -168,13 +166,16 @@ def make_tables(args: argparse.Namespace) -> list[rendering.Table]:
     reference = args.reference or (reference_name() if trust.INTERVAL in args.columns else "")
     if args.per_method and (summaries := [name for name in args.columns if name not in trust.METRICS]):
         raise UserError(f"--per-method has a line for each domain, and no column {' or '.join(summaries)}")
+    shown = args.columns
+    if shown == trust.DEFAULT_COLUMNS and args.format == "text":  # other formats are for programs: one table a group
+        shown = (*shown, trust.COST)
     for group in groups:
         chosen = [row for name in args.rows for row in group.rows if name in row.names] if args.rows else None
         if args.per_method:
             each = group.rows if chosen is None else chosen
             made += [tables.target_table(group, row, metric) for row in each for metric in args.columns]
         elif chosen != []:
-            made += group_tables(group, reference, chosen, shown=args.columns, per_domain=args.per_domain)
+            made += group_tables(group, reference, chosen, shown=shown, per_domain=args.per_domain)
     made[-1].below += [f"{item.state}: {item.folder}: {item.reason}" for item in broken]
     return made
 

@@ -28,7 +28,7 @@ def cost_table(group: Group, rows: Sequence[Row] | None = None) -> Table:
         if records := group.records(row) if row in group.runs else []:
             learned = [record["learned_parameters"] for record in records if "learned_parameters" in record]
             lines.append([
-                row.label,
+                f"cost of {row.label}",
                 _value(learned),
                 _value([record["seconds"]["train"] for record in records if "train" in record["seconds"]], digits=1),
                 _value([record["seconds"]["test"] for record in records if "test" in record["seconds"]], digits=1),

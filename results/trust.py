@@ -49,7 +49,7 @@ METRICS: Mapping[str, Metric] = {
 WORST, INTERVAL, BUDGET = "worst", "interval", "budget"  # further columns of the table of accuracies
 COST = "cost"  # a table of its own
 COLUMNS = (*METRICS, WORST, INTERVAL, BUDGET, COST)
-DEFAULT_COLUMNS = ("accuracy", COST)
+DEFAULT_COLUMNS = ("accuracy",)
 WORST_NOTE = "worst: of each seed, the lowest of the columns that the mean is over"
 
 

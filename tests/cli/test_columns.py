@@ -147,10 +147,10 @@ def test_cost_counts_what_is_learned_and_stands_below_the_accuracies_of_a_termin
     assert main(["table", "output", "--format", "csv"]) == 0
     assert "learned parameters" not in capsys.readouterr().out
     (table,) = tables("table", "output", "--columns", "cost").values()
-    shown, records = row(table, "LinearProbe"), [read_record(folder) for folder in runs("LinearProbe")]
+    shown, records = row(table, "cost of LinearProbe"), [read_record(folder) for folder in runs("LinearProbe")]
     weights = torch.load(next(runs("LinearProbe")[0].glob("*/model*.pth.tar*")), weights_only=False)["state_dict"]
     assert shown["learned parameters"]["mean"] == sum(value.numel() for value in weights.values())
-    assert row(table, "ZeroshotCLIP")["learned parameters"]["mean"] == 0
+    assert row(table, "cost of ZeroshotCLIP")["learned parameters"]["mean"] == 0
     for column, values in {
         "train (s)": [record["seconds"]["train"] for record in records],
         "test (s)": [record["seconds"]["test"] for record in records],

@@ -16,6 +16,7 @@ from dassl_clip import datasets, trainers
 from dassl_clip.cli.train import parse
 from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.engine.precision import Precision
+from dassl_clip.engine.step_trainer import StepTrainer
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.trainers.clap.pairs import text_pairs
 
@@ -47,7 +48,8 @@ def test_learned_parts_and_losses_are_float32(name, tiny_clip, domain_tree, tmp_
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")  # the towers shall run
     trainer = build(name, tiny_clip, domain_tree, tmp_path, *SHORT.get(name, ()))
     inside, seen, backward = set(), [], torch.Tensor.backward
-    changed = getattr(getattr(trainer, "model", None), "_towers", {}).values()  # CLIP-LoRA runs copies of the towers
+    changed = [*getattr(getattr(trainer, "model", None), "_towers", {}).values()]  # CLIP-LoRA runs copies of the towers
+    changed += [trainer.model] if isinstance(trainer, StepTrainer) else []  # a tower of its own
     for module in itertools.chain(*(tower.modules() for tower in (trainer.backbone, *changed))):
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda m, given, out: inside.add(out.dtype))

@@ -358,14 +358,16 @@ def test_tables_of_folders_show_each_domain_on_request(clip_world):
     words = ["table", str(world.out), "--reference", "ZeroshotCLIP"]
     tables = tables_of(world.run([*words, "--per-domain"]).stdout)
     where = ["art", "photo", "sketch", "mean of 3 domains"]
-    assert list(tables) == [f"{title}: {place}{more}" for place in where for more in ("", ": draws")]
+    cost = [f"{title}: cost"]
+    assert list(tables) == [f"{title}: {place}{more}" for place in where for more in ("", ": draws")] + cost
     rows = [tables[f"{title}: {place}"][1] for place in where]
     label = next(name for name in rows[0] if name.startswith("gain of Centred"))
     assert float(rows[3][label][1]) == pytest.approx(np.mean([float(own[label][1]) for own in rows[:3]]), abs=0.1)
     gains = {float(cell): domain for domain, own in zip(where, rows[:3]) for cell in own[label][:-1]}
     worst, place = re.fullmatch(r"(\S+) \((\w+), .*\)", rows[3][label][-1]).groups()
     assert float(worst) == min(gains) and place == gains[min(gains)]
-    assert list(tables_of(world.run(words).stdout)) == [f"{title}: {where[3]}{more}" for more in ("", ": draws")]
+    shown = [f"{title}: {where[3]}{more}" for more in ("", ": draws")]
+    assert list(tables_of(world.run(words).stdout)) == shown + cost
     again = compare(world, ("batch",), ("ZeroshotCLIP", "Centred"), *DRAWS)
     assert again.stdout.count("skipped, complete: ") == 6
     other = compare(world, ("batch",), ("ZeroshotCLIP",), *DRAWS[2:], "SCENARIOS.DRAWS", "7", "--targets", "art")

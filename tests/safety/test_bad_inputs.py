@@ -137,7 +137,7 @@ OTHERS = [
     ("task's key", "task GOPro icons 1 OPTIM.LRR 1", r"there is no config key 'OPTIM\.LRR'"),
     ("sweep", "sweep gopro-b2m", r"there is no sweep 'gopro-b2m'\. Did you mean 'gopro-b2n'"),
     ("sweep file", "sweep {tmp}/list.yaml", r"should be a mapping with a list `rows`"),
-    ("sweep's key", "sweep {tmp}/sweep.yaml", r"unknown key 'sets'\. Did you mean 'set'"),
+    ("sweep's key", "sweep {tmp}/sweep.yaml", r"unknown key 'label_'\. Did you mean 'label'"),
     ("table", "table {tmp}/none", r"there is no sweep|no folder"),
     ("table of nothing", "table {tmp}/hollow", r"hollow"),
     ("report", "report {tmp}/none", r"no folder|there is no"),
@@ -186,7 +186,7 @@ def places(tmp_path_factory, trained, domain_tree):
     letters = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]" for n in range(9)]
     (tmp / "bomb.yaml").write_text("\n".join(letters))
     (tmp / "itself.yaml").write_text("OPTIM: &a {LR: *a}\n")
-    (tmp / "sweep.yaml").write_text("datasets: [icons]\nrows: [{method: CoOp, sets: {SEED: 1}}]\n")
+    (tmp / "sweep.yaml").write_text("datasets: [icons]\nrows: [{method: CoOp, label_: x}]\n")
     picture = next(domain_tree.rglob("*.png"))
     return {
         "tmp": tmp,
