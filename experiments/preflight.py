@@ -1,4 +1,4 @@
-"""What the runs of a plan need, checked once before the first one starts: weights, data, class names, shots, output.
+"""What the runs of a plan need, checked once before the first one starts: settings, weights, data, shots, output.
 
 All faults are reported in one message, and nothing is started. Each check is one that runs do as well, so it refuses
 nothing that would work. What it cannot know (a bug in a data set of the user's own) is left to the runs.
@@ -31,7 +31,8 @@ def check(runs: Sequence[Run], out: Path) -> None:
     """
     faults = {} if (fault := _output_fault(out)) is None else {fault: len(runs)}
     ours = [run for run in runs if is_ours(registry.trainer_class(run.config.TRAINER.NAME))]
-    for own, work in (*_grouped(ours, _weights_key, _check_weights), *_grouped(runs, _data_key, _check_data)):
+    checks = _grouped(ours, _settings_key, _check_settings) + _grouped(ours, _weights_key, _check_weights)
+    for own, work in (*checks, *_grouped(runs, _data_key, _check_data)):
         if fault := _fault_of(work, own[0].config):
             faults[fault] = faults.get(fault, 0) + len(own)
     if faults:
@@ -64,6 +65,18 @@ def _fault_of(work: Callable[[Any], None], config: Any) -> str:
         if is_user_error(error):
             return sentence(error)
     return ""
+
+
+def _settings_key(config: Any) -> Hashable:
+    return config.TRAINER.NAME, str(config.TRAINER[config.TRAINER.NAME.upper()])
+
+
+def _check_settings(config: Any) -> None:
+    """Refuse settings of the method that are outside its limits."""
+    from dassl_clip.engine.method import check_limits  # with torch
+
+    name = config.TRAINER.NAME
+    check_limits(registry.trainer_class(name).limits, config, name.upper())
 
 
 def _weights_key(config: Any) -> Hashable:

@@ -54,6 +54,13 @@ def test_one_thing_that_is_wrong_is_told_as_a_run_would(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_setting_outside_its_limits_is_told_before_the_first_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    err = refused(capsys, "task", "SWAD", "icons", "1", "--task", "lodo", "TRAINER.SWAD.STEPS=-3")
+    assert "TRAINER.SWAD.STEPS is -3; expected a number of at least 0 [4 of 4 runs]" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("words", [["--dry-run"], ["--status"]])
 def test_looking_at_a_plan_needs_no_data(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
