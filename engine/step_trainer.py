@@ -52,7 +52,7 @@ class StepTrainer(CLIPTrainer):
         "EVALUATE_EVERY": 0,  # steps between evaluations on source validation images; 0: a pass
         "EVALUATE_FIRST": False,  # also after the first step, from which the others are counted then
         "EVALUATE_TARGET": False,  # also score the tested images at every evaluation; nothing is chosen by it
-        "VAL_AUGMENT": False,  # evaluate on augmented views, drawn anew each time
+        "VAL_AUGMENT": False,  # evaluate on augmented views, re-drawn at each evaluation
         "SCHEDULE": "constant",  # or cosine, to 0
         "WARMUP": 0,  # steps
         "MAX_NORM": 0.0,  # largest norm of the gradients; 0: any

@@ -289,5 +289,10 @@ def _shots(given: int | None, config: Any) -> int:
     return config.DATASET.NUM_SHOTS if config.DATASET.NUM_SHOTS >= 1 else usual
 
 
+def own_settings(config: Any) -> Any:
+    """The settings of a configuration's own method, `TRAINER.<NAME>`; empty for a trainer that has none."""
+    return config.TRAINER.get(config.TRAINER.NAME.upper(), {})
+
+
 def _without_shots(pairs: Pairs) -> Pairs:
     return tuple(pair for pair in pairs if pair[0] != "DATASET.NUM_SHOTS")

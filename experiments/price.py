@@ -1,4 +1,4 @@
-"""What a search will cost, told before it starts: runs, steps, hours, memory and disk, from ten timed steps.
+"""What a search will cost, printed before it starts: runs, steps, hours, memory and disk, from ten timed steps.
 
 Of each data set the run with the largest batch is begun in a folder of its own: ten steps and an evaluation that are
 not counted (the first ones are slower), then ten steps and an evaluation that are timed. The time of a step is taken to
@@ -14,7 +14,7 @@ from typing import Any
 from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.results import records
 
-from .plan import Run
+from .plan import Run, own_settings
 
 TIMED = 10  # steps
 
@@ -40,12 +40,12 @@ class Measured:
 
 def steps_of(run: Run) -> int:
     """The number of steps of a run; 0 where it goes by passes over images that are not listed yet."""
-    return int(_node(run.config).STEPS)
+    return int(own_settings(run.config).STEPS)
 
 
 def evaluations_of(run: Run) -> int:
     """The number of evaluations of a run."""
-    node = _node(run.config)
+    node = own_settings(run.config)
     every = node.EVALUATE_EVERY or node.STEPS
     done: int = math.ceil((node.STEPS - 1) / every) + 1 if node.EVALUATE_FIRST else math.ceil(node.STEPS / every)
     return done
@@ -59,7 +59,7 @@ def plan_line(runs: Sequence[Run]) -> str:
 
 def seconds_of(run: Run, measured: Measured) -> float:
     """How long a run takes, by the timed steps of its data set."""
-    share = float(_node(run.config).PER_DOMAIN) / measured.images
+    share = float(own_settings(run.config).PER_DOMAIN) / measured.images
     return steps_of(run) * measured.step * share + evaluations_of(run) * measured.evaluation
 
 
@@ -88,7 +88,7 @@ def measure(runs: Sequence[Run], folder: Path, make: Callable[[Sequence[Run]], A
     """
     probes = {}
     for name, own in _by_dataset(runs).items():
-        largest = max(own, key=lambda run: int(_node(run.config).PER_DOMAIN))
+        largest = max(own, key=lambda run: int(own_settings(run.config).PER_DOMAIN))
         probes[name] = timed_run(largest, folder / name)
     make(list(probes.values()))
     found = {}
@@ -113,7 +113,7 @@ def _measured(record: dict[str, Any], probe: Run) -> Measured:
     disk = sum(path.stat().st_size for path in probe.folder.rglob("*") if path.is_file())
     return Measured(
         step=(after["train"] - before["train"]) / TIMED,
-        images=int(_node(probe.config).PER_DOMAIN),
+        images=int(own_settings(probe.config).PER_DOMAIN),
         evaluation=after["test"] - before["test"],
         memory=float(record["peak_memory_mb"]),
         disk=disk / 2**20,
@@ -125,10 +125,6 @@ def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(run.config.DATASET.NAME, []).append(run)
     return found
-
-
-def _node(config: Any) -> Any:
-    return config.TRAINER[config.TRAINER.NAME.upper()]
 
 
 def _count(number: int, what: str) -> str:

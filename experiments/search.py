@@ -106,7 +106,7 @@ class Search:
                 f"{self.place}: `search` is ranked on DomainBed's held-out images of the sources, but DATASET.PROTOCOL "
                 f"is {config.DATASET.get('PROTOCOL')}; add DATASET.PROTOCOL: {DOMAINBED} to its `set`"
             )
-        if SCORED not in _node(config):
+        if SCORED not in plan.own_settings(config):
             raise UserError(
                 f"{self.place}: {config.TRAINER.NAME} does not score its source domains while it trains, which "
                 f"`search` ranks by; take a method that has the setting {SCORED}, or a `grid`"
@@ -183,24 +183,25 @@ def environments(config: Any) -> list[str]:
 def searched_keys(config: Any, fixed: Iterable[str]) -> dict[str, str]:
     """Hyper-parameter -> config key, of those that the method has and the row does not fix."""
     node = f"TRAINER.{config.TRAINER.NAME.upper()}"
-    keys = SEARCHED | {name: f"{node}.{key}" for name, key in SEARCHED_OF_METHOD.items() if key in _node(config)}
+    keys = SEARCHED | {
+        name: f"{node}.{key}" for name, key in SEARCHED_OF_METHOD.items() if key in plan.own_settings(config)
+    }
     return {name: key for name, key in keys.items() if key not in fixed}
-
-
-def _node(config: Any) -> Any:
-    return config.TRAINER.get(config.TRAINER.NAME.upper(), {})
 
 
 def _evaluations(run: plan.Run, rule: str) -> list[dict[str, Any]]:
     """The evaluations of a finished run of a search.
 
     Raises:
-        UserError: its record holds numbers of the target that the rule has no use for.
+        UserError: its record holds accuracies of the target, which the rule must not read.
     """
     record = records.read_record(run.folder) or {}
     found: list[dict[str, Any]] = record.get("validation", [])
     if "test" in record.get("metrics", {}) or (rule == TRAINING_DOMAIN and any("target" in each for each in found)):
-        raise UserError(f"{run.folder} is a run of a search, but its record has numbers of the target")
+        raise UserError(
+            f"{run.folder} is a run of a search, but its record has numbers of the target: delete the folder, and the "
+            "sweep makes the run again"
+        )
     return found
 
 
