@@ -1,4 +1,4 @@
-"""Losses of the methods, as pure functions of tensors; everything is computed in float32 or wider.
+"""Losses and scores of the methods, as pure functions of tensors; losses are computed in float32 or wider.
 
 Sources: NT-Xent is the normalised-temperature cross-entropy of SimCLR (Chen et al., ICML 2020, eq. 1), used by GOPro
 (BMVC 2023, the contrastive loss between views) and CLAP (ECCV 2024). The prompt consistency is GOPro's semantic loss.
@@ -14,6 +14,12 @@ from dassl_clip.results.errors import UserError
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32, or float64 as it is."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def image_conditioned_scores(features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines of images `[B, E]` with their own prompts' text features `[B, C, E]`, giving `[B, C]`."""
+    features, text = F.normalize(features, dim=-1), F.normalize(text, dim=-1)
+    return logit_scale * torch.einsum("be,bce->bc", features, text)
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,6 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp), IJC
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_clip.results.errors import UserError
@@ -78,12 +77,6 @@ class ContextLearner(nn.Module):
             position: Where the class name stands: "end", "middle" or "front" of the context.
         """
         return text.encode_prompts(self.ctx, classes, position=position, class_specific=self.class_specific)
-
-
-def image_conditioned_scores(features: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosines of images `[B, E]` with their own prompts' text features `[B, C, E]`, giving `[B, C]`."""
-    features, text = F.normalize(features, dim=-1), F.normalize(text, dim=-1)
-    return logit_scale * torch.einsum("be,bce->bc", features, text)
 
 
 NOISE_STD = 0.02

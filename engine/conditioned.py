@@ -3,31 +3,29 @@
 Shapes: `B` images, `C` classes, `E` joint embedding, `W` numbers of an encoding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl_clip.clip.losses import image_conditioned_scores
 from dassl_clip.clip.memory import activation_budget, rows_without_gradients
-from dassl_clip.clip.prompts import image_conditioned_scores
 
 from . import sharding
 from .trainer import CLIPTrainer
 
 
 class ConditionedTrainer(CLIPTrainer):
-    """A method that makes a prompt for each image; a subclass says how by `compared`."""
+    """A method that makes a prompt for each image; a subclass says how by `compared`.
 
-    @property
-    def reads_features(self) -> bool:
-        """False: no classifier serves all images."""
-        return False
+    Attributes:
+        compared: What scores compare: features `[B, E]` of images and `[B, C, E]` of their prompts, from rows `[B, W]`.
+    """
 
-    def compared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What scores compare: features `[B, E]` of images and `[B, C, E]` of their prompts, from rows `[B, W]`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which prompts its images have")
+    reads_features = False  # no classifier serves all images
+    compared: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def feature_logits(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of rows `[B, W]`, as many images at once as the text features leave memory for."""

@@ -22,7 +22,6 @@ from dassl.data import DatasetWrapper
 from dassl.utils import set_random_seed
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.results.errors import UserError
-from dassl_clip.results.image_rows import split_address
 
 from . import distributed, sharding, signals
 from .images import read_image
@@ -257,8 +256,8 @@ class SeededImages(DatasetWrapper):
         return self._facts(index) | self._views_of(Image.new("RGB", (64, 64))) | {"unreadable": bad[0]}
 
     def read(self, path: str) -> Image.Image:
-        """The image at a path: the toolbox's own reading, and that of rows."""
-        return super().read(path) if split_address(path) is None else read_image(path)
+        """The image at a path: the toolbox's own reading, and ours where it may be the address of a row."""
+        return read_image(path) if "#" in path else super().read(path)
 
     def _views_of(self, image: Image.Image) -> dict[str, Any]:
         makers = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
@@ -280,11 +279,11 @@ class SeededImages(DatasetWrapper):
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 seed = derive_seed(int(self.view_seed), index)
                 with seeded(seed) if self.is_train else nullcontext():
-                    if hasattr(DatasetWrapper, "read") or split_address(self.data_source[index].impath) is None:
-                        item: dict[str, Any] = super().__getitem__(index)
-                        return item
-                    # the original toolbox reads files alone
-                    return self._facts(index) | self._views_of(read_image(self.data_source[index].impath))
+                    path = self.data_source[index].impath
+                    if "#" in path and not hasattr(DatasetWrapper, "read"):  # the original toolbox reads files alone
+                        return self._facts(index) | self._views_of(read_image(path))
+                    item: dict[str, Any] = super().__getitem__(index)
+                    return item
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             path = self.data_source[index].impath
             reason = str(error).rpartition(f'"{path}": ')[2]  # the toolbox may have named the file already

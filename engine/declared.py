@@ -23,7 +23,7 @@ _REGISTERED = {
 }
 _DECLARING = ("dassl_clip.trainers", "dassl_clip.engine", "dassl_clip.datasets/options.py")
 _DECLARES = re.compile(
-    r"^@TRAINER_REGISTRY|^class \w+Trainer\(|^class MethodFacts|^\w*(?:KEYS|SETTINGS|DEFAULTS)\b", re.MULTILINE
+    r"^@TRAINER_REGISTRY|^class \w+Trainer\(|^\w*(?:KEYS|SETTINGS|DEFAULTS)\b", re.MULTILINE
 )  # other modules are not parsed
 
 

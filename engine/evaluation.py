@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from yacs.config import CfgNode
 
 from dassl.data import DatasetWrapper
 from dassl_clip.clip.finite import check_rows
@@ -23,6 +24,7 @@ from dassl_clip.results.trust import calibration
 
 from . import distributed, sharding
 from .data import progress_bar
+from .scenario_cases import check_draws
 
 if TYPE_CHECKING:
     from .features import CachedImages
@@ -180,6 +182,23 @@ def selection_images(dataset: Any, setting: str) -> list[Any]:
             "test images; give the data set validation images of its own, or set it to one value"
         )
     return dataset.val or []
+
+
+def check_images(cfg: CfgNode, dataset: Any, measures: bool) -> None:
+    """Refuse a run whose data set lacks the images or labels that its settings ask for.
+
+    Raises:
+        UserError: Images without labels are to be measured (`measures`), scenarios cannot be drawn, or there are no
+            validation images, apart from the tested ones, to choose the model on.
+    """
+    if measures and getattr(dataset, "unlabelled", False):
+        raise UserError(
+            f"the images of {cfg.DATASET.NAME} have no labels: leave SCENARIOS.TASK and EVALUATE out, both measure"
+        )
+    check_draws(cfg, len(dataset.test))
+    if cfg.TEST.FINAL_MODEL == "best_val" and not selection_images(dataset, "TEST.FINAL_MODEL best_val"):
+        known = f"{cfg.DATASET.NAME} offers no validation images here, and nothing is chosen on test images"
+        raise UserError(f"TEST.FINAL_MODEL is best_val, but {known}; use TEST.FINAL_MODEL last_step")
 
 
 def top_hits(scores: Tensor, labels: Tensor) -> Tensor:

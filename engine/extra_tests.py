@@ -33,6 +33,7 @@ from dassl_clip.results.labels import display_name
 
 from .data import mix_seed, progress_bar
 from .evaluation import metrics_of
+from .scenario_tests import ScenarioTests
 from .style_tests import style_tests
 
 if TYPE_CHECKING:
@@ -94,6 +95,19 @@ def check_extra_tests(name: str, node: CfgNode, extra_tests: Sequence[str]) -> N
             f"TRAINER.{name}.PROBE_SHOTS are images per class, at least 1, and ATTACK_EPSILON is positive; got "
             f"{tuple(node.PROBE_SHOTS)} and {node.ATTACK_EPSILON}"
         )
+
+
+def further_tests(trainer: "CLIPTrainer") -> None:
+    """Make the extra tests and scenarios that a run asks for on the tested images, beside its evaluation."""
+    evaluation = trainer.evaluation
+    if trainer.extra_tests:
+        extra = ExtraTests(trainer)
+        evaluation.results |= extra.run()
+        evaluation.notes = extra.notes
+    if trainer.cfg.SCENARIOS.TASK:
+        scenarios = ScenarioTests(trainer)
+        evaluation.results |= scenarios.run()
+        evaluation.scenarios = scenarios.facts
 
 
 class ExtraTests:

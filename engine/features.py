@@ -331,16 +331,17 @@ class FeatureStore:
 
     # ----------------------------------------------------------------------------------------------- for figures
 
-    def save(self, folder: Path, splits: Mapping[str, Sequence[Any]], encode: Sequence[str] = ()) -> None:
+    def save(self, folder: Path, dataset: Any, encode: Sequence[str]) -> None:
         """Name the cached features of a run's images in `features.npz`.
 
         Args:
             folder: The run's folder.
-            splits: The images of each split.
-            encode: Splits whose features are computed if they are not there yet.
+            dataset: The run's data set.
+            encode: Splits whose features are computed if they are not there yet, for figures.
         """
         if cache_dir() is None:
             return
+        splits = {"test": dataset.test, "val": dataset.val, "train": dataset.train_x}
         for name in encode:
             try:
                 if splits[name]:

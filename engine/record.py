@@ -110,10 +110,18 @@ def selection_rule(trainer: Any) -> str:
     return BEST_ON_TEST if shared else BEST_ON_VAL
 
 
+def save_predictions(trainer: "CLIPTrainer") -> None:
+    """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""
+    folder = Path(trainer.output_dir)
+    if "test" in trainer.evaluation.predictions:
+        trainer.evaluation.save_predictions(folder, trainer.classnames)
+        trainer.features.save(folder, trainer.dm.dataset, ("test", *trainer.cached_splits))
+
+
 def write_run(trainer: "CLIPTrainer") -> None:
     """Write predictions, then `record.json`: all that a table needs, and the mark that the run is done."""
     trainer.features.gather_skipped()
     facts = config_facts(trainer.run_cfg) | environment.environment_facts() | trainer.record_facts()
-    trainer.save_predictions()
+    save_predictions(trainer)
     if distributed.is_main():
         records.write_record(trainer.output_dir, facts)

@@ -95,7 +95,7 @@ def _encode(folder: Path, split: str, data: str) -> RunFeatures:
     images = sorted(images, key=lambda image: image.impath)
     features, labels = trainer.features.raw(images)
     domains = [image.domain for image in images if image.impath not in trainer.features.skipped]
-    trainer.save_features(folder, split)
+    trainer.features.save(folder, dataset, (split, *trainer.cached_splits))
     if cache_dir() is None:
         logger.warning("%s is '%s', so the features are not cached", CACHE_VARIABLE, CACHE_OFF)
     return RunFeatures(record, trainer.classnames, features, labels, domains, trainer)

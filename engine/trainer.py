@@ -31,27 +31,25 @@ from .checkpoint_files import BEST_NAME
 from .checkpoints import Checkpoints, Run
 from .clock import Clock
 from .data import RAISE, SeededImages, can_be_fixed, training_loader, with_model_input
-from .evaluation import Evaluation, selection_images, split_logits
-from .extra_tests import EXTRA_TEST_SETTINGS, ExtraTests, check_extra_tests
+from .evaluation import Evaluation, check_images, split_logits
+from .extra_tests import EXTRA_TEST_SETTINGS, check_extra_tests, further_tests
 from .features import CachedImages, Encoding, FeatureStore
 from .fingerprint import identity
 from .loop import EpochLoop, random_states, restore_random
-from .method import MethodFacts, check_limits, trainer_node
+from .method import Limit, check_limits
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import Precision, check_precision
 from .record import trainer_facts, write_run
-from .scenario_cases import check_draws
-from .scenario_tests import ScenarioTests
 from .schedule import EpochSchedule
-from .unused import refuse_overridden, warn_of_input, warn_of_unused
+from .unused import Overridden, refuse_overridden, warn_of_input, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
 
-class CLIPTrainer(MethodFacts, TrainerX):
+class CLIPTrainer(TrainerX):
     """A Dassl trainer around a frozen CLIP (`self.backbone`) and a few learned parts.
 
-    Attributes:
+    Attributes, beside those of the class that tell what a method learns from, refines, and is tested by:
         run_cfg: The configuration as it was given; in `cfg`, `INPUT` is that of the frozen CLIP.
         features: Features of images and texts under the frozen CLIP, cached.
         logit_scale: Its exponentiated logit scale, a scalar tensor.
@@ -63,10 +61,39 @@ class CLIPTrainer(MethodFacts, TrainerX):
     best_result: float  # of validation so far, in percent
     feature_logits: Callable[[Tensor], Tensor]  # rows of `encoding` to logits `[B, C]`; a method may have none
 
+    trains_on_labels = True  # False: no label decides anything that is learned
+    reads_rows = True  # images that are rows of a parquet or arrow file, which Dassl's own loader does not open
+    class_specific = False  # True: the learned parts hold an entry for each class and fit these classes alone
+    repairs: str = ""  # what the method can repair of a frozen CLIP, a key of `results.diagnosis.REPAIRS`
+    settings: Mapping[str, Any] = {}  # keys of its node and their defaults
+    limits: Mapping[str, Limit] = {}  # of its node: what a setting has to be
+    aliases: tuple[str, ...] = ()  # other names that a command line may give it; not inherited
+    has_epochs = True  # False: `fit` solves the problem anew; there is no optimiser, and no epoch is resumed
+    refines = False  # True: it refines the finished run that `FROM` of its node names
+    listed_last = False  # True: where all methods are listed, it comes last
+    listed = True  # False: it is not among all methods where these are listed; it is run by its name
+    listed_usually = True  # False: it is listed among all methods of tasks without labels and of scenarios alone
+    listed_refining = False  # True: where all methods are listed, every other one is listed refined by it too
+    is_reference = False  # True: the method that others are compared with
+    extra_tests: tuple[str, ...] = ()  # further tests that it can take: of forms, probe and attacks (`extra_tests.py`)
+    fixed_in_record: Mapping[str, str] = {}  # key of its node -> the record's key that fixes it once a run is finished
+    unused_keys: tuple[str, ...] = ()  # keys, or nodes, of the toolbox that the method does not read
+    used_keys: tuple[str, ...] = ()  # the exceptions among them
+    undecisive: tuple[str, ...] = ()  # settings in words or switches that do not decide which images or labels it reads
+    unread_parts: tuple[str, ...] = ()  # beginnings of the names of learned parts that no score passes through
+    cached_splits: tuple[str, ...] = ()  # splits beside the tested one whose features are cached for figures
+    image_features_change = False  # True: its image tower is not CLIP's own, so no classifier serves CLIP's features
+    caches_first_view = False  # a step takes what it needs of the first training view from `cached_view`
+    short: Mapping[str, Any] = {}  # settings of its node for a run of seconds, as `dassl-clip check` makes many
+    overridden: Overridden = {}  # settings of its node that another one may take the place of
+    used_instead = ""  # what it reads in their place, for the warning to a user who changed one
+
     @classmethod
     def add_config(cls, cfg: CfgNode) -> None:
         """Add the node of the trainer, `TRAINER.<NAME>`, with its `settings` and those of its extra tests."""
-        trainer_node(cfg, cls.__name__.upper(), **cls.settings, **(EXTRA_TEST_SETTINGS if cls.extra_tests else {}))
+        node = cfg.TRAINER.setdefault(cls.__name__.upper(), CfgNode())
+        for key, value in {"PREC": "fp32", **cls.settings, **(EXTRA_TEST_SETTINGS if cls.extra_tests else {})}.items():
+            node.setdefault(key, value)
 
     @property
     def node(self) -> CfgNode:
@@ -119,11 +146,7 @@ class CLIPTrainer(MethodFacts, TrainerX):
         views = list(transform) if isinstance(transform, (list, tuple)) else [transform]
         self.dm = dm = DataManager(cfg, list(views), preprocess, dataset_wrapper=SeededImages)
         check_labels(dm.dataset, cfg.DATASET.NAME)
-        if getattr(dm.dataset, "unlabelled", False) and (cfg.SCENARIOS.TASK or self.node.get("EVALUATE")):
-            raise UserError(
-                f"the images of {cfg.DATASET.NAME} have no labels: leave SCENARIOS.TASK and EVALUATE out, both measure"
-            )
-        check_draws(cfg, len(dm.dataset.test))
+        check_images(cfg, dm.dataset, measures=bool(cfg.SCENARIOS.TASK or self.node.get("EVALUATE")))
         self.train_loader_u, self.val_loader, self.test_loader = dm.train_loader_u, dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains, self.lab2cname = dm.num_classes, dm.num_source_domains, dm.lab2cname
         self.classnames = list(dm.dataset.classnames)
@@ -143,9 +166,6 @@ class CLIPTrainer(MethodFacts, TrainerX):
         run = Run(*facts, self.class_specific, self.unread_parts, self.published_state)
         parts = self._models, self._optims, self._scheds, self.precision.scaler
         self.checkpoints = Checkpoints(Path(self.output_dir), run, *parts, self._progress)
-        if cfg.TEST.FINAL_MODEL == "best_val" and not selection_images(dm.dataset, "TEST.FINAL_MODEL best_val"):
-            known = f"{cfg.DATASET.NAME} offers no validation images here, and nothing is chosen on test images"
-            raise UserError(f"TEST.FINAL_MODEL is best_val, but {known}; use TEST.FINAL_MODEL last_step")
 
     @functools.cached_property
     def data(self) -> run_data.RunData:
@@ -162,8 +182,7 @@ class CLIPTrainer(MethodFacts, TrainerX):
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
         distributed.broadcast_parameters(module)
-        own: tuple[Any, Any] = self.optimiser_of(module) if self.has_epochs else (None, None)
-        self.optim, self.sched = own
+        self.optim, self.sched = self.optimiser_of(module) if self.has_epochs else (None, None)
         self.register_model(name, module, self.optim, self.sched)
         return module
 
@@ -277,14 +296,8 @@ class CLIPTrainer(MethodFacts, TrainerX):
                 return math.nan
             for key, value in metrics.items():
                 self.write_scalar(f"{split}/{key}", value, self.epoch)
-        if split == "test" and self.extra_tests:
-            extra = ExtraTests(self)  # outside the block above, since attacks need gradients
-            self.evaluation.results |= extra.run()
-            self.evaluation.notes = extra.notes
-        if split == "test" and "SCENARIOS" in self.cfg and self.cfg.SCENARIOS.TASK:
-            scenarios = ScenarioTests(self)
-            self.evaluation.results |= scenarios.run()
-            self.evaluation.scenarios = scenarios.facts
+        if split == "test":
+            further_tests(self)  # outside the block above, since attacks need gradients
         return float(next(iter(metrics.values())))
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -383,15 +396,3 @@ class CLIPTrainer(MethodFacts, TrainerX):
     def evaluated_rule(self, trained: Mapping[str, Any]) -> str:
         """The selection rule of an evaluation of a run that says this of itself (`trained` of its record)."""
         return str(trained.get("selection_rule", RULE_NOT_RECORDED))
-
-    def save_predictions(self) -> None:
-        """Write `predictions.npz` of the test images into the run's folder, and `features.npz`."""
-        if "test" in self.evaluation.predictions:
-            self.evaluation.save_predictions(Path(self.output_dir), self.classnames)
-            self.save_features(Path(self.output_dir))
-
-    def save_features(self, folder: Path, split: str = "test") -> None:
-        """Name the cached features of the images in `features.npz`; those of a split are computed, for figures."""
-        data = self.dm.dataset
-        splits = {"test": data.test, "val": data.val, "train": data.train_x}
-        self.features.save(folder, splits, (split, *self.cached_splits))

@@ -166,6 +166,8 @@ def execute(config: Any, job: Job) -> None:
     from dassl.engine import build_trainer
     from dassl_clip.engine import distributed
     from dassl_clip.engine.data import seed_everything
+    from dassl_clip.engine.record import save_predictions
+    from dassl_clip.engine.trainer import CLIPTrainer
 
     from .recording import EvaluationRecorder
 
@@ -222,8 +224,8 @@ def execute(config: Any, job: Job) -> None:
         if trainer.get_model_names():
             recorder.evaluates(load_run(trainer, job.model_dir, job.load_epoch), job.load_epoch)
         trainer.test()
-        if hasattr(trainer, "save_predictions"):
-            trainer.save_predictions()
+        if isinstance(trainer, CLIPTrainer):
+            save_predictions(trainer)
     else:
         trainer.train()
     if distributed.is_main():

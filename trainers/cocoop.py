@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.clip.prompts import image_conditioned_scores, initial_context
+from dassl_clip.clip.losses import image_conditioned_scores
+from dassl_clip.clip.prompts import initial_context
 from dassl_clip.engine.conditioned import ConditionedTrainer
 from dassl_clip.engine.method import at_least
 from dassl_clip.engine.unused import words_override

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl_clip.clip.prompts import image_conditioned_scores
+from dassl_clip.clip.losses import image_conditioned_scores
 from dassl_clip.trainers.gopro.model import (
     GOProLearner,
     PromptGenerator,

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl_clip.clip.losses import nt_xent, prompt_consistency
-from dassl_clip.clip.prompts import image_conditioned_scores
+from dassl_clip.clip.losses import image_conditioned_scores, nt_xent, prompt_consistency
 from dassl_clip.results.errors import UserError
 
 STYLE_EPSILON = 2.3e-8  # under the root of the style's deviation
