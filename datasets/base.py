@@ -55,6 +55,7 @@ from .options import (
 )
 from .parts import WHOLE, Layout, Parts, every_image, split_again
 from .spec import Spec, listed
+from .tables import read_copy
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class ListedDataset(DatasetBase):
     def __init__(self, cfg) -> None:
         with listed_once():
             pools = self.open(cfg)
-        hub.forget()
+        read_copy.cache_clear()  # the rows of the copies that were read
         test = [image for name in self._targets for part in self._tested_parts(name) for image in pools[name][part]]
         train, val = (test, []) if self.train_is_test else self._training_lists(pools)
         lists = {"train": train, "val": val, "test": test}

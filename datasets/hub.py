@@ -15,7 +15,6 @@ from pathlib import Path
 
 from dassl_clip.results.errors import MissingFileError, UserError
 
-from . import tables
 from .class_names import class_file, classes_of_folders, lines_of, with_file
 from .folders import ImageFile
 from .options import split_seed
@@ -207,11 +206,6 @@ def own_copy(cfg, dataset: str, domains: bool) -> tuple[Spec, Copy] | None:
             raise UserError(f"{dataset}: {copy.text} has the {DOMAIN} {wrong[0]!r}, which is no name of a folder")
         spec = replace(spec, domains=dict.fromkeys(there, ()))
     return spec, copy
-
-
-def forget() -> None:
-    """Let go of the rows of the copies that were read, once a data set is made of them."""
-    tables.read_copy.cache_clear()
 
 
 def numbered_names(copy: Copy, dataset: str, path: Path | None) -> list[str]:

@@ -22,14 +22,11 @@ import io
 import json
 import multiprocessing
 import os
-import pkgutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-
-import dassl_clip
 
 PACKAGES = ("clip", "modeling", "engine", "trainers", "datasets", "results", "experiments", "cli", "commands")
 
@@ -103,9 +100,9 @@ def measure_step(root: Path, folders: list[Path]) -> Recorder:
 def measure_sweep(root: Path, folders: list[Path]) -> Recorder:
     """From the command line to the first run."""
     main = importlib.import_module(f"dassl_clip.{'cli' if (root / 'cli').is_dir() else 'commands'}.__main__").main
-    for module in pkgutil.walk_packages(dassl_clip.__path__, "dassl_clip."):  # what is imported late is not entered
-        if module.name.split(".")[1] in PACKAGES and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    for file in (file for folder in folders for file in folder.rglob("*.py")):  # what is imported late is not entered
+        if file.stem not in ("__init__", "__main__"):
+            importlib.import_module(".".join(("dassl_clip", *file.relative_to(root).with_suffix("").parts)))
     recorder = Recorder(folders)
 
     def started(*_: object) -> None:
