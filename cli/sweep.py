@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -94,7 +93,8 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         runs = [*runs, *chosen]
         launchers.run_in_order(runs, chosen, launcher_of(args))
     after = [state.state_of(run) for run in runs]
-    print(f"{sweep.title}: {state.count_states(after)}; the table: {table_command(args, pairs)}")
+    table = task.sweep_command("table", [args.name], args, pairs)
+    print(f"{sweep.title}: {state.count_states(after)}; the table: {table}")
     return 0 if all(now.name == state.COMPLETE for now in after) else 1
 
 
@@ -104,12 +104,6 @@ def tell_price(runs: list[plan.Run]) -> None:
         measured = price.measure(runs, Path(folder), lambda some: launchers.run_locally(some, 1))
     known = [run for run in runs if run.config.DATASET.NAME in measured]
     print("\n".join(price.price_lines(known, measured)), flush=True)
-
-
-def table_command(args: argparse.Namespace, pairs: Pairs) -> str:
-    """The command that shows the runs of a sweep, with what decides which runs they are."""
-    words = ["dassl-clip", "table", args.name, *task.sweep_words(args)]
-    return shlex.join([*words, *(word for pair in pairs for word in pair)])
 
 
 def launcher_of(args: argparse.Namespace) -> launchers.Launcher:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def print_sweep(args: argparse.Namespace, pairs: Pairs) -> int:
         for run in sweeps.runs_of(entries):
             print(f"{state.state_of(run).name}: {run.command}")
         return 0
-    command_line = sweep_command(args, pairs)
+    command_line = task.sweep_command("sweep", args.what, args, pairs)
     if not named.published and args.check:
         raise UserError(f"--check: the sweep {named.name} has no published table to check against")
     state_now = run_tables.progress(entries, command_line) or f"no record of {named.name} holds an accuracy of a target"
@@ -122,12 +121,6 @@ def print_progress(args: argparse.Namespace, entries: Sequence[sweeps.Entry], co
     """
     if missing := run_tables.progress(entries, command_line):
         print(f"{missing}\n", file=sys.stdout if args.format in ("text", "markdown") else sys.stderr)
-
-
-def sweep_command(args: argparse.Namespace, pairs: Pairs) -> str:
-    """The command that runs what the table shows."""
-    words = ["dassl-clip", "sweep", *args.what, *task.sweep_words(args)]
-    return shlex.join([*words, *(word for pair in pairs for word in pair)])
 
 
 def check_sheet(sheet: sheets.Sheet, name: str) -> int:

@@ -7,6 +7,7 @@ with the same prompt words) can stand beside it. The table at the end comes from
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,15 +47,17 @@ def add_rule(parser: argparse.ArgumentParser) -> None:
                         f"(default: the sweep's own, else {selection.TRAINING_DOMAIN})")  # fmt: skip
 
 
-def sweep_words(args: argparse.Namespace) -> list[str]:
-    """The arguments that decide which runs of a sweep are meant, for a command that is printed."""
-    words = ["--out", args.out] if args.out != "output" else []
+def sweep_command(word: str, names: Sequence[str], args: argparse.Namespace, pairs: Pairs) -> str:
+    """`dassl-clip sweep ...` or `dassl-clip table ...` with what decides which runs of a sweep are meant."""
+    words = ["dassl-clip", word, *names]
+    words += ["--out", args.out] if args.out != "output" else []
     words += ["--data", args.data] if args.data else []
     words += ["--shots", str(args.shots)] if args.shots is not None else []
     words += ["--rule", args.rule] if args.rule else []
     for flag in ("seeds", "rows", "datasets", "targets"):
         words += [f"--{flag}", *map(str, getattr(args, flag))] if getattr(args, flag) else []
-    return words + [word for name in args.imports for word in ("--import", name)]
+    words += [word for name in args.imports for word in ("--import", name)]
+    return shlex.join([*words, *(word for pair in pairs for word in pair)])
 
 
 @dataclass(frozen=True)

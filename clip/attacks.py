@@ -108,23 +108,22 @@ def attack(
     return current
 
 
-def margin_loss(scores: Tensor, labels: Tensor, confidence: float = CONFIDENCE) -> Tensor:
-    """How far the best other class is above the true one, at most `confidence` (Carlini and Wagner's f6, negated).
+def margin_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """How far the best other class is above the true one, at most `CONFIDENCE` (Carlini and Wagner's f6, negated).
 
     Args:
         scores: `[B, C]`; of a single class there is no other, and 0 stands for its score.
         labels: `[B]`.
-        confidence: A margin beyond which nothing more is gained.
 
     Returns:
         `[B]`.
     """
     true = scores.gather(1, labels[:, None])[:, 0]
     if scores.shape[1] == 1:
-        return (-true).clamp_max(confidence)
+        return (-true).clamp_max(CONFIDENCE)
     is_true = F.one_hot(labels, scores.shape[1]).bool()
     other = scores.masked_fill(is_true, float("-inf")).max(dim=1).values
-    return (other - true).clamp_max(confidence)
+    return (other - true).clamp_max(CONFIDENCE)
 
 
 def pixel_space(encode: Scores, mean: Sequence[float], std: Sequence[float]) -> Scores:

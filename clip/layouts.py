@@ -118,11 +118,6 @@ def text_positions(state: Mapping[str, Tensor]) -> int | None:
 def arrange(model: nn.Module, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
     """The entries under the names, and with the image positions, that an open_clip model has.
 
-    Args:
-        model: The model.
-        state: The entries, free of wrappings.
-        label: What messages call the file.
-
     Raises:
         UserError: Apple's MobileCLIP, and open_clip cannot convert it for this model.
     """
@@ -189,12 +184,6 @@ def _fit_grid(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
 
 def load_into(model: nn.Module, state: dict[str, Tensor], label: str, wanted: str) -> None:
     """Load a state dict into a model, entry by entry the same, or refuse it.
-
-    Args:
-        model: An open_clip model.
-        state: The state dict from `read_weights`.
-        label: What the error calls the file.
-        wanted: What the error calls the model.
 
     Raises:
         UserError: Entries are missing, unknown or of other shapes; the message says what the file looks like.

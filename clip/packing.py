@@ -51,19 +51,18 @@ class Packing:
 
 
 @lru_cache(maxsize=512)
-def pack_sequences(lengths: tuple[int, ...], stride: int, device: torch.device, bin_rows: int = BIN_ROWS) -> Packing:
+def pack_sequences(lengths: tuple[int, ...], stride: int, device: torch.device) -> Packing:
     """Pack sequences that share no rows.
 
     Args:
         lengths: Number of tokens of each of the `K` sequences, all at least 1.
         stride: `S`, tokens a sequence in the table that `source` points into.
         device: Where the tensors go.
-        bin_rows: Rows that a bin holds, about.
 
     Returns:
         The packing, with as few padding rows as longest-first packing into equally filled bins leaves.
     """
-    loads = [(0, index) for index in range(max(1, round(sum(lengths) / max(bin_rows, *lengths))))]  # rows used, bin
+    loads = [(0, index) for index in range(max(1, round(sum(lengths) / max(BIN_ROWS, *lengths))))]  # rows used, bin
     placed = []  # sequence, bin, first row
     for sequence in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
         load, index = heapq.heappop(loads)

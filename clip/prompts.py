@@ -112,19 +112,16 @@ def noise_context(
 
 
 @torch.no_grad()
-def noise_features(
-    text: TextTower, classnames: Sequence[str], context: Tensor, chunk: int | str | None = "auto"
-) -> Tensor:
+def noise_features(text: TextTower, classnames: Sequence[str], context: Tensor) -> Tensor:
     """Text features of the form NC: noise tokens, then the class name.
 
     Args:
         text: The text tower.
         classnames: `C` class names.
         context: `[M, D]` or `[draws, M, D]`, from `noise_context`; the same for all classes.
-        chunk: Classes taken at once, as in `TextTower.encode_prompts`.
 
     Returns:
         `[C, E]` or `[draws, C, E]`, not normalised.
     """
     classes = text.class_tokens(classnames, suffix="", n_ctx=context.shape[-2])
-    return text.encode_prompts(context.to(text.device), classes, chunk=chunk)
+    return text.encode_prompts(context.to(text.device), classes)

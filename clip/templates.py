@@ -80,12 +80,7 @@ def resolve_templates(templates: str | Sequence[str], dataset: str = "", words: 
 
 
 def fill_template(template: str, name: str, own: str = "") -> str:
-    """The text of a class.
-
-    Args:
-        template: With one `{}`, and perhaps `{own}`.
-        name: Of the class, as it is displayed.
-        own: Its own style.
+    """The text of a class: a template with one `{}`, and perhaps `{own}`, filled with its name and own style.
 
     Raises:
         UserError: the template asks for own styles, and there are none.

@@ -33,6 +33,7 @@ from .spec import Spec, listed, name_key
 logger = logging.getLogger(__name__)
 
 MOST = 2000  # folders looked into, for an error
+SAMPLE = 40  # listed files that are looked for, for an error
 
 
 def match_domains(folder: Path, spec: Spec) -> dict[str, list[Path]]:
@@ -280,12 +281,12 @@ class FileFinder:
         return self._names[folder]
 
 
-def best_base(bases: Sequence[Path], paths: Sequence[str], most: int = 40) -> tuple[Path | None, list[str]]:
+def best_base(bases: Sequence[Path], paths: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The first folder below which most of a sample of listed files lie, or None, and the sample's paths.
 
-    The sample has `most` paths or a few more, spread evenly over the list.
+    The sample has `SAMPLE` paths or a few more, spread evenly over the list.
     """
-    sample = list(paths[:: max(1, len(paths) // most)])
+    sample = list(paths[:: max(1, len(paths) // SAMPLE)])
     counts = [sum(finder.find(path) is not None for path in sample) for finder in map(FileFinder, bases)]
     if not any(counts):
         return None, sample

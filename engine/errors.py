@@ -65,9 +65,8 @@ def is_user_error(error: BaseException) -> bool:
 
     An error that Python, torch or another library raised inside our code is a bug of ours and keeps its traceback.
     """
-    if isinstance(error, (UserError, MemoryError)) or getattr(error, "from_user", False):
-        return True
-    if _is_of_the_system(error) or _advice(error):
+    refused = isinstance(error, OSError) and (error.errno or 0) not in _OF_PROGRAMS  # no space, no permission, ...
+    if refused or isinstance(error, (UserError, MemoryError)) or getattr(error, "from_user", False) or _advice(error):
         return True
     # The toolbox, ours or upstream, has no class for users' errors: what it raises itself is one.
     if not isinstance(error, _TOOLBOX_ERRORS) or not str(error).strip() or error.__traceback__ is None:
@@ -76,11 +75,6 @@ def is_user_error(error: BaseException) -> bool:
     while last.tb_next is not None:
         last = last.tb_next
     return str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] == TOOLBOX
-
-
-def _is_of_the_system(error: BaseException) -> bool:
-    """Whether it is the system that refuses: no space, no permission, a name too long, a file removed."""
-    return isinstance(error, OSError) and (error.errno or 0) not in _OF_PROGRAMS
 
 
 def _advice(error: BaseException) -> str:

@@ -67,11 +67,6 @@ EXTRA_TEST_SETTINGS: Mapping[str, Any] = {
 def check_extra_tests(name: str, node: CfgNode, extra_tests: Sequence[str]) -> None:
     """Refuse impossible values of `EXTRA_TEST_SETTINGS`.
 
-    Args:
-        name: Of the node, `TRAINER.<name>`.
-        node: The method's settings.
-        extra_tests: Those that the method can take.
-
     Raises:
         UserError: A value is not among those that exist, or a number is too small.
     """

@@ -56,10 +56,6 @@ class Overrides:
         first += [word for name in self.imports for word in ("--import", name)]
         return first + [word for flag in words.values() for word in flag]
 
-    def pair_words(self) -> list[str]:
-        """The pairs as words of a command line."""
-        return [word for pair in self.pairs for word in pair]
-
 
 @functools.lru_cache(maxsize=4096)
 def resolve_config(overrides: Overrides) -> Any:

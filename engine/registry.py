@@ -163,10 +163,7 @@ def _failing(name: str) -> Iterator[None]:
 def _taken_name(name: str, registry: str, frames: traceback.StackSummary) -> str:
     """A phrase on a name of a user's file that Dassl's registry has already: who has it, and what to do.
 
-    Args:
-        name: The name.
-        registry: The registry's own name.
-        frames: From the user's file to the registry's.
+    `frames` lead from the user's file to the registry's.
     """
     from dassl.utils import Registry
 

@@ -20,13 +20,7 @@ MODEL_INPUT = tuple(key.removeprefix("INPUT.") for key in keys_with("of_model"))
 
 
 def changed_keys(cfg: CfgNode, nodes: tuple[str, ...], used: tuple[str, ...] = ()) -> dict[str, object]:
-    """The keys at or below `nodes` that differ from the toolbox's defaults, with their values.
-
-    Args:
-        cfg: The configuration.
-        nodes: Keys, or nodes of them, with dots.
-        used: Keys that do not count.
-    """
+    """The keys at or below `nodes` that differ from the toolbox's defaults, with their values; `used` do not count."""
     default = dict(_leaves(get_cfg_default()))
     return {
         key: value
@@ -63,11 +57,7 @@ def templates_override(node: CfgNode) -> bool:
 def refuse_overridden(cfg: CfgNode, name: str, overridden: Overridden, declare: Callable[[CfgNode], None]) -> None:
     """Refuse settings that were changed although another setting takes their place: a row would be named after them.
 
-    Args:
-        cfg: The configuration.
-        name: The trainer's node.
-        overridden: The settings.
-        declare: Adds the trainer's settings with their defaults to a configuration.
+    `declare` adds the trainer's settings with their defaults to a configuration.
 
     Raises:
         UserError: One of them differs from its default and has no effect.
@@ -84,12 +74,7 @@ def refuse_overridden(cfg: CfgNode, name: str, overridden: Overridden, declare: 
 
 
 def warn_of_input(cfg: CfgNode, used: CfgNode) -> None:
-    """Say, in one warning, which changed settings of `INPUT` the frozen model's own take the place of.
-
-    Args:
-        cfg: The configuration as it was given.
-        used: The configuration with the input that the frozen model asks for.
-    """
+    """Say, in one warning, which changed settings of `INPUT` the frozen model's own (`used`) take the place of."""
     keys = changed_keys(cfg, tuple(f"INPUT.{key}" for key in MODEL_INPUT))
     others = [key for key in MODEL_INPUT if f"INPUT.{key}" in keys and not _same(cfg.INPUT[key], used.INPUT[key])]
     if others:

@@ -57,11 +57,6 @@ def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> 
 
     Finished runs that were made of a run which has learned something else now are made again.
 
-    Args:
-        runs: all runs of the plan.
-        todo: those to make.
-        launch: makes some of them, side by side.
-
     Returns:
         All failures.
     """

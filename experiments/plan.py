@@ -101,7 +101,7 @@ class Run:
     def words(self) -> list[str]:
         """The arguments of `train.py` that make the same run."""
         evaluation = ["--eval-only", "--model-dir", str(self.needs)] if self.evaluates else []
-        return [*self.overrides.flag_words(), *evaluation, *self.overrides.pair_words()]
+        return [*self.overrides.flag_words(), *evaluation, *(word for pair in self.overrides.pairs for word in pair)]
 
     @property
     def command(self) -> str:

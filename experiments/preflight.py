@@ -22,17 +22,16 @@ from .plan import Run
 def check(runs: Sequence[Run], out: Path) -> None:
     """Check what some runs need, and make the folder that they go to.
 
-    Args:
-        runs: those that are about to be made.
-        out: the folder above all runs.
-
     Raises:
         UserError: what is wrong, all of it, with the number of runs that it concerns.
     """
     faults = {} if (fault := _output_fault(out)) is None else {fault: len(runs)}
     ours = [run for run in runs if is_ours(registry.trainer_class(run.config.TRAINER.NAME))]
-    checks = _grouped(ours, _settings_key, _check_settings) + _grouped(ours, _weights_key, _check_weights)
-    for own, work in (*checks, *_grouped(runs, _data_key, _check_data)):
+    checks = _grouped(ours, lambda cfg: (cfg.TRAINER.NAME, str(cfg.TRAINER[cfg.TRAINER.NAME.upper()])), _check_settings)
+    checks += _grouped(ours, lambda cfg: (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS), _check_weights)
+    # The images are listed as a run would, with their class names and shots, whatever the method and the seed.
+    checks += _grouped(runs, lambda cfg: str(cfg.DATASET), lambda cfg: registry.dataset_class(cfg.DATASET.NAME)(cfg))
+    for own, work in checks:
         if fault := _fault_of(work, own[0].config):
             faults[fault] = faults.get(fault, 0) + len(own)
     if faults:
@@ -67,20 +66,12 @@ def _fault_of(work: Callable[[Any], None], config: Any) -> str:
     return ""
 
 
-def _settings_key(config: Any) -> Hashable:
-    return config.TRAINER.NAME, str(config.TRAINER[config.TRAINER.NAME.upper()])
-
-
 def _check_settings(config: Any) -> None:
     """Refuse settings of the method that are outside its limits."""
     from dassl_clip.engine.method import check_limits  # with torch
 
     name = config.TRAINER.NAME
     check_limits(registry.trainer_class(name).limits, config, name.upper())
-
-
-def _weights_key(config: Any) -> Hashable:
-    return config.MODEL.BACKBONE.NAME, config.MODEL.BACKBONE.WEIGHTS
 
 
 def _check_weights(config: Any) -> None:
@@ -95,15 +86,6 @@ def _check_weights(config: Any) -> None:
             raise MissingFileError(f"MODEL.BACKBONE.WEIGHTS: {no_file(path)}")
     elif source.tag != sources.RANDOM:
         source.weights()
-
-
-def _data_key(config: Any) -> Hashable:
-    return str(config.DATASET)  # whatever the method and the seed
-
-
-def _check_data(config: Any) -> None:
-    """List the images as a run would, with its class names and shots."""
-    registry.dataset_class(config.DATASET.NAME)(config)
 
 
 def _output_fault(out: Path) -> str | None:

@@ -25,13 +25,7 @@ NOT_CHECKED = "not checked"
 
 
 def file_name(method: str, source: str, decisive: Mapping[str, Any]) -> str:
-    """The name of the file with the result of a method.
-
-    Args:
-        method: registry name.
-        source: SHA-256 over its files.
-        decisive: the settings that may decide what it reads.
-    """
+    """The name of the file with a method's result, by the SHA-256 over its files and its decisive settings."""
     text = json.dumps(dict(decisive), sort_keys=True, default=str)
     return f"{method}-{source[:16]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 

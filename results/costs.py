@@ -17,12 +17,7 @@ NOTE = (
 
 
 def cost_table(group: Group, rows: Sequence[Row] | None = None) -> Table:
-    """A line for each row; `-` where the records do not say.
-
-    Args:
-        group: runs that may share a table.
-        rows: the rows wanted; default: all.
-    """
+    """A line for each row; `-` where the records do not say."""
     lines: list[list[str | Value]] = []
     for row in group.rows if rows is None else rows:
         if records := group.records(row) if row in group.runs else []:

@@ -83,10 +83,10 @@ def counts(records: Sequence[Mapping[str, Any]], test: str) -> Counts:
     return accuracy * total / 100, total
 
 
-def gain(records: Sequence[Mapping[str, Any]], test: str, over: str = ZEROSHOT) -> Gain:
-    """The paired gain of one test over another on the same images."""
+def gain(records: Sequence[Mapping[str, Any]], test: str) -> Gain:
+    """The paired gain of a test over zero-shot on the same images."""
     right, total = counts(records, test)
-    return interval(right - counts(records, over)[0], total)
+    return interval(right - counts(records, ZEROSHOT)[0], total)
 
 
 def behind(records: Sequence[Mapping[str, Any]]) -> Gain | None:

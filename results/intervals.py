@@ -5,7 +5,7 @@ domain are drawn again with replacement, and each draw takes both rows, and all 
 Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: the percentile interval). It says nothing of other
 seeds or other domains, which are not drawn.
 
-Shapes: `N` images, `S` seeds, `D` domains, `R` resamples.
+Shapes: `N` images, `S` seeds, `D` domains, `R` resamples (`RESAMPLES`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,13 @@ SAME = 1e-3  # points between two ways to compute one accuracy
 Tested = tuple[np.ndarray, np.ndarray, np.ndarray]  # images by name, how often each was tested, and rightly, [N] each
 
 
-def paired_bootstrap(
-    domains: Sequence[np.ndarray], harmonic: bool = False, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def paired_bootstrap(domains: Sequence[np.ndarray], harmonic: bool = False) -> tuple[float, float]:
     """The interval at `LEVEL` of the difference of two accuracies in points, each a mean over domains, then over seeds.
 
     Args:
         domains: Of each domain, for each image and seed: how often the image was tested, and how often rightly by the
             row and by the reference, `[N, S, 3]`.
         harmonic: The mean over domains is the harmonic one.
-        resamples: `R`.
     """
     generator = np.random.default_rng(SEED)
     accuracies = []  # [R, S, 2] each
@@ -48,9 +45,9 @@ def paired_bootstrap(
         # To draw N images again is to draw how many are of each pattern of counts, and few patterns differ.
         patterns, images = np.unique(counts.reshape(len(counts), -1), axis=0, return_counts=True)
         size = max(1, AT_ONCE // len(patterns))
-        blocks = [min(size, resamples - start) for start in range(0, resamples, size)]
+        blocks = [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
         sums = [generator.multinomial(len(counts), images / len(counts), size) @ patterns for size in blocks]
-        drawn = np.concatenate(sums).reshape(resamples, -1, 3)
+        drawn = np.concatenate(sums).reshape(RESAMPLES, -1, 3)
         with np.errstate(invalid="ignore"):  # a resample without an image of some seed
             accuracies.append(100 * drawn[..., 1:] / drawn[..., :1])
     stacked = np.stack(accuracies)
@@ -120,12 +117,6 @@ def gain_intervals(group: Group, rows: Sequence[Row], base: Row | None) -> tuple
 
 def paired_counts(group: Group, row: Row, base: Row, read: Callable[[Record], Tested]) -> list[np.ndarray]:
     """What `paired_bootstrap` takes, of two rows: for each domain of the mean the counts `[N, S, 3]` of all its images.
-
-    Args:
-        group: Runs that may share a table.
-        row: The row.
-        base: The reference.
-        read: Gives the tested images of a run.
 
     Raises:
         UserError: No seed has every domain in both rows, or the two runs of a cell did not test the same images.

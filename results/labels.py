@@ -30,10 +30,6 @@ def check_labels(dataset: Any, name: str) -> None:
     Labels are whole numbers that count the names in `classnames` from 0; the names in `lab2cname` and at the images are
     the same. A class may lack images in any part. Images of a data set that is `unlabelled` have the label -1.
 
-    Args:
-        dataset: a Dassl data set.
-        name: its registry name.
-
     Raises:
         UserError: naming the first fault.
     """
@@ -97,11 +93,6 @@ def display_name(classname: str) -> str:
 
 def check_training_labels(dataset: Any, name: str, method: str) -> None:
     """Refuse to learn from labels that are not there, or from those of tested images.
-
-    Args:
-        dataset: a Dassl data set.
-        name: its registry name.
-        method: what trains on labels.
 
     Raises:
         UserError: there are no labels, or training images are tested.

@@ -113,13 +113,13 @@ def _merge(counts: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
     return merged
 
 
-def _worst_pairs(merged: Mapping[str, np.ndarray], names: Sequence[str], most: int = 3) -> str:
-    """The most frequent confusions of each method, in words."""
+def _worst_pairs(merged: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """The three most frequent confusions of each method, in words."""
     parts = []
     for label, count in merged.items():
         wrong = count.copy()
         np.fill_diagonal(wrong, 0)
-        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+        order = np.argsort(-wrong, axis=None, kind="stable")[:3]
         pairs = [divmod(int(index), len(count)) for index in order]
         texts = [f"{names[a]} as {names[b]} ({wrong[a, b]} of {count[a].sum()})" for a, b in pairs if wrong[a, b]]
         parts.append(f"{label}: {', '.join(texts) or 'none'}")

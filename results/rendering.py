@@ -132,13 +132,7 @@ class Table:
         return replace(self, cells=cells, above=above)
 
     def render(self, style: str = "text", header: bool = True, width: int | None = None) -> str:
-        """The table as text in a style of `FORMATS`.
-
-        Args:
-            style: the format.
-            header: with the lines above the table.
-            width: of text; default: the terminal's, 120 at most.
-        """
+        """The table as text in a style of `FORMATS`; `width` of text is the terminal's by default, 120 at most."""
         return render_tables([self], style, header, width)
 
     def records(self) -> list[dict[str, Any]]:

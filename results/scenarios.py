@@ -44,10 +44,7 @@ def group_tables(
 
     Args:
         group: runs that may share a table.
-        reference: as of `scenario_tables`, like rows, columns, seeds and per_domain.
-        rows: the rows wanted.
-        columns: the domains wanted.
-        seeds: the seeds wanted.
+        reference: as of `tables.method_table`, like rows, columns and seeds.
         shown: what the tables show, of `trust.COLUMNS`; batches, streams, orders and extra tests stand by accuracies.
         per_domain: tables for each domain too.
         further: with the extra tests.
@@ -69,16 +66,7 @@ def scenario_tables(
     seeds: Sequence[int] | None = None,
     per_domain: bool = False,
 ) -> list[Table]:
-    """The accuracies of a group's runs, then what varies with the draws; arguments as of `tables.method_table`.
-
-    Args:
-        group: runs with scenarios.
-        reference: method of the reference row, or its whole label.
-        rows: the rows wanted.
-        columns: the domains wanted.
-        seeds: the seeds wanted.
-        per_domain: two tables for each domain, before those of their mean.
-    """
+    """The accuracies of a group's runs, then what varies with the draws; arguments as of `group_tables`."""
     domains = list(columns) if columns is not None else group.domains
     seeds = list(seeds) if seeds is not None else group.seeds
     base = next((row for row in group.rows if reference in row.names), None)
