@@ -175,7 +175,6 @@ def _pattern(fact: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{'|'.join(rows)})(?:\..*)?")
 
 
-@functools.cache
 def is_a(key: str, fact: str) -> bool:
     """Whether a fact holds for a key, by its own row or by that of its group: `is_a("OPTIM.LR", "epoch_loop")`."""
     return _pattern(fact).fullmatch(key) is not None

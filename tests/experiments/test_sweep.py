@@ -206,7 +206,7 @@ def test_the_table_command_looks_at_the_same_runs(world):
     path = write(world)
     more = ["--seeds", "1", "2", "--shots", "2", "--rows", "slow", "fast", "OPTIM.LR", "0.3"]
     args, pairs = split_command(sweep.build_parser(), words(world, path, *more)[1:])
-    said = shlex.split(sweep.table_command(args, pairs))
+    said = shlex.split(task.sweep_command("table", [args.name], args, pairs))
     assert said[:2] == ["dassl-clip", "table"]
     shown, shown_pairs = split_command(table.build_parser(), said[2:])
     assert (shown.what, shown_pairs) == ([str(path)], (("OPTIM.LR", "0.3"),))
