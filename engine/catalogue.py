@@ -6,6 +6,7 @@ path to a yaml file is accepted wherever a name is.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -38,13 +39,13 @@ def shown(path: Path) -> str:
 
 
 def _pick(name: str, folder: Path, what: str) -> Path:
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    for stem, path in files.items():
-        if same_name(stem, name):
-            return path
-    there = f"Known: {', '.join(files)}" if files else f"{folder} holds none"
+    stems = sorted(file.removesuffix(".yaml") for file in os.listdir(folder) if file.endswith(".yaml"))
+    found = name if name in stems else next((stem for stem in stems if same_name(stem, name)), None)
+    if found is not None:
+        return folder / f"{found}.yaml"
+    there = f"Known: {', '.join(stems)}" if stems else f"{folder} holds none"
     raise UserError(
-        f"there is no {what} '{name}'.{did_you_mean(name, files)} {there}; or give the path of a yaml file."
+        f"there is no {what} '{name}'.{did_you_mean(name, stems)} {there}; or give the path of a yaml file."
     )
 
 
@@ -69,6 +70,7 @@ def dataset_names() -> list[str]:
     return sorted(path.stem for path in (_ROOT / "datasets").glob("*.yaml"))
 
 
+@functools.cache
 def trainer_names() -> list[str]:
     """Trainers that have configuration files."""
     return sorted(path.name for path in (_ROOT / "trainers").iterdir() if any(path.glob("*.yaml")))

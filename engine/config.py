@@ -8,10 +8,12 @@ from it. Every refusal names the key, where it came from, and what would be acce
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,7 @@ def _pattern(fact: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{'|'.join(rows)})(?:\..*)?")
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def is_a(key: str, fact: str) -> bool:
     """Whether a fact holds for a key, by its own row or by that of its group: `is_a("OPTIM.LR", "epoch_loop")`."""
     return _pattern(fact).fullmatch(key) is not None
@@ -182,9 +185,38 @@ def is_a(key: str, fact: str) -> bool:
 
 def default_config() -> Any:
     """The toolbox's defaults with the keys of the program, of our data sets, and of every registered trainer."""
+    return copied(merged_config(()))
+
+
+def merged_config(files: Sequence[str]) -> Any:
+    """The same with the values of some yaml files (`merge_file`); it is shared, so copy what is to be changed."""
+    read = []
+    for path in map(existing_file, files):
+        status = path.stat()
+        read.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    return _merged(registry.declaring(), tuple(read))
+
+
+@functools.lru_cache(maxsize=64)  # planning a table resolves thousands of configurations with the same files
+def _merged(declaring: tuple[Any, ...], files: tuple[tuple[Any, ...], ...]) -> Any:
+    """The defaults with the keys that functions add and the values of files, by path and status."""
     cfg = _shared_config()
-    registry.declare_keys(cfg)
+    for declare in declaring:
+        declare(cfg)
+    for path, *_ in files:
+        merge_file(cfg, path)
     return cfg
+
+
+def copied(node: Any) -> Any:
+    """A copy of a tree of config nodes, faster than its own `clone`; lists are copied, all else is never changed."""
+    new = type(node).__new__(type(node))
+    new.__dict__.update(node.__dict__)
+    new.update(node)
+    for key, value in node.items():
+        if isinstance(value, (dict, list)):
+            new[key] = copied(value) if isinstance(value, dict) else copy.deepcopy(value)
+    return new
 
 
 def declared_config() -> Any:
@@ -331,9 +363,9 @@ def check_values(cfg: Any) -> None:
     """
     values = flatten_config(cfg)
     for key, value in values.items():
-        trouble = next(filter(None, map(_trouble, value if isinstance(value, list) else [value])), "")
-        if trouble:
-            raise UserError(f"{key} is {value!r:.80}: {trouble}")
+        for each in value if isinstance(value, list) else (value,):
+            if trouble := _trouble(each):
+                raise UserError(f"{key} is {value!r:.80}: {trouble}")
     for key, row in KEYS.items():
         if row.least is not None and values[key] < row.least:
             raise UserError(f"{key} is {values[key]}: it should be {row.least} or more")

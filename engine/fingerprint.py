@@ -30,8 +30,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         # Of a run folder the last parts alone: the folder above all runs may move.
         key: "/".join(Path(str(value)).parts[-RUN_FOLDER_PARTS:]) if is_a(key, "run_folder") else value
         for key, value in flat.items()
-        if not is_a(key, "computes")
-        and (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(trainer_node))
+        if (not key.startswith("TRAINER.") or key == "TRAINER.NAME" or key.startswith(trainer_node))
+        and not is_a(key, "computes")
         and not (is_a(key, "counts_if_set") and value == _flat(KEYS[key].default))
         and not (is_a(key, "scenarios") and scenario not in KEYS[key].scenarios)
     }

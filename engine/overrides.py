@@ -18,7 +18,7 @@ from dassl_clip.results.protocols import task_of
 
 from . import declared, registry
 from .catalogue import meant_trainer
-from .config import FLAGS, check_values, declared_config, decode, default_config, is_a, merge_file, set_key
+from .config import FLAGS, check_values, copied, declared_config, decode, is_a, merge_file, merged_config, set_key
 from .fingerprint import identity
 
 _LONGEST_CHANGES = 120
@@ -45,6 +45,11 @@ class Overrides:
     imports: tuple[str, ...] = ()
     origin: str = "the command line"
 
+    @property
+    def files(self) -> list[str]:
+        """The yaml files, in the order in which they are merged."""
+        return [file for file in (self.dataset_file, self.trainer_file) if file]
+
     def flag_words(self) -> list[str]:
         """The flags as words of a command line."""
         words = {key: [FLAGS[key], *(map(str, value) if isinstance(value, tuple) else [str(value)])]
@@ -70,13 +75,13 @@ def resolve_config(overrides: Overrides) -> Any:
     registry.register()  # before the user's code, which is the one to blame for a name that is taken
     for name in overrides.imports:
         registry.import_user_code(name)
-    cfg = default_config()
-    plain = _apply(cfg, overrides, registry.trainer_names(), registry.dataset_names())
-    plain.TRAINER.NAME, plain.SCENARIOS.TASK = cfg.TRAINER.NAME, cfg.SCENARIOS.TASK
+    plain = merged_config(overrides.files)
+    cfg = copied(plain)
+    _apply(cfg, overrides, registry.trainer_names(), registry.dataset_names())
+    clean_cfg(cfg, cfg.TRAINER.NAME)
     stem = Path(overrides.trainer_file).stem if overrides.trainer_file else ""
     cfg.RUN.CONFIG = cfg.RUN.CONFIG or stem + changes(plain, cfg)
     cfg.RUN.TASK = cfg.RUN.TASK or task_of(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
-    clean_cfg(cfg, cfg.TRAINER.NAME)
     cfg.freeze()
     return cfg
 
@@ -88,21 +93,20 @@ def refuse_mistakes(overrides: Overrides) -> None:
         UserError: as `resolve_config`.
     """
     if not registry.is_filled() and not overrides.imports:
-        _apply(declared_config(), overrides, *map(declared.registered_names, ("TRAINER", "DATASET")))
+        cfg = declared_config()
+        for file in overrides.files:
+            merge_file(cfg, file)
+        _apply(cfg, overrides, *map(declared.registered_names, ("TRAINER", "DATASET")))
 
 
-def _apply(cfg: Any, overrides: Overrides, trainers: list[str], datasets: list[str]) -> Any:
-    """Merge what is asked for into a tree of defaults, check it, and return the tree as the files alone leave it."""
-    for file in filter(None, (overrides.dataset_file, overrides.trainer_file)):
-        merge_file(cfg, file)
-    plain = cfg.clone()
+def _apply(cfg: Any, overrides: Overrides, trainers: list[str], datasets: list[str]) -> None:
+    """Set what is asked for beside the files in a tree that has them, and check it."""
     for key, value in overrides.flags:
         set_key(cfg, key, value, FLAGS[key])
     for key, text in overrides.pairs:
         set_key(cfg, key, decode(text), overrides.origin)
     _check_registered(cfg, trainers, datasets)
     check_values(cfg)
-    return plain
 
 
 def _check_registered(cfg: Any, trainers: list[str], datasets: list[str]) -> None:
@@ -125,7 +129,9 @@ def changes(plain: Any, asked: Any) -> str:
 
     Keys of the trainer's own node stand without it.
     """
-    before, after = identity(plain), identity(asked)
+    own = {name: plain.TRAINER[name] for name in asked.TRAINER if name in plain.TRAINER} | {"NAME": asked.TRAINER.NAME}
+    scenarios = {**plain.SCENARIOS, "TASK": asked.SCENARIOS.TASK}
+    before, after = identity({**plain, "TRAINER": own, "SCENARIOS": scenarios}), identity(asked)
     node = f"TRAINER.{asked.TRAINER.NAME.upper()}."
     changed = {
         key.removeprefix(node): (key, value)

@@ -32,7 +32,8 @@ def register() -> None:
     """Fill the registries with what this project brings, and let log lines reach the console."""
     for name in PACKAGES:
         importlib.import_module(name)
-    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
+    if logging.root.manager.disable:  # importing upstream Dassl silences every logger of the process
+        logging.disable(logging.NOTSET)
     for name in ("dassl_clip", "dassl"):
         log = logging.getLogger(name)
         if not any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
@@ -81,17 +82,11 @@ def dataset_class(name: str) -> type:
     return DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else object
 
 
-def declare_keys(cfg: Any) -> None:
-    """Add the keys of the data sets, of every registered trainer that declares some, and of the user's modules."""
-    for package in map(importlib.import_module, PACKAGES):
-        if hasattr(package, "add_config"):
-            package.add_config(cfg)
-    for kind in map(trainer_class, trainer_names()):
-        if hasattr(kind, "add_config"):
-            kind.add_config(cfg)
-    for module in _IMPORTED.values():
-        if hasattr(module, "extend_cfg"):
-            module.extend_cfg(cfg)
+def declaring() -> tuple[Any, ...]:
+    """What declares keys: the data sets, every registered trainer that has some, and the user's modules."""
+    ours = (*map(importlib.import_module, PACKAGES), *map(trainer_class, trainer_names()))
+    return (*(each.add_config for each in ours if hasattr(each, "add_config")),
+            *(each.extend_cfg for each in _IMPORTED.values() if hasattr(each, "extend_cfg")))  # fmt: skip
 
 
 def import_user_code(name: str) -> None:

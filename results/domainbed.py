@@ -5,6 +5,7 @@ released (facebookresearch/DomainBed @b93c22a). A set of hyper-parameters is nam
 defaults, the others are drawn. A draw depends on the trial too, so set 7 of trial 0 is not set 7 of trial 1.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def defaults(dataset: str) -> Hyperparameters:
     return Hyperparameters(1e-3, 0.0, 64, 0.0) if dataset in SMALL_IMAGES else Hyperparameters(5e-5, 0.0, 32, 0.0)
 
 
+@functools.lru_cache(maxsize=1024)
 def drawn(dataset: str, seed: int) -> Hyperparameters:
     """Hyper-parameters that are drawn; each has a generator of its own, seeded by `seed` and its name in DomainBed."""
     small = dataset in SMALL_IMAGES

@@ -47,7 +47,9 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, (str, int, float)):  # most values, and much faster to tell than a mapping
+            flat[name] = value
+        elif isinstance(value, Mapping):
             flat.update(flatten_config(value, f"{name}."))
         else:
             flat[name] = list(value) if isinstance(value, (tuple, list)) else value

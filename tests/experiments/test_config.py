@@ -232,3 +232,21 @@ def test_keys_of_a_plugins_extend_cfg_can_be_set(world):
     cfg = resolve_in(world, "--import", str(file), "PLUGIN.DEPTH", "3", "TRAINER.TINYNET.EXTRA", "1")
     assert (cfg.PLUGIN.DEPTH, cfg.TRAINER.TINYNET.EXTRA) == (3, 1.0)
     del registry._IMPORTED[str(file.resolve())]
+
+
+def test_configurations_of_the_same_files_share_nothing(world):
+    first, second = resolve_in(world, "OPTIM.LR", "1"), resolve_in(world, "OPTIM.LR", "2")
+    first.defrost()
+    first.INPUT.PIXEL_MEAN.append(9.0)
+    first.OPTIM.MOMENTUM = 7.0
+    third = resolve_in(world, "OPTIM.LR", "3")
+    assert len(second.INPUT.PIXEL_MEAN) == len(third.INPUT.PIXEL_MEAN) == 3
+    assert 7.0 not in (second.OPTIM.MOMENTUM, third.OPTIM.MOMENTUM)
+
+
+def test_a_file_that_was_changed_is_read_again(world):
+    rates = []
+    for rate in (0.25, 0.125):
+        world.config.write_text(f"OPTIM: {{LR: {rate}}}\n")
+        rates.append(resolve_in(world, "OPTIM.MAX_EPOCH", str(int(1 / rate))).OPTIM.LR)
+    assert rates == [0.25, 0.125]
