@@ -4,6 +4,7 @@ Names: OpenAI's (`ViT-B/16`), open_clip's pairs `ARCH:TAG`, `ARCH:random` (for t
 together with a file of weights, `hf-hub:ORGANISATION/NAME`, `local-dir:FOLDER`, and this project's model, `IconsCLIP`.
 """
 
+import functools
 import gzip
 import importlib.util
 import logging
@@ -118,7 +119,9 @@ class Source:
             return tokenizer
         by_name = self.folder is None and "siglip" in self.architecture.lower()  # open_clip tells these by their name
         if not folder and not hub_name and not by_name:
-            tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
+            tokenizer = (
+                open_clip.SimpleTokenizer(context_length=length, **options) if options else clip_tokenizer(length)
+            )
             return tokenizer
         place = folder or (str(self.folder) if self.folder is not None and not self.repository else hub_name)
         if folder and not Path(folder).is_dir():
@@ -141,6 +144,13 @@ class Source:
                 f"on a machine with network (HF_HOME) and copy it here"
             ) from error
         return tokenizer
+
+
+@functools.cache
+def clip_tokenizer(length: int) -> Tokenizer:
+    """CLIP's own tokenizer for rows of `length` ids; its list of merges is read once in a process."""
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=length)
+    return tokenizer
 
 
 def resolve(name: str, has_file: bool = False) -> Source:
