@@ -59,12 +59,12 @@ def grow():
 
 @pytest.fixture(scope="session")
 def config():
-    """Config for a loader: config(root, sources, targets, SEED=..., NUM_SHOTS=...)."""
+    """Config for a loader: config(root, sources, targets, SEED=..., TRAINER=..., NUM_SHOTS=...)."""
 
     def make(root, sources, targets, **options):
         cfg = get_cfg_default()
         add_config(cfg)
-        cfg.SEED = options.pop("SEED", 1)
+        cfg.SEED, cfg.TRAINER.NAME = options.pop("SEED", 1), options.pop("TRAINER", "")
         cfg.DATASET.ROOT = str(root)
         cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = tuple(sources), tuple(targets)
         for key, value in options.items():

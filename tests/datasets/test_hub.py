@@ -271,75 +271,22 @@ def test_domains_are_not_lost_unsaid(tmp_path, config, caplog):
     with pytest.raises(ValueError, match=r"columns image, label, and no domain: it is read by DATASET.NAME FolderC"):
         FolderDomains(config(root, ["day"], ["night"]))
     with pytest.raises(ValueError, match=r"PACS: .* and no domain"):
-        PACS(
-            config(
-                write(
-                    tmp_path / "p",
-                    [(*row[:3], k % 7) for k, row in enumerate(rows)],
-                    names=PACS_NAMES,
-                    domain=False,
-                ),
-                ["photo"],
-                ["sketch"],
-            )
-        )
+        rows = [(*row[:3], k % 7) for k, row in enumerate(rows)]
+        PACS(config(write(tmp_path / "p", rows, names=PACS_NAMES, domain=False), ["photo"], ["sketch"]))
 
 
-def truncated(root, rows):
-    path = write(root, rows) / "train-00000-of-00001.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
+def cut(path, last):
+    path.write_bytes(path.read_bytes()[:last])
 
 
-def web_page(root, rows):
-    root.mkdir()
-    (root / "train.parquet").write_bytes(b"<!doctype html><html>not found</html>")
-
-
-def pointer(root, rows):
-    root.mkdir()
-    (root / "train.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-
-
-def torn_arrow(root, rows):
-    path = write(root, rows, arrow=True) / "train-00000-of-00001.arrow"
-    path.write_bytes(path.read_bytes()[:100])
-
-
-def missing_shard(root, rows):
-    (write(root, rows, shards=3) / "train-00001-of-00003.parquet").unlink()
+def only(content):
+    """What a download leaves in place of a parquet file."""
+    return lambda root, rows: (root.mkdir(), (root / "train.parquet").write_bytes(content))
 
 
 def no_label(root, rows):
-    write(root, rows)
-    path = root / "train-00000-of-00001.parquet"
+    path = write(root, rows) / "train-00000-of-00001.parquet"
     pq.write_table(pq.read_table(path).drop_columns("label"), path)
-
-
-def label_of_no_class(root, rows):
-    write(root, [*rows, (JPEG, "x.jpg", "day", 3)])
-
-
-def one_hidden(root, rows):
-    write(root, [*rows, (JPEG, "x.jpg", "day", -1)])
-
-
-def two_copies(root, rows):
-    write(root / "a", rows)
-    write(root / "b", rows)
-
-
-def other_names(root, rows):
-    write(root, rows)
-    write(root, rows, stem="test", names=CLASSES)
-
-
-def no_part(root, rows):
-    write(root, rows)
-    write(root, rows, stem="more")
-
-
-def lost_file(root, rows):
-    (in_metadata(root, rows, "jsonl") / f"day_{rows[0][1]}").unlink()
 
 
 def bad_json(root, rows):
@@ -347,21 +294,33 @@ def bad_json(root, rows):
         file.write("{file_name: 3}\n")
 
 
+def more(label):
+    return lambda root, rows: write(root, [*rows, (JPEG, "x.jpg", "day", label)])
+
+
 BAD = [
-    (truncated, r"train-00000-of-00001.parquet is not a whole parquet file \(.*\); get it again"),
-    (web_page, r"train.parquet is a web page: the download failed; get it again"),
-    (pointer, r"train.parquet is the pointer of git-lfs to a file that was not fetched"),
-    (torn_arrow, r"is not a whole arrow file \(.*\); get it again"),
-    (missing_shard, r"1 of 3 files are missing: train-00001-of-00003.parquet"),
+    (lambda root, rows: cut(write(root, rows) / "train-00000-of-00001.parquet", -20),
+     r"train-00000-of-00001.parquet is not a whole parquet file \(.*\); get it again"),
+    (only(b"<!doctype html><html>not found</html>"), r"train.parquet is a web page: the download failed; get it again"),
+    (only(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+     r"train.parquet is the pointer of git-lfs to a file that was not fetched"),
+    (lambda root, rows: cut(write(root, rows, arrow=True) / "train-00000-of-00001.arrow", 100),
+     r"is not a whole arrow file \(.*\); get it again"),
+    (lambda root, rows: (write(root, rows, shards=3) / "train-00001-of-00003.parquet").unlink(),
+     r"1 of 3 files are missing: train-00001-of-00003.parquet"),
     (no_label, r"has the columns image, domain; expected are image \(a struct of bytes and path\) and label"),
-    (label_of_no_class, r"parquet#36: its label is 3; it must be one of the 3 numbers from 0 on"),
-    (one_hidden, r"parquet#36 has no label, while other images do"),
-    (two_copies, r"holds 2 copies .*: .*/a \(parquet\), .*/b \(parquet\)\. Set DATASET.ROOT"),
-    (other_names, r"differ in their columns or class names"),
-    (no_part, r"more-00000-of-00001.parquet belong to no part of a split, while other files do \(train\)"),
-    (lost_file, r"metadata.jsonl: 1 of 36 images are missing, first: day_.* \(line 1\)"),
+    (more(3), r"parquet#36: its label is 3; it must be one of the 3 numbers from 0 on"),
+    (more(-1), r"parquet#36 has no label, while other images do"),
+    (lambda root, rows: [write(root / name, rows) for name in "ab"],
+     r"holds 2 copies .*: .*/a \(parquet\), .*/b \(parquet\)\. Set DATASET.ROOT"),
+    (lambda root, rows: write(write(root, rows), rows, stem="test", names=CLASSES),
+     r"differ in their columns or class names"),
+    (lambda root, rows: write(write(root, rows), rows, stem="more"),
+     r"more-00000-of-00001.parquet belong to no part of a split, while other files do \(train\)"),
+    (lambda root, rows: (in_metadata(root, rows, "jsonl") / f"day_{rows[0][1]}").unlink(),
+     r"metadata.jsonl: 1 of 36 images are missing, first: day_.* \(line 1\)"),
     (bad_json, r"metadata.jsonl, line 37 is not JSON"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make, said", BAD)
@@ -414,17 +373,11 @@ def test_without_pyarrow(tmp_path, config, monkeypatch):
 
 
 def test_a_trainer_that_opens_files_is_refused(tmp_path, config):
-    rows = tree_rows(tmp_path / "tree")
-    for root, reads in ((tmp_path / "tree", True), (write(tmp_path / "copy", rows), False)):
-        for name in ("ZeroshotCLIP", "Vanilla"):
-            cfg = config(root, ["day"], ["night"])
-            cfg.defrost()
-            cfg.TRAINER.NAME = name
-            if reads or name == "ZeroshotCLIP":
-                assert len(FolderDomains(cfg).test) == 18
-            else:
-                with pytest.raises(ValueError, match=r"parquet, but Vanilla reads them by Dassl's own loader"):
-                    FolderDomains(cfg)
+    copy = write(tmp_path / "copy", tree_rows(tmp_path / "tree"))
+    for root, name in ((tmp_path / "tree", "ZeroshotCLIP"), (tmp_path / "tree", "Vanilla"), (copy, "ZeroshotCLIP")):
+        assert len(FolderDomains(config(root, ["day"], ["night"], TRAINER=name)).test) == 18
+    with pytest.raises(ValueError, match=r"parquet, but Vanilla reads them by Dassl's own loader"):
+        FolderDomains(config(copy, ["day"], ["night"], TRAINER="Vanilla"))
 
 
 def test_verify_counts_and_decodes(tmp_path, draw, config):
@@ -433,9 +386,7 @@ def test_verify_counts_and_decodes(tmp_path, draw, config):
     root = write(tmp_path / "copy", rows)
     report = verify(FolderDomains, config(root, [], []), inspect_image, duplicates=True)
     assert [(count.name, sum(count.images.values())) for count in report.counts] == [("day", 6), ("night", 6)]
-    assert any(
-        "10 files are copies of others" in finding.text or "11 files" in finding.text for finding in report.findings
-    )
+    assert any(re.search("1[01] files are copies of others", finding.text) for finding in report.findings)
     rows[4] = (b"", *rows[4][1:])
     rows[7] = (content[:100], *rows[7][1:])
     rows[9] = (None, *rows[9][1:])
