@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dassl_clip.clip import sources, weight_files
 from dassl_clip.clip.backbone import FrozenCLIP, load_backbone
+from tests.clip.test_text_tower import TOKENIZER
 
 TEXTS = ["a photo of a dog.", "a sketch of a cat", "wow!"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
@@ -78,7 +79,7 @@ def assert_same_model(frozen: FrozenCLIP, model: nn.Module, **tolerance: float) 
     images = images_for(frozen.image_size[0])
     expected = F.normalize(model.encode_image(images), dim=-1)
     torch.testing.assert_close(frozen.encode_image(images), expected, **tolerance)
-    ids = open_clip.SimpleTokenizer(context_length=frozen.context_length)(TEXTS)
+    ids = TOKENIZER(context_length=frozen.context_length)(TEXTS)
     torch.testing.assert_close(frozen.text.encode(TEXTS), model.encode_text(ids), rtol=1e-4, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.clip.vision_tower import VisionBlocks, use_fused_attention
 from dassl_clip.results.errors import UserError
-from tests.clip.test_text_tower import NAMES, TEXT, plain_rows, randomise, small
+from tests.clip.test_text_tower import NAMES, TEXT, TOKENIZER, plain_rows, randomise, small
 
 TOWERS = {
     "quickgelu": {"quick_gelu": True, "layers": 4},
@@ -28,7 +28,7 @@ def towers():
     def get(name):
         if name not in built:
             model = randomise(small(**TOWERS[name])).double()
-            built[name] = model, TextTower(model, open_clip.SimpleTokenizer())
+            built[name] = model, TextTower(model, TOKENIZER())
         return built[name]
 
     return get
@@ -114,7 +114,7 @@ def test_deep_prompts_that_do_not_fit_are_refused(towers, deep, settings, senten
 
 def test_other_towers_take_no_deep_prompts():
     model = randomise(small(open_clip.CustomTextCLIP, no_causal_mask=True)).double()
-    tower = TextTower(model, open_clip.SimpleTokenizer())
+    tower = TextTower(model, TOKENIZER())
     with pytest.raises(UserError, match="deep prompts need a causal text tower"):
         tower.encode_prompts(drawn(4, 32), tower.class_tokens(NAMES), deep=drawn(1, 4, 32))
 

@@ -9,6 +9,7 @@ against `encode_text`; half precision and autocast; tokens as CoOp's sentence ha
 
 import logging
 from copy import deepcopy
+from functools import cache
 
 import open_clip
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dassl_clip.clip.prompts import initial_context
 from dassl_clip.clip.text_tower import TextTower
 
+TOKENIZER = cache(open_clip.SimpleTokenizer)  # reading its merges takes longer than what most tests do
 NAMES = ["dog", "great_white shark", "Llama glama pacos fur coat", "U.S.", "it", "airplane"]
 VISION = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
@@ -72,7 +74,7 @@ def towers():
         if (name, dtype) not in built:
             model = randomise(BUILDERS[name]()).to(dtype)
             length = getattr(model, "text", model).context_length
-            built[name, dtype] = model, TextTower(model, open_clip.SimpleTokenizer(context_length=length))
+            built[name, dtype] = model, TextTower(model, TOKENIZER(context_length=length))
         return built[name, dtype]
 
     return get
@@ -81,7 +83,7 @@ def towers():
 def plain_rows(model: nn.Module, names: list[str], context: Tensor, position: str) -> tuple[Tensor, Tensor]:
     """CoOp's full-length rows `[C, context_length, D]` for a context `[M, D]` or contexts `[C, M, D]`, and ids."""
     owner = getattr(model, "text", model)
-    tokenizer = open_clip.SimpleTokenizer(context_length=owner.context_length)
+    tokenizer = TOKENIZER(context_length=owner.context_length)
     m = context.shape[-2]
     contexts = context if context.dim() == 3 else context.expand(len(names), -1, -1)
     names = [name.replace("_", " ") for name in names]
@@ -180,7 +182,7 @@ def test_real_sizes(architecture):
     model = open_clip.CLIP(**config)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    tower = TextTower(model.eval(), open_clip.SimpleTokenizer())
+    tower = TextTower(model.eval(), TOKENIZER())
     context = (0.02 * torch.randn(4, tower.width, generator=torch.Generator().manual_seed(0))).requires_grad_()
     expected = both(plain_prompts(model, NAMES[:3], context, "end", False), context)
     found = both(tower.encode_prompts(context, tower.class_tokens(NAMES[:3])), context)
@@ -259,7 +261,7 @@ TEXTS = [
 @pytest.mark.parametrize("name", [*CAUSAL, *PLAIN])
 def test_whole_texts_equal_the_models_own_pass(towers, name, chunk):
     model, tower = towers(name)
-    ids = open_clip.SimpleTokenizer(context_length=tower.context_length)(TEXTS)
+    ids = TOKENIZER(context_length=tower.context_length)(TEXTS)
     assert torch.equal(tower.tokenize(TEXTS), ids)
     expected = model.encode_text(ids, normalize=False)
     for texts in (TEXTS, ids):
@@ -285,7 +287,7 @@ def test_half_precision_weights_and_autocast_give_float32(towers, name):
             module.to(torch.bfloat16)
     if isinstance(half, open_clip.CLIP):
         half.text_projection.data = half.text_projection.data.to(torch.bfloat16)
-    half_tower = TextTower(half, open_clip.SimpleTokenizer(context_length=tower.context_length))
+    half_tower = TextTower(half, TOKENIZER(context_length=tower.context_length))
     found = [both(half_tower.encode_prompts(context, classes), context)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found.append(both(tower.encode_prompts(context, classes, chunk=2), context))
@@ -300,7 +302,7 @@ def test_half_precision_weights_and_autocast_give_float32(towers, name):
 def test_class_tokens_are_those_of_the_sentence(towers):
     _, tower = towers("gelu")
     classes = tower.class_tokens(NAMES)
-    tokenizer = open_clip.SimpleTokenizer()
+    tokenizer = TOKENIZER()
     for k, name in enumerate(NAMES):
         sentence = tokenizer([f"X X X X {name.replace('_', ' ')}."])[0]
         wanted = sentence[5 : int(sentence.argmax()) + 1].tolist()
@@ -314,7 +316,7 @@ def test_class_tokens_are_those_of_the_sentence(towers):
 def test_weights_are_read_and_never_copied(towers):
     model, tower = towers("gelu")
     model = deepcopy(model)
-    tower = TextTower(model, open_clip.SimpleTokenizer())
+    tower = TextTower(model, TOKENIZER())
     before = tower.encode(["a dog"])
     with torch.no_grad():
         model.transformer.resblocks[1].mlp.c_fc.weight.mul_(1.5)
@@ -407,5 +409,5 @@ def test_the_first_context_of_a_tokenizer_without_a_start(text):
 
 def test_the_first_context_of_clip(towers):
     _, tower = towers("gelu")
-    ids = open_clip.SimpleTokenizer().encode("a photo of a")
+    ids = TOKENIZER().encode("a photo of a")
     assert torch.equal(initial_context(tower, "a_photo of a", 9), tower.embed(torch.tensor(ids)).float())

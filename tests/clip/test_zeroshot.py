@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from dassl_clip.clip.templates import resolve_templates, template_names
 from dassl_clip.clip.text_tower import TextTower
 from dassl_clip.clip.zeroshot import zeroshot_weights
+from tests.clip.test_text_tower import TOKENIZER
 
 NAMES = ["dog", "fire_truck", "great white shark", "dog"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -29,7 +30,7 @@ def model(request):
 @torch.no_grad()
 def naive_weights(model, classnames, templates):
     """open_clip's recipe, a class at a time."""
-    tokenizer, columns = open_clip.SimpleTokenizer(), []
+    tokenizer, columns = TOKENIZER(), []
     for name in classnames:
         texts = [template.replace("{}", name.replace("_", " ")) for template in templates]
         features = [F.normalize(model.encode_text(tokenizer([text]))[0], dim=0) for text in texts]
@@ -40,7 +41,7 @@ def naive_weights(model, classnames, templates):
 @pytest.mark.parametrize("chunk", ["auto", 2, None])
 @pytest.mark.parametrize("templates", [["{}"], resolve_templates("inmap7"), ["a {}.", "a {}.", "the {}"]])
 def test_weights_equal_a_loop(model, templates, chunk):
-    weights = zeroshot_weights(TextTower(model, open_clip.SimpleTokenizer()), NAMES, templates, chunk=chunk)
+    weights = zeroshot_weights(TextTower(model, TOKENIZER()), NAMES, templates, chunk=chunk)
     assert weights.shape == (16, len(NAMES)) and not weights.requires_grad
     torch.testing.assert_close(weights, naive_weights(model, NAMES, templates), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(weights.norm(dim=0), torch.ones(len(NAMES), dtype=torch.float64))
@@ -63,7 +64,7 @@ def test_each_distinct_text_is_read_once(model):
 @pytest.mark.parametrize("names, templates", [([], ["{}"]), (["dog"], []), ("dog", ["{}"]), (["dog"], "a {}.")])
 def test_empty_lists_and_bare_texts_are_refused(model, names, templates):
     with pytest.raises(ValueError, match="needs lists of class names and of templates"):
-        zeroshot_weights(TextTower(model, open_clip.SimpleTokenizer()), names, templates)
+        zeroshot_weights(TextTower(model, TOKENIZER()), names, templates)
 
 
 # ---------------------------------------------------------------------------------------------------- templates
