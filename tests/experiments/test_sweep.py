@@ -178,13 +178,17 @@ def test_a_file_without_data_sets_or_that_is_no_yaml(world, capsys):
     [
         ("absent.yaml", [], "there is no sweep 'absent.yaml'."),
         ("gopro-xd", ["--rows", "GOPr"], "gopro-xd has no row 'GOPr'. Did you mean 'GOPro'? Its rows: CLIP, CoOp, CoC"),
+        ("clap-zeroshot", ["--datasets", "vlc"], "clap-zeroshot has no data set 'vlc'. Did you mean 'vlcs'? Its data "),
         (
             "gopro-xd",
-            ["--targets", "eurosta"],
+            ["--rows", "CLIP", "--targets", "eurosta"],
             "gopro-xd has no target 'eurosta'. Did you mean 'eurosat'? Its targets: i",
         ),
-        ("clap-zeroshot", ["--datasets", "vlc"], "clap-zeroshot has no data set 'vlc'. Did you mean 'vlcs'? Its data "),
-        ("gopro-b2n", ["--targets", "eurosat"], "gopro-b2n has no target 'eurosat'. Its targets: base, new."),
+        (
+            "gopro-b2n",
+            ["--rows", "CLIP", "--targets", "eurosat"],
+            "gopro-b2n has no target 'eurosat'. Its targets: base, new.",
+        ),
         ("icons", ["--launcher", "clouds"], "argument --launcher: invalid choice: 'clouds'"),
         ("icons", ["--rtry"], "unrecognized arguments: --rtry. Did you mean '--retry'?"),
         ("icons", ["SEED", "3"], "SEED 3: a task sets SEED itself"),
@@ -408,10 +412,9 @@ def wanted_runs():
     searched = [f"ERM, set {number}" for number in range(20)]
     published = ("CLIP", "ERM (CLIPood's settings)", "SMA", "SWAD", "CLIPood", "WiSE-FT", "FLYP", "MIRO")
     wanted["domainbed-clip"] = {
-        (row, dataset, trial): count
+        (row, dataset, 0): count
         for dataset, count in {**DOMAINS_OF, "terra_incognita": 4}.items()
         for row in (*published, *searched)
-        for trial in (0, 1, 2)
     }
     few = dict.fromkeys(("CLIP", "ERM, set 0", "ERM, set 1", "ERM, set 2"), 4)
     wanted["domainbed-icons"] = {(row, "icons", 0): count for row, count in few.items()}
@@ -421,9 +424,12 @@ def wanted_runs():
 
 @cache
 def shipped(name):
-    """The entries of a shipped sweep."""
+    """The entries of a shipped sweep; of the three trials of the largest one, the first."""
     registry.register()
-    return sheet.expand(sheet.read_sweep(name), plan.Request("", (), out="out"), ())
+    asked = sheet.read_sweep(name)
+    if name == "domainbed-clip":
+        assert {tuple(row["seeds"]) for row in asked.rows} == {(0, 1, 2)}
+    return sheet.expand(asked, plan.Request("", (0,) if name == "domainbed-clip" else (), out="out"), ())
 
 
 def test_a_row_with_a_single_seed_is_run_once(world):

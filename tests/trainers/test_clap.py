@@ -284,16 +284,17 @@ def test_a_head_of_tested_images_is_transductive(run, domain_tree, tmp_path):
 
 
 def test_every_switch_of_the_ablations_changes_the_head(run):
-    base = head_of(run("CLAP", *SHORT, name="base")[0])
+    few = {"MAX_STEPS": 6}
+    base = head_of(run("CLAP", *clap(**few), name="base")[0])
     switches = {
         "TAU": 0.2, "LAMBDA": 0.0, "DROP_SIZE": 0.0, "DROP_COLOUR": 0.0, "DROP_TYPE_STYLE": 0.5, "SWAP": 0.0,
         "BATCH_SIZE": 6, "SOURCE": "random-words", "NOISE_TOKENS": 4, "BATCH_ORDER": "in-turn", "DROP_TYPE": 0.5,
         "DROP_STYLE": 0.5,
     }  # fmt: skip
-    heads = {key: head_of(run("CLAP", *clap(**{key: value}), name=key)[0]) for key, value in switches.items()}
-    heads["seed"] = head_of(run("CLAP", *SHORT, "SEED", 2, name="seed")[0])
-    heads["std"] = head_of(run("CLAP", *clap(NOISE_TOKENS=4, NOISE_STD=0.5), name="std")[0])
-    heads["drop"] = head_of(run("CLAP", *clap(SOURCE="random-words", DROP_WORD=0.9), name="drop")[0])
+    heads = {key: head_of(run("CLAP", *clap(**few, **{key: value}), name=key)[0]) for key, value in switches.items()}
+    heads["seed"] = head_of(run("CLAP", *clap(**few), "SEED", 2, name="seed")[0])
+    heads["std"] = head_of(run("CLAP", *clap(**few, NOISE_TOKENS=4, NOISE_STD=0.5), name="std")[0])
+    heads["drop"] = head_of(run("CLAP", *clap(**few, SOURCE="random-words", DROP_WORD=0.9), name="drop")[0])
     kept = [("base", base), *heads.items()]
     for i, (name, head) in enumerate(kept):
         for other, there in kept[:i]:
@@ -554,8 +555,6 @@ def strike(run, tmp_path, monkeypatch):
         (13, signal.SIGTERM, 0, 143, 0),  # between two checks
         (29, signal.SIGTERM, 0, 143, 0),  # the last step
         (13, signal.SIGINT, 4, 130, 1),  # as a crash: only what was saved is there
-        (27, signal.SIGINT, 10, 130, 7),
-        (13, signal.SIGINT, 0, 130, 13),
     ],
 )
 def test_a_training_that_ends_anywhere_goes_on_to_the_bit(
