@@ -182,7 +182,8 @@ class CLIPTrainer(TrainerX):
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.checkpoints.load_into(module, Path(self.cfg.MODEL.INIT_WEIGHTS))
         distributed.broadcast_parameters(module)
-        self.optim, self.sched = self.optimiser_of(module) if self.has_epochs else (None, None)
+        own: tuple[Any, Any] = self.optimiser_of(module) if self.has_epochs else (None, None)
+        self.optim, self.sched = own
         self.register_model(name, module, self.optim, self.sched)
         return module
 

@@ -116,8 +116,8 @@ def test_features_that_are_not_finite_are_refused_by_name(store, items):
 
 def test_what_a_run_saves_leads_back_to_its_features(store, items, tmp_path):
     images = store()
-    images.save(tmp_path, {"test": items, "val": items[:3], "train": None}, encode=("test",))
-    images.save(tmp_path, {"val": items[:3]}, encode=("val",))
+    images.save(tmp_path, SimpleNamespace(test=items, val=items[:3], train_x=None), encode=("test",))
+    images.save(tmp_path, SimpleNamespace(test=None, val=items[:3], train_x=None), encode=("val",))
     saved = saved_features(tmp_path)
     assert list(saved) == ["test", "val"]
     ordered = sorted(items, key=lambda item: item.impath)
@@ -125,5 +125,6 @@ def test_what_a_run_saves_leads_back_to_its_features(store, items, tmp_path):
     assert saved["test"].labels.tolist() == [item.label for item in ordered]
     assert saved["test"].domains.tolist() == [item.domain for item in ordered]
     gone = SimpleNamespace(impath=str(tmp_path / "gone.png"), label=0, domain=0)
-    images.save(tmp_path, {"train": [gone]}, encode=("train",))  # a figure does not cost a run
+    lost = SimpleNamespace(test=None, val=None, train_x=[gone])
+    images.save(tmp_path, lost, encode=("train",))  # a figure does not cost a run
     assert list(saved_features(tmp_path)) == ["test", "val"]
