@@ -105,15 +105,10 @@ def test_sigterm_saves_after_the_step_and_the_next_start_goes_on_from_there(stri
     pairs = ("SEED", seed) + (VIEWS if trainer == "CoOp" else ())
     if seed < 0:  # unseeded runs repeat only from the same states
         pairs += ("DATASET.SPLIT_SEED", "1")
-        torch.manual_seed(5)
-        random.seed(5)
-        np.random.seed(5)
+    loop.seed_all(5)
     flags = ("--seed", str(seed))
     whole, record, _ = strike(trainer, NOBODY, *pairs, name="whole", flags=flags)
-    if seed < 0:
-        torch.manual_seed(5)
-        random.seed(5)
-        np.random.seed(5)
+    loop.seed_all(5)
     folder, none, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", code=143, flags=flags)
     assert none is None and f"saved after epoch 2, step {step + 1}: the same command resumes" in output.err
     torch.manual_seed(77)  # what the second process starts from must not matter

@@ -102,10 +102,9 @@ def test_zeroshot_scores_are_those_of_plain_open_clip(trained, plain, sketch):
 def test_runs_repeat_with_any_number_of_workers(run, variant):
     words = (*VARIANTS[variant], *RANDOM_VIEWS)
     first, record, _ = run(*words)
-    for workers in (0, 2):
-        again, other, _ = run(*words, "DATALOADER.NUM_WORKERS", workers, name=f"again{workers}")
-        assert_equal_states(final_state(first), final_state(again))
-        assert record["metrics"] == other["metrics"]
+    again, other, _ = run(*words, "DATALOADER.NUM_WORKERS", 2, name="again")
+    assert_equal_states(final_state(first), final_state(again))
+    assert record["metrics"] == other["metrics"]
 
 
 @pytest.mark.parametrize(("variant", "workers"), [("CoOp", 0), ("CoOp", 2), ("GOPro", 0)])
@@ -322,7 +321,7 @@ def test_an_unreadable_image_is_named(run, damaged):
 @pytest.mark.parametrize("variant", ["ZeroshotCLIP", "CoOp", "GOPro"])
 def test_unreadable_images_are_skipped_and_listed_where_asked(run, damaged, variant):
     tree, tested, *trained = damaged
-    for workers in (0, 2):
+    for workers in (0, 2) if variant == "CoOp" else (0,):
         keys = ("DATALOADER.ON_BAD_IMAGE", "skip", "DATALOADER.NUM_WORKERS", workers)
         folder, record, _ = run(*VARIANTS[variant], *keys, root=tree, name=f"w{workers}")
         assert record["metrics"]["test"]["total"] == 29 and tested in record["skipped_images"]
