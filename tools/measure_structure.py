@@ -1,8 +1,8 @@
 """How much of the code a reader meets: files and moves of one training step and one sweep, methods, lines.
 
-    python tools/measure_structure.py                    this checkout, as a markdown table
-    python tools/measure_structure.py --beside old.json  with the figures of another checkout as a column before it
-    python tools/measure_structure.py --json             as JSON, for --beside
+    python -m tools.measure_structure                    this checkout, as a markdown table
+    python -m tools.measure_structure --beside old.json  with the figures of another checkout as a column before it
+    python -m tools.measure_structure --json             as JSON, for --beside
 
 Run it with the environment in which the checkout is installed. What is counted:
 
