@@ -251,7 +251,7 @@ class Classifier:
 
         Args:
             repo: "user/name".
-            options: Of `huggingface_hub.HfApi.create_repo`, such as `private=True` or `token`.
+            options: Of the hub's mixin: `private`, `token`, `branch`, `create_pr`, `commit_message`.
 
         Raises:
             NotFittedError: Before `fit`.
@@ -263,18 +263,22 @@ class Classifier:
         return push(self, repo, options)
 
     @staticmethod
-    def from_pretrained(repo: str, revision: str | None = None) -> "Classifier":
-        """The classifier of a repository on the hub, or in its local cache.
+    def from_pretrained(repo: str, **options: Any) -> "Classifier":
+        """The classifier of a repository on the hub, in its local cache, or downloaded to a folder.
+
+        Args:
+            repo: "user/name", or the folder.
+            options: Of the hub's mixin: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
             UserError: The hub cannot be reached, or there is no such repository.
         """
         from .hub import fetch
 
-        return Classifier._opened(fetch(repo, revision))
+        return fetch(repo, options)
 
     @classmethod
-    def _opened(cls, source: Path) -> "Classifier":
+    def opened(cls, source: Path) -> "Classifier":
         """The classifier of an export or a finished run."""
         from dassl_clip.engine.given_images import resolve
         from dassl_clip.engine.open_run import open_run
@@ -284,7 +288,7 @@ class Classifier:
         with quiet():
             trainer, record = open_run(source)
             cfg, kind = trainer.run_cfg, type(trainer)
-            own = next((each for each in OF_ONE_METHOD if each._method == kind.__name__), None)
+            own = next((each for each in _OfOneMethod.__subclasses__() if each._method == kind.__name__), None)
             params = {"names": list(trainer.classnames), "backbone": cfg.MODEL.BACKBONE.NAME, "seed": cfg.SEED}
             params["weights"] = cfg.MODEL.BACKBONE.WEIGHTS
             before = resolve(kind.__name__, params["backbone"], {"SEED": cfg.SEED})
@@ -348,16 +352,6 @@ class GOProClassifier(_OfOneMethod):
     _method = "GOPro"
 
 
-OF_ONE_METHOD = (
-    ZeroshotClassifier,
-    CLAPClassifier,
-    InMaPClassifier,
-    LinearProbeClassifier,
-    CoOpClassifier,
-    GOProClassifier,
-)
-
-
 def load(source: str | os.PathLike[str]) -> Classifier:
     """A fitted classifier of a file that `save` or `dassl-clip export` wrote, or of the folder of a finished run.
 
@@ -372,7 +366,7 @@ def load(source: str | os.PathLike[str]) -> Classifier:
         return Classifier.from_pretrained(str(source))
     if not place.exists():
         raise MissingFileError(f"there is no file or folder {place}; give a .safetensors file or a finished run")
-    return Classifier._opened(place)
+    return Classifier.opened(place)
 
 
 @contextlib.contextmanager

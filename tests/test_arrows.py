@@ -86,14 +86,15 @@ def imports(source: str, package: list[str], top_only: bool = False) -> Iterator
 
 def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
     """The statements that run when a module is imported, those under `if TYPE_CHECKING` left out."""
-    waiting = list(tree.body)
+    waiting: list[ast.AST] = list(tree.body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
-        yield node
-        if isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
-            waiting += [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+        if isinstance(node, ast.stmt):
+            yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.expr):
+            waiting += ast.iter_child_nodes(node)
 
 
 def forbidden(room: str, source: str, package: list[str]) -> list[str]:
