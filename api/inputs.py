@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dassl_clip.datasets.own_images import checked_names, find_images, given_names
 from dassl_clip.engine.given_images import GivenImages, Item, labelled
 from dassl_clip.engine.images import as_rgb
 from dassl_clip.results.errors import UserError, did_you_mean
+from dassl_clip.results.own_images import checked_names, find_images, given_names
 
 ACCEPTED = (
     "a path, folder or pattern, a PIL image, an array [H, W, 3] or [N, H, W, 3], a tensor [3, H, W] or [N, 3, H, W], "

@@ -47,17 +47,17 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
+    from dassl_clip.checks.suite import check_names, choose
     from dassl_clip.engine import catalogue, declared
 
     every = args.method.lower() == ALL
     if not every and not args.imports:
         catalogue.match_trainer(args.method, declared.registered_names("TRAINER"))  # before torch is imported
-    from dassl_clip.checks.suite import choose, load_checks
+    check_names(args.only)
     from dassl_clip.clip.sharing import shared_backbones
     from dassl_clip.engine import registry
     from dassl_clip.results.files import write_text_atomically
 
-    load_checks()
     registry.register()
     for module in args.imports:
         registry.import_user_code(module)

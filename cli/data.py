@@ -24,10 +24,12 @@ from tqdm import tqdm
 
 from dassl_clip import configs
 from dassl_clip.cli.arguments import Parser, add_data, command
+from dassl_clip.engine import declared
 from dassl_clip.engine.catalogue import dataset_file
-from dassl_clip.engine.config import decode, merge_file, set_key
+from dassl_clip.engine.config import declared_config, decode, merge_file, set_key
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.results.errors import UserError, did_you_mean, listed
+from dassl_clip.results.data_sets import entries, name_key, published_images, read_entry
+from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean, listed
 from dassl_clip.results.files import write_bytes_atomically
 
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
@@ -86,6 +88,9 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
+    root = Path(args.root).expanduser()
+    if args.root and not root.is_dir() and not getattr(args, "download", False):
+        raise MissingFileError(f"--root: there is no folder {root}")
     if args.action in ("verify", "inspect"):
         return run_verify(args, pairs) if args.action == "verify" else run_inspect(args, pairs)
     if pairs:
@@ -95,23 +100,18 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Print the data sets that are known, and which of them a folder seems to hold."""
-    from dassl_clip.datasets.folders import list_folder
-    from dassl_clip.datasets.spec import entries, load_spec, name_key, read_entry
-
-    root = Path(args.root).expanduser()
-    if args.root and not root.is_dir():
-        raise UserError(f"--root: there is no folder {root}")
-    there = {name_key(name): name for name in (list_folder(root)[0] if args.root else ())}
-    specs = {spec.name: spec for spec in map(load_spec, entries())}
-    numbers = {entry["name"]: entry.get("num_classes", 0) for entry in map(read_entry, entries())}
-    files, rows = config_names(), []
-    for name in loaders():
-        facts, folders = ["ships with the package" if name == "Icons" else "yours", "", "", ""], ()
-        if spec := specs.get(name):
-            counts = len(spec.classes) or numbers[name], sum(spec.images.values())
-            classes, images = (f"{count:,}" if count else "" for count in counts)
-            folders = spec.folders
-            facts = [listed(spec.domains, 6) or "none", classes, images, folders[0]]
+    there = {name_key(name): name for name in (next(os.walk(Path(args.root).expanduser()))[1] if args.root else ())}
+    files, known, rows = config_names(), {entry["name"]: entry for entry in map(read_entry, entries())}, []
+    for name in sorted(declared.dataset_names(), key=str.casefold):
+        facts, folders = ["ships with the package" if name == "Icons" else "yours", "", "", ""], []
+        if entry := known.get(name):
+            counts = len(entry["classes"]) or entry.get("num_classes", 0), sum(published_images(entry).values())
+            folders = entry["folders"]
+            facts = [
+                listed(entry.get("domains", ()), 6) or "none",
+                *(f"{n:,}" if n else "" for n in counts),
+                folders[0],
+            ]
         found = dict.fromkeys(there[name_key(folder)] for folder in folders if name_key(folder) in there)
         rows.append([name, files.get(name, ""), *facts, *([", ".join(found)] if args.root else [])])
     columns = ["data set", "config", "domains", "classes", "images", "folder"]
@@ -123,12 +123,13 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace, pairs: Pairs) -> int:
     """Print what was found; 0 fits, 1 warns, 2 unusable."""
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: at least 1 thread must decode")
+    config_of(args.name, args.root, pairs, declared_config())
     from dassl_clip.datasets.make_split import make_split
     from dassl_clip.datasets.verify import verify
     from dassl_clip.engine.images import inspect_image
 
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: at least 1 thread must decode")
     loader, cfg = open_config(args.name, args.root, pairs)
     if args.make_split is not None:
         path = make_split(loader, cfg, args.seed, args.make_split)
@@ -181,13 +182,17 @@ def counts_table(report: Any) -> str:
 
 def run_inspect(args: argparse.Namespace, pairs: Pairs) -> int:
     """Print classes and prompts, and draw the sheet."""
+    if args.images < 1:
+        raise UserError(f"--images {args.images}: at least one image a domain is needed")
+    out = Path(args.out or f"{args.name}.png").expanduser()
+    if not out.parent.is_dir():
+        raise UserError(f"--out: there is no folder {out.parent}")
+    config_of(args.name, args.root, pairs, declared_config())
     from dassl_clip.cli.data_sheet import captioned, choose, draw_sheet, prompt
     from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.datasets.verify import verify
 
     loader, cfg = open_config(args.name, args.root, pairs)
-    if args.images < 1:
-        raise UserError(f"--images {args.images}: at least one image a domain is needed")
     templates = resolve_templates(args.templates, cfg.DATASET.NAME)
     report = verify(loader, cfg)
     for finding in report.findings:
@@ -199,9 +204,6 @@ def run_inspect(args: argparse.Namespace, pairs: Pairs) -> int:
     for label, name in enumerate(report.classes):
         print(f"{label:>5}  {name}: {prompt(templates[0], name)}")
     rows = choose(report, args.images, args.seed)
-    out = Path(args.out or f"{cfg.DATASET.NAME}.png").expanduser()
-    if not out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {out.parent}")
     picture = io.BytesIO()
     draw_sheet(captioned(rows, report.classes, templates[0])).save(picture, "PNG")
     write_bytes_atomically(out, picture.getvalue())
@@ -228,8 +230,6 @@ def entries_of(names: Sequence[str]) -> list[dict]:
     Raises:
         UserError: one is not known.
     """
-    from dassl_clip.datasets.spec import entries, name_key, read_entry
-
     files, known = config_names(), {}
     for entry in map(read_entry, entries()):
         for text in (entry["name"], files.get(entry["name"], entry["name"])):
@@ -238,7 +238,7 @@ def entries_of(names: Sequence[str]) -> list[dict]:
     for name in names or sorted(known):
         entry = known.get(name_key(name))
         if entry is None:
-            there = [other for other in loaders() if name_key(other) in known]
+            there = [other for other in declared.dataset_names() if name_key(other) in known]
             raise UserError(f"no links are known for '{name}'.{did_you_mean(name, there)} Known: {', '.join(there)}.")
         chosen[entry["name"]] = entry
     return list(chosen.values())
@@ -286,17 +286,6 @@ def fetch_all(entry: dict, root: Path) -> list[str]:
     return left
 
 
-def loaders() -> dict[str, type]:
-    """The loaders of this project by registry name, in alphabetical order."""
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl_clip.datasets.base import ListedDataset
-
-    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
-    found = {name: DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()}
-    ours = {name: loader for name, loader in found.items() if issubclass(loader, ListedDataset)}
-    return dict(sorted(ours.items(), key=lambda item: item[0].casefold()))
-
-
 def config_names() -> dict[str, str]:
     """Registry name -> stem of the data set's file in `configs/datasets`."""
     names = {}
@@ -310,25 +299,37 @@ def config_names() -> dict[str, str]:
 def open_config(name: str, root: str, pairs: Pairs) -> tuple[type, Any]:
     """The loader that a name stands for, and its configuration.
 
-    Args:
-        name: registry name, name of a config or of the data set's folder, or path of a yaml file.
-        root: folder above the data sets, or the data set's own.
-        pairs: KEY VALUE pairs.
-
     Raises:
         UserError: there is no such data set, or a key does not fit.
     """
     from dassl.config import get_cfg_default
+    from dassl.data.datasets import DATASET_REGISTRY
     from dassl_clip.datasets import add_config
-    from dassl_clip.datasets.spec import entries, load_spec, name_key
 
-    known, files = loaders(), config_names()
+    logging.disable(logging.NOTSET)  # importing upstream Dassl silences every logger of the process
     cfg = get_cfg_default()
     add_config(cfg)
+    config_of(name, root, pairs, cfg)
+    return DATASET_REGISTRY.get(cfg.DATASET.NAME), cfg
+
+
+def config_of(name: str, root: str, pairs: Pairs, cfg: Any) -> None:
+    """Write what is asked for into a tree of defaults.
+
+    Args:
+        name: registry name, name of a config or of the data set's folder, or path of a yaml file.
+        root: folder above the data sets, or the data set's own.
+        pairs: KEY VALUE pairs.
+        cfg: the tree.
+
+    Raises:
+        UserError: there is no such data set, or a key does not fit.
+    """
+    known, files = declared.dataset_names(), config_names()
     meant = {name_key(text): key for key in known for text in (key, files.get(key, key))}
-    for spec in map(load_spec, entries()):
-        for folder in spec.folders:
-            meant.setdefault(name_key(folder), spec.name)
+    for entry in map(read_entry, entries()):
+        for folder in entry["folders"]:
+            meant.setdefault(name_key(folder), entry["name"])
     if name.endswith((".yaml", ".yml")):
         merge_file(cfg, str(dataset_file(name)))
         if cfg.DATASET.NAME not in known:
@@ -343,7 +344,6 @@ def open_config(name: str, root: str, pairs: Pairs) -> tuple[type, Any]:
         set_key(cfg, key, decode(text), "the command line")
     if root:
         cfg.DATASET.ROOT = root
-    return known[cfg.DATASET.NAME], cfg
 
 
 main = command(build_parser, run)

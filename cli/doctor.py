@@ -190,7 +190,8 @@ def weights(name: str) -> Finding:
 
 def data(args: argparse.Namespace) -> Iterator[Finding]:
     """The embedded data set, and the data sets whose folders are seen in the root."""
-    from dassl_clip.datasets.spec import entries, load_spec, name_key
+    from dassl_clip.datasets.spec import load_spec
+    from dassl_clip.results.data_sets import entries, name_key
 
     folder = Path(next(iter(importlib.util.find_spec("dassl_clip.embedded").submodule_search_locations))) / "icons"
     images = sum(1 for _ in folder.glob("*/*/*.png"))

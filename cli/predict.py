@@ -15,13 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.cli import predict_scores
 from dassl_clip.cli.arguments import Parser, add_import, check_format, command
-from dassl_clip.engine.config import make_folder
+from dassl_clip.clip.names import check_name
+from dassl_clip.engine import declared
+from dassl_clip.engine.catalogue import match_trainer
+from dassl_clip.engine.config import declared_config, decode, make_folder, set_key
 from dassl_clip.engine.errors import printable
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.escaping import csv_text
 from dassl_clip.results.files import write_text_atomically
+from dassl_clip.results.own_images import find_images, given_names
 
 COLUMNS = ("path", "rank", "class", "share")
 REJECTED = "(rejected)"  # the class of an image whose best share is too small
@@ -125,6 +130,12 @@ def check_arguments(args: argparse.Namespace, pairs: Pairs) -> None:
         raise UserError(f"{' and '.join(alone)} go with --names; a run brings its own backbone and prompts")
     if (pairs or args.export) and not args.method:
         raise UserError(f"{'--export' if args.export else f'{pairs[0][0]} (KEY VALUE)'} goes with --method")
+    if args.method and not args.imports:
+        check_method(match_trainer(args.method, declared.trainer_names()), pairs)
+    if args.names:
+        given_names(args.names)
+    if args.backbone:
+        check_name(args.backbone)
     for flag, least in (("top", 1), ("batch_size", 1), ("workers", 0)):
         if (value := getattr(args, flag)) is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} {value}: at least {least} is needed")
@@ -141,17 +152,30 @@ def check_arguments(args: argparse.Namespace, pairs: Pairs) -> None:
             make_folder(Path(getattr(args, flag)).expanduser().parent, f"--{flag}")
 
 
+def check_method(method: str, pairs: Pairs) -> None:
+    """Refuse a method of ours that trains on labels, and settings that are not there, before torch is imported.
+
+    Raises:
+        UserError: naming them.
+    """
+    if declared.trainer_fact(method, "trains_on_labels"):
+        raise predict_scores.trained_on_labels(method)
+    cfg = declared_config()
+    for key, text in pairs:
+        set_key(cfg, key, decode(text), "the command line")
+
+
 def predict(args: argparse.Namespace, pairs: Pairs = ()) -> Answers:
     """Classify the images that the arguments name.
 
     Raises:
         UserError: there are no images, or none of them can be read.
     """
-    from dassl_clip.cli import predict_scores
-    from dassl_clip.clip.finite import check_rows
-    from dassl_clip.datasets.own_images import find_images
-
     paths = find_images(args.images)
+    if args.names:
+        predict_scores.chosen_backbone(args, paths)
+    from dassl_clip.clip.finite import check_rows
+
     if args.run:
         scores = predict_scores.of_run(args, paths)
     elif args.method:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.clip.names import embedded_folder
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results import image_rows
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.own_images import given_names
 
 DEFAULT_BACKBONE = "IconsCLIP"
 BATCH_SIZE = 64
@@ -66,7 +68,6 @@ def of_names(args: argparse.Namespace, paths: Sequence[Path]) -> Scores:
     from dassl_clip.clip.backbone import load_backbone
     from dassl_clip.clip.templates import resolve_templates
     from dassl_clip.clip.zeroshot import zeroshot_weights
-    from dassl_clip.datasets.own_images import given_names
 
     names, templates = given_names(args.names), resolve_templates(args.templates or "single")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +88,6 @@ def of_method(args: argparse.Namespace, pairs: Pairs, paths: Sequence[Path]) -> 
     Raises:
         UserError: The method trains on labels, or a setting does not exist.
     """
-    from dassl_clip.datasets.own_images import given_names
     from dassl_clip.engine.config import decode
     from dassl_clip.engine.given_images import GivenImages, Item, fit, resolve, trainer_class
     from dassl_clip.engine.open_run import quiet
@@ -98,10 +98,7 @@ def of_method(args: argparse.Namespace, pairs: Pairs, paths: Sequence[Path]) -> 
         import_user_code(module)
     kind = trainer_class(args.method)
     if kind.trains_on_labels:
-        raise UserError(
-            f"{kind.__name__} trains on labels, and these images have none: train it with `dassl-clip task` on "
-            "labelled images and give --run, or take a method that needs none"
-        )
+        raise trained_on_labels(kind.__name__)
     if args.export and kind.score_jointly is not CLIPTrainer.score_jointly:
         raise UserError(
             f"{kind.__name__} scores images together and keeps nothing that could score others, so leave --export out"
@@ -131,14 +128,20 @@ def record_facts(record: dict[str, Any]) -> dict[str, Any]:
     return facts | {"weights_hash": record["backbone"]["weights_hash"]}
 
 
+def trained_on_labels(method: str) -> UserError:
+    """The refusal of a method that trains on labels."""
+    return UserError(
+        f"{method} trains on labels, and these images have none: train it with `dassl-clip task` on labelled images "
+        "and give --run, or take a method that needs none"
+    )
+
+
 def chosen_backbone(args: argparse.Namespace, paths: Sequence[Path]) -> str:
     """The backbone that was asked for; without one the embedded model, for the embedded icons alone.
 
     Raises:
         UserError: None was asked for, and there are other images.
     """
-    from dassl_clip.clip.sources import embedded_folder
-
     icons = embedded_folder().parent / "icons"
     other = next((path for path in paths if not path.resolve().is_relative_to(icons.resolve())), None)
     if args.backbone is None and other is not None:

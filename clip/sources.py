@@ -6,9 +6,7 @@ together with a file of weights, `hf-hub:ORGANISATION/NAME`, `local-dir:FOLDER`,
 
 import functools
 import gzip
-import importlib.util
 import logging
-import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,24 +17,20 @@ import open_clip
 from open_clip.hf_configs import arch_dict
 from torch import Tensor
 
-from dassl_clip.results.errors import MissingFileError, UserError, closest, did_you_mean, listed, suggest
+from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean, listed
 
 from .config_files import CONFIG_FILE, PREPROCESS_KEYS, TRANSFORMERS_FILE, describe_folder, model_type
-from .names import ICONS, OPENAI_NAMES
+from .names import FOLDER, HUB, ICONS, OPENAI_NAMES, architecture_of, model_folder, unknown_name
 from .tokens import DEFAULT_LENGTH
 from .weight_files import Locations, first_line, weight_locations, weights_in
 
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"
-HUB, FOLDER = "hf-hub:", "local-dir:"
 MERGES_FILE = "bpe_merges.txt.gz"
 HF_EXTRA = "pip install 'dassl-clip[hf]'"
 CODE = "trust_remote_code"  # an option of transformers that runs a repository's own code
 MOST_MERGES = 64 << 20  # bytes of a tokenizer's merges when unpacked
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-# Repositories in which OpenAI's models have transformers' form.
-OPENAI_REPOSITORY = re.compile(r"(?:openai/)?clip-vit-(base|large)-patch(\d+)(-336)?", re.IGNORECASE)
 
 Tokenizer = Callable[..., Tensor]
 
@@ -165,23 +159,18 @@ def resolve(name: str, has_file: bool = False) -> Source:
         MissingFileError: A folder or repository without a configuration.
     """
     if name == ICONS or name.startswith(FOLDER):
-        folder = embedded_folder() if name == ICONS else Path(name.removeprefix(FOLDER)).expanduser()
-        if not folder.is_dir():
-            hint = f"check the path after {FOLDER}"
-            hint = "this installation lacks the embedded model; install it anew" if name == ICONS else hint
-            raise MissingFileError(f"backbone {name!r}: there is no folder {folder}; {hint}")
-        return _described_source(name, folder)
+        return _described_source(name, model_folder(name))
     if name.startswith(HUB):
         repository = name.removeprefix(HUB)
         if repository.count("/") != 1:
             raise UserError(f"backbone {name!r}: a repository is written {HUB}ORGANISATION/NAME")
         return _described_source(name, _hub_config(repository).fetch(repr(name)).parent, repository)
     if name in OPENAI_NAMES:
-        return _pair_source(name, _architecture(name), "openai")
+        return _pair_source(name, architecture_of(name), "openai")
     given, _, tag = name.partition(":")
-    architecture = _architecture(given)
+    architecture = architecture_of(given)
     if open_clip.get_model_config(architecture) is None:
-        raise UserError(_unknown_name(name, architecture))
+        raise UserError(unknown_name(name, open_clip.list_models(), _pairs_in(name)))
     known = open_clip.list_pretrained_tags_by_model(architecture)
     if not tag and not has_file:
         tags = listed(f"{architecture}:{tag}" for tag in known)
@@ -196,21 +185,6 @@ def resolve(name: str, has_file: bool = False) -> Source:
             + f" Known tags: {listed(known) or 'none'}; {RANDOM!r} gives random weights"
         )
     return _pair_source(name, architecture, tag)
-
-
-def embedded_folder() -> Path:
-    """The folder of the small CLIP that ships with this project."""
-    spec = importlib.util.find_spec("dassl_clip.embedded")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingFileError(
-            f"{ICONS} ships in the package dassl_clip.embedded, which is not installed; install anew"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "clip"
-
-
-def _architecture(name: str) -> str:
-    """open_clip's spelling of an architecture."""
-    return name.replace("/", "-").replace("@336px", "-336")
 
 
 def _pair_source(name: str, architecture: str, tag: str, quick_gelu: bool = False) -> Source:
@@ -257,35 +231,10 @@ def cached_weights(name: str) -> Path | None:
     return weight_locations(source.repository, source.published).cached()
 
 
-def _unknown_name(name: str, architecture: str) -> str:
-    """A sentence on a name that nobody knows."""
-    known = [*OPENAI_NAMES, ICONS, *open_clip.list_models()]
-    near = _repository_names(name) or closest(name, known, most=3)
-    if not near and REPOSITORY.fullmatch(name):
-        near = [f"{HUB}{name}"]
-    near = near or closest(architecture, known, cutoff=0.4, most=3)
-    missing = "no backbone is named: set MODEL.BACKBONE.NAME, or name a config file."
-    if name and Path(name).expanduser().is_dir():
-        near = [f"{FOLDER}{name}"]
-    elif name and Path(name).expanduser().is_file():
-        missing = f"backbone {name!r} is a file: name its architecture, and give the file with MODEL.BACKBONE.WEIGHTS."
-        name, near = "", []
-    return (
-        (f"unknown backbone {name!r}." if name else missing)
-        + suggest(near)
-        + f" Known are OpenAI's names ({', '.join(OPENAI_NAMES)}), {ICONS}, open_clip's pairs ARCH:TAG (such as "
-        f"ViT-B-16:laion2b_s34b_b88k), {HUB}ORGANISATION/NAME and {FOLDER}FOLDER"
-    )
-
-
-def _repository_names(name: str) -> list[str]:
-    """What a hub's repository, given without its prefix, is called here; [] for a name that is none."""
-    names = []
-    if found := OPENAI_REPOSITORY.fullmatch(name):
-        names.append(f"ViT-{found[1][0].upper()}/{found[2]}{'@336px' if found[3] else ''}")
-    names += [
+def _pairs_in(repository: str) -> list[str]:
+    """open_clip's pairs `ARCH:TAG` whose weights lie in a hub's repository, given without its prefix."""
+    return [
         f"{model}:{tag}"
         for model, tag in open_clip.list_pretrained()
-        if (open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "").lower().startswith(f"{name.lower()}/")
+        if (open_clip.get_pretrained_cfg(model, tag).get("hf_hub") or "").lower().startswith(f"{repository.lower()}/")
     ]
-    return [*names[:2], f"{HUB}{name}"] if names and "/" in name else names

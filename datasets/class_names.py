@@ -18,12 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
 from dassl_clip.results.labels import prompt_key
 
 from .folders import read_text
-from .spec import Spec, in_order, listed, load_spec, name_key
+from .spec import Spec, in_order, listed, load_spec
 
 logger = logging.getLogger(__name__)
 

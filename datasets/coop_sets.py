@@ -6,11 +6,12 @@ Class lists, published numbers and links stand in `lists/`; the splits are read 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from .base import register
 from .folders import read_text
-from .spec import PARTS, listed, name_key
+from .spec import PARTS, listed
 from .splits import Entries, SplitFileDataset, contents_hint
 
 AIRCRAFT_LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}

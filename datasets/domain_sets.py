@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.data_sets import read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from . import packed
@@ -17,7 +18,7 @@ from .folders import ImageFile, list_folder, read_text
 from .hub import TableParts
 from .layouts import candidates, has_part_folders, holdout_layout, part_folders_layout, pick_domains
 from .options import DASSL, DOMAINBED, HOLDOUT, choice, split_seed
-from .spec import Spec, listed, load_spec, read_entry
+from .spec import Spec, listed, load_spec
 from .splits import lists_or_holdout, split_line
 
 logger = logging.getLogger(__name__)

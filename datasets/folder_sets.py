@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.data_sets import read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from .base import Layout, ListedDataset, register
@@ -28,7 +29,7 @@ from .own_folders import (
     tree_layout,
     unread_classes,
 )
-from .spec import Spec, listed, load_spec, read_entry
+from .spec import Spec, listed, load_spec
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import check_regular, kind_of, no_file
+from dassl_clip.results.image_formats import IGNORED_FOLDERS, IMAGE_EXTENSIONS, is_image
 
-from .spec import Spec, listed, name_key
+from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
 UNREAD_IMAGES = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpe", ".pnm", ".pbm", ".svg", ".psd", ".tga")
 UNREAD_IMAGES += (".ico", ".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".arw", ".raw", ".npy")
 NOTES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".xml", ".yaml", ".yml", ".html", ".htm", ".pdf", ".log")
@@ -34,7 +35,6 @@ PART_KEYS = {name_key(name): part for part, names in PART_NAMES.items() for name
 WRAPPERS = ("images", "kfold", "data")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 LABEL_PREFIX = re.compile(r"^\d{3}_(?=.)")
-IGNORED_FOLDERS = ("__MACOSX",)
 
 
 class NoFoldersError(MissingFileError):
@@ -130,11 +130,6 @@ def unpack_command(path: Path) -> str:
     programs = {".zip": f"unzip {file} -d {folder}", ".7z": f"7z x {file} -o{folder}"}
     programs |= {".rar": f"unrar x {file} {folder}/", ".gz": f"gunzip -k {file}"}
     return (programs | {".bz2": f"bunzip2 -k {file}", ".xz": f"unxz -k {file}"})[path.suffix.lower()]
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name has the ending of an image, in any letter case."""
-    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:

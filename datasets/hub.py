@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dassl_clip.results.data_sets import entries, name_key, read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from .class_names import class_file, classes_of_folders, lines_of, with_file
 from .folders import ImageFile
 from .options import split_seed
 from .parts import WHOLE, Layout, Parts, split_again
-from .spec import PARTS, Spec, entries, listed, name_key, read_entry
+from .spec import PARTS, Spec, listed
 from .tables import DOMAIN, LABEL, Copy, Row, find_copy
 
 logger = logging.getLogger(__name__)

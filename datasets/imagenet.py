@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key, read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.image_formats import is_image
 
 from . import packed
 from .base import Layout, ListedDataset, Parts, register
-from .folders import PART_KEYS, ImageFile, is_image, list_folder, open_root, read_classes, read_text, readable_csv
+from .folders import PART_KEYS, ImageFile, list_folder, open_root, read_classes, read_text, readable_csv
 from .hub import TableParts
 from .layouts import find_place, match_domains, named_folders
 from .options import ALL_IMAGES, DASSL, choice
-from .spec import Spec, listed, load_spec, name_key, read_entry
+from .spec import Spec, listed, load_spec
 
 logger = logging.getLogger(__name__)
 

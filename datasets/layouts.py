@@ -13,7 +13,9 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.image_formats import is_image
 
 from . import packed
 from .base import Layout, Parts, split_again
@@ -22,13 +24,12 @@ from .folders import (
     WRAPPERS,
     NoFoldersError,
     check_classes,
-    is_image,
     list_folder,
     open_root,
     read_classes,
     walk_folders,
 )
-from .spec import Spec, listed, name_key
+from .spec import Spec, listed
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key, read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import cache_dir, write_bytes_atomically
+from dassl_clip.results.image_formats import is_image
 
-from .folders import is_image, list_folder, list_images, match_classes, open_root
+from .folders import list_folder, list_images, match_classes, open_root
 from .layouts import named_folders
-from .spec import Spec, listed, name_key, read_entry
+from .spec import Spec, listed
 from .splits import SplitFileDataset, contents_hint, image_bases
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}

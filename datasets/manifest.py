@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean
 from dassl_clip.results.files import no_file
 from dassl_clip.results.labels import UNLABELLED, prompt_key
@@ -28,7 +29,7 @@ from .class_names import OPTION, class_file, class_key, with_file, without_count
 from .folders import ImageFile, read_text, readable_csv
 from .layouts import FileFinder, below, clean_path
 from .options import split_seed
-from .spec import PARTS, Spec, in_order, listed, name_key
+from .spec import PARTS, Spec, in_order, listed
 from .tables import METADATA, read_metadata
 from .unlabelled import layout_of, spec_of_names
 

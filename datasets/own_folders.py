@@ -13,26 +13,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.image_formats import is_image
 
 from . import packed
 from .base import Layout, ListedDataset, Parts, register, split_again
 from .class_names import class_file, classes_of_folders, with_file
-from .folders import (
-    PART_KEYS,
-    PART_NAMES,
-    UNREAD_IMAGES,
-    WRAPPERS,
-    check_read,
-    is_image,
-    list_folder,
-    open_root,
-    read_classes,
-)
+from .folders import PART_KEYS, PART_NAMES, UNREAD_IMAGES, WRAPPERS, check_read, list_folder, open_root, read_classes
 from .hub import TableParts, own_copy, own_layout
 from .layouts import holdout_layout
 from .options import split_seed
-from .spec import Spec, listed, name_key
+from .spec import Spec, listed
 from .unlabelled import flat_images, layout_of, spec_of_names
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,12 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.files import is_web_page
 
 from . import tables
 from .folders import ARCHIVES, list_folder, unpack_command, walk_folders
-from .spec import listed, name_key
+from .spec import listed
 from .tables import DEPTH, MOST
 
 METADATA = (*tables.METADATA, "metadata.parquet")

@@ -5,23 +5,16 @@ time. Names are compared by `name_key`: letter case, blanks, `_` and `-` make no
 one prompt is asked with `prompt_key` of `results/labels.py`.
 """
 
-import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl_clip.results import errors
+from dassl_clip.results.data_sets import name_key, published_images, read_entry
 from dassl_clip.results.errors import UserError, did_you_mean
 
-LISTS = Path(__file__).parent / "lists"
 PARTS = ("train", "val", "test")
-
-
-def name_key(name: str) -> str:
-    """Form in which two spellings of one name are equal: "Real World", "real_world" and "REAL-WORLD" agree."""
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -121,7 +114,6 @@ def load_spec(file: str) -> Spec:
     """Read one entry of `lists/`, for example `load_spec("pacs")`."""
     data = read_entry(file)
     domains = data.get("domains", {})
-    images = data.get("images", {name: entry["images"] for name, entry in domains.items() if "images" in entry})
     return Spec(
         name=data["name"],
         classes=tuple(data["classes"]),
@@ -129,25 +121,9 @@ def load_spec(file: str) -> Spec:
         folders=tuple(data["folders"]),
         class_spellings=tuple(data.get("class_spellings", ())),
         class_folders={name: tuple(folders) for name, folders in data.get("class_folders", {}).items()},
-        images=images,
+        images=published_images(data),
         names_are_keys=len(set(data["classes"])) == len(data["classes"]) and "classes_of" not in data,
         skip=frozenset(data["skip"]),
         details=domains,
         said={name: data["said"].get(name, name) for name in data["classes"]} if "said" in data else {},
     )
-
-
-def entries() -> list[str]:
-    """Names of the files in `lists/`, without their ending."""
-    return sorted(path.stem for path in LISTS.glob("*.json"))
-
-
-def read_entry(file: str) -> dict:
-    """One entry of `lists/` as it is, with the class names of another entry where it says `classes_of`."""
-    data = json.loads((LISTS / f"{file}.json").read_text(encoding="utf-8"))
-    if "classes_of" in data:
-        other = read_entry(data["classes_of"])
-        names = dict(zip(other["class_spellings"], other["classes"]))
-        data.setdefault("class_spellings", other["class_spellings"])
-        data["classes"] = [names[folder] for folder in data["class_spellings"]]
-    return data

@@ -12,15 +12,17 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dassl_clip.results.data_sets import name_key, read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.files import no_file
+from dassl_clip.results.image_formats import is_image
 
 from . import packed
 from .base import Layout, ListedDataset, Parts
-from .folders import WRAPPERS, ImageFile, is_image, list_folder, list_images, open_root, read_text
+from .folders import WRAPPERS, ImageFile, list_folder, list_images, open_root, read_text
 from .layouts import FileFinder, below, best_base, candidates, clean_path, holdout_layout, named_folders, pick_domains
 from .options import split_seed
-from .spec import PARTS, Spec, listed, load_spec, name_key, read_entry
+from .spec import PARTS, Spec, listed, load_spec
 
 logger = logging.getLogger(__name__)
 

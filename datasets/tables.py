@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError
 from dassl_clip.results.image_rows import ENDINGS, IMAGE, Table, label_names, open_table
 
 from .folders import PART_KEYS, WRAPPERS, list_folder, read_text, readable_csv, walk_folders
-from .spec import listed, name_key
+from .spec import listed
 
 DEPTH, MOST = 4, 300  # of a hub cache: datasets--owner--name/snapshots/revision/data; folders looked into
 LABEL, DOMAIN = "label", "domain"

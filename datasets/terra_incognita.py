@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dassl_clip.results.data_sets import name_key, read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from .base import Layout, ListedDataset, register, split_again
 from .folders import ImageFile, list_folder, open_root, read_classes, read_text
 from .layouts import candidates, named_folders, pick_domains
 from .options import ALL_IMAGES, choice, split_seed
-from .spec import Spec, listed, load_spec, name_key, read_entry
+from .spec import Spec, listed, load_spec
 
 logger = logging.getLogger(__name__)
 

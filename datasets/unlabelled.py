@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_clip.results.errors import UserError
+from dassl_clip.results.image_formats import is_image
 from dassl_clip.results.labels import UNLABELLED
 
 from .class_names import lines_of
-from .folders import ImageFile, is_image, list_folder
+from .folders import ImageFile, list_folder
 from .parts import Layout, Parts
 from .spec import Spec
 

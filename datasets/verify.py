@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from dassl_clip.results.data_sets import entries, name_key, read_entry
 from dassl_clip.results.image_rows import open_image, size_of, split_address
 
 from .base import ListedDataset
@@ -21,7 +22,7 @@ from .folders import ImageFile, list_folder, listed_once, match_classes
 from .layouts import find_candidates
 from .options import ALL_IMAGES, DASSL, check_protocol
 from .packed import packed
-from .spec import entries, listed, load_spec, name_key, read_entry
+from .spec import listed, load_spec
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # items, their number, what is done

@@ -37,7 +37,16 @@ def registered_names(registry: str) -> list[str]:
 @functools.cache
 def trainer_names() -> list[str]:
     """Our own trainers."""
-    return sorted(name for text in _texts(_FOLDERS["TRAINER"][0]) for name in _REGISTERED["TRAINER"].findall(text))
+    return _own_names("TRAINER")
+
+
+def dataset_names() -> list[str]:
+    """Our own data sets."""
+    return _own_names("DATASET")
+
+
+def _own_names(registry: str) -> list[str]:
+    return sorted(name for text in _texts(_FOLDERS[registry][0]) for name in _REGISTERED[registry].findall(text))
 
 
 @functools.cache

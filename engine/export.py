@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dassl_clip.clip.backbone import FrozenCLIP
 from dassl_clip.clip.finite import check_state
-from dassl_clip.clip.sources import embedded_folder
+from dassl_clip.clip.names import embedded_folder
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.results.documents import CONFIG_NAME, read_run_config
 from dassl_clip.results.errors import MissingFileError, UserError, listed

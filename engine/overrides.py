@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dassl_clip.clip.names import check_name
 from dassl_clip.results.errors import UserError, did_you_mean
 from dassl_clip.results.protocols import task_of
 
@@ -97,6 +98,8 @@ def refuse_mistakes(overrides: Overrides) -> None:
         for file in overrides.files:
             merge_file(cfg, file)
         _apply(cfg, overrides, *map(declared.registered_names, ("TRAINER", "DATASET")))
+        if cfg.MODEL.BACKBONE.NAME:
+            check_name(cfg.MODEL.BACKBONE.NAME)
 
 
 def _apply(cfg: Any, overrides: Overrides, trainers: list[str], datasets: list[str]) -> None:

@@ -1,8 +1,11 @@
-"""Formats of images that are decoded, whoever made the files."""
+"""Which files are images: formats that are decoded, endings of names, folders that hold none."""
 
 import functools
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # Pillow runs a program on others, such as EPS
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
+IGNORED_FOLDERS = ("__MACOSX",)
 
 
 @functools.cache
@@ -12,3 +15,8 @@ def known_formats() -> tuple[str, ...]:
 
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the ending of an image, in any letter case."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)

@@ -3,7 +3,7 @@
 import pytest
 
 from dassl_clip.cli import train
-from dassl_clip.clip.sources import embedded_folder
+from dassl_clip.clip.names import embedded_folder
 from dassl_clip.engine.open_run import read_run, run_config
 from dassl_clip.results.predictions import read_predictions
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from dassl_clip import Classifier, load
 from dassl_clip.cli import predict
-from dassl_clip.clip.sources import embedded_folder
-from dassl_clip.datasets.own_images import find_images
+from dassl_clip.clip.names import embedded_folder
+from dassl_clip.results.own_images import find_images
 from dassl_clip.results.predictions import read_predictions
 
 from .conftest import SETTINGS
@@ -142,7 +142,7 @@ def test_names_alone_are_clip_zero_shot(trained, tiny_clip, tmp_path):
 
 
 def test_the_embedded_model_needs_no_network(capsys, monkeypatch):
-    from dassl_clip.clip.sources import embedded_folder
+    from dassl_clip.clip.names import embedded_folder
 
     def refuse(*args):
         raise AssertionError("the network was asked")
@@ -321,7 +321,10 @@ REFUSALS = {
     "ending": (["{mine}", "--names", "a,b", "--out", "preds.txt"], "the ending says the format"),
     "top": (["{mine}", "--names", "a,b", "--top", "0"], "--top 0: at least 1"),
     "backbone": (["{mine}", "--names", "a,b", "--backbone", "IconCLIP"], "Did you mean 'IconsCLIP'"),
-    "templates": (["{mine}", "--names", "a,b", "--templates", "no place"], "unknown templates"),
+    "templates": (
+        ["{mine}", "--names", "a,b", "--templates", "no place", "--backbone", "IconsCLIP"],
+        "unknown templates",
+    ),
     "own photos without a backbone": (["{mine}", "--names", "a,b"], "--backbone IconsCLIP is the small one"),
     "labels": (["{mine}", "--names", "a,b", "--method", "CoOp"], "CoOp trains on labels, and these images have none"),
     "no method": (["{mine}", "--names", "a,b", "--method", "InMap2"], "Did you mean 'InMaP'"),
@@ -330,7 +333,7 @@ REFUSALS = {
     "export without method": (["{mine}", "--names", "a,b", "--export", "a.safetensors"], "--export goes with --method"),
     "export's ending": (["{mine}", "--names", "a,b", "--method", "InMaP", "--export", "a.pt"], "end in .safetensors"),
     "nothing to export": (
-        ["{mine}", "--names", "a,b", "--method", "ZLaP", "--export", "a.safetensors"],
+        ["{mine}", "--names", "a,b", "--method", "ZLaP", "--export", "a.safetensors", "--backbone", "IconsCLIP"],
         "ZLaP scores images together and keeps nothing",
     ),
     "sheet's ending": (["{mine}", "--names", "a,b", "--sheet", "a.jpg"], "end in .png"),

@@ -47,7 +47,7 @@ def test_commands_parse(words):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with runs and pictures under the page's names."""
-    from dassl_clip.clip.sources import embedded_folder
+    from dassl_clip.clip.names import embedded_folder
 
     root = tmp_path_factory.mktemp("page")
     before = os.getcwd()

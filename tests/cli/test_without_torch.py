@@ -13,11 +13,16 @@ from dassl_clip.cli import completion
 from dassl_clip.cli.__main__ import COMMANDS
 
 WITHOUT_TORCH = """
-import contextlib, importlib.abc, io, json, sys
+import contextlib, importlib.abc, importlib.machinery, io, json, sys
+class Refused(importlib.abc.Loader):
+    def exec_module(self, module):
+        raise RuntimeError(f"{module.__name__} was imported")
 class Hidden(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "open_clip"):
-            raise RuntimeError(f"{name} was imported")
+        if name in ("torch", "torchvision", "open_clip"):
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            spec.loader = Refused()
+            return spec
 sys.meta_path.insert(0, Hidden())
 from dassl_clip.cli.__main__ import main
 for line in sys.stdin:
@@ -52,6 +57,18 @@ MISTAKES = {
     "compare icons OPTIM.LRR=1": "there is no config key 'OPTIM.LRR'",
     "compare icon": "there is no data set 'icon'",
     "check Gopro2": "there is no method 'Gopro2'. Did you mean 'GOPro'?",
+    "check GOPro --only label": "there is no check 'label'. Did you mean 'labels'?",
+    "data verify pac": "there is no data set 'pac'. Did you mean 'PACS'?",
+    "data verify pacs --root none": "--root: there is no folder none",
+    "data verify pacs DATASET.SHOTS=1": "there is no config key 'DATASET.SHOTS'",
+    "data verify none.yaml": "there is no config file none.yaml",
+    "data verify pacs --jobs 0": "--jobs 0: at least 1 thread must decode",
+    "data inspect pacs --out none/a.png": "--out: there is no folder none",
+    "data inspect icons --images 0": "--images 0: at least one image a domain is needed",
+    "data links pac": "no links are known for 'pac'. Did you mean 'PACS'?",
+    "data list --root none": "--root: there is no folder none",
+    "diagnose icons --backbone ViTB16": "unknown backbone 'ViTB16'. Did you mean",
+    "task GOPro icons 1 --backbone local-dir:none": "there is no folder none; check the path after local-dir:",
     "diagnose icon": "there is no data set 'icon'",
     "sweep icon": "there is no sweep 'icon'",
     "sweep icons --seeds one": "argument --seeds: 'one' should be a whole number",
@@ -63,6 +80,12 @@ MISTAKES = {
     "train --trainer GOPro --dataset-config-file none.yaml": "there is no config file none.yaml",
     "train --trainer GOPro --seed one": "argument --seed: 'one' should be one whole number",
     "predict none --names a,b": "there is no file or folder none",
+    "predict docs --names a,b": "is none of the embedded icons, so the model has to be named",
+    "predict docs --names none.txt": "--names gives 1 name (and there is no file none.txt)",
+    "predict docs --names a,b --method Gopro2": "there is no method 'Gopro2'. Did you mean 'GOPro'?",
+    "predict docs --names a,b --method GOPro": "GOPro trains on labels, and these images have none",
+    "predict docs --names a,b --method InMaP TRAINER.INMAP.GAMA=1": "Did you mean 'TRAINER.INMAP.GAMMA'?",
+    "predict docs --names a,b --backbone ViTB16": "unknown backbone 'ViTB16'. Did you mean",
     "predict configs --run none": "there is no folder or file none; give the folder of a finished run",
     "eval none": "there is no folder or file none; give the folder of a finished run",
     "export none": "there is no folder or file none",
@@ -73,7 +96,7 @@ MISTAKES = {
 
 
 HELP = [f"{line} --help" for line in (*COMMANDS, *SUBCOMMANDS)]
-PLAIN = ["--help", "--version", "completion bash", "cache ls", "table results/worlds"]
+PLAIN = ["--help", "--version", "completion bash", "cache ls", "data list", "data links pacs", "table results/worlds"]
 
 
 @pytest.fixture(scope="module")

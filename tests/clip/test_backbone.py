@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dassl_clip.clip import sources, weight_files
 from dassl_clip.clip.backbone import FrozenCLIP, load_backbone
+from dassl_clip.clip.names import embedded_folder
 from tests.clip.test_text_tower import TOKENIZER
 
 TEXTS = ["a photo of a dog.", "a sketch of a cat", "wow!"]
@@ -375,11 +376,11 @@ def test_6_1_a_name_with_a_file_that_says_nothing_tells_what_it_assumes(tmp_path
 
 
 @pytest.mark.skipif(
-    not (sources.embedded_folder() / "open_clip_model.safetensors").is_file(), reason="the embedded model is not built"
+    not (embedded_folder() / "open_clip_model.safetensors").is_file(), reason="the embedded model is not built"
 )
 def test_the_embedded_model():
     frozen = load_backbone("IconsCLIP")
-    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{sources.embedded_folder()}")
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{embedded_folder()}")
     images = images_for(frozen.image_size[0])
     with torch.no_grad():
         expected = F.normalize(model.float().eval().encode_image(images), dim=-1)

@@ -12,8 +12,9 @@ import pytest
 
 from dassl_clip.datasets import PACS, DescribableTextures, FolderClasses, FolderDomains, ImageNetA, Manifest
 from dassl_clip.datasets.class_names import check_prompts, without_counters
-from dassl_clip.datasets.spec import entries, load_spec
+from dassl_clip.datasets.spec import load_spec
 from dassl_clip.datasets.verify import NOTE, WARNING, verify
+from dassl_clip.results.data_sets import entries
 from dassl_clip.results.labels import prompt_key
 from dassl_clip.results.run_data import data_of
 

@@ -18,7 +18,8 @@ import pytest
 import dassl_clip.datasets as room
 from dassl.data.datasets import DatasetBase, Datum
 from dassl_clip.datasets import Caltech101, EuroSAT, FGVCAircraft, Food101, OxfordPets, StanfordCars
-from dassl_clip.datasets.spec import load_spec, read_entry
+from dassl_clip.datasets.spec import load_spec
+from dassl_clip.results.data_sets import read_entry
 from dassl_clip.results.run_data import data_of
 
 FILES = ["caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "sun397", "dtd"]

@@ -13,7 +13,8 @@ import pytest
 from dassl.config import get_cfg_default
 from dassl_clip import datasets
 from dassl_clip.cli import data
-from dassl_clip.datasets.spec import LISTS, load_spec, read_entry
+from dassl_clip.datasets.spec import load_spec
+from dassl_clip.results.data_sets import LISTS, read_entry
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")

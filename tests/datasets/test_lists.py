@@ -9,7 +9,8 @@ import re
 
 import pytest
 
-from dassl_clip.datasets.spec import LISTS, load_spec, name_key, read_entry
+from dassl_clip.datasets.spec import load_spec
+from dassl_clip.results.data_sets import LISTS, name_key, read_entry
 
 FILES = ["pacs", "vlcs", "office_home", "office_home_dg", "domainnet", "terra_incognita"]
 ENTRIES = sorted(path.stem for path in LISTS.glob("*.json"))

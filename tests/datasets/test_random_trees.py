@@ -27,9 +27,10 @@ from hypothesis import example as given_also
 from hypothesis import strategies as st
 
 from dassl_clip.datasets import PACS, VLCS, DomainNet, EuroSAT, FolderClasses, FolderDomains, Manifest, OfficeHome
-from dassl_clip.datasets.folders import IGNORED_FOLDERS, is_image
-from dassl_clip.datasets.spec import load_spec, name_key
+from dassl_clip.datasets.spec import load_spec
+from dassl_clip.results.data_sets import name_key
 from dassl_clip.results.errors import MissingFileError, UserError
+from dassl_clip.results.image_formats import IGNORED_FOLDERS, is_image
 
 MORE = int(os.environ.get("DASSL_CLIP_EXAMPLES", "0"))
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # thousands of small folders, which disks are slow at

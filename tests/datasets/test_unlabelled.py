@@ -12,7 +12,7 @@ import pytest
 from dassl.data.datasets import build_dataset
 from dassl_clip import Classifier
 from dassl_clip.cli import table, train
-from dassl_clip.clip.sources import embedded_folder
+from dassl_clip.clip.names import embedded_folder
 from dassl_clip.engine.config import default_config
 from dassl_clip.results.predictions import confusion_counts, read_predictions
 from dassl_clip.results.records import read_record

@@ -17,9 +17,10 @@ import pytest
 import dassl_clip.datasets as room
 from dassl_clip.datasets import PACS, UCF101, VLCS, EuroSAT, FolderDomains, Manifest, OfficeHome
 from dassl_clip.datasets.make_split import make_split
-from dassl_clip.datasets.spec import load_spec, read_entry
+from dassl_clip.datasets.spec import load_spec
 from dassl_clip.datasets.verify import ERROR, FITS, NOTE, UNUSABLE, WARNING, WARNS, verify
 from dassl_clip.engine.images import inspect_image
+from dassl_clip.results.data_sets import read_entry
 
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 

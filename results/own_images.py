@@ -5,11 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_clip.results import image_rows
-from dassl_clip.results.errors import MissingFileError, UserError
-from dassl_clip.results.files import no_file
-
-from .folders import IGNORED_FOLDERS, is_image
+from . import image_rows
+from .errors import MissingFileError, UserError
+from .files import no_file
+from .image_formats import IGNORED_FOLDERS, is_image
 
 
 def find_images(given: Sequence[str | os.PathLike[str]]) -> list[Path]:
