@@ -30,7 +30,7 @@ from dassl_clip.engine.config import declared_config, decode, merge_file, set_ke
 from dassl_clip.engine.overrides import Pairs
 from dassl_clip.results.data_sets import entries, name_key, published_images, read_entry
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean, listed
-from dassl_clip.results.files import write_bytes_atomically
+from dassl_clip.results.files import kind_of, write_bytes_atomically
 
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
 
@@ -90,7 +90,9 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace, pairs: Pairs) -> int:
     root = Path(args.root).expanduser()
     if args.root and not root.is_dir() and not getattr(args, "download", False):
-        raise MissingFileError(f"--root: there is no folder {root}")
+        kind = kind_of(root)
+        fault = f"there is no folder {root}" if kind == "nothing" else f"{root} is {kind}, not a folder"
+        raise MissingFileError(f"--root: {fault}")
     if args.action in ("verify", "inspect"):
         return run_verify(args, pairs) if args.action == "verify" else run_inspect(args, pairs)
     if pairs:

@@ -66,6 +66,7 @@ MISTAKES = {
     "data inspect pacs --out none/a.png": "--out: there is no folder none",
     "data inspect icons --images 0": "--images 0: at least one image a domain is needed",
     "data links pac": "no links are known for 'pac'. Did you mean 'PACS'?",
+    "data verify pacs --root setup.py": "--root: setup.py is a file, not a folder",
     "data list --root none": "--root: there is no folder none",
     "diagnose icons --backbone ViTB16": "unknown backbone 'ViTB16'. Did you mean",
     "task GOPro icons 1 --backbone local-dir:none": "there is no folder none; check the path after local-dir:",

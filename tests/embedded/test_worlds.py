@@ -211,3 +211,13 @@ def test_misuse_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main(arguments)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulated"),
+    [("flags\t: fpu avx2 avx512f", True), ("flags : avx512_bf16", False), ("flags: amx_bf16 fpu", False), ("", False)],
+)
+def test_a_processor_without_bfloat16_is_told(flags, emulated, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"model name\t: X\n{flags}\npower : 1\n")
+    assert command.emulates_bfloat16(tmp_path / "cpuinfo") is emulated
+    assert command.emulates_bfloat16(tmp_path / "none") is False

@@ -21,12 +21,12 @@ from dassl.utils import read_image as toolbox_image
 from dassl.utils.atomic import atomic_write
 from dassl_clip.cli import predict_scores, report
 from dassl_clip.clip import weights
-from dassl_clip.datasets import add_config, fewshot, folders, manifest, own_images, splits
+from dassl_clip.datasets import add_config, fewshot, folders, manifest, splits
 from dassl_clip.engine import catalogue, images, registry
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine import export as released
 from dassl_clip.engine import metrics_log as loggers
-from dassl_clip.results import documents, files, records
+from dassl_clip.results import documents, files, own_images, records
 
 
 @pytest.fixture(autouse=True)

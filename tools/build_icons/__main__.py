@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,8 @@ def make_worlds(recipes: Mapping[str, Recipe], cache: Path, out: Path, workers: 
         f"cores) the others take {hours:.1f} hours. An interrupted training continues; a second such command takes "
         "the models that no other trains."
     )
+    if left and emulates_bfloat16():
+        say("This processor has no bfloat16 instructions (avx512_bf16, amx_bf16): expect several times these hours.")
     for name, recipe in left.items():
         (out / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -153,6 +156,12 @@ def make_worlds(recipes: Mapping[str, Recipe], cache: Path, out: Path, workers: 
                     make_model(recipe, cache, ICONS_FOLDER, out / name, workers)
         except Timeout:
             say(f"{name}: trained by another process")
+
+
+def emulates_bfloat16(facts: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether a processor is known to compute bfloat16 without instructions for it; False where nothing is known."""
+    flags = re.search(r"^flags\s*:(.*)$", facts.read_text(), re.MULTILINE) if facts.is_file() else None
+    return flags is not None and not {"avx512_bf16", "amx_bf16"} & set(flags[1].split())
 
 
 def table_text(table: dict[str, dict[str, float]]) -> str:
