@@ -210,7 +210,7 @@ def _merged(declaring: tuple[Any, ...], files: tuple[tuple[Any, ...], ...]) -> A
 
 def copied(node: Any) -> Any:
     """A copy of a tree of config nodes, faster than its own `clone`; lists are copied, all else is never changed."""
-    new = type(node).__new__(type(node))
+    new: Any = dict.__new__(type(node))
     new.__dict__.update(node.__dict__)
     new.update(node)
     for key, value in node.items():

@@ -36,7 +36,7 @@ def find_images(given: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 if is_image(name) and not name.startswith("."):
                     images[Path(folder) / name] = None  # a pipe or a link to nothing is named when it is read
     if not images:
-        names = ", ".join(map(os.fspath, given))
+        names = ", ".join(str(os.fspath(name)) for name in given)
         raise UserError(f"there are no images in {names}: files ending in jpg, png, webp, ... are read")
     return list(images)
 
