@@ -1,4 +1,4 @@
-"""Limits of the settings of a method."""
+"""The settings of a method: their node and their limits."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -10,6 +10,13 @@ from dassl_clip.results.errors import UserError
 
 Limit = tuple[Callable[[Any], bool], str]
 """Whether a value is within it, and the words for what is."""
+
+
+def trainer_node(cfg: CfgNode, name: str, **defaults: object) -> None:
+    """Add the node `TRAINER.<name>` with `PREC` and these defaults; keys that are there already stay as they are."""
+    node = cfg.TRAINER.setdefault(name, CfgNode())
+    for key, value in {"PREC": "fp32", **defaults}.items():
+        node.setdefault(key, value)
 
 
 def at_least(least: float) -> Limit:

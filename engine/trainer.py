@@ -36,7 +36,7 @@ from .extra_tests import EXTRA_TEST_SETTINGS, check_extra_tests, further_tests
 from .features import CachedImages, Encoding, FeatureStore
 from .fingerprint import identity
 from .loop import EpochLoop, random_states, restore_random
-from .method import Limit, check_limits
+from .method import Limit, check_limits, trainer_node
 from .metrics_log import MetricsLog, wants_wandb
 from .precision import Precision, check_precision
 from .record import trainer_facts, write_run
@@ -91,9 +91,7 @@ class CLIPTrainer(TrainerX):
     @classmethod
     def add_config(cls, cfg: CfgNode) -> None:
         """Add the node of the trainer, `TRAINER.<NAME>`, with its `settings` and those of its extra tests."""
-        node = cfg.TRAINER.setdefault(cls.__name__.upper(), CfgNode())
-        for key, value in {"PREC": "fp32", **cls.settings, **(EXTRA_TEST_SETTINGS if cls.extra_tests else {})}.items():
-            node.setdefault(key, value)
+        trainer_node(cfg, cls.__name__.upper(), **cls.settings, **(EXTRA_TEST_SETTINGS if cls.extra_tests else {}))
 
     @property
     def node(self) -> CfgNode:
