@@ -1,7 +1,8 @@
 """Published data sets with domains whose classes are those of the class folders: Digits-DG, Office-31, NICO++, VisDA-C
 and CUB-Paintings.
 
-Names and spellings of the domains stand in `lists/`. The class list is the union of the class folders of all domains
+Names and spellings of the domains stand in `lists/`; those of folders are assumed where no page of the set was read, and
+no number of classes or images is compared. The class list is the union of the class folders of all domains
 that are there, sorted, as for a user's own folders (`own_folders.py`), whose layouts are read too: class folders in a
 domain, in `images/` inside it, or in the parts of a split. So DATASET.CLASSNAMES and counters go as there.
 """
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dassl_clip.results.data_sets import read_entry
 from dassl_clip.results.errors import MissingFileError, UserError
 
 from .base import Layout, ListedDataset, register
@@ -29,30 +29,25 @@ from .own_folders import (
     tree_layout,
     unread_classes,
 )
-from .spec import Spec, listed, load_spec
+from .spec import Spec, load_spec
 
 logger = logging.getLogger(__name__)
 
 
 class FolderSet(ListedDataset):
-    """Base class; `file` is the stem of the entry in `lists/`, which has no classes but may have `num_classes`."""
+    """Base class; `file` is the stem of the entry in `lists/`, which has no classes."""
 
     file = ""
 
     @classmethod
     def make_spec(cls, cfg) -> Spec:
-        spec, number = load_spec(cls.file), read_entry(cls.file).get("num_classes")
+        spec = load_spec(cls.file)
         _, tree = domains_there(cfg, spec)
         folders = [folder for parts in tree.values() for folder in parts.values()]
         found = {folder: class_folders(folder) for folder in folders}
         check_names(spec.name, found)
         check_read(unread_classes(folders), cfg.DATASET.get("ON_UNREAD_CLASS", "error"), spec.name)
         own = classes_of_folders(found, spec.name)
-        if number is not None and len(own.classes) != number:
-            raise MissingFileError(
-                f"{spec.name}: {listed(tree)} have {len(own.classes)} class folders, where {number} are published "
-                f"({listed(own.classes)}): complete the copy, or read it by DATASET.NAME FolderDomains"
-            )
         own = replace(own, domains=spec.domains, folders=spec.folders)
         return with_file(own, class_file(cfg, folders))
 
@@ -91,28 +86,28 @@ def domains_there(cfg, spec: Spec, needed: Sequence[str] = ()) -> tuple[Path, Tr
 
 @register
 class DigitsDG(FolderSet):
-    """4 domains of the digits 0 to 9, with the parts train and val: Zhou et al., AAAI 2020 (arXiv 2003.06054)."""
+    """4 domains of digits, with the parts train and val: Zhou et al., AAAI 2020."""
 
     file = "digits_dg"
 
 
 @register
 class Office31(FolderSet):
-    """3 domains, 31 classes: Saenko, Kulis, Fritz, Darrell, ECCV 2010."""
+    """3 domains: Saenko, Kulis, Fritz, Darrell, ECCV 2010."""
 
     file = "office31"
 
 
 @register
 class NICOpp(FolderSet):
-    """NICO++, the six domains that all classes have: Zhang et al., CVPR 2023 (arXiv 2204.08040)."""
+    """NICO++, the six domains that all classes have: Zhang et al., CVPR 2023."""
 
     file = "nico_pp"
 
 
 @register
 class VisDA17(FolderSet):
-    """VisDA-C: renderings (the folder train) and photographs (validation) of 12 classes: Peng et al., 2017."""
+    """VisDA-C: renderings (the folder train) and photographs (validation): Peng et al., 2017."""
 
     file = "visda17"
 

@@ -2,7 +2,7 @@
 
 Covers, for each: parts of a source and a held-out target against the tree as it was drawn, labels and names, `data
 verify`, DomainBed's split, a run that trains and tests on it; ImageNet-C in folders of four kinds and in one, by
-severity; the class list when domains are absent or lack a class; the number of classes; parts that differ; images with
+severity; the class list when domains are absent or lack a class; parts that differ; images with
 endings that are not read; what is said where nothing is found.
 """
 
@@ -123,12 +123,6 @@ def test_domains_by_any_spelling(tmp_path, grow, config):
     ("case", "folders", "domains", "message"),
     [
         (
-            "number",
-            ["digits_dg/syn/0", "digits_dg/svhn/1"],
-            ("syn", "svhn"),
-            r"2 class folders, where 10 are published",
-        ),
-        (
             "parts",
             ["digits_dg/syn/train/0", "digits_dg/svhn/1"],
             ("syn", "svhn"),
@@ -138,7 +132,7 @@ def test_domains_by_any_spelling(tmp_path, grow, config):
             "absent",
             ["office31/amazon/pen"],
             ("amazon", "dslr"),
-            r"has no folder for dslr. Domains found: amazon|31 are publ",
+            r"has no folder for dslr. Domains found: amazon",
         ),
         (
             "empty",
