@@ -33,6 +33,11 @@ from .trainer import CLIPTrainer
 
 logger = logging.getLogger(__name__)
 
+OF_AVERAGE = {
+    "AVERAGE_START": "uniform",
+    "BETA": "beta",
+    **dict.fromkeys(("N_CONVERGE", "N_TOLERANCE", "TOLERANCE", "SHARES"), "swad"),
+}  # setting -> its average
 LAST, BEST, AVERAGE = "last", "best", "average"  # weights of one training, as records name them
 SWAD_RULE = "average of the steps of a valley of the loss on source validation images"
 
@@ -91,9 +96,21 @@ class StepTrainer(CLIPTrainer):
     train_loader_x: Any  # the loader of `step_batches.py`
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Also refuse a training without a step."""
+        """Also refuse a training without a step, and settings of another average than the one that is kept."""
         super().check_cfg(cfg)
         name = type(self).__name__.upper()
+        node = cfg.TRAINER[name]
+        for key, average in OF_AVERAGE.items():
+            if node.AVERAGE != average and node[key] != self.settings[key]:
+                raise UserError(
+                    f"TRAINER.{name}.{key} is {node[key]}, a setting of the average {average}, but AVERAGE is "
+                    f"{node.AVERAGE}: set AVERAGE {average}, or leave {key} at {self.settings[key]}"
+                )
+        if node.STEPS and node.AVERAGE_START > node.STEPS:
+            raise UserError(
+                f"TRAINER.{name}.AVERAGE_START is {node.AVERAGE_START}, and a training of {node.STEPS} STEPS has no "
+                f"weights behind it; take {node.STEPS} or less"
+            )
         if not cfg.TRAINER[name].STEPS and cfg.OPTIM.MAX_EPOCH < 1:
             raise UserError(
                 f"TRAINER.{name}.STEPS is 0 and OPTIM.MAX_EPOCH {cfg.OPTIM.MAX_EPOCH}; a training needs a step or an "

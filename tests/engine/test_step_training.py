@@ -363,3 +363,18 @@ def test_amp_keeps_weights_in_float32_and_moves_them_alike(run):
         changes.append(torch.cat([value.flatten() for value in state.values()]))
     difference = (changes[0] - changes[1]).abs().max()
     assert 0 < difference < 6e-3  # three steps of 1e-3, in other directions where gradients are near 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (("BETA", 0.1), "TRAINER.ERM.BETA is 0.1, a setting of the average beta, but AVERAGE is none"),
+        (("SHARES", "released", "AVERAGE", "beta"), "SHARES is released, a setting of the average swad, but AVERAGE"),
+        (("AVERAGE_START", 9, "AVERAGE", "uniform", "STEPS", 8), "a training of 8 STEPS has no weights behind it"),
+    ],
+)
+def test_settings_of_another_average_are_refused_in_one_line(run, pairs, said):
+    words = [word if number % 2 else f"TRAINER.ERM.{word}" for number, word in enumerate(pairs)]
+    err = run("ERM", *words, code=2)[2].err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert said in line
