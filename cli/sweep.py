@@ -15,7 +15,7 @@ from dassl_clip.cli import task
 from dassl_clip.cli.arguments import Parser, add_seeds, command
 from dassl_clip.engine.errors import RESUMES
 from dassl_clip.engine.overrides import Pairs
-from dassl_clip.experiments import launchers, plan, preflight, price, slurm, state, sweeps
+from dassl_clip.experiments import launchers, plan, preflight, price, search, slurm, state, sweeps
 from dassl_clip.results.errors import UserError
 
 LAUNCHERS = ("local", "gpus", "slurm")
@@ -35,6 +35,8 @@ def build_parser() -> Parser:
     task.add_rule(parser)
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")
     parser.add_argument("--retry", action="store_true", help="try failed runs again")
+    parser.add_argument("--keep-weights", action="store_true",
+                        help="keep the weights of search runs that were not chosen, too")  # fmt: skip
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
                         help="local: as many runs as cores; gpus: one run a GPU; slurm: job arrays")  # fmt: skip
     parser.add_argument("--gpus", type=devices, default=[], metavar="0,1", help="with --launcher gpus: only these GPUs")
@@ -93,9 +95,20 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         runs = [*runs, *chosen]
         launchers.run_in_order(runs, chosen, launcher_of(args))
     after = [state.state_of(run) for run in runs]
+    if not args.keep_weights and all(now.name == state.COMPLETE for now in after):
+        delete_weights(search.unneeded_weights(entries))
     table = task.sweep_command("table", [args.name], args, pairs)
     print(f"{sweep.title}: {state.count_states(after)}; the table: {table}")
     return 0 if all(now.name == state.COMPLETE for now in after) else 1
+
+
+def delete_weights(files: list[Path]) -> None:
+    """Delete files of weights, and say so."""
+    size = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink()
+    if files:
+        print(f"search: deleted {size / 2**30:.2f} GB of weights of runs that were not chosen; their records stay")
 
 
 def tell_price(runs: list[plan.Run]) -> None:

@@ -14,6 +14,7 @@ row's `set` or the command line gives is not searched. `rule` names the rule of 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dassl_clip.engine import registry
@@ -208,6 +209,13 @@ def _evaluations(run: plan.Run, rule: str) -> list[dict[str, Any]]:
 def _by_step(evaluations: Iterable[Mapping[str, Any]], domain: str) -> dict[int, float]:
     """Step -> accuracy on one of the tested domains."""
     return {int(each["step"]): float(each["target"][domain]) for each in evaluations}
+
+
+def unneeded_weights(entries: Sequence[Entry]) -> list[Path]:
+    """The files of weights of search runs that nothing tests, once all is finished; records decide every choice."""
+    tested = {entry.run.needs for entry in entries}
+    searched = {entry.run.folder for entry in entries if entry.searches and entry.is_trial} - tested
+    return [file for folder in searched for file in sorted(folder.glob("*/model*.pth.tar*"))]
 
 
 def target_accuracy(entry: Entry, record: Mapping[str, Any], reading: str) -> float | None:

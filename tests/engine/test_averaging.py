@@ -157,6 +157,14 @@ def test_random_losses_give_the_exact_rules_segments():
         assert valley.average()["w"].item() == pytest.approx(np.mean(segments)), (settings, losses)
 
 
+def test_a_segment_at_the_threshold_belongs_to_the_valley():
+    valley = Valley(2, 6, 0.0)  # the threshold is the mean of 1 and 1.5; the last loss is above it
+    for number, loss in enumerate((1.25, 1.0, 1.5)):
+        valley.update(number, {"w": torch.tensor([float(number)])})
+        valley.evaluated(loss)
+    assert valley.threshold == 1.25 and valley.facts()["segments"].keys() == {"0", "1"}
+
+
 MADE = [("uniform", {}), ("beta", {"beta": 0.5}), ("swad", {}), ("swad", {"shares": "released"})]
 
 
