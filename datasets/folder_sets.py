@@ -1,10 +1,10 @@
 """Published data sets with domains whose classes are those of the class folders: Digits-DG, Office-31, NICO++, VisDA-C
 and CUB-Paintings.
 
-Names and spellings of the domains stand in `lists/`; those of folders are assumed where no page of the set was read, and
-no number of classes or images is compared. The class list is the union of the class folders of all domains
-that are there, sorted, as for a user's own folders (`own_folders.py`), whose layouts are read too: class folders in a
-domain, in `images/` inside it, or in the parts of a split. So DATASET.CLASSNAMES and counters go as there.
+Names and spellings of the domains stand in `lists/`; those of folders are assumed where no page of the set was read,
+and no number of classes or images is compared. The class list is the union of the class folders of all domains that are
+there, sorted, as for a user's own folders (`own_folders.py`), whose layouts are read too: class folders in a domain, in
+`images/` inside it, or in the parts of a split. So DATASET.CLASSNAMES and counters go as there.
 """
 
 import logging

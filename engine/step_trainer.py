@@ -101,7 +101,7 @@ class StepTrainer(CLIPTrainer):
         name = type(self).__name__.upper()
         node = cfg.TRAINER[name]
         for key, average in OF_AVERAGE.items():
-            if node.AVERAGE != average and node[key] != self.settings[key]:
+            if average != node.AVERAGE and node[key] != self.settings[key]:
                 raise UserError(
                     f"TRAINER.{name}.{key} is {node[key]}, a setting of the average {average}, but AVERAGE is "
                     f"{node.AVERAGE}: set AVERAGE {average}, or leave {key} at {self.settings[key]}"
