@@ -134,7 +134,7 @@ def check_arguments(args: argparse.Namespace, pairs: Pairs) -> None:
         check_method(match_trainer(args.method, declared.trainer_names()), pairs)
     if args.names:
         given_names(args.names)
-    if args.backbone:
+    if args.backbone and not args.imports:  # which may add architectures
         check_name(args.backbone)
     for flag, least in (("top", 1), ("batch_size", 1), ("workers", 0)):
         if (value := getattr(args, flag)) is not None and value < least:
