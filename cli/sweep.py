@@ -35,8 +35,8 @@ def build_parser() -> Parser:
     task.add_rule(parser)
     parser.add_argument("--status", action="store_true", help="show the states, run nothing")
     parser.add_argument("--retry", action="store_true", help="try failed runs again")
-    parser.add_argument("--keep-weights", action="store_true",
-                        help="keep the weights of search runs that were not chosen, too")  # fmt: skip
+    parser.add_argument("--delete-weights", action="store_true",
+                        help="once all is tested, delete the weights of search runs that were not chosen")  # fmt: skip
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local",
                         help="local: as many runs as cores; gpus: one run a GPU; slurm: job arrays")  # fmt: skip
     parser.add_argument("--gpus", type=devices, default=[], metavar="0,1", help="with --launcher gpus: only these GPUs")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         runs = [*runs, *chosen]
         launchers.run_in_order(runs, chosen, launcher_of(args))
     after = [state.state_of(run) for run in runs]
-    if not args.keep_weights and all(now.name == state.COMPLETE for now in after):
+    if args.delete_weights and all(now.name == state.COMPLETE for now in after):
         delete_weights(search.unneeded_weights(entries))
     table = task.sweep_command("table", [args.name], args, pairs)
     print(f"{sweep.title}: {state.count_states(after)}; the table: {table}")

@@ -307,10 +307,13 @@ def test_a_small_search_runs_to_its_last_cell_and_tells_its_price_first(place, c
     counted, timed = out.index("search: 2 runs, 4 steps, 4 evaluations"), out.index("price: in all 2 runs")
     assert counted < timed < out.index("2 runs, 1 at a time")
     assert "chosen by training-domain: 1 runs that are tested" in out and "3 complete" in out
-    (kept,) = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}  # the chosen run's, of two
+    weights = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}
+    assert main(["sweep", *words, "--jobs", "1", "--delete-weights"]) == 0
+    out = capfd.readouterr().out
+    (kept,) = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}
     (chosen,) = [entry.run.needs for entry in sweeps.expand(sweeps.read_sweep("few.yaml"), plan.Request(
         "", (), out="output", data="few", targets=("line",))) if entry.choice]  # fmt: skip
-    assert kept == chosen and "of weights of runs that were not chosen; their records stay" in out
+    assert kept == chosen and len(weights) == 2 and "of weights of runs that were not chosen; their records stay" in out
     assert main(["sweep", *words, "--jobs", "1"]) == 0
     assert "3 runs: 3 complete" in capfd.readouterr().out
     found = [item.record for item in records.find_records("output")]
