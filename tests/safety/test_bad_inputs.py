@@ -162,7 +162,7 @@ OTHERS = [
     ("text as picture", "predict {tmp}/text --names a,b --backbone IconsCLIP", r"none of the 1 files can be read as an image"),
     ("export as run", "predict {picture} --run {tmp}/text.safetensors", r"is not a whole safetensors file"),
     ("prediction's backbone", "predict {picture} --names a,b --backbone ViT-B/17", r"unknown backbone 'ViT-B/17'"),
-    ("prediction's template", "predict {picture} --names a,b --templates {b}{b}", r"template"),
+    ("prediction's template", "predict {picture} --names a,b --backbone IconsCLIP --templates {b}{b}", r"template"),
 ]  # fmt: skip
 
 
