@@ -190,11 +190,9 @@ def default_config() -> Any:
 
 def merged_config(files: Sequence[str]) -> Any:
     """The same with the values of some yaml files (`merge_file`); it is shared, so copy what is to be changed."""
-    read = []
-    for path in map(existing_file, files):
-        status = path.stat()
-        read.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    return _merged(registry.declaring(), tuple(read))
+    found = [(str(path), path.stat()) for path in map(existing_file, files)]
+    read = tuple((path, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) for path, now in found)
+    return _merged(registry.declaring(), read)
 
 
 @functools.lru_cache(maxsize=64)  # planning a table resolves thousands of configurations with the same files
@@ -363,9 +361,8 @@ def check_values(cfg: Any) -> None:
     """
     values = flatten_config(cfg)
     for key, value in values.items():
-        for each in value if isinstance(value, list) else (value,):
-            if trouble := _trouble(each):
-                raise UserError(f"{key} is {value!r:.80}: {trouble}")
+        if trouble := next(filter(None, map(_trouble, value if isinstance(value, list) else (value,))), ""):
+            raise UserError(f"{key} is {value!r:.80}: {trouble}")
     for key, row in KEYS.items():
         if row.least is not None and values[key] < row.least:
             raise UserError(f"{key} is {values[key]}: it should be {row.least} or more")
