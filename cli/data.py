@@ -32,6 +32,7 @@ from dassl_clip.results.data_sets import entries, name_key, published_images, re
 from dassl_clip.results.errors import MissingFileError, UserError, did_you_mean, listed
 from dassl_clip.results.files import kind_of, write_bytes_atomically
 
+NO_ADDRESS = "no address was found that its authors name; see the paper"
 VERDICTS = ("fits", "can be used, with warnings", "cannot be used as it is")
 
 
@@ -256,6 +257,8 @@ def text_of(entry: dict) -> str:
             lines.append(f"    {link['url']}")
     for mirror in entry.get("mirrors", ()):
         lines += [f"  - mirror: {mirror['what']}", f"    {mirror['url']}"]
+    if not entry["links"]:
+        lines.append(f"  - {NO_ADDRESS}")
     return "\n".join(lines)
 
 
@@ -264,6 +267,8 @@ def fetch_all(entry: dict, root: Path) -> list[str]:
     from dassl_clip.datasets.download import ARCHIVE_ENDINGS, fetch, is_file, unpack
 
     folder, left = root / entry["folders"][0], []
+    if not entry["links"]:
+        left.append(f"  {entry['name']}: {NO_ADDRESS}, into {folder}")
     for link in entry["links"]:
         url = link.get("url", "")
         if not is_file(url):

@@ -205,6 +205,7 @@ def test_links(capsys):
     assert code == 0 and out.count("terms: ") == 2
     assert "imagenet-a.tar (687552512 bytes, md5 c3e55429088dc681f30d81f4726b6595)" in out
     assert "split_zhou_Food101.json\n    https://drive.google.com/file/d/1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view" in out
+    assert f"  terms: none found\n  - {data.NO_ADDRESS}" in run(capsys, "links", "Office31")[1]
     every = run(capsys, "links")[1]
     assert every.count("terms: ") == 28 and "http" in every
     code, _, err = run(capsys, "links", "food102")
@@ -216,6 +217,9 @@ def test_what_has_to_be_fetched_by_hand_is_named(capsys, tmp_path):
     told = out.partition("still to be fetched:\n")[2].splitlines()
     assert code == 1 and len(told) == 2 and not any(tmp_path.iterdir())
     assert all(line.startswith("  PACS: ") and line.endswith(f", into {tmp_path}/pacs") for line in told)
+    code, out, _ = run(capsys, "links", "digits_dg", "--root", tmp_path, "--download")
+    assert code == 1 and "All is there" not in out
+    assert out.splitlines()[-1] == f"  DigitsDG: {data.NO_ADDRESS}, into {tmp_path}/digits_dg"
     for words in (["--download", "--root", tmp_path], ["pacs", "--download"], ["pacs", "A.B", "1"]):
         code, _, err = run(capsys, "links", *words)
         assert code == 2 and ("--download needs the names of data sets, and --root DIR" in err or "KEY VALUE" in err)

@@ -6,6 +6,7 @@ other runs refined (their scores, features and start are those of the run) and r
 sentences for wrong settings.
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -529,18 +530,28 @@ def built(run, root, **keys):
 
 
 @pytest.mark.parametrize("keys", [{"MARGINAL": "auto"}, {"MARGINAL": "uniform"}, {"GAMMA": 0.5}])
-def test_a_draw_is_scored_as_a_run_on_its_images_scores(run, domain_tree, keys):
-    """A draw of all images has the scores of the run itself; others beside it, of other lengths, change nothing."""
-    trainer, images = built(run, domain_tree, **keys)
+def test_a_draw_is_scored_as_a_run_on_its_images_scores(run, domain_tree, keys, monkeypatch):
+    """A draw of all images has the scores of the run itself; others beside it, of other lengths, change nothing.
+
+    Solved to the end and in float64: where a descent may stop early, its last digits depend on the processor.
+    """
+    trainer, images = built(run, domain_tree, TOLERANCE=1e-14, **keys)
     every = torch.arange(30)
     draws = [every, every[::3], every[4:5], every.flip(0)]
-    whole, third, single, turned = trainer.logits_of_draws(images, draws)
+    early = list(trainer.logits_of_draws(images, draws))
+    monkeypatch.setattr("dassl_clip.trainers.inmap.trainer.TOLERANCE_OF_DRAWS", 1e-10)
+    numbers = {key: getattr(images, key).double() for key in ("features", "logits", "proxies")}
+    images = dataclasses.replace(images, **numbers)
+    whole, third, single, turned = late = list(trainer.logits_of_draws(images, draws))
     features, _ = trainer.features.raw(trainer.dm.dataset.test)
     own = trainer.feature_logits(features.to(trainer.device)).softmax(dim=1)
     scale = 1 if keys.get("MARGINAL") == "auto" else trainer.tau_i * images.scale
-    torch.testing.assert_close((whole * scale).softmax(dim=1), own, atol=2e-3, rtol=0)
-    torch.testing.assert_close(turned.flip(0), whole, atol=2e-3, rtol=0)
-    torch.testing.assert_close(next(trainer.logits_of_draws(images, [every[::3]])), third, atol=2e-3, rtol=0)
+    torch.testing.assert_close((whole * scale).softmax(dim=1), own.double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned.flip(0), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(next(trainer.logits_of_draws(images, [every[::3]])), third, atol=1e-4, rtol=0)
+    for some, exact in zip(early, late):  # an early stop may move the shares
+        shares = [(logits.double() * scale).softmax(dim=1) for logits in (some, exact)]
+        torch.testing.assert_close(*shares, atol=2e-3, rtol=0)
     if keys.get("MARGINAL") == "auto":
         torch.testing.assert_close(single.softmax(dim=1), images.logits[4:5].softmax(dim=1))
 
