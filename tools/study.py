@@ -25,6 +25,7 @@ from dassl_clip.results.predictions import read_predictions
 from dassl_clip.results.records import ARCHIVE, find_records, write_archive
 from tools.build_icons.captions import STYLE_TEMPLATES, STYLE_WORDS
 from tools.build_icons.model import RECORD_NAME
+from tools.build_icons.recipe import Recipe
 from tools.build_icons.worlds import OWN_STYLES_NAME, study_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,8 +79,10 @@ def keep(name: str, folder: Path) -> Path:
     """
     file = folder / name / OWN_STYLES_NAME
     own = json.loads(file.read_text(encoding="utf-8"))["own_styles"] if file.is_file() else None
+    recipe = json.loads((folder / name / RECORD_NAME).read_text(encoding="utf-8"))["recipe"]
+    precision = recipe.get("precision", Recipe.precision)
     found = [item for item in find_records(folder / "runs" / name) if item.record is not None]
-    records = [kept_record(item.record, item.folder, own, name) for item in found]
+    records = [kept_record(item.record, item.folder, own, name) | {"pre_trained_in": precision} for item in found]
     run_again = {_cell(record) for record in records}
     weights = {record["backbone"]["weights_hash"] for record in records}
     records += [record for record in read_kept().get(name, [])
@@ -174,7 +177,7 @@ def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     ordered = sorted(archives, key=lambda name: (recipes[name].held_out, recipes[name].entangle))
     strengths = list(dict.fromkeys(strength(name) for name in ordered))
     cells = {s: cells_of([r for name in archives if strength(name) == s for r in archives[name]]) for s in strengths}
-    made = [tabulate([[s, name, recipe_text(name), archives[name][0]["backbone"]["weights_hash"][:12]]
+    made = [tabulate([[s, name, recipe_text(archives[name][0]), archives[name][0]["backbone"]["weights_hash"][:12]]
                       for s in strengths for name in archives if strength(name) == s],
                      ["s", "model", "pre-training", "weights"], tablefmt="pipe")]  # fmt: skip
     for task in ("lodo", "fewshot"):
@@ -191,9 +194,11 @@ def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     return made
 
 
-def recipe_text(name: str) -> str:
-    """How a model is trained again."""
-    return f"`python -m tools.build_icons worlds --out FOLDER --only {name}`"
+def recipe_text(record: Mapping[str, Any]) -> str:
+    """How the model of a kept record is trained again."""
+    precision = record.get("pre_trained_in", Recipe.precision)
+    option = f" --precision {precision}" if precision != Recipe.precision else ""
+    return f"`python -m tools.build_icons worlds --out FOLDER{option} --only {record['world']}`"
 
 
 def accuracies(cells: Cells, task: str) -> str:

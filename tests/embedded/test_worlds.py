@@ -15,13 +15,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from build_icons import __main__ as command
 from build_icons.corpus import Corpus
-from build_icons.model import count_merges, model_config
-from build_icons.pretrain import pretrain
+from build_icons.model import count_merges, model_config, trainable_model
+from build_icons.pretrain import losses_of, pretrain, word_loss
 from build_icons.recipe import Recipe
 from build_icons.record import RECIPE_FILES
-from build_icons.sampling import Sampler
+from build_icons.sampling import Batches, Sampler
 from build_icons.selection import DOMAINS, curated_classes
 from build_icons.worlds import Ties, own_styles, study_recipes
 from filelock import FileLock
@@ -167,6 +168,26 @@ def test_an_interrupted_training_ends_at_the_same_weights(tiny, tokenizer, tmp_p
     assert (again.drawn == straight.drawn).all() and straight.drawn.sum() == recipe.samples
     with pytest.raises(ValueError, match="another recipe"):
         pretrain(small, replace(recipe, seed=2), config, tokens, state=state)
+
+
+def test_precision_is_that_of_the_image_tower(tiny, tokenizer):
+    """float32 agrees with float64, bfloat16 does not; the usual one leaves hash and weights as they were."""
+    small, recipe = tiny
+    tokens, path = tokenizer
+    torch.manual_seed(3)
+    model = trainable_model(model_config(dict(recipe.architecture), count_merges(path)))
+    words = torch.randn(len(small.vocabulary), dict(recipe.architecture)["embed_dim"])
+    phase, loss = recipe.phase(0), {}
+    batch = Batches(small, recipe, tokens).draw(phase)
+    for precision in ("float32", "bfloat16"):
+        loss[precision] = losses_of(model, words, batch, phase, replace(recipe, precision=precision))["word"].item()
+    exact = F.normalize(model.double().visual(batch.views.double()), dim=-1)
+    expected = word_loss(exact, words.double(), recipe.word_scale, batch.shown).item()
+    off = {precision: abs(value - expected) for precision, value in loss.items()}
+    assert off["float32"] < 2e-4 and off["bfloat16"] > 5 * off["float32"]
+    assert replace(recipe, precision="float32").sha256() != replace(recipe, precision="bfloat16").sha256()
+    assert "precision" not in recipe.describe()
+    assert {r.precision for r in study_recipes(precision="float32").values()} == {"float32"}
 
 
 def test_the_study_has_its_repetitions():

@@ -62,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, help=f"pictures to train on ({recipe.samples}; worlds: {STUDY_SAMPLES} each)"
     )
     line.add_argument("--seed", type=int, default=recipe.seed, help=f"seed of the pre-training ({recipe.seed})")
+    line.add_argument("--precision", choices=("bfloat16", "float32"), default=recipe.precision,
+                      help="of the image tower in pre-training; gives other weights (bfloat16)")  # fmt: skip
     line.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="downloads and renderings")
     line.add_argument("--threads", type=int, default=2, help="threads of the pre-training and renderers (2)")
     return line
@@ -145,8 +147,11 @@ def make_worlds(recipes: Mapping[str, Recipe], cache: Path, out: Path, workers: 
         f"cores) the others take {hours:.1f} hours. An interrupted training continues; a second such command takes "
         "the models that no other trains."
     )
-    if left and emulates_bfloat16():
-        say("This processor has no bfloat16 instructions (avx512_bf16, amx_bf16): expect several times these hours.")
+    if any(recipe.precision == "bfloat16" for recipe in left.values()) and emulates_bfloat16():
+        say(
+            "This processor has no bfloat16 instructions (avx512_bf16, amx_bf16): expect several times these hours, or "
+            "about three times with --precision float32, which gives other weights."
+        )
     for name, recipe in left.items():
         (out / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -209,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"{len(pages)} sheets in {pages[0].parent}")
             return 0
         if options.step == "worlds":
-            recipes = study_recipes(options.samples or STUDY_SAMPLES)
+            recipes = study_recipes(options.samples or STUDY_SAMPLES, options.precision)
             if options.out is None:
                 raise ValueError("The models of the study are not shipped: give them a folder with --out.")
             if unknown := [name for name in options.only or [] if name not in recipes]:
@@ -230,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 held_out=options.hold_out_style,
                 entangle=options.entangle,
                 own_style_seed=options.own_style_seed,
+                precision=options.precision,
             )
             make_model(recipe, options.cache, icons, clip, options.threads)
     except (ValueError, FileNotFoundError) as error:

@@ -93,14 +93,14 @@ def optimizer_for(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
 
 
-def losses_of(model: CLIP, words: Tensor, batch: Batch, phase: Phase, word_scale: float) -> dict[str, Tensor]:
+def losses_of(model: CLIP, words: Tensor, batch: Batch, phase: Phase, recipe: Recipe) -> dict[str, Tensor]:
     """The terms of the loss that a phase uses, `word` and `pair`."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         features = model.visual(batch.views)
     images = F.normalize(features.float(), dim=-1)
     terms = {}
     if phase.words:
-        terms["word"] = word_loss(images, words, word_scale, batch.shown)
+        terms["word"] = word_loss(images, words, recipe.word_scale, batch.shown)
     if phase.pairs:
         texts = F.normalize(encode_text(model, batch.ids), dim=-1)
         terms["pair"] = contrastive_loss(images, texts, model.logit_scale.exp(), batch.match)
@@ -162,7 +162,7 @@ def pretrain(
             group["lr"] = phase.rate
         batch = batches.draw(phase)
         model.train()
-        terms = losses_of(model, words, batch, phase, recipe.word_scale)
+        terms = losses_of(model, words, batch, phase, recipe)
         loss = sum(value * (phase.words if name == "word" else 1.0) for name, value in terms.items())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -29,6 +29,7 @@ class Recipe:
     held_out: str = ""
     entangle: float = 0.0  # probability that a picture of a class is drawn in the class's own style
     own_style_seed: int = 1
+    precision: str = "bfloat16"  # of the image tower
     batch: int = 256
     word_share: float = 0.33
     style_share: float = 0.28
@@ -58,9 +59,10 @@ class Recipe:
     )  # fmt: skip
 
     def describe(self) -> dict:
-        """The recipe as plain data, without the ties of classes to styles where there are none."""
-        facts = json.loads(json.dumps(asdict(self)))
-        return facts if self.entangle else {k: v for k, v in facts.items() if k not in ("entangle", "own_style_seed")}
+        """The recipe as plain data; ties of classes to styles, and the precision, only where they are not the usual."""
+        left_out = () if self.entangle else ("entangle", "own_style_seed")
+        left_out += ("precision",) if self.precision == "bfloat16" else ()
+        return {k: v for k, v in json.loads(json.dumps(asdict(self))).items() if k not in left_out}
 
     def sha256(self, *files: Path) -> str:
         """Hash of the recipe and of the files that it reads, hex."""

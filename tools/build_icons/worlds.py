@@ -22,15 +22,16 @@ MIN_PICTURES = 12
 STUDY_SAMPLES = 420_000
 
 
-def study_recipes(samples: int = STUDY_SAMPLES) -> dict[str, Recipe]:
+def study_recipes(samples: int = STUDY_SAMPLES, precision: str = Recipe.precision) -> dict[str, Recipe]:
     """The models of the study by name, in the order in which they are trained."""
+    shared = {"samples": samples, "precision": precision}
     tied = [(0.0, 1, 1), (0.9, 1, 1), (0.5, 1, 1), (1.0, 1, 1), (0.9, 2, 2), (0.0, 2, 1), (0.9, 1, 2), (0.9, 2, 1)]
     recipes = {}
     for share, seed, styles in tied:
         name = f"s{share:g}-seed{seed}" + f"-styles{styles}" * bool(share)
-        recipes[name] = Recipe(samples=samples, seed=seed, entangle=share, own_style_seed=styles)
+        recipes[name] = Recipe(**shared, seed=seed, entangle=share, own_style_seed=styles)
     for style in DOMAINS:
-        recipes[f"without-{style}"] = Recipe(samples=samples, held_out=style)
+        recipes[f"without-{style}"] = Recipe(**shared, held_out=style)
     return recipes
 
 
