@@ -78,7 +78,7 @@ def read_array(path: Path, count: int | None = None, quiet: bool = False) -> Ten
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         _check(array, path, count)
     except FileNotFoundError as error:
-        if not path.exists():
+        if error.filename == str(path) or not path.exists():  # another process may put it there the moment after
             return None
         reason: Exception = ValueError(f"{os.path.basename(error.filename)} beside it is gone")
     except Exception as error:  # a damaged header makes numpy raise almost anything

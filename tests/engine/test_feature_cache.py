@@ -236,6 +236,22 @@ def test_1_5_an_entry_of_other_content_is_made_again(cache, harm, caplog):
     assert torch.equal(other(), others) and torch.equal(get(), values)
 
 
+def test_an_array_that_comes_while_it_is_looked_for_stays(cache, monkeypatch, caplog):
+    """The maker of an entry ends between another's look at its file and what that concludes from it."""
+    facts, load, calls = {"kind": "head"}, np.load, []
+
+    def load_too_early(path, **options):
+        monkeypatch.setattr(np, "load", load)
+        try:
+            return load(path, **options)
+        finally:
+            feature_cache.cached(facts, lambda: calls.append("first") or torch.arange(6.0))
+
+    monkeypatch.setattr(np, "load", load_too_early)
+    values = feature_cache.cached(facts, lambda: calls.append("second") or torch.arange(6.0))
+    assert torch.equal(values, torch.arange(6.0)) and calls == ["first"] and "damaged" not in caplog.text
+
+
 def test_1_7_two_makers_of_a_whole_array_take_turns(cache):
     """The second waits, and reads what the first has made: a head, or text features, are made once."""
     begun, go = threading.Event(), threading.Event()
