@@ -31,7 +31,7 @@ from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.transductive import Images, TransductiveTrainer
 
 from .inmap.draws import vision_proxies
-from .inmap.labels import solve_vision_proxy
+from .inmap.labels import learn_vision_proxy
 
 MARGINALS = ("uniform", "empirical")
 IMAGE_TEMPERATURE = 4.0  # what `auto` stands for, over the logit scale
@@ -107,7 +107,7 @@ def iota(
     if len(images) == 0:
         return proxies
     if len(features) >= features.shape[1]:
-        return solve_vision_proxy(features[images], proxies.T, labels, image_temperature).proxy.T
+        return learn_vision_proxy(features[images], proxies.T, labels, image_temperature).T
     summed = labels.new_zeros(logits.shape).index_add_(0, images, labels)  # an image of several classes once
     few = vision_proxies(features[None], proxies.T, summed[None], image_temperature, STEPS, TOLERANCE)
     return few[0].T

@@ -18,7 +18,7 @@ precision, or come from a disk (`FeatureRows`), and are never copied as a whole.
     theta = choose(set_logits(scores, temperature), text_proxy.T @ text_proxy).theta  # `marginal.py`; or, as the paper:
     theta = sinkhorn_potentials(scores, temperature)
     labels = PseudoLabels(scores, temperature, theta, threshold=0.6)
-    proxy = solve_vision_proxy(features, text_proxy, labels, 2 * temperature).proxy  # the paper: 4
+    proxy = learn_vision_proxy(features, text_proxy, labels, 2 * temperature)  # the paper: 4
 """
 
 import math
@@ -200,6 +200,13 @@ def harden(labels: Tensor, threshold: float = 0.6) -> Tensor:
     top = labels.amax(dim=1, keepdim=True)
     first = torch.zeros_like(labels).scatter_(1, labels.argmax(dim=1, keepdim=True), 1.0)
     return torch.where(top > threshold, first, labels)
+
+
+def learn_vision_proxy(
+    features: FeatureRows, text_proxy: Tensor, labels: Rows, temperature: float, *args: Any, **options: Any
+) -> Tensor:
+    """The vision proxy `[E, C]` that `solve_vision_proxy` finds; arguments and errors are the same."""
+    return solve_vision_proxy(features, text_proxy, labels, temperature, *args, **options).proxy
 
 
 @torch.no_grad()
