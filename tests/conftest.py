@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -321,7 +322,7 @@ TRAIN:
 
 
 HELPER = """
-import json, multiprocessing, os, sys
+import json, multiprocessing, os, runpy, sys
 import dassl_clip.datasets, dassl_clip.trainers
 from dassl_clip.experiments import preload  # what the server of forks imports
 from dassl_clip.cli.__main__ import main
@@ -332,21 +333,31 @@ context = multiprocessing.get_context
 multiprocessing.get_context = lambda method=None: context("fork" if method == "forkserver" else method)
 for line in sys.stdin:
     job = json.loads(line)
+    if "wait" in job:
+        pid, status = os.waitpid(*job["wait"])
+        print(os.waitstatus_to_exitcode(status) if pid else "", flush=True)
+        continue
     pid = os.fork()
     if pid == 0:
+        os.setsid()
         os.chdir(job["cwd"])
+        os.environ.update(job.get("environment", {}))
         for number, path in enumerate(("/dev/null", job["out"], job["err"])):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        code = 1
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+        code, sys.argv = 1, job["words"]
         try:
-            code = main(job["words"])
+            if job["words"][0].endswith(".py"):
+                runpy.run_path(job["words"][0], run_name="__main__")
+                code = 0
+            else:
+                code = main(job["words"])
         except SystemExit as stop:
             code = stop.code
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    print(pid, flush=True)
 """
 
 
@@ -355,14 +366,47 @@ OUTSIDE = {key: value for key, value in os.environ.items() if key not in SETTING
 ENVIRONMENT = {**OUTSIDE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
+class Child:
+    """A child of the helper that runs a command in a session of its own; `with` ends it, and what it started."""
+
+    def __init__(self, helper: "Helper", job: dict) -> None:
+        self.out, self.err = Path(job["out"]), Path(job["err"])
+        self.out.write_text("")
+        self.err.write_text("")
+        self.helper, self.pid, self.returncode = helper, int(helper.ask(job)), None
+
+    def poll(self, how: int = os.WNOHANG) -> int | None:
+        """The exit code, or None as long as it runs."""
+        if self.returncode is None and (code := self.helper.ask({"wait": (self.pid, how)})):
+            self.returncode = int(code)
+        return self.returncode
+
+    def communicate(self, timeout: float = 120.0) -> tuple[str, str]:
+        """Wait for its end; gives what it printed."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.out.read_text(), self.err.read_text()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.poll(0)
+
+
 class Helper:
     """The process that has everything imported; it starts when it is first needed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
 
-    def run(self, job: dict) -> int:
-        """Run one command in a fresh child; returns its exit code."""
+    def ask(self, job: dict) -> str:
+        """What the process answers."""
         if self.process is None:
             command = [sys.executable, "-c", HELPER]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -370,7 +414,16 @@ class Helper:
             self.process = subprocess.Popen(command, env=ENVIRONMENT | cache, **pipes)
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return self.process.stdout.readline().strip()
+
+    def start(self, words: list, folder: Path, name: str = "std", **environment: str) -> Child:
+        """Start `dassl-clip WORDS`, or a program `FILE.py`, in a fresh child that prints to files of a folder."""
+        job = {"words": list(map(str, words)), "cwd": str(folder), "environment": environment}
+        return Child(self, job | {"out": str(folder / f"{name}out"), "err": str(folder / f"{name}err")})
+
+    def run(self, job: dict) -> int:
+        """Run one command in a fresh child; returns its exit code."""
+        return Child(self, job).poll(0)
 
     def close(self) -> None:
         """End the process, also where workers that a failed test left hold its input open."""
@@ -407,9 +460,12 @@ class World:
 
     def run(self, words: list[str]) -> subprocess.CompletedProcess:
         """Run `dassl-clip WORDS` in a process of its own to its end, in the world's folder."""
-        out, err = self.root / "stdout", self.root / "stderr"
-        job = {"words": [str(word) for word in words], "cwd": str(self.root), "out": str(out), "err": str(err)}
-        return subprocess.CompletedProcess(words, self.helper.run(job), out.read_text(), err.read_text())
+        child = self.helper.start(words, self.root)
+        return subprocess.CompletedProcess(words, child.poll(0), child.out.read_text(), child.err.read_text())
+
+    def start(self, words: list[str]) -> Child:
+        """The same, without waiting for its end."""
+        return self.helper.start(words, self.root, "started")
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,7 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,31 @@ import yaml
 from dassl_clip.cli import train
 
 HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SETTINGS = {"OMP_NUM_THREADS": "1", "DASSL_CLIP_TIMEOUT": "60", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def start(program, cache, before=TORCHRUN, **more):
-    """Start `program` (a list of words) in two processes."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment |= {"DASSL_CLIP_CACHE": str(cache), "OMP_NUM_THREADS": "1", "DASSL_CLIP_TIMEOUT": "120"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", **more}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*before, *program], env=environment, **pipes)
+@pytest.fixture(scope="session")
+def ranks(helper):
+    """`ranks(words, folder)`: a command, or a program, in two processes as torchrun starts them; its files go there."""
+
+    def go(words, folder):
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        place |= SETTINGS | {"DASSL_CLIP_CACHE": str(folder / "cache")}
+        return [helper.start(words, folder, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+
+    return go
 
 
-def finish(process, seconds=240):
-    """Exit code, stdout and stderr of a process, at most after that many seconds."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        out, err = process.communicate(timeout=60)
-        pytest.fail(f"not done after {seconds} s\n{out[-3000:]}\n{err[-3000:]}")
-    return process.returncode, out, err
+def finish(processes, seconds=240):
+    """Exit codes of processes that print to the same files, and what is in these, at most after that many seconds."""
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+        *_, (out, err) = [process.communicate(timeout=seconds) for process in processes]
+    return [process.returncode for process in processes], out, err
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +78,15 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def drive(tmp_path_factory):
+def drive(ranks, tmp_path_factory):
     """`drive(list of argument lists)`: the runs by two processes; gives stdout, and code and stderr of each run."""
 
     def go(runs):
         folder = tmp_path_factory.mktemp("drive")
         (folder / "runs.json").write_text(json.dumps(runs))
-        code, out, err = finish(start([str(HERE / "drive.py"), str(folder / "runs.json")], folder / "cache"))
+        codes, out, err = finish(ranks([HERE / "drive.py", folder / "runs.json"], folder))
         *found, _ = re.split(r"exit (\d+)\n", err)
-        assert code == 0 and len(found) == 2 * len(runs), out[-4000:] + err[-6000:]
+        assert codes == [0, 0] and len(found) == 2 * len(runs), out[-4000:] + err[-6000:]
         return out, [(int(code), said) for said, code in zip(found[::2], found[1::2])]
 
     return go

@@ -8,7 +8,6 @@ folder; a main process that is gone with its store; a loss that is not finite in
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from dassl_clip.engine import distributed
 from dassl_clip.experiments import locks
 from dassl_clip.results.records import read_record
 
-from .conftest import HERE, finish, start
+from .conftest import HERE, SETTINGS, finish
 
 TRAIN = str(HERE.parents[1] / "train.py")
 PLUGIN = """
@@ -150,28 +149,20 @@ def test_sigterm_in_a_validation(faults, words, assert_same, tmp_path):
     assert len(read_record(folder)["history"]) == 3
 
 
-def test_a_busy_folder(words, tmp_path):
-    """The exit code and the sentence as torchrun hands them on."""
+def test_a_busy_folder(words, ranks, helper, tmp_path):
+    """The exit code and the sentence, as torchrun hands them on; without it the main process keeps the store.
+
+    Others on its machine add nothing to what a main process has told that is gone with its store.
+    """
+    argv = words("CoOp", tmp_path / "run")
     with locks.lock(tmp_path / "run") as free:
         assert free
-        code, out, err = finish(start([TRAIN, *words("CoOp", tmp_path / "run")], tmp_path / "cache"))
-    (told,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert code == 1 and "works in" in told, out + err
-
-
-def test_a_main_process_that_is_gone_with_its_store(words, tmp_path):
-    """Without torchrun the main process keeps the store: others on its machine add nothing to what it has told."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    argv = [TRAIN, *words("CoOp", tmp_path / "run")]
-    with locks.lock(tmp_path / "run") as busy:
-        assert busy
-        own = ({**place, "RANK": rank, "LOCAL_RANK": rank, "DASSL_CLIP_TIMEOUT": "60"} for rank in "01")
-        started = [start(argv, tmp_path / "cache", [sys.executable], **environment) for environment in own]
-        (first, _, one), (second, _, two) = map(finish, started)
-    assert (first, second) == (75, 2) and one.count("error: ") == 1 and "works in" in one, one
-    assert "error: " not in two, two
+        (code,), _, agent = finish([helper.start([HERE / "agent.py", *argv], tmp_path, "agent", **SETTINGS)])
+        codes, _, err = finish(ranks(["train", *argv], tmp_path))
+    assert (code, codes) == (1, [75, 2]), agent + err
+    for text in (agent, err):
+        (told,) = (line for line in text.splitlines() if line.startswith("error: "))
+        assert "works in" in told
 
 
 def children(pid):
@@ -187,28 +178,41 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_signals(words, alone, tmp_path, number):
-    """SIGTERM to torchrun saves and leaves no orphan; a killed process ends the other, with a sentence."""
-    folder = tmp_path / "run"
-    process = start([TRAIN, *words("GOPro", folder, "OPTIM.MAX_EPOCH", 200)], tmp_path / "cache")
+def wait_for_an_epoch(folder, process):
     limit = time.monotonic() + 180
-    while not list(folder.glob("gopro/model.pth.tar-*")) and time.monotonic() < limit:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    ranks = [pid for pid in workers if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
-    os.kill(process.pid if number == signal.SIGTERM else ranks[0], number)
-    code, _, err = finish(process, 100)
-    assert code != 0 and not any(alive(pid) for pid in workers)
-    if number == signal.SIGKILL:
-        assert err.count("lost contact with another one") <= 1
-        return
+    while not list(folder.glob("gopro/model.pth.tar-*")):
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.05)
+
+
+def test_sigterm_to_torchrun(words, alone, tmp_path):
+    """It saves, and leaves no orphan."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TRAIN]
+    place = {**os.environ, **SETTINGS, "DASSL_CLIP_CACHE": str(tmp_path / "cache")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *words("GOPro", folder, "OPTIM.MAX_EPOCH", 200)], env=place, **pipes) as process:
+        try:
+            wait_for_an_epoch(folder, process)
+            workers = children(process.pid)
+            process.terminate()
+            _, err = process.communicate(timeout=100)
+        finally:
+            process.kill()
+    assert process.returncode != 0 and len(workers) >= 2 and not any(alive(pid) for pid in workers)
     assert err.count("the same command resumes from the last checkpoint") == 1 and "saved after epoch" in err, err
     done = max(int(path.name.rpartition("-")[2]) for path in folder.glob("gopro/model.pth.tar-*"))
     assert f"{done} epochs" in alone([words("GOPro", folder, "OPTIM.MAX_EPOCH", done + 1)])
     assert len(read_record(folder)["history"]) == done + 1
+
+
+def test_a_process_that_is_killed_ends_the_other(words, ranks, tmp_path):
+    one, two = ranks(["train", *words("GOPro", tmp_path / "run", "OPTIM.MAX_EPOCH", 200)], tmp_path)
+    wait_for_an_epoch(tmp_path / "run", one)
+    os.kill(two.pid, signal.SIGKILL)
+    codes, _, err = finish([one, two], 100)
+    assert codes[0] > 0 and codes[1] == -signal.SIGKILL
+    assert err.count("lost contact with another one") == 1, err
 
 
 def test_more_processes_than_gpus(monkeypatch):

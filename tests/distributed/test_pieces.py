@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from dassl_clip.clip.losses import nt_xent
 
-from .conftest import HERE, finish, start
+from .conftest import HERE, finish
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
-    code, out, err = finish(start([str(HERE / "pieces.py"), str(folder / "found.pt")], folder))
-    assert code == 0, out + err
+    codes, out, err = finish(ranks([HERE / "pieces.py", folder / "found.pt"], folder))
+    assert codes == [0, 0], out + err
     return torch.load(folder / "found.pt", weights_only=True)
 
 
