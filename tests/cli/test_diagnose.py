@@ -3,30 +3,28 @@
 Covers: little to repair on the shipped model, no claim on random features, what stands on the screen, plain errors.
 """
 
-import subprocess
-import sys
-
 import pytest
 
 from dassl_clip.cli import diagnose
 
 
-def run(*words):
-    """The command in a process of its own, since it forks."""
-    done = subprocess.run([sys.executable, "-m", "dassl_clip.cli", "diagnose", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def diagnosed(helper, folder, *words):
+    """What the command prints."""
+    child = helper.start(["diagnose", "icons", "--out", folder, *words], folder)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, out + err
+    return out
 
 
-def test_shipped_model_has_little_to_repair(tmp_path):
-    printed = run("icons", "--out", str(tmp_path))
+def test_shipped_model_has_little_to_repair(helper, tmp_path):
+    printed = diagnosed(helper, tmp_path)
     assert printed.rstrip().endswith("little to repair")
     assert "read on training and validation images" in printed and "IconsCLIP" in printed
     assert "style words in class names: little to repair" in printed and "CLAP, StyleProjection" in printed
 
 
-def test_nothing_is_claimed_of_random_features(tmp_path, tiny_clip):
-    printed = run("icons", "--backbone", f"local-dir:{tiny_clip}", "--out", str(tmp_path))
+def test_nothing_is_claimed_of_random_features(helper, tmp_path, tiny_clip):
+    printed = diagnosed(helper, tmp_path, "--backbone", f"local-dir:{tiny_clip}")
     assert printed.rstrip().endswith("nothing can be said: zero-shot accuracy is not clearly above chance")
     assert "to repair" not in printed
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 import socket
 from pathlib import Path

@@ -9,11 +9,12 @@ Whether torch can use a device that it is given is up to torch: no GPU is needed
 import importlib.util
 import itertools
 import json
+import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,43 +160,48 @@ def test_job_arrays_run_a_sweep(world):
 @SLURM
 def test_a_job_leaves_finished_and_busy_folders_alone(world):
     run = run_of(world, write(world, [f"TinyGuess:{world.config}"]), "day")
+    program, given = world.root / "job.py", world.root / "run.pickle"
+    program.write_text(
+        "import pickle, sys; from dassl_clip.experiments import slurm\n"
+        "sys.exit(slurm.run_job(pickle.load(open('run.pickle', 'rb'))))"
+    )
+    given.write_bytes(pickle.dumps(run))
     with locks.lock(run.folder):
-        code = (
-            "import pickle, sys; from dassl_clip.experiments import slurm\n"
-            "sys.exit(slurm.run_job(pickle.load(sys.stdin.buffer)))"
-        )
-        given = pickle.dumps(run)
-        done = subprocess.run([sys.executable, "-c", code], input=given, env=world.environment)
+        done = world.run([program])
     assert done.returncode == locks.BUSY_EXIT
     assert not (run.folder / "log.txt").exists() and not records.is_complete(run.folder)
 
 
 @SLURM
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_sweep_that_is_told_to_end_cancels_its_jobs(world, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "ready", "left"),
+    [
+        (signal.SIGTERM, 143, "epoch [1/2]", "resume"),  # the same command goes on with it
+        (signal.SIGINT, 130, "", "missing"),  # before the job has begun
+    ],
+)
+def test_a_sweep_that_is_told_to_end_cancels_its_jobs(world, number, code, ready, left):
     faults = {"TRAINER.TINYNET.FAULTS": ["lodo night sleep"]}  # the run would take ten minutes
     path = write(world, [{"method": f"TinyNet:{world.config}", "set": faults}])
-    given = words(world, path, *ON_THIS_MACHINE, "--targets", "night")
     run = run_of(world, path, "night")
     log = run.folder / "log.txt"
-    with subprocess.Popen(
-        [sys.executable, "-m", "dassl_clip.cli", *given],
-        cwd=world.root, env=world.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    with world.start(words(world, path, *ON_THIS_MACHINE, "--targets", "night")) as sweep:
         end = time.monotonic() + 120
-        while not (log.is_file() and "epoch [1/2]" in log.read_text()):
-            assert process.poll() is None and time.monotonic() < end
+        while " jobs submitted" not in sweep.out.read_text() or ready not in (log.read_text() if log.exists() else ""):
+            assert sweep.poll() is None and time.monotonic() < end
             time.sleep(0.05)
-        time.sleep(0.5)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+        own = [job for path in Path(f"/proc/{sweep.pid}/task").glob("*/children") for job in path.read_text().split()]
+        os.kill(sweep.pid, number)
+        out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == code, err
     assert "1 jobs cancelled" in out
     end = time.monotonic() + 60
-    while locks.is_locked(run.folder):
+    while locks.is_locked(run.folder) or any(
+        path.read_bytes() for job in own for path in Path("/proc", job).glob("cmdline")
+    ):
         assert time.monotonic() < end, "the job goes on"
         time.sleep(0.1)
-    assert state.state_of(run).name == "resume"  # so that the same command goes on with it
+    assert state.state_of(run).name == left
 
 
 @SLURM

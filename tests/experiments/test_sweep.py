@@ -350,21 +350,16 @@ def test_a_sweep_killed_twice_and_started_again_gives_the_undisturbed_table(worl
     calm, killed = world.root / "calm", world.root / "killed"
     assert world.run(words(world, path, "--jobs", "1", *pairs, out=calm)).returncode == 0
 
-    command = [sys.executable, "-m", "dassl_clip.cli", *words(world, path, "--jobs", "1", *pairs, out=killed)]
     moments = (
         lambda: any("epoch [3/6]" in log.read_text() for log in killed.rglob("log.txt")),  # in the middle of a run
         lambda: len(list(killed.rglob("record.json"))) >= 2,  # right after one
     )
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for moment in moments:
-        with subprocess.Popen(command, cwd=world.root, env=world.environment, **quiet) as process:
-            try:
-                end = time.monotonic() + 120
-                while not moment():
-                    assert process.poll() is None and time.monotonic() < end, "waited in vain"
-                    time.sleep(0.02)
-            finally:
-                process.kill()
+        with world.start(words(world, path, "--jobs", "1", *pairs, out=killed)) as process:  # killed at the end
+            end = time.monotonic() + 120
+            while not moment():
+                assert process.poll() is None and time.monotonic() < end, "waited in vain"
+                time.sleep(0.02)
     done_before = len(records.find_records(killed))
     assert 2 <= done_before < 8
     last = world.run(words(world, path, "--jobs", "1", *pairs, out=killed))

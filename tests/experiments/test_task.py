@@ -160,8 +160,7 @@ def test_a_task_runs_skips_redoes_and_prints_its_table(world):
     assert shlex.split(line)[0] == "python" and "my images" in line
     before = json.loads((lodo / "night" / "seed1" / "record.json").read_text())
     (lodo / "night" / "seed1").rename(world.root / "kept")
-    command = shlex.join([sys.executable, *shlex.split(line)[1:]])
-    subprocess.run(command, shell=True, check=True, cwd=world.root, env=world.environment, capture_output=True)
+    assert world.run(shlex.split(line)[1:]).returncode == 0
     after = json.loads((lodo / "night" / "seed1" / "record.json").read_text())
     for key in ("metrics", "config_hash", "config", "task", "data_fingerprint", "shots"):
         assert after[key] == before[key], key
@@ -241,26 +240,28 @@ def is_alive(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_killed_or_interrupted_parent_takes_its_runs_along(world, sign, code):
+    """A parent that is killed is a process as a user starts it, whose runs come from a server of forks."""
     words = world.task("--task", "lodo", "--targets", "day", "TRAINER.TINYNET.FAULTS", "lodo day sleep")
     command = [sys.executable, "-m", "dassl_clip.cli", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A shell starts background jobs with SIGINT ignored, and children inherit that; a person's terminal does not.
-    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=world.root, env=world.environment, **pipes) as parent:
+    pipes |= {"cwd": world.root, "env": world.environment}
+    fresh = sign == signal.SIGKILL
+    with subprocess.Popen(command, **pipes) if fresh else world.start(words) as parent:
         try:
             wait_for(lambda: any("epoch [1/2]" in path.read_text() for path in world.out.rglob("log.txt")))
             (holder,) = world.out.rglob(locks.HOLDER_NAME)
             run, started = json.loads(holder.read_text())["pid"], descendants(parent.pid)
             assert run in started
-            if sign == signal.SIGKILL:  # a second one at the same time keeps its hands off; once is enough
+            if fresh:  # a second one at the same time keeps its hands off; once is enough
                 busy = world.run(words)
                 told = rf"^in progress elsewhere: TinyNet .* lodo day seed 1: process {run} on .* works in "
                 assert busy.returncode == 1 and re.search(told, busy.stderr) and "failed" not in busy.stderr
                 assert is_alive(run)
-            parent.send_signal(sign)
+            os.kill(parent.pid, sign)
             _, err = parent.communicate(timeout=60)
         finally:
-            parent.kill()
+            if parent.poll() is None:
+                os.kill(parent.pid, signal.SIGKILL)
     assert parent.returncode == code
     assert "Traceback" not in err
     wait_for(lambda: not any(map(is_alive, started)), seconds=30)
@@ -382,8 +383,8 @@ def test_environment_and_pairs_of_a_script_reach_the_runs(world, capsys):
         assert line[-4:] == ["OPTIM.LR", "0.5", "DATASET.NUM_SHOTS", "2"]
 
 
-def test_mistakes_in_a_scripts_arguments_need_no_torch(world):
-    for words, sentence in (
+def test_mistakes_in_a_scripts_arguments_need_no_torch():
+    mistakes = (
         (["task", "GOPr", "icons", "1"], "there is no method 'GOPr'. Did you mean 'GOPro'? Known: "),
         (["task", "GOPro", "icon", "1"], "there is no data set 'icon'. Did you mean 'icons'? Known: "),
         (["task", "GOPro", "icons", "1", "--task", "lodoo"], "there is no task 'lodoo'. Did you mean 'lodo'? Known: "),
@@ -395,10 +396,13 @@ def test_mistakes_in_a_scripts_arguments_need_no_torch(world):
         ),
         (["task", "GOPro", "icons", "1", "--jbos", "1"], "unrecognized arguments: --jbos 1. Did you mean '--jobs'?"),
         (["compare", "icons", "--methods", "COOP:x", "GPro"], "there is no method 'GPro'. Did you mean 'GOPro'?"),
-    ):
-        code = "import sys; from dassl_clip.cli.__main__ import main\n"
-        code += f"try: code = main({words!r})\nexcept SystemExit as stop: code = stop.code\n"
-        code += "sys.exit(9 if 'torch' in sys.modules else code)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
+    )
+    code = "import json, sys; from dassl_clip.cli.__main__ import main\n"
+    code += "for words in json.loads(sys.argv[1]):\n"
+    code += "  try: code = main(words)\n  except SystemExit as stop: code = stop.code\n"
+    code += "  print(code, 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, json.dumps([words for words, _ in mistakes])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "2 False\n" * len(mistakes)
+    for told, (_, sentence) in zip(done.stderr.splitlines(), mistakes, strict=True):
+        assert told.startswith(f"error: {sentence}")
