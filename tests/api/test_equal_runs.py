@@ -1,4 +1,4 @@
-"""The classifiers against runs of `train.py` on the icons: the same data, settings and seed give the same digits.
+"""The classifiers against runs of `train.py` on icons: the same data, settings and seed give the same digits.
 
 Covered: every class of one method, by scores, shares and accuracy; methods that score images together, through
 `Classifier`; the saved file, and the run's own folder, loaded again.
@@ -13,7 +13,7 @@ from dassl_clip import Classifier, load
 
 SETTINGS = {
     "ZeroshotCLIP": {},
-    "CLAP": {"max_steps": 240},
+    "CLAP": {"max_steps": 40, "check_every": 20},
     "InMaP": {},
     "LinearProbe": {"pull": (1.0, 3.0)},
     "CoOp": {"epochs": 1, "ctx_init": "", "n_ctx": 2},
