@@ -59,11 +59,12 @@ def place(tmp_path_factory):
             "task CLAP icons 1 --task fewshot TRAINER.CLAP.MAX_STEPS 20 TRAINER.CLAP.SOURCE texts.txt",
             "task ZeroshotCLIP icons 1 --task lodo",
             "task LinearProbe icons 1 --task fewshot --shots 4",
-            "task WiSEFT icons 1 --task lodo TRAINER.WISEFT.STEPS 4 TRAINER.WISEFT.EVALUATE_EVERY 2",
+            "task WiSEFT icons 1 --task lodo TRAINER.WISEFT.STEPS 2 TRAINER.WISEFT.EVALUATE_EVERY 2"
+            " TRAINER.WISEFT.ALPHAS '(0.0, 0.5)'",
         ):
             planned = io.StringIO()
             with contextlib.redirect_stdout(planned):
-                assert main([*line.split(), "--targets", "line", "--dry-run"]) == 0
+                assert main([*shlex.split(line), "--targets", "line", "--dry-run"]) == 0
             for command in planned.getvalue().splitlines():  # in this process, which has torch already
                 assert train.main(shlex.split(command.partition("train.py ")[2])) == 0
         (root / "photos" / "more").mkdir(parents=True)
