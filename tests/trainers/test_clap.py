@@ -190,9 +190,11 @@ def test_heads_that_do_not_fit_are_refused_by_name(run, tmp_path, head, sentence
 
 def test_the_settings_reach_the_fit(run, plain):
     """The head of a run is that of the pure functions, given open_clip's own features and the run's settings."""
-    keys = {"DROP_SIZE": 0.0, "DROP_COLOUR": 1.0, "DROP_TYPE_STYLE": 0.0, "SWAP": 1.0}
-    folder, record, _ = run("CLAP", *clap(MAX_STEPS=7, CHECK_EVERY=3, **keys))
-    tables = template_tables(["dog", "fire_truck", "house"], Augmentation(0.0, 1.0, 0.0, 1.0))
+    chances = {
+        "DROP_SIZE": 0.5, "DROP_COLOUR": 0.7, "DROP_TYPE_STYLE": 0.2, "SWAP": 0.4, "DROP_TYPE": 0.3, "DROP_STYLE": 0.6
+    }  # fmt: skip
+    folder, record, _ = run("CLAP", *clap(MAX_STEPS=7, CHECK_EVERY=3, **chances))
+    tables = template_tables(["dog", "fire_truck", "house"], Augmentation(*chances.values()))
     pairs = TextPairs(tables, plain.texts(tables.texts), 8, seed=1)
     torch.manual_seed(1)
     head = ContentHead(16, 8)
@@ -283,14 +285,10 @@ def test_a_head_of_tested_images_is_transductive(run, domain_tree, tmp_path):
         assert f"head trained on {seen}, without labels" in record["reading_notes"]
 
 
-def test_every_switch_of_the_ablations_changes_the_head(run):
+def test_other_switches_of_the_ablations_change_the_head(run):
     few = {"MAX_STEPS": 6}
     base = head_of(run("CLAP", *clap(**few), name="base")[0])
-    switches = {
-        "TAU": 0.2, "LAMBDA": 0.0, "DROP_SIZE": 0.0, "DROP_COLOUR": 0.0, "DROP_TYPE_STYLE": 0.5, "SWAP": 0.0,
-        "BATCH_SIZE": 6, "SOURCE": "random-words", "NOISE_TOKENS": 4, "BATCH_ORDER": "in-turn", "DROP_TYPE": 0.5,
-        "DROP_STYLE": 0.5,
-    }  # fmt: skip
+    switches = {"SOURCE": "random-words", "NOISE_TOKENS": 4, "BATCH_ORDER": "in-turn"}
     heads = {key: head_of(run("CLAP", *clap(**few, **{key: value}), name=key)[0]) for key, value in switches.items()}
     heads["seed"] = head_of(run("CLAP", *clap(**few), "SEED", 2, name="seed")[0])
     heads["std"] = head_of(run("CLAP", *clap(**few, NOISE_TOKENS=4, NOISE_STD=0.5), name="std")[0])
