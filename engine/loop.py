@@ -103,6 +103,7 @@ class EpochLoop:
                 trainer.run_epoch()
                 trainer.after_epoch()
             epoch += 1
+        trainer.train_loader_x._iterator = None  # its workers end now; for those of cyclic garbage torch waits 5 s each
         if trainer.start_epoch >= trainer.max_epoch > 0:
             logger.info("nothing left to train: the checkpoint has all %d epochs", trainer.max_epoch)
             trainer.epoch = trainer.max_epoch - 1

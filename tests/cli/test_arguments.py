@@ -8,7 +8,6 @@ methods, and names of methods that are not here; `--backbone` and `--weights` as
 
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -189,13 +188,16 @@ def test_help_of_every_script(script, flag):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(f"usage: bash {name} ")
 
 
-def test_a_script_takes_words_as_a_task_does(tmp_path):
+def test_a_script_takes_words_as_a_task_does(tmp_path, capsys):
     words = "icons 1 2 --targets line --dry-run --root /data OPTIM.LR=0.5 --backbone RN50 --shots 3"
-    settings = ["TASK=lodo,fewshot", "SHOTS=4", "REFERENCE=none"]
-    settings += [f"OUT={tmp_path}", f"PYTHON={sys.executable}"]
+    echo = tmp_path / "echo"
+    echo.write_text('#!/bin/sh\n[ "$1" = -c ] || printf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    settings = ["TASK=lodo,fewshot", "SHOTS=4", "REFERENCE=none", f"OUT={tmp_path}", f"PYTHON={echo}"]
     command = ["env", *settings, "bash", "scripts/linear_probe/main.sh", *words.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    lines = done.stdout.splitlines()
+    assert done.stdout.splitlines()[:2] == ["-m", "dassl_clip.cli"] and main(done.stdout.splitlines()[2:]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split("--task ")[1].split()[:3] for line in lines] == [
         [name, "--seed", seed] for name in ("lodo", "fewshot") for seed in ("1", "2")
     ]

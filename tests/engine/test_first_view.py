@@ -230,3 +230,6 @@ def test_workers_live_on_and_make_other_views_in_every_epoch(run, variant, monke
     assert_same(whole, run(*random, "DATALOADER.NUM_WORKERS", 2, name="workers"), 0)
     processes, sums = zip(*(line.split() for line in log.read_text().splitlines()))
     assert len(set(processes)) == 2 and len(set(sums)) == len(sums) == 12 * 3
+    for process in set(processes):  # they end with the training
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(process), 0)

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -196,27 +197,22 @@ def test_a_run_that_died_in_its_last_test_has_the_losses_of_its_training(strike)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="who sent a signal is not known here")
-def test_a_signal_to_the_whole_group_saves_too(tmp_path, tiny_clip, domain_tree, number):
+def test_a_signal_to_the_whole_group_saves_too(helper, tmp_path, tiny_clip, domain_tree, number):
     """As schedulers send it: to the run, to its loader's workers, and again by a launcher a moment later."""
     (tmp_path / "data.yaml").write_text("DATASET:\n  NAME: FolderDomains\n")
-    words = [sys.executable, str(Path(trainers.__file__).parents[1] / "train.py"), "--trainer", "CoOp", "--seed", "1"]
-    words += ["--dataset-config-file", str(tmp_path / "data.yaml"), "--root", str(domain_tree)]
-    words += ["--source-domains", "art", "--target-domains", "sketch", "--output-dir", str(tmp_path / "run")]
-    pairs = ("MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "OPTIM.MAX_EPOCH", 2000, "TRAIN.PRINT_FREQ", 1)
-    pairs += ("DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.NUM_WORKERS", 2, "USE_CUDA", False, *VIEWS)
-    with subprocess.Popen(
-        [*words, *map(str, pairs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            next(line for line in process.stdout if "epoch [2/" in line)
-            for _ in range(2):
-                os.killpg(process.pid, number)
-            rest = process.communicate(timeout=60)[0]
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 143, rest
-    assert "the same command resumes" in rest
+    words = ["train", "--trainer", "CoOp", "--seed", "1"]
+    words += ["--dataset-config-file", tmp_path / "data.yaml", "--root", domain_tree]
+    words += ["--source-domains", "art", "--target-domains", "sketch", "--output-dir", tmp_path / "run"]
+    words += ["MODEL.BACKBONE.NAME", f"local-dir:{tiny_clip}", "OPTIM.MAX_EPOCH", 2000, "TRAIN.PRINT_FREQ", 1]
+    words += ["DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.NUM_WORKERS", 2, "USE_CUDA", False, *VIEWS]
+    with helper.start(words, tmp_path) as process:
+        while "epoch [2/" not in process.out.read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        for _ in range(2):
+            os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command resumes" in err, out + err
     assert list((tmp_path / "run").glob("*/step.pth.tar-*")) or list((tmp_path / "run").glob("*/model.pth.tar-*"))
 
 

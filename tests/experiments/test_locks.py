@@ -9,10 +9,9 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -20,31 +19,29 @@ import pytest
 from dassl_clip.experiments import locks
 from dassl_clip.results import locking
 
-HOLDER = """
-import errno, fcntl, os, sys
-from pathlib import Path
-number = int(sys.argv[2])
-if number:
-    def refuse(*given):
-        raise OSError(number, os.strerror(number))
-    fcntl.flock = refuse
-from dassl_clip.experiments import locks
-with locks.lock(Path(sys.argv[1])) as free:
-    print(free, flush=True)
-    sys.stdin.read()
-"""
+
+def hold(folder, refused, told, done):
+    """Hold a folder until `done`; tells whether it was free."""
+    if refused:
+        fcntl.flock = lambda *given: refuse(refused)
+    with locks.lock(folder) as free:
+        told.send(free)
+        done.recv()
 
 
 @contextmanager
 def another_process(folder, refused=0):
     """A process that holds the folder, or was refused, on a file system that refuses `flock` with that number."""
-    command = [sys.executable, "-c", HOLDER, str(folder), str(refused)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        other.free = other.stdout.readline() == "True\n"
-        try:
-            yield other
-        finally:
-            other.stdin.close()
+    fork = multiprocessing.get_context("fork")
+    (read, told), (done, end) = fork.Pipe(duplex=False), fork.Pipe(duplex=False)
+    other = fork.Process(target=hold, args=(folder, refused, told, done))
+    other.start()
+    other.free = read.recv()
+    try:
+        yield other
+    finally:
+        end.send("done")
+        other.join()
 
 
 @pytest.mark.parametrize("removed", [(".lock",), (".lock", ".lock.json"), (".lock", ".lock.json", ".lock.soft")])
@@ -62,7 +59,6 @@ def test_1_7_a_lock_that_is_removed_while_it_is_held_lets_nobody_in(tmp_path, re
         assert locks.is_locked(tmp_path)
         named = f"process {other.pid} on " if ".lock.json" not in removed else "another process works in "
         assert locks.busy_sentence(tmp_path).startswith(named)
-    other.wait()
     assert not locks.is_locked(tmp_path)
     with locks.lock(tmp_path) as free:
         assert free and json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
@@ -71,11 +67,12 @@ def test_1_7_a_lock_that_is_removed_while_it_is_held_lets_nobody_in(tmp_path, re
     assert not (tmp_path / ".lock.json").exists()
 
 
-def refuse_flock(monkeypatch, number):
-    def refuse(*given):
-        raise OSError(number, os.strerror(number))
+def refuse(number):
+    raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+
+def refuse_flock(monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", lambda *given: refuse(number))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -90,7 +87,7 @@ def test_1_7_where_flock_is_not_supported_a_soft_lock_takes_its_place(tmp_path, 
             assert not free
         assert f"process {other.pid} on " in locks.busy_sentence(tmp_path)
         os.kill(other.pid, signal.SIGKILL)
-        other.wait()
+        other.join()
     with locks.lock(tmp_path) as free:
         assert free and locks.is_locked(tmp_path)
         with another_process(tmp_path, number) as third:
