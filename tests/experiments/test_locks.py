@@ -20,6 +20,12 @@ from dassl_clip.experiments import locks
 from dassl_clip.results import locking
 
 
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch):
+    """How long a held folder is asked for."""
+    monkeypatch.setattr(locks, "_SECONDS", 0.1)
+
+
 def hold(folder, refused, told, done):
     """Hold a folder until `done`; tells whether it was free."""
     if refused:
