@@ -6,6 +6,7 @@ so can the sweep files that are shown; blocks marked with `<!-- run -->` are run
 code; each method and task has its section or row; quoted messages are in the source; the index links to every page.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -129,6 +130,12 @@ def test_sweep_files_of_the_pages_can_be_planned(page, text, tmp_path):
     assert len({entry.run.folder for entry in entries}) == len(entries)
 
 
+@functools.cache  # pages show the same ones
+def planned(command, *words):
+    """The exit code of a command that only says what it would do."""
+    return PLANNERS[command].main([*words, "--dry-run"])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_taken_and_can_be_planned(page, tmp_path, monkeypatch, capsys):
     shown = [words for language, _, text in blocks(page) if language == "bash" for words in split_lines(text)]
@@ -144,7 +151,7 @@ def test_commands_are_taken_and_can_be_planned(page, tmp_path, monkeypatch, caps
         args = check(words, page)
         needs_files = getattr(args, "imports", ()) or any("folder_" in w or w.endswith(".yaml") for w in words)
         if words[0] in PLANNERS and not needs_files:
-            assert PLANNERS[words[0]].main([*words[1:], "--dry-run"]) == 0, (words, capsys.readouterr().err)
+            assert planned(*words) == 0, (words, capsys.readouterr().err)
 
 
 def files_of(page):

@@ -9,6 +9,7 @@ its sentence; a run on either layout with equal predictions; `data verify`.
 """
 
 import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -220,40 +221,42 @@ def numbered(counts: dict) -> dict:
 
 
 def touch(root: Path, tree: dict) -> Path:
+    (root / "byte").write_bytes(b"x")
     for location, classes in tree.items():
         for name, files in classes.items():
             (root / "terra_incognita" / location / name).mkdir(parents=True)
             for file in files:
-                (root / "terra_incognita" / location / name / file).write_bytes(b"x")
+                os.link(root / "byte", root / "terra_incognita" / location / name / file)
     return root
 
 
 KNOWN = {"location_100": 4879, "location_38": 9767, "location_43": 4020, "location_46": 6122}
 
 
-@pytest.mark.parametrize(
-    ("counts", "published", "warning"),
-    [
-        (KNOWN, list(KNOWN.values()), ""),
-        (KNOWN | {"location_38": 9767 - 458}, [None] * 4, ""),  # 24,330 images, whose locations are printed nowhere
-        (
-            KNOWN | {"location_46": 6121},
-            list(KNOWN.values()),
-            "24,787 images, where 24,788 (CaltechCameraTrapsECCV18.json) or 24,330 (cal",
-        ),
-    ],
-)
-def test_known_numbers(counts, published, warning, tmp_path, config):
-    report = verify(TerraIncognita, config(touch(tmp_path, numbered(counts)), [], []))
-    assert [count.published for count in report.counts] == published
-    assert [sum(count.images.values()) for count in report.counts] == list(counts.values())
-    found = [finding.text for finding in report.findings if finding.level == WARNING]
-    assert len(found) == 2 * bool(warning) and all(warning in text for text in found[:1])
-    if warning:
-        assert "differs in location_46 6121 (6122)" in found[1]
-    assert f"domainbed {sum(counts.values()):,} (" in report.layouts[0] and len(report.layouts) == 1
-    files = {24788: "CaltechCameraTrapsECCV18.json", 24330: "caltech_images_20210113.json"}
-    assert (f", as {files.get(sum(counts.values()))} gives)" in report.layouts[0]) == (not warning)
+def test_known_numbers(tmp_path, config):
+    root = touch(tmp_path, numbered(KNOWN))
+
+    def verified(total):
+        report = verify(TerraIncognita, config(root, [], []))
+        assert sum(sum(count.images.values()) for count in report.counts) == total
+        assert f"domainbed {total:,} (" in report.layouts[0] and len(report.layouts) == 1
+        warnings = [finding.text for finding in report.findings if finding.level == WARNING]
+        return [count.published for count in report.counts], report.layouts[0], warnings
+
+    published, layout, warnings = verified(24788)
+    assert published == list(KNOWN.values()) and not warnings
+    assert ", as CaltechCameraTrapsECCV18.json gives)" in layout
+    (moved,) = (root / "terra_incognita/location_46").glob("*/location_46-6121.jpg")
+    kept = moved.rename(tmp_path / "kept")
+    published, layout, warnings = verified(24787)
+    assert published == list(KNOWN.values()) and " gives)" not in layout and len(warnings) == 2
+    assert "24,787 images, where 24,788 (CaltechCameraTrapsECCV18.json) or 24,330 (cal" in warnings[0]
+    assert "differs in location_46 6121 (6122)" in warnings[1]
+    kept.rename(moved)
+    for number in range(458):  # 24,330 images, whose locations are printed nowhere
+        next((root / "terra_incognita/location_38").glob(f"*/location_38-{number}.jpg")).unlink()
+    published, layout, warnings = verified(24330)
+    assert published == [None] * 4 and not warnings and ", as caltech_images_20210113.json gives)" in layout
 
 
 def test_the_five_files_have_no_known_number(release, config):

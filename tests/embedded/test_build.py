@@ -322,20 +322,18 @@ def test_written_pool_equals_the_trained_one(tiny, tokenizer):
     assert torch.allclose(stock.encode_image(images), model.encode_image(images), atol=2e-2, rtol=1e-2)
 
 
-def test_pretraining_learns_and_repeats_itself(tiny, tokenizer):
+def test_pretraining_learns(tiny, tokenizer):
     corpus, recipe = tiny
     tokens, path = tokenizer
     config = model_config(dict(recipe.architecture), count_merges(path))
     steps = []
-    first = pretrain(corpus, recipe, config, tokens, lambda model, step: steps.append((step, model.training)), 20).model
-    second = pretrain(corpus, recipe, config, tokens).model
+    model = pretrain(corpus, recipe, config, tokens, lambda model, step: steps.append((step, model.training)), 20).model
     assert steps == [(20, False), (36, False)]
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     images = (torch.from_numpy(corpus.pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     labels = [i % 2 for i in range(12)]
     domains = ["line", "solid", "flat", "emoji"] * 3
     table = zero_shot(
-        first, tokens, image_features(first, images), labels, domains, corpus.vocabulary, ["a photo of a {}."]
+        model, tokens, image_features(model, images), labels, domains, corpus.vocabulary, ["a photo of a {}."]
     )
     assert table["a photo of a {}."]["mean"] == 100
 

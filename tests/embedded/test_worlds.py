@@ -152,6 +152,7 @@ def test_a_picture_of_two_classes_takes_both_factors(corpus):
 
 def test_an_interrupted_training_ends_at_the_same_weights(tiny, tokenizer, tmp_path):
     small, recipe = tiny
+    recipe = replace(recipe, samples=8 * 12)
     tokens, path = tokenizer
     config = model_config(dict(recipe.architecture), count_merges(path))
     straight = pretrain(small, recipe, config, tokens)
@@ -161,7 +162,7 @@ def test_an_interrupted_training_ends_at_the_same_weights(tiny, tokenizer, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(small, recipe, config, tokens, stop, 20, state)
+        pretrain(small, recipe, config, tokens, stop, 7, state)
     again = pretrain(small, recipe, config, tokens, state=state)
     straight_state, again_state = straight.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(straight_state[name], again_state[name]) for name in straight_state)

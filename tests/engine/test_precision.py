@@ -77,9 +77,10 @@ def test_learned_parts_and_losses_are_float32(name, tiny_clip, domain_tree, tmp_
 
 def test_claps_noise_prompts_run_in_half_precision_too(tiny_clip, domain_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
-    noisy = {}
+    (tmp_path / "texts").write_text("a drawing of a {}\n{} at night\n")
+    noisy, texts = {}, ("TRAINER.CLAP.NOISE_TOKENS", 2, "TRAINER.CLAP.SOURCE", str(tmp_path / "texts"))
     for precision in ("fp32", "amp"):
-        own = ("TRAINER.CLAP.NOISE_TOKENS", 2, "TRAINER.CLAP.MAX_STEPS", 1, "TRAINER.CLAP.PREC", precision)
+        own = (*texts, "TRAINER.CLAP.MAX_STEPS", 1, "TRAINER.CLAP.PREC", precision)
         trainer = build("CLAP", tiny_clip, domain_tree, tmp_path, *own)
         noisy[precision] = text_pairs(trainer)[0].batch(0)[1]
         assert noisy[precision].dtype == torch.float32

@@ -118,8 +118,9 @@ def gradients(loss, learner):
     return {name: g if g is not None else torch.zeros_like(p) for (name, p), g in zip(parameters.items(), found)}
 
 
-@pytest.mark.parametrize("paper", [False, True], ids=["released", "paper"])
-@pytest.mark.parametrize("sizes", [SMALL, RESNET, VIT_B16], ids=["small", "resnet", "vit_b16"])
+@pytest.mark.parametrize(
+    ("sizes", "paper"), [(SMALL, False), (SMALL, True), (RESNET, False), (RESNET, True), (VIT_B16, True)]
+)
 def test_losses_and_gradients_equal_the_plain_rewriting(sizes, paper):
     learner, tower, blocks, statistics, features, labels = make(sizes, paper)
     scale = torch.tensor(20.0, dtype=torch.float64)
