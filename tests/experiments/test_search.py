@@ -287,7 +287,7 @@ def test_the_price_is_counted_from_timed_steps(place):
     assert lines[1] == f"price: in all 24 runs, one after another {total:.1f} h; disk 12.0 GB"
 
 
-def test_a_small_search_runs_to_its_last_cell_and_tells_its_price_first(place, capfd):
+def test_a_small_search_runs_to_its_last_cell_and_tells_its_price_first(place, helper):
     """Real runs, on a few icons in folders of a user's own."""
     icons = Path(embedded.__file__).parent / "icons"
     for domain in ("emoji", "flat", "line"):
@@ -302,25 +302,27 @@ def test_a_small_search_runs_to_its_last_cell_and_tells_its_price_first(place, c
     tree = {"title": "few", "task": "lodo", "datasets": ["folder_domains"], "seeds": [0], "shots": 0, "rows": [row]}
     Path("few.yaml").write_text(yaml.safe_dump(tree))
     words = ["few.yaml", "--data", "few", "--targets", "line"]
-    assert main(["sweep", *words, "--jobs", "1"]) == 0
-    out = capfd.readouterr().out
+
+    def run(*more):
+        child = helper.start([*more[:1], *words, *more[1:]], place)
+        out, err = child.communicate()
+        assert child.returncode == 0, err
+        return out
+
+    out = run("sweep", "--jobs", "1")
     counted, timed = out.index("search: 2 runs, 4 steps, 4 evaluations"), out.index("price: in all 2 runs")
     assert counted < timed < out.index("2 runs, 1 at a time")
     assert "chosen by training-domain: 1 runs that are tested" in out and "3 complete" in out
     weights = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}
-    assert main(["sweep", *words, "--jobs", "1", "--delete-weights"]) == 0
-    out = capfd.readouterr().out
+    out = run("sweep", "--jobs", "1", "--delete-weights")
     (kept,) = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}
     (chosen,) = [entry.run.needs for entry in sweeps.expand(sweeps.read_sweep("few.yaml"), plan.Request(
         "", (), out="output", data="few", targets=("line",))) if entry.choice]  # fmt: skip
     assert kept == chosen and len(weights) == 2 and "of weights of runs that were not chosen; their records stay" in out
-    assert main(["sweep", *words, "--jobs", "1"]) == 0
-    assert "3 runs: 3 complete" in capfd.readouterr().out
+    assert "3 runs: 3 complete" in run("sweep", "--jobs", "1")
     found = [item.record for item in records.find_records("output")]
     tested = [record for record in found if "test" in record["metrics"]]
     searched = [record for record in found if record["metrics"].keys() == {"val"}]
     assert len(tested) == 1 and len(searched) == 2 and all("target" not in v for r in searched for v in r["validation"])
     assert (tested[0]["trial"], tested[0]["test_part"]) == (0, "in")
-    assert main(["table", *words]) == 0
-    out = capfd.readouterr().out
-    assert f"ERM{tested[0]['metrics']['test']['accuracy']:.1f}" in re.sub(r" +", "", out)
+    assert f"ERM{tested[0]['metrics']['test']['accuracy']:.1f}" in run("table").replace(" ", "")

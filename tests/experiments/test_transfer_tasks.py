@@ -338,11 +338,12 @@ def test_plans_inside_a_data_set_with_domains(name, targets, expected):
         assert resolve_config(overrides) == run.config and job.eval_only == run.evaluates
 
 
-def test_cross_data_set_on_the_icons(tmp_path, capsys):
+def test_cross_data_set_on_the_icons(tmp_path, capsys, helper):
     """Trained on the base classes of three styles, tested on the new classes of the fourth: images and table."""
     place = ["--out", str(tmp_path), "--targets", "solid", "--shots", "1", "--jobs", "1", "OPTIM.MAX_EPOCH", "1"]
-    assert door.main(["task", "CoOp", "icons", "1", "--task", "xd", *place]) == 0
-    shown = rows_of(capsys.readouterr().out)
+    task = ["task", "CoOp", "icons", "1", "--task", "xd", *place]
+    out, _ = helper.start(task, tmp_path).communicate()
+    shown = rows_of(out)
     source, target = (record(next(tmp_path.rglob(f"*-{end}/seed1"))) for end in ("base", "new"))
     with (ICONS_FOLDER / "split.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
