@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from dassl_clip.engine import checkpoint_files as checkpoint
 from dassl_clip.engine.features import NormalizedRows
 from dassl_clip.engine.open_run import open_run
+from dassl_clip.results.errors import UserError
 from tests.trainers.plain_sizes import plain_choice, plain_theta
 
 TEMPLATES = ("a photo of a {}.", "the {} here.")
@@ -554,6 +555,17 @@ def test_a_draw_is_scored_as_a_run_on_its_images_scores(run, domain_tree, keys, 
         torch.testing.assert_close(*shares, atol=2e-3, rtol=0)
     if keys.get("MARGINAL") == "auto":
         torch.testing.assert_close(single.softmax(dim=1), images.logits[4:5].softmax(dim=1))
+
+
+def test_2_5_no_other_images_stand_in_for_a_split(run, domain_tree):
+    """Row 2.5: `test` of a trainer in Python, too, where the original toolbox would test the test images."""
+    trainer, _ = built(run, domain_tree, MARGINAL="zero-shot")
+    trainer.val_loader = None
+    for split in ("val", "train"):
+        with pytest.raises(
+            UserError, match=f"cannot test on '{split}': FolderDomains offers test images, no val images"
+        ):
+            trainer.test(split)
 
 
 def test_counts_in_a_file_are_of_the_set_that_is_drawn_from(run, domain_tree, problem, tmp_path):

@@ -29,9 +29,9 @@ from dassl_clip.trainers.gopro.model import (
 BLOCKS, VISION, TEXT, EMBED = 3, 8, 6, 5
 
 
-def learner() -> GOProLearner:
+def learner(views: int = 1) -> GOProLearner:
     torch.manual_seed(4)
-    made = GOProLearner(PromptGenerator([VISION] * BLOCKS, torch.randn(4, TEXT)), EMBED)
+    made = GOProLearner(PromptGenerator([VISION] * BLOCKS, torch.randn(4, TEXT), views), EMBED)
     for value in made.state_dict().values():
         value.copy_(torch.randn(value.shape)) if value.is_floating_point() and value.dim() else None
     return made
@@ -47,7 +47,10 @@ def authors_state(
             for kind in ("weight", "bias"):
                 state[f"prompt_learner.{part}.linear.{block}.{kind}"] = own[f"generator.{part}.{block}.{kind}"]
     for kind in ("weight", "bias"):
-        state[f"prompt_learner.rho.{kind}"] = own[f"generator.rho.0.{kind}"]
+        views = [number for number in range(3) if f"generator.rho.{number}.{kind}" in own]
+        names = ("rho_f", "rho_mo", "rho_Au") if len(views) > 1 else ("rho",)
+        for name, number in zip(names, views):
+            state[f"prompt_learner.{name}.{kind}"] = own[f"generator.rho.{number}.{kind}"]
         state[f"prompt_learner.meta_net.linear1.{kind}"] = torch.randn(2, 2)
     for name, value in own.items():
         if name.startswith("image_projector."):
@@ -87,6 +90,14 @@ def test_6_5_a_checkpoint_of_gopros_authors_loads(prefix, projector):
         shift = sum(own["generator.rho.0.weight"][0, number] * fused[number] for number in range(BLOCKS))
         expected = own["generator.ctx"] + shift + own["generator.rho.0.bias"]
         torch.testing.assert_close(ours.generator(image_statistics(blocks))[image], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_6_5_a_shift_layer_for_each_view_keeps_its_place():
+    """The paper's figure has one for each; they are told by their shape, in the order of the file."""
+    theirs = learner(views=3)
+    ours = GOProLearner(PromptGenerator([VISION] * BLOCKS, torch.zeros(4, TEXT), 3), EMBED)
+    checkpoint.load_state(ours, published_state(authors_state(theirs.state_dict())), "file")
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
 
 
 def test_6_5_a_projector_of_another_form_stays_as_it_is_where_no_score_reads_it():
