@@ -381,7 +381,7 @@ class Child:
             self.returncode = int(code)
         return self.returncode
 
-    def communicate(self, timeout: float = 120.0) -> tuple[str, str]:
+    def communicate(self, timeout: float = 300.0) -> tuple[str, str]:
         """Wait for its end; gives what it printed."""
         end = time.monotonic() + timeout
         while self.poll() is None:

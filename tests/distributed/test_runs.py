@@ -38,7 +38,7 @@ RUNS = {
     "flyp": ("FLYP", *by_steps("FLYP"), "TRAINER.FLYP.MAX_NORM", 1.0),
     "inmap-gopro": ("InMaP",),
 }
-CLAP_STEPS = ("TRAINER.CLAP.MAX_STEPS", 45, "TRAINER.CLAP.CHECK_EVERY", 20, "TRAINER.CLAP.BATCH_SIZE", 8)
+CLAP_STEPS = ("TRAINER.CLAP.MAX_STEPS", 9, "TRAINER.CLAP.CHECK_EVERY", 4, "TRAINER.CLAP.BATCH_SIZE", 8)
 CLAP_STEPS += ("OPTIM.LR", 1e-4)
 BITWISE = ("zeroshot", "probe", "clap", "clap-pictures", "inmap", "inmap-gopro")
 SINGLE = ("OPTIM.LR_SCHEDULER", "single_step")
@@ -52,11 +52,13 @@ def both(words, drive, alone, domain_tree, tmp_path_factory):
     process goes on with, and a run without a seed.
     """
     one, two = folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    lists = []
+    texts, lists = one / "texts.txt", []
+    texts.write_text("a {} in the rain\nthe {} at night\na painted {}\n")
     for folder in folders:
         for name, (trainer, *pairs) in RUNS.items():
             options = pairs.pop() if isinstance(pairs[-1:] and pairs[-1], dict) else {}
             pairs += CLAP_STEPS if trainer == "CLAP" else ()
+            pairs += ("TRAINER.CLAP.SOURCE", texts) if name == "clap" else ()
             pairs += ("TRAINER.CLAP.IMAGE_FOLDER", domain_tree / "art") if name == "clap-pictures" else ()
             pairs += ("TRAINER.INMAP.FROM", one / "gopro") if name == "inmap-gopro" else ()
             lists.append(words(trainer, folder / name, *pairs, **options))

@@ -101,25 +101,27 @@ def epochs_read(folder, epoch):
     return [line.split(" ", 1)[1] for line in (folder / "read.txt").read_text().splitlines() if line[0] == str(epoch)]
 
 
-@pytest.mark.parametrize("trainer, seed, step", [("CoOp", 1, 1), ("CoOp", 1, 3), ("CoOp", -1, 1), ("GOPro", 1, 1)])
-def test_sigterm_saves_after_the_step_and_the_next_start_goes_on_from_there(strike, trainer, seed, step):
+@pytest.mark.parametrize("trainer, seed, steps", [("CoOp", 1, (1, 3)), ("CoOp", -1, (1,)), ("GOPro", 1, (1,))])
+def test_sigterm_saves_after_the_step_and_the_next_start_goes_on_from_there(strike, trainer, seed, steps):
     pairs = ("SEED", seed) + (VIEWS if trainer == "CoOp" else ())
     if seed < 0:  # unseeded runs repeat only from the same states
         pairs += ("DATASET.SPLIT_SEED", "1")
     loop.seed_all(5)
     flags = ("--seed", str(seed))
     whole, record, _ = strike(trainer, NOBODY, *pairs, name="whole", flags=flags)
-    loop.seed_all(5)
-    folder, none, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", code=143, flags=flags)
-    assert none is None and f"saved after epoch 2, step {step + 1}: the same command resumes" in output.err
-    torch.manual_seed(77)  # what the second process starts from must not matter
-    _, again, output = strike(trainer, f"1 {step} {signal.SIGTERM}", *pairs, name="ended", flags=flags)
-    assert f"1 epochs and {step + 1} steps done" in output.out
-    assert_same(whole, folder)
-    assert record["metrics"] == again["metrics"] and record["losses"] == again["losses"]
-    assert record["history"] == again["history"]
-    assert epochs_read(folder, 1) == epochs_read(whole, 1)  # no image twice, none left out
-    assert not list(folder.glob("*/step.pth.tar-*")), "an ended run keeps no step checkpoints"
+    for step in steps:
+        when, options = f"1 {step} {signal.SIGTERM}", {"name": f"ended-{step}", "flags": flags}
+        loop.seed_all(5)
+        folder, none, output = strike(trainer, when, *pairs, code=143, **options)
+        assert none is None and f"saved after epoch 2, step {step + 1}: the same command resumes" in output.err
+        torch.manual_seed(77)  # what the second process starts from must not matter
+        _, again, output = strike(trainer, when, *pairs, **options)
+        assert f"1 epochs and {step + 1} steps done" in output.out
+        assert_same(whole, folder)
+        assert record["metrics"] == again["metrics"] and record["losses"] == again["losses"]
+        assert record["history"] == again["history"]
+        assert epochs_read(folder, 1) == epochs_read(whole, 1)  # no image twice, none left out
+        assert not list(folder.glob("*/step.pth.tar-*")), "an ended run keeps no step checkpoints"
 
 
 PLUGIN_END = """
@@ -244,23 +246,19 @@ def test_a_gpu_goes_on_within_the_spread_of_its_kernels(strike):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("step", [0, 2, 3])
-def test_step_checkpoints_bound_what_is_lost_by_a_crash(strike, step):
+def test_step_checkpoints_bound_what_is_lost_by_a_crash(strike):
     """Steps 0 to 3 of two epochs are struck by a signal that nobody handles, which ends the process in that step."""
     keys = ("TRAIN.CHECKPOINT_STEPS", 2, *VIEWS)
     whole, record, _ = strike("GOPro", NOBODY, *keys, name="whole")
-    folder, again = crash_and_go_on(strike, f"1 {step} {signal.SIGINT}", keys)
-    assert_same(whole, folder)
-    assert record["metrics"] == again["metrics"] and record["history"] == again["history"]
-    repeated = len(epochs_read(folder, 0)) + len(epochs_read(folder, 1)) - 2 * len(epochs_read(whole, 1))
-    assert repeated <= 2 * 3  # at most CHECKPOINT_STEPS steps of three images
-
-
-def crash_and_go_on(strike, when, keys):
-    folder, none, _ = strike("GOPro", when, *keys, name="crashed", code=130)
-    assert none is None
-    _, record, _ = strike("GOPro", when, *keys, name="crashed")
-    return folder, record
+    for step in (0, 2, 3):
+        when, name = f"1 {step} {signal.SIGINT}", f"crashed-{step}"
+        folder, none, _ = strike("GOPro", when, *keys, name=name, code=130)
+        assert none is None
+        _, again, _ = strike("GOPro", when, *keys, name=name)
+        assert_same(whole, folder)
+        assert record["metrics"] == again["metrics"] and record["history"] == again["history"]
+        repeated = len(epochs_read(folder, 0)) + len(epochs_read(folder, 1)) - 2 * len(epochs_read(whole, 1))
+        assert repeated <= 2 * 3  # at most CHECKPOINT_STEPS steps of three images
 
 
 def test_only_the_two_newest_step_checkpoints_are_kept_and_a_torn_one_gives_way(strike):

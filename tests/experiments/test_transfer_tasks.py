@@ -341,8 +341,9 @@ def test_plans_inside_a_data_set_with_domains(name, targets, expected):
 def test_cross_data_set_on_the_icons(tmp_path, capsys, helper):
     """Trained on the base classes of three styles, tested on the new classes of the fourth: images and table."""
     place = ["--out", str(tmp_path), "--targets", "solid", "--shots", "1", "--jobs", "1", "OPTIM.MAX_EPOCH", "1"]
-    task = ["task", "CoOp", "icons", "1", "--task", "xd", *place]
-    out, _ = helper.start(task, tmp_path).communicate()
+    child = helper.start(["task", "CoOp", "icons", "1", "--task", "xd", *place], tmp_path)
+    out, err = child.communicate()
+    assert child.returncode == 0, err
     shown = rows_of(out)
     source, target = (record(next(tmp_path.rglob(f"*-{end}/seed1"))) for end in ("base", "new"))
     with (ICONS_FOLDER / "split.csv").open(newline="") as file:
