@@ -12,11 +12,15 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 UNLABELLED = -1  # label of an image that has none
+# Soft hyphens, spaces without width, marks of direction: nobody sees them in a folder's name, and texts get tokens.
+INVISIBLE = dict.fromkeys(
+    [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
+)
 
 
 def prompt_key(name: str) -> str:
     """Form in which two class names give one prompt: `_` is a blank, and the rest is what CLIP's tokenizer cleans."""
-    text = name.replace("_", " ")
+    text = name.translate(INVISIBLE).replace("_", " ")
     if not text.isascii() or "&" in text:
         from ftfy import fix_text  # as open_clip's tokenizer has it
 
@@ -80,12 +84,12 @@ def check_labels(dataset: Any, name: str) -> None:
 
 
 def display_name(classname: str) -> str:
-    """A class name as it stands in a text: blanks for underscores.
+    """A class name as it stands in a text: blanks for underscores, and no letters that nobody sees.
 
     Raises:
         UserError: The name is empty.
     """
-    name = classname.replace("_", " ").strip()
+    name = classname.translate(INVISIBLE).replace("_", " ").strip()
     if not name:
         raise UserError(f"a class name must not be empty, got {classname!r}")
     return name

@@ -15,7 +15,7 @@ from dassl_clip.datasets.class_names import check_prompts, without_counters
 from dassl_clip.datasets.spec import load_spec
 from dassl_clip.datasets.verify import NOTE, WARNING, verify
 from dassl_clip.results.data_sets import entries
-from dassl_clip.results.labels import prompt_key
+from dassl_clip.results.labels import display_name, prompt_key
 from dassl_clip.results.run_data import data_of
 
 WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n01514668": "rooster"}  # WordNet's name of the last is cock
@@ -207,11 +207,13 @@ def test_4_1_the_whole_list_for_a_part_of_imagenet(tmp_path, config):
         ("black  tea", "black tea"),
         ("salt &amp; pepper", "salt & pepper"),
         ("ﬁsh", "fish"),
+        ("c\u00ada\u200et\u200b", "cat"),
     ],
 )
 def test_4_2_two_spellings_of_one_class(one, two, tmp_path, grow, config, told):
     """Five classes for four, two equal prompts (row 4.2)."""
-    assert prompt_key(one) == prompt_key(two)
+    assert prompt_key(one) == prompt_key(two) == prompt_key(display_name(one))
+    assert display_name(one).isprintable()
     root = grow(tmp_path / "domains", f"day/{one}", "day/owl", f"night/{two}", "night/owl")
     data = FolderDomains(config(root, ["day"], ["night"]))
     assert len(data.classnames) == 2 and len(data.test) == 10
