@@ -1,7 +1,7 @@
-"""Trainers that people wrote for Dassl, unmodified, go through all checks.
+"""Trainers that people wrote for Dassl, unmodified, are checked.
 
-Covers: a CoOp-shaped one on the embedded CLIP and a DG-shaped one on a small CNN; their budgets; the command's exit
-codes, its one-line refusals, and its json file.
+Covers: a DG-shaped one on a small CNN by all checks; a CoOp-shaped one on the embedded CLIP by those of its budget and
+of classes, state and contract; the command's exit codes, its one-line refusals, and its json file.
 """
 
 import json
@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from dassl_clip.checks.budget import ASKED
 from dassl_clip.cli import check
 
 FILE = str(Path(__file__).with_name("strangers.py"))
+LESS = ["--only", "classes", "state", "contract", *ASKED]
 
 
-@pytest.mark.parametrize(("name", "budget", "broken"), [
+@pytest.mark.parametrize(("name", "only", "budget", "broken"), [
     # CoOp's shape: an assertion without a text, and tokens in the checkpoint that were never trained
-    ("PromptTuner", ["training labels", "class names"], ["contract.refusals", "contract.checkpoint"]),
-    ("TwoHeads", ["training labels"], []),
+    ("PromptTuner", LESS, ["training labels", "class names"], ["contract.refusals", "contract.checkpoint"]),
+    ("TwoHeads", [], ["training labels"], []),
 ])  # fmt: skip
-def test_a_trainer_written_for_dassl_is_checked(name, budget, broken, tmp_path, capsys):
+def test_a_trainer_written_for_dassl_is_checked(name, only, budget, broken, tmp_path, capsys):
     file = tmp_path / "report.json"
     pairs = ["OPTIM.NAME", "sgd", "OPTIM.LR", "0.01", "INPUT.SIZE", "(64, 64)", "INPUT.TRANSFORMS", "('normalize',)"]
-    code = check.main([name, "--import", FILE, "--json", str(file), *pairs])
+    code = check.main([name, "--import", FILE, "--json", str(file), *only, *pairs])
     (report,) = json.loads(file.read_text())
     failed = [result["name"] for result in report["results"] if result["verdict"] == "fails"]
     assert (code, failed) == (int(bool(broken)), broken), capsys.readouterr().out
