@@ -41,6 +41,7 @@ OLD_EOS = 2  # of configurations from before the end-of-text id was right: the h
 TOWERS = ("vision_cfg", "text_cfg")
 MOST_LAYERS, MOST_PARAMETERS = 1000, 5_000_000_000  # of a tower; the largest of open_clip's has 3.8 billion
 MOST_PIXELS = 4096  # along a side
+MOST_MEAN = 2.0  # of pixels from 0 to 1, and of their standard deviation
 MOST_WORDS = 2_000_000
 
 
@@ -73,6 +74,8 @@ def read_open_clip(path: Path) -> Description:
         preprocess = {key: value for key, value in content.get("preprocess_cfg", {}).items() if key in PREPROCESS_KEYS}
         check_model_config(config, preprocess)
         return Description(path, config, _facts(config), preprocess)
+    except UserError as error:
+        raise UserError(f"{path} is no open_clip configuration that can be used: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no open_clip configuration with 'model_cfg': {error!r}") from error
 
@@ -282,6 +285,10 @@ def check_preprocess(preprocess: dict[str, Any]) -> None:
             raise UserError(f"{key} should be three numbers, not {values!r:.80}")
         if key == "std" and min(values) <= 0:
             raise UserError(f"std should be above 0, not {values!r:.80}")
+        if max(map(abs, values)) > MOST_MEAN:
+            raise UserError(
+                f"{key} is {values!r:.80}, of pixels from 0 to 255; give it for pixels from 0 to 1 (over 255)"
+            )
 
 
 def _check_tower(tower: dict[str, Any], name: str, embed: object) -> None:

@@ -1,4 +1,4 @@
-"""Numbers that are no numbers (NaN) or infinite, in files of weights, in features and in scores: found, and named."""
+"""Numbers that say nothing, found and named: NaN and infinite ones, quantised weights, features that are all 0."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from dassl_clip.results.errors import NotFiniteError, UserError
 
 MASKS = ("attn_mask",)  # entries of state dicts that hold -inf by right
+BYTES = (torch.int8, torch.uint8, torch.qint8, torch.quint8)
 
 
 def finite_rows(x: Tensor) -> Tensor:
@@ -23,17 +24,24 @@ def finite_rows(x: Tensor) -> Tensor:
 
 
 def check_state(state: Mapping[str, object], source: str) -> None:
-    """Make sure that the floating-point tensors of a state dict hold finite numbers only.
+    """Make sure that the tensors of a state dict are numbers to compute with, all of them finite.
 
     Args:
         state: The state dict; masks in it are not looked at.
         source: What the error calls it.
 
     Raises:
-        UserError: A tensor holds NaN or an infinite number; the message names the first one.
+        UserError: A tensor holds NaN or an infinite number, or is quantised; the message names the first one.
     """
     for name, value in state.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or name.rpartition(".")[2] in MASKS:
+        if not isinstance(value, Tensor) or name.rpartition(".")[2] in MASKS:
+            continue
+        if value.dtype in BYTES and value.dim():
+            raise UserError(
+                f"{source}: the tensor {name!r} is {str(value.dtype).removeprefix('torch.')}, whole numbers of 8 bits: "
+                "quantised weights, whose scales are not read; give the weights in float32, float16 or bfloat16"
+            )
+        if not value.is_floating_point():
             continue
         if value.numel() and not bool(finite_rows(value.detach().reshape(1, -1))):
             wrong = int((~value.float().isfinite()).sum())
@@ -41,6 +49,22 @@ def check_state(state: Mapping[str, object], source: str) -> None:
                 f"{source}: {wrong} of the {value.numel():,} numbers of the tensor {name!r} are NaN or infinite: the "
                 "file is damaged, or its training diverged; get it, or train it, again"
             )
+
+
+def check_features(x: Tensor, what: str, names: list[str]) -> None:
+    """`check_rows` of features, of which no row is 0 throughout either: it has no direction to compare.
+
+    Raises:
+        NotFiniteError: A row is not finite, or has the length 0; the message names the first one.
+    """
+    check_rows(x, what, names)
+    zero = ~x.flatten(1).any(dim=1)
+    if bool(zero.any()):
+        wrong = zero.nonzero().flatten().tolist()
+        raise NotFiniteError(
+            f"the {what} of {names[wrong[0]]} are 0 throughout ({len(wrong)} of {len(names)} of them): the weights, or "
+            "the learned parts, were never trained"
+        )
 
 
 def check_rows(x: Tensor, what: str, names: list[str]) -> None:

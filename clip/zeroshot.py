@@ -15,7 +15,7 @@ from torch import Tensor
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
-from .finite import check_rows
+from .finite import check_features
 from .templates import fill_template
 from .text_tower import TextTower
 
@@ -55,7 +55,7 @@ def zeroshot_weights(
     step = max(1, TEXTS_AT_ONCE // len(templates))
     starts = range(0, len(distinct), step)
     columns = torch.cat([_class_features(text, distinct[n : n + step], templates, chunk) for n in starts])
-    check_rows(columns, "text features", [f"the class {name!r}" for name, _ in distinct])
+    check_features(columns, "text features", [f"the class {name!r}" for name, _ in distinct])
     place = {name: index for index, name in enumerate(distinct)}
     return columns[[place[name] for name in names]].T
 

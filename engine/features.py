@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dassl_clip.clip.backbone import FrozenCLIP
-from dassl_clip.clip.finite import check_rows, finite_rows
+from dassl_clip.clip.finite import check_features, finite_rows
 from dassl_clip.clip.memory import activation_budget
 from dassl_clip.results.errors import NotFiniteError, UserError
 from dassl_clip.results.files import cache_dir
@@ -164,7 +164,7 @@ class FeatureStore:
         images = self.to_device(batch["img"])
         readable = torch.tensor(self.note_unreadable(batch), device=self.device)
         rows = encode(images)
-        check_rows(rows, "image features", batch["impath"])
+        check_features(rows, "image features", batch["impath"])
         return rows.masked_fill(~readable[:, None], float("nan"))
 
     def to_device(self, images: Tensor) -> Tensor:
@@ -323,7 +323,7 @@ class FeatureStore:
         def encode() -> Tensor:
             with self.precision.autocast():
                 features = self.backbone.text.encode(list(texts)).float()
-            check_rows(features, "text features", [repr(text) for text in texts])
+            check_features(features, "text features", [repr(text) for text in texts])
             return features
 
         facts = {"kind": "text features"} | feature_cache.text_facts(texts) | self.tower_facts

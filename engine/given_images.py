@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dassl_clip.clip.finite import check_rows
+from dassl_clip.clip.finite import check_features, check_rows
 from dassl_clip.clip.names import ICONS
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
@@ -196,7 +196,7 @@ def given_features(trainer: Any, features: Tensor | None, rows: Mapping[str, int
                 f"the features have {features.shape[1]} numbers each, but {trainer.backbone.name} gives "
                 f"{trainer.backbone.embed_dim}: give features of this model's image tower"
             )
-        check_rows(features, "features", [f"row {number}" for number in range(len(features))])
+        check_features(features, "features", [f"row {number}" for number in range(len(features))])
     trainer.features.given = None if features is None else (features, rows)
     try:
         yield

@@ -403,6 +403,18 @@ PREPROCESSING = [
 ]
 
 
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_3_1_pixels_of_another_range_are_refused(key, tmp_path):
+    """The numbers of programs whose pixels go from 0 to 255 would make every image black, or white."""
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3} | {key: [123.675, 116.28, 103.53]}
+    config = ARCHITECTURES["tiny-vit"]
+    folder = write_folder(tmp_path / "m", config, open_clip.CLIP(**deepcopy(config)).state_dict(), settings)
+    with pytest.raises(
+        ValueError, match=rf"{key} is \[123.675, 116.28, 103.53\], of pixels from 0 to 255; give it for"
+    ):
+        load_backbone(f"local-dir:{folder}")
+
+
 @pytest.mark.parametrize("size, settings", PREPROCESSING)
 def test_preprocessing_is_open_clips_bit_for_bit(size, settings, tmp_path):
     config = {**ARCHITECTURES["tiny-vit"], "vision_cfg": {**VIT, "image_size": size, "patch_size": 16}}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dassl_clip.cli import export, predict
-from dassl_clip.clip.finite import check_rows, check_state, finite_rows
+from dassl_clip.clip.finite import check_features, check_rows, check_state, finite_rows
 from dassl_clip.clip.weights import hash_state
 from dassl_clip.clip.zeroshot import zeroshot_weights
 
@@ -44,6 +44,16 @@ def test_states_with_masks_and_counters_are_let_through():
 def test_rows_are_named_by_the_first():
     with pytest.raises(FloatingPointError, match=r"the scores of b.png are not finite \(2 of 3 of them\)"):
         check_rows(torch.tensor([[0.0], [NAN], [INF]]), "scores", ["a.png", "b.png", "c.png"])
+
+
+def test_3_1_features_without_a_direction_and_quantised_weights():
+    rows = torch.tensor([[0.0, 1e-30], [0.0, -0.0], [3.0, 0.0]])
+    check_features(rows[::2], "image features", ["a", "c"])
+    with pytest.raises(FloatingPointError, match=r"the image features of b are 0 throughout \(1 of 3 of them\)"):
+        check_features(rows, "image features", ["a", "b", "c"])
+    check_state({"mask.attn_mask": torch.ones(2, 2, dtype=torch.uint8), "ids": torch.arange(3)}, "file")
+    with pytest.raises(ValueError, match="file: the tensor 'proj' is int8, whole numbers of 8 bits: quantised weights"):
+        check_state({"proj": torch.ones(2, 2, dtype=torch.int8)}, "file")
 
 
 def clip_with(tiny_clip, folder, tensor, value):
