@@ -7,7 +7,7 @@ import glob
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +235,27 @@ def seeds(text: str) -> tuple[int, ...]:
         problem = f"'{text}' should be a whole number, or several: 1 2 3 or 1,2,3"
         raise argparse.ArgumentTypeError(problem) from None
     return numbers
+
+
+def refuse_among_images(file: str | Path, flag: str, images: Iterable[str]) -> None:
+    """Refuse to write a picture over an image, or into a folder of images, where the next run would read it as one.
+
+    Args:
+        file: what would be written.
+        flag: that names it.
+        images: files and folders that are read.
+
+    Raises:
+        UserError: naming the image or the folder.
+    """
+    written = Path(file).expanduser().resolve()
+    for name in images:
+        place = Path(name).expanduser().resolve()
+        if written != place and not (place.is_dir() and place in written.parents):
+            continue
+        if written.exists():
+            raise UserError(f"{flag} {file} is there already, among the images, and would be lost; give another file")
+        raise UserError(
+            f"{flag} {file} lies among the images of {name}, and the next run would read it as one of them; give a "
+            "place outside"
+        )

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from dassl_clip import configs
-from dassl_clip.cli.arguments import Parser, add_data, command
+from dassl_clip.cli.arguments import Parser, add_data, command, refuse_among_images
 from dassl_clip.engine import declared
 from dassl_clip.engine.catalogue import dataset_file
 from dassl_clip.engine.config import declared_config, decode, merge_file, set_key
@@ -202,6 +202,7 @@ def run_inspect(args: argparse.Namespace, pairs: Pairs) -> int:
         print(f"{finding.level}: {finding.text}")
     if not report.images:
         return report.verdict
+    refuse_among_images(out, "--out", {os.path.dirname(image.path) for image in report.images})
     more = f" (and {len(templates) - 1} more templates)" if len(templates) > 1 else ""
     print(f"{report.dataset}: {len(report.classes)} classes in label order, with their prompts{more}")
     for label, name in enumerate(report.classes):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_clip.cli import predict_scores
-from dassl_clip.cli.arguments import Parser, add_import, check_format, command
+from dassl_clip.cli.arguments import Parser, add_import, check_format, command, refuse_among_images
 from dassl_clip.clip.names import check_name
 from dassl_clip.engine import declared
 from dassl_clip.engine.catalogue import match_trainer
@@ -143,10 +143,14 @@ def check_arguments(args: argparse.Namespace, pairs: Pairs) -> None:
         raise UserError(f"--reject-below {args.reject_below:g}: a share from 0 to 1 is needed, such as 0.5")
     if args.out:
         check_format(args.out)
+        if args.names and Path(args.out).expanduser().resolve() == Path(args.names).expanduser().resolve():
+            raise UserError(f"--out {args.out} is the file of the class names, which would be lost; give another file")
     for flag, ending in (("export", EXPORT), ("sheet", ".png")):
         name = getattr(args, flag)
         if name and Path(name).suffix.lower() != ending:
             raise UserError(f"--{flag} {name}: the file should end in {ending}")
+    if args.sheet:
+        refuse_among_images(args.sheet, "--sheet", args.images)
     for flag in ("out", "export", "sheet"):
         if getattr(args, flag):
             make_folder(Path(getattr(args, flag)).expanduser().parent, f"--{flag}")

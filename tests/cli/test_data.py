@@ -180,6 +180,15 @@ def test_inspect_by_template(folders, tmp_path, capsys):
 def test_inspect_refuses(folders, tmp_path, capsys):
     code, _, err = run(capsys, "inspect", "FolderDomains", "--root", folders, "--out", tmp_path / "no/s.png")
     assert code == 2 and f"--out: there is no folder {tmp_path}/no" in err
+    before = {path: path.stat().st_mtime_ns for path in folders.rglob("*.*")}
+    image = min(before)
+    for out, told in (
+        (image, "is there already, among the images"),
+        (image.with_name("s.png"), "lies among the images of"),
+    ):
+        code, _, err = run(capsys, "inspect", "FolderDomains", "--root", folders, "--out", out)
+        assert code == 2 and f"--out {out} {told}" in err
+    assert {path: path.stat().st_mtime_ns for path in folders.rglob("*.*")} == before
     code, _, err = run(capsys, "inspect", "FolderDomains", "--root", folders, "--images", 0)
     assert code == 2 and "--images 0: at least one image" in err
     code, out, _ = run(capsys, "inspect", "pacs", "--root", folders)

@@ -336,6 +336,12 @@ REFUSALS = {
         ["{mine}", "--names", "a,b", "--method", "ZLaP", "--export", "a.safetensors", "--backbone", "IconsCLIP"],
         "ZLaP scores images together and keeps nothing",
     ),
+    "sheet among the images": (["{mine}", "--names", "a,b", "--sheet", "{mine}/s.png"], "lies among the images of"),
+    "sheet over an image": (
+        ["{bad}", "--names", "a,b", "--sheet", "{bad}"],
+        "is there already, among the images, and would be lost",
+    ),
+    "answers over the names": (["{mine}", "--names", "{names}", "--out", "{names}"], "is the file of the class names"),
     "sheet's ending": (["{mine}", "--names", "a,b", "--sheet", "a.jpg"], "end in .png"),
     "threshold": (["{mine}", "--names", "a,b", "--reject-below", "50"], "a share from 0 to 1"),
     "key": (
@@ -351,7 +357,8 @@ def test_refusals_are_sentences(trained, tmp_path, capsys, case):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").touch()
     places = {"mine": trained / "moved" / "sketch", "world": trained, "run": trained / "CoOp"}
-    places |= {"empty": tmp_path / "empty", "bad": tmp_path / "bad.png"}
+    places |= {"empty": tmp_path / "empty", "bad": tmp_path / "bad.png", "names": tmp_path / "names.csv"}
+    (tmp_path / "names.csv").write_text("a\nb\n")
     words, expected = REFUSALS[case]
     try:
         code = predict.main([word.format(**places) for word in words])
