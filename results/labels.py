@@ -73,6 +73,8 @@ def check_labels(dataset: Any, name: str) -> None:
             raise UserError(f'{name}: label {label} is "{known}" in lab2cname and "{text}" in classnames')
         if not str(text).strip():
             raise UserError(f"{name}: class {label} has no name, so that its prompt says nothing")
+    if len(names) == 1:
+        logger.warning('%s has the class "%s" alone: every image gets it, and an accuracy says nothing', name, names[0])
     first: dict[str, str] = {}
     for text in () if hasattr(dataset, "spec") else names:  # a loader of this project has refused them
         if prompt_key(text) in first:

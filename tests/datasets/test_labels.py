@@ -76,6 +76,11 @@ def test_4_2_one_prompt_for_two_classes_of_a_strangers_loader(caplog):
     assert 'Mine: two classes have one prompt: "Drinking Glass" and "drinking_glass"' in caplog.text
 
 
+def test_a_single_class_is_no_task(caplog):
+    check_labels(Data([0, 0], item_names={0: "owl"}), "Mine")
+    assert caplog.text.count('Mine has the class "owl" alone: every image gets it') == 1
+
+
 LOADER = """
 from pathlib import Path
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
