@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dassl_clip.cli import export, predict, table
 from dassl_clip.clip.backbone import load_backbone
@@ -94,6 +95,19 @@ def test_rates_are_the_closed_forms():
         schedule.apply(step)
         assert [group["lr"] for group in optim.param_groups] == pytest.approx([share, 10 * share])
     assert StepSchedule(optim, "constant", 10).factor(9) == 1.0
+
+
+def test_every_step_of_a_run_has_its_rate(run):
+    """Also those inside a part between two evaluations."""
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda optim, *_: rates.append(optim.param_groups[0]["lr"]))
+    settings = node("ERM", STEPS=6, EVALUATE_EVERY=3, SCHEDULE="cosine", WARMUP=2)
+    try:
+        run("ERM", *settings, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.01)
+    finally:
+        hook.remove()
+    expected = [0.5, 1.0] + [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx([0.01 * share for share in expected])
 
 
 def test_layer_wise_rates_fall_from_block_to_block(tiny_clip):
