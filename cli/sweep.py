@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
     if chosen := [run for run in sweeps.runs_of(entries) if run.folder not in found]:  # searches are finished
         rules = {entry.choice.rule for entry in entries if entry.choice}
         where = f"by {', '.join(sorted(rules))}" if rules else "on source validation images"
-        print(f"chosen {where}: {len(chosen)} runs that are tested")
+        print(f"chosen {where}: {len(chosen)} run{'s' * (len(chosen) != 1)} to test")
         runs = [*runs, *chosen]
         launchers.run_in_order(runs, chosen, launcher_of(args))
     after = [state.state_of(run) for run in runs]
