@@ -312,7 +312,7 @@ def test_a_small_search_runs_to_its_last_cell_and_tells_its_price_first(place, h
     out = run("sweep", "--jobs", "1")
     counted, timed = out.index("search: 2 runs, 4 steps, 4 evaluations"), out.index("price: in all 2 runs")
     assert counted < timed < out.index("2 runs, 1 at a time")
-    assert "chosen by training-domain: 1 runs that are tested" in out and "3 complete" in out
+    assert "chosen by training-domain: 1 run to test" in out and "3 complete" in out
     weights = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}
     out = run("sweep", "--jobs", "1", "--delete-weights")
     (kept,) = {file.parents[1] for file in Path("output").rglob("model*.pth.tar*")}
