@@ -8,8 +8,6 @@ blocks and formed labels against the whole; precision, arguments left unchanged,
 """
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -370,9 +368,10 @@ def test_no_block_is_larger_than_asked():
     assert set(seen) == {30, 10}
 
 
-def test_blocks_leave_no_memory_behind():
+def test_blocks_leave_no_memory_behind(helper, tmp_path):
     """In a process of its own: 40 blocks of 6 MB each; what is kept between blocks must not hold on to theirs."""
-    program = """if True:
+    program = tmp_path / "memory.py"
+    program.write_text("""if True:
         import resource, torch
         from dassl_clip.clip.rows import Cosines
         from dassl_clip.trainers.inmap.labels import PseudoLabels, sinkhorn_potentials, solve_vision_proxy
@@ -385,10 +384,10 @@ def test_blocks_leave_no_memory_behind():
         labels = PseudoLabels(scores, 0.01, potentials)
         solve_vision_proxy(features, text, labels, 0.04, steps=1, block_rows=1500)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-    """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 200  # the blocks themselves take a part of it; 40 of them would be 240 MB
+    """)
+    out, err = helper.start([program], tmp_path).communicate()
+    assert not err, err
+    assert int(out) < 200  # the blocks themselves take a part of it; 40 of them would be 240 MB
 
 
 @pytest.mark.parametrize("room, times", [(10**9, 1), (100, None)])
