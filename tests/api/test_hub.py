@@ -4,11 +4,8 @@ import base64
 import hashlib
 import http.server
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -94,17 +91,31 @@ def fitted(icons, tmp_path_factory):
     return clf.save(tmp_path_factory.mktemp("hub") / "fitted.safetensors"), clf, paths
 
 
-def python(program, *arguments, cwd, **environment):
-    """Lines that a program prints in a process of its own, since the client reads its variables once."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **environment},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+AFRESH = """
+import sys
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("dassl", "dassl_clip", "huggingface_hub"):
+        del sys.modules[name]
+"""
+
+
+@pytest.fixture
+def python(helper, tmp_path):
+    """Lines that a program prints in a process of its own, which imports the client anew: it reads its variables once.
+
+    Everything else that takes long to import is there.
+    """
+
+    def lines(program, *arguments, **environment):
+        file = tmp_path / "program.py"
+        file.write_text(AFRESH + program)
+        settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **environment}
+        child = helper.start([file, *arguments], tmp_path, **settings)
+        out, err = child.communicate()
+        assert child.returncode == 0, err
+        return out.splitlines()
+
+    return lines
 
 
 THERE_AND_BACK = """
@@ -122,11 +133,11 @@ for ask in (lambda: load("user/none"), lambda: InMaPClassifier.from_pretrained("
 """
 
 
-def test_what_is_uploaded_comes_back(hub, fitted, tmp_path):
+def test_what_is_uploaded_comes_back(hub, fitted, python, tmp_path):
     file, clf, paths = fitted
     np.save(tmp_path / "expected.npy", clf.predict_proba(paths))
     place = {"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(tmp_path / "cache")}
-    address, *refusals = python(THERE_AND_BACK, file, tmp_path / "expected.npy", *paths, cwd=tmp_path, **place)
+    address, *refusals = python(THERE_AND_BACK, file, tmp_path / "expected.npy", *paths, **place)
     assert address == f"{hub}/user/icons/commit/{COMMIT}"
     for line, repo in zip(refusals, ("none", "icons"), strict=True):
         assert line.startswith(f"there is no file or folder user/{repo}, and the Hugging Face hub gives no head.safe")
@@ -143,12 +154,12 @@ def test_what_is_uploaded_comes_back(hub, fitted, tmp_path):
     assert facts["backbone"]["weights_hash"] == weights
 
 
-def test_no_network_is_a_line(fitted, tmp_path):
+def test_no_network_is_a_line(fitted, python):
     program = (
         "import sys; from dassl_clip import load\n"
         "try: load(sys.argv[1]).push_to_hub('user/icons', token='secret')\nexcept ValueError as error: print(error)"
     )
-    (line,) = python(program, fitted[0], cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    (line,) = python(program, fitted[0], HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("user/icons cannot be written on the Hugging Face hub: ")
     assert "refused" in line
 
