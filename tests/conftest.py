@@ -96,7 +96,16 @@ def other_clip(tmp_path_factory) -> Path:
     return make_tiny_clip(tmp_path_factory.mktemp("other_clip"), seed=1)
 
 
-def make_tiny_clip(folder: Path, seed: int) -> Path:
+@pytest.fixture(scope="session")
+def deep_clip(tmp_path_factory) -> Path:
+    """The image size, patches and layers of ViT-B/16; the towers are narrow, and their widths differ as there."""
+    vision = {"image_size": 224, "patch_size": 16, "layers": 12, "width": 48, "head_width": 16}
+    text = TINY_CLIP["model_cfg"]["text_cfg"] | {"layers": 12}
+    config = TINY_CLIP | {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}}
+    return make_tiny_clip(tmp_path_factory.mktemp("deep_clip"), seed=0, config=config)
+
+
+def make_tiny_clip(folder: Path, seed: int, config: dict = TINY_CLIP) -> Path:
     """Write the configuration and random weights in open_clip's layout."""
     import open_clip
     import torch
@@ -104,10 +113,8 @@ def make_tiny_clip(folder: Path, seed: int) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.CLIP(
-            embed_dim=16, vision_cfg=TINY_CLIP["model_cfg"]["vision_cfg"], text_cfg=TINY_CLIP["model_cfg"]["text_cfg"]
-        )
-    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
+        model = open_clip.CLIP(**config["model_cfg"])
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return folder

@@ -1,5 +1,5 @@
 """`python train.py --trainer GOPro` with the shipped configs on PACS: with and without split lists with the small CLIP,
-and with a random ViT-B/16. (`test_layouts.py` compares what the loader reads of every layout.)
+and with a CLIP that has the layers and patches of ViT-B/16. (`test_layouts.py` compares what the loader reads of every layout.)
 """
 
 from pathlib import Path
@@ -12,22 +12,22 @@ from dassl_clip.results.records import read_record
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("layout", ["pacs/images", "kfold", "lists/absolute", "ViT-B/16"])
-def test_gopro_runs_on_pacs(layout, tmp_path, pacs_tree, tiny_clip):
-    """One epoch with one shot; a large tower takes the three new classes alone."""
-    large = layout == "ViT-B/16"
-    backbone, classes = ("ViT-B-16:random", 3) if large else (f"local-dir:{tiny_clip}", 7)
-    root, folder = pacs_tree(tmp_path / "data", "pacs/images" if large else layout, size=2), tmp_path / "run"
+@pytest.mark.parametrize("layout", ["pacs/images", "kfold", "lists/absolute", "deep"])
+def test_gopro_runs_on_pacs(layout, tmp_path, pacs_tree, tiny_clip, deep_clip):
+    """One epoch with one shot; a deep tower takes the three new classes alone."""
+    deep = layout == "deep"
+    clip, classes = (deep_clip, 3) if deep else (tiny_clip, 7)
+    root, folder = pacs_tree(tmp_path / "data", "pacs/images" if deep else layout, size=2), tmp_path / "run"
     words = ["--trainer", "GOPro", "--dataset-config-file", str(ROOT / "configs/datasets/pacs.yaml")]
     words += ["--config-file", str(ROOT / "configs/trainers/GOPro/vit_b16.yaml"), "--root", str(root), "--seed", "1"]
     words += ["--source-domains", "cartoon", "art_painting", "--target-domains", "sketch", "--output-dir", str(folder)]
-    words += ["MODEL.BACKBONE.NAME", backbone, "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "1"]
+    words += ["MODEL.BACKBONE.NAME", f"local-dir:{clip}", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "1"]
     words += ["DATALOADER.NUM_WORKERS", "0", "TRAINER.GOPRO.PREC", "fp32"]
-    words += ["DATASET.SUBSAMPLE_CLASSES", "new" if large else "all"]
+    words += ["DATASET.SUBSAMPLE_CLASSES", "new" if deep else "all"]
     assert train.main(words) == 0
     record = read_record(folder)
     numbers = record["num_train"], record["metrics"]["test"]["total"], record["num_classes"]
     assert numbers == (classes, 2 * classes, classes)
     assert set(record["losses"]) >= {"ce", "consistency"}
     assert ("with the split lists" in record["protocol"]) == (layout != "kfold")
-    assert not large or record["backbone"]["vision_widths"] == [768] * 12
+    assert not deep or record["backbone"]["vision_widths"] == [48] * 12
