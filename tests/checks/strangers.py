@@ -35,6 +35,7 @@ def extend_cfg(cfg):
 def load_clip():
     folder = Path(embedded.CLIP_FOLDER)
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = [1, 1, 1, 1], 1
     model = open_clip.CLIP(**config).eval()
     state = load_file(next(folder.glob("*.safetensors")))
     model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)

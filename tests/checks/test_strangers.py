@@ -23,7 +23,8 @@ LESS = ["--only", "classes", "state", "contract", *ASKED]
 ])  # fmt: skip
 def test_a_trainer_written_for_dassl_is_checked(name, only, budget, broken, tmp_path, capsys):
     file = tmp_path / "report.json"
-    pairs = ["OPTIM.NAME", "sgd", "OPTIM.LR", "0.01", "INPUT.SIZE", "(64, 64)", "INPUT.TRANSFORMS", "('normalize',)"]
+    size = "(64, 64)" if name == "PromptTuner" else "(32, 32)"
+    pairs = ["OPTIM.NAME", "sgd", "OPTIM.LR", "0.01", "INPUT.SIZE", size, "INPUT.TRANSFORMS", "('normalize',)"]
     code = check.main([name, "--import", FILE, "--json", str(file), *only, *pairs])
     (report,) = json.loads(file.read_text())
     failed = [result["name"] for result in report["results"] if result["verdict"] == "fails"]
