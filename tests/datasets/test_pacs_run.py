@@ -1,5 +1,6 @@
 """`python train.py --trainer GOPro` with the shipped configs on PACS: with and without split lists with the small CLIP,
-and with a CLIP that has the layers and patches of ViT-B/16. (`test_layouts.py` compares what the loader reads of every layout.)
+and with a CLIP of the image size, patches and layers of ViT-B/16. (`test_layouts.py` compares what the loader reads of
+every layout.)
 """
 
 from pathlib import Path
