@@ -530,8 +530,8 @@ class CLAP(trainers.CLAP):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The run that is not struck, once it was made."""
-    return []
+    """The run on the texts of a file that is not struck, and that on templates, once they were made."""
+    return {}
 
 
 @pytest.fixture
@@ -548,31 +548,33 @@ def strike(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("step", "number", "every", "code", "repeated"),
+    ("step", "number", "every", "code", "repeated", "templates"),
     [
-        (13, signal.SIGTERM, 0, 143, 0),  # between two checks
-        (29, signal.SIGTERM, 0, 143, 0),  # the last step
-        (13, signal.SIGINT, 4, 130, 1),  # as a crash: only what was saved is there
+        (13, signal.SIGTERM, 0, 143, 0, True),  # between two checks
+        (29, signal.SIGTERM, 0, 143, 0, False),  # the last step
+        (13, signal.SIGINT, 4, 130, 1, False),  # as a crash: only what was saved is there
     ],
 )
 def test_a_training_that_ends_anywhere_goes_on_to_the_bit(
-    strike, undisturbed, tmp_path, monkeypatch, step, number, every, code, repeated
+    strike, undisturbed, tmp_path, monkeypatch, step, number, every, code, repeated, templates
 ):
     monkeypatch.setenv("DASSL_CLIP_CACHE", str(tmp_path / "cache"))
-    folder, none, output = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, name="ended", code=code)
+    (tmp_path / "texts.txt").write_text("a photo of a {}\na small {}\nthe {} here\n")
+    keys = () if templates else ("TRAINER.CLAP.SOURCE", tmp_path / "texts.txt")
+    folder, none, output = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, *keys, name="ended", code=code)
     assert none is None
     if number == signal.SIGTERM:
         assert f"saved after step {step + 1}: the same command resumes" in output.err
-    ended = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, name="ended")
+    ended = strike(step, number, "TRAIN.CHECKPOINT_STEPS", every, *keys, name="ended")
     steps = [int(line) for line in (folder / "steps.txt").read_text().split()]
     assert len(steps) == 30 + repeated and set(steps) == set(range(30))
     assert not list(folder.glob("clap/step*"))
-    same = strike(-1, number, name="same-task")  # the head is in the bank under the name of an undisturbed one
+    same = strike(-1, number, *keys, name="same-task")  # the head is in the bank under the name of an undisturbed one
     assert same[1]["training"]["reused"]
     monkeypatch.setenv("DASSL_CLIP_CACHE", "off")
-    if not undisturbed:
-        undisturbed.append(strike(-1, number, name="whole"))
-    (whole,) = undisturbed
+    if templates not in undisturbed:
+        undisturbed[templates] = strike(-1, number, *keys, name="whole")
+    whole = undisturbed[templates]
     assert not whole[1]["training"]["reused"] and whole[1]["training"]["steps"] == 30
     assert_same_run(whole, ended)
     assert_same_run(whole, same)

@@ -22,7 +22,10 @@ from dassl_clip.trainers.tip_adapter import KeyCache, best_strengths
 
 SMALL = {
     "TipAdapter": (),
-    "TipAdapterF": ("TRAINER.TIPADAPTERF.EPOCHS", 2, "TRAINER.TIPADAPTERF.BATCH_SIZE", 7),
+    "TipAdapterF": (
+        *("TRAINER.TIPADAPTERF.EPOCHS", 2, "TRAINER.TIPADAPTERF.BATCH_SIZE", 7),
+        *("TRAINER.TIPADAPTERF.VIEWS", 2),
+    ),
     "LinearProbeP2": ("TRAINER.LINEARPROBEP2.PASSES", 20),
     "TaskRes": (),
     "CLIPAdapter": (),
