@@ -1,8 +1,8 @@
 """The frozen CLIP: names, files of weights, preprocessing, block outputs, and what a user can get wrong.
 
 Covers: features after loading from safetensors, state dicts (plain, wrapped, the custom-text layout; others in
-`test_weight_files.py`) and OpenAI's JIT archive (at a small size and at RN50's), from folders, the Hugging Face cache
-and OpenAI's cache, all without network; quickgelu for OpenAI's names and archives; sizes read from the model; the
+`test_weight_files.py`) and OpenAI's JIT archive (small, and with RN50's layers), from folders, the Hugging Face
+cache and OpenAI's cache, all without network; quickgelu for OpenAI's names and archives; sizes read from the model; the
 preprocessing bit for bit against open_clip's own; block outputs against a pass block by block; hash, random state,
 precision; refusals.
 """
@@ -159,8 +159,13 @@ def test_a_plain_file_loads_into_a_custom_text_model(tmp_path):
     assert_same_model(frozen, model, rtol=1e-4, atol=1e-6)
 
 
-def test_openai_archive_under_openai_name(tmp_path):
-    """RN50 as OpenAI ships it, found in OpenAI's own cache folder."""
+def test_openai_archive_under_openai_name(tmp_path, monkeypatch):
+    """RN50 as OpenAI ships it, but narrower, found in OpenAI's own cache folder."""
+    config = open_clip.get_model_config("RN50")
+    config["embed_dim"] //= 8
+    config["vision_cfg"]["width"] //= 4
+    config["text_cfg"] |= {"width": 64, "heads": 1}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "RN50", config)
     model = build("RN50", quick_gelu=True).half().float()
     cache = tmp_path / "home/.cache/clip"
     cache.mkdir(parents=True)
@@ -169,8 +174,8 @@ def test_openai_archive_under_openai_name(tmp_path):
     assert_same_model(frozen, model, rtol=1e-3, atol=1e-5)
     activations = [module for name, module in frozen.model.named_modules() if name.endswith("mlp.gelu")]
     assert len(activations) == 12 and all(isinstance(a, open_clip.transformer.QuickGELU) for a in activations)
-    assert (frozen.embed_dim, frozen.text_width, frozen.context_length) == (1024, 512, 77)
-    assert (frozen.vision_widths, frozen.image_size) == ((256, 512, 1024, 2048), (224, 224))
+    assert (frozen.embed_dim, frozen.text_width, frozen.context_length) == (128, 64, 77)
+    assert (frozen.vision_widths, frozen.image_size) == ((64, 128, 256, 512), (224, 224))
 
 
 def test_a_file_of_an_architecture_of_open_clip_is_called_by_its_names(tmp_path):
