@@ -1,7 +1,7 @@
 """Trainers that people wrote for Dassl, unmodified, are checked.
 
-Covers: a DG-shaped one on a small CNN by all checks; a CoOp-shaped one on the embedded CLIP by those of its budget and
-of classes, state and contract; the command's exit codes, its one-line refusals, and its json file.
+Covers: a DG-shaped one on a small CNN by all checks; a CoOp-shaped one on the embedded CLIP, cut to few layers, by
+those of its budget and of classes, state and contract; the command's exit codes, its refusals, and its json file.
 """
 
 import json
