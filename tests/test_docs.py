@@ -268,3 +268,21 @@ def test_quoted_messages_are_in_the_source():
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == {page.name for page in DOCS} - {"index.md"}
+
+
+def test_7_8_links_lead_somewhere():
+    """Row 7.8: the pages beside a page, and the headings in them, are there."""
+    titles = {}
+    for page in (*DOCS, *ROOT.glob("*.md")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        heads = [re.sub(r"[^\w\s-]", "", head.lower()) for head in re.findall(r"^#+ (.+)$", text, re.M)]
+        titles[page] = {head.replace(" ", "-") for head in heads}, re.findall(r"\]\(([^)\s:]+)\)", text)
+    lost = [
+        f"{page.name}: {link}"
+        for page, (_, links) in titles.items()
+        for link in links
+        for file, _, anchor in [link.partition("#")]
+        if not (target := (page.parent / file if file else page).resolve()).exists()
+        or (anchor and anchor not in titles[target][0])
+    ]
+    assert not lost and sum(len(links) for _, links in titles.values()) > 100
