@@ -57,14 +57,15 @@ def check_features(x: Tensor, what: str, names: list[str]) -> None:
     Raises:
         NotFiniteError: A row is not finite, or has the length 0; the message names the first one.
     """
-    check_rows(x, what, names)
     zero = ~x.flatten(1).any(dim=1)
-    if bool(zero.any()):
-        wrong = zero.nonzero().flatten().tolist()
-        raise NotFiniteError(
-            f"the {what} of {names[wrong[0]]} are 0 throughout ({len(wrong)} of {len(names)} of them): the weights, or "
-            "the learned parts, were never trained"
-        )
+    if bool((finite_rows(x) & ~zero).all()):  # once for both: a GPU need not wait again
+        return
+    check_rows(x, what, names)
+    wrong = zero.nonzero().flatten().tolist()
+    raise NotFiniteError(
+        f"the {what} of {names[wrong[0]]} are 0 throughout ({len(wrong)} of {len(names)} of them): the weights, or the "
+        "learned parts, were never trained"
+    )
 
 
 def check_rows(x: Tensor, what: str, names: list[str]) -> None:

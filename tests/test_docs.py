@@ -286,3 +286,12 @@ def test_7_8_links_lead_somewhere():
         or (anchor and anchor not in titles[target][0])
     ]
     assert not lost and sum(len(links) for _, links in titles.values()) > 100
+
+
+def test_7_12_7_14_statements_that_were_withdrawn_stay_out():
+    """Rows 7.12 and 7.14: two gains of different targets, and a spread of forms that shows nothing."""
+    text = {page.name: " ".join(page.read_text(encoding="utf-8").split()) for page in PAGES}
+    assert not [
+        name for name, words in text.items() if re.search(r"twice as much on a style|has nothing to remove", words)
+    ]
+    assert "The spread of the prompt forms C, CP and PC does not show any of this" in text["when-they-help.md"]

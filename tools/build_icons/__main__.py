@@ -150,7 +150,7 @@ def make_worlds(recipes: Mapping[str, Recipe], cache: Path, out: Path, workers: 
     if any(recipe.precision == "bfloat16" for recipe in left.values()) and emulates_bfloat16():
         say(
             "This processor has no bfloat16 instructions (avx512_bf16, amx_bf16): expect several times these hours, or "
-            "about three times with --precision float32, which gives other weights."
+            "fewer with --precision float32, which gives other weights."
         )
     for name, recipe in left.items():
         (out / name).mkdir(parents=True, exist_ok=True)
