@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from dassl_clip.clip.finite import check_rows
+from dassl_clip.results.budgets import is_transductive
 
 from . import distributed, signals
 from .scenario_cases import parse_batch, parse_stream
-from .scenarios import batch_draws, lists_hash, online_order, stream_order
+from .scenarios import batch_draws, lists_hash, online_order, slots_of_stream, stream_order
 
 if TYPE_CHECKING:
     from .trainer import CLIPTrainer
@@ -40,8 +41,8 @@ class ScenarioTests:
     """The tests of `SCENARIOS.TASK` of a trainer whose test set has been scored.
 
     Attributes:
-        facts: What the record says of them: task, seed, names of the cases, those that do not apply and why, and what
-            the method needs to score an image.
+        facts: What the record says of them: task, seed, names of the cases, those that do not apply and why, notes on
+            others, and what the method needs to score an image.
     """
 
     def __init__(self, trainer: CLIPTrainer) -> None:
@@ -50,26 +51,39 @@ class ScenarioTests:
         tested = trainer.evaluation.predictions["test"]
         self.labels = tested["labels"].cpu().numpy()
         self.hits = tested["top"][:, 0].cpu().numpy() == self.labels
-        needs = ONE_IMAGE if self.joint is None else self.joint.needs
-        if self.joint is None and trainer.record_facts().get("transductive"):
-            needs = ALL_IMAGES
         self.facts: dict[str, Any] = {"task": self.node.TASK, "seed": trainer.cfg.SEED}
-        self.facts |= {"needs": needs, "cases": [], "not_applicable": {}}
+        self.facts |= {"needs": self.needs(), "cases": [], "not_applicable": {}, "notes": {}}
         if self.node.TASK == "stream":
             self.facts["block"] = self.node.BLOCK
+
+    def needs(self) -> str:
+        """What the method needs to score an image."""
+        if self.joint is None:
+            return ALL_IMAGES if self.trainer.record_facts().get("transductive") else ONE_IMAGE
+        return self.joint.needs_online if self.node.TASK == "online" and self.joint.needs_online else self.joint.needs
+
+    def leak(self) -> str:
+        """Why no draw can be scored without the other tested images; empty where it can."""
+        if self.joint is None:
+            learned = "it learned from all tested images, and is no TransductiveTrainer, which would score others anew"
+            return learned if self.facts["needs"] == ALL_IMAGES else ""
+        base = self.joint.base_record
+        if not base or not is_transductive(base):
+            return ""
+        return (
+            f"it refines a run of {base['method']} that learned from all tested images; refine one that saw none of "
+            "them"
+        )
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Metrics of every case that applies, by its name in the record."""
         images = None if self.joint is None else self.joint.images(self.trainer.test_loader.dataset.data_source)
         if images is not None and len(images) != len(self.labels):
             raise RuntimeError(f"{len(images)} images to draw from, but {len(self.labels)} were tested")
-        learned = "it learned from all tested images, and is no TransductiveTrainer, which would score others anew"
-        results = {}
-        for name, draws in self.cases():
+        results, leak = {}, self.leak()
+        for name, draws, reason in self.cases():
             self.facts["cases"].append(name)
-            reason = learned if self.facts["needs"] == ALL_IMAGES else ""
-            if not draws:
-                reason = f"a batch has more images than the {len(self.labels)} that are tested"
+            reason = leak or reason
             begin = time.perf_counter()
             hits = [] if reason else self.recount(draws) if images is None else list(self.score(images, draws))
             seconds = time.perf_counter() - begin
@@ -85,21 +99,31 @@ class ScenarioTests:
             logger.info("* %s: %.2f%%, mean of %d draws", name, *shown)
         return distributed.from_main(lambda: results)
 
-    def cases(self) -> Iterator[tuple[str, Draws]]:
-        """Name and draws of each case; no draws where its batches are larger than the test set."""
+    def cases(self) -> Iterator[tuple[str, Draws, str]]:
+        """Name and draws of each case, or why there are none; what its draws differ in from its name is noted."""
         node, labels, seed = self.node, self.labels, self.trainer.cfg.SEED
+        shown = len(np.unique(labels))
         if node.TASK == "batch":
             for case in map(parse_batch, map(str, node.BATCHES)):
                 classes = None if case.least is None or case.most is None else (case.least, case.most)
-                fits = case.size <= len(labels)
-                yield case.name, [[index] for index in batch_draws(labels, case.size, classes, node.DRAWS, seed)] * fits
+                if case.size > len(labels):
+                    yield case.name, [], f"a batch has more images than the {len(labels)} that are tested"
+                    continue
+                if classes and classes[1] > shown:
+                    self.facts["notes"][case.name] = f"{shown} classes occur: a draw of more classes has all of these"
+                yield case.name, [[index] for index in batch_draws(labels, case.size, classes, node.DRAWS, seed)], ""
         elif node.TASK == "stream":
             for text in map(str, node.STREAMS):
-                gamma = parse_stream(text)
+                gamma, slots = parse_stream(text), slots_of_stream(labels, node.BLOCK)
+                if gamma is not None and slots < 2:
+                    reason = f"{len(labels)} images of {shown} classes in blocks of {node.BLOCK}: without two full"
+                    reason += " blocks and two classes it is a plain shuffle; give a smaller SCENARIOS.BLOCK"
+                    yield f"stream {text}", [], reason
+                    continue
                 orders = (stream_order(labels, gamma, node.BLOCK, seed, number) for number in range(node.ORDERS))
-                yield f"stream {text}", list(orders)
+                yield f"stream {text}", list(orders), ""
         else:
-            yield "online", [[online_order(len(labels), seed, number)] for number in range(node.ORDERS)]
+            yield "online", [[online_order(len(labels), seed, number)] for number in range(node.ORDERS)], ""
 
     def recount(self, draws: Draws) -> list[np.ndarray]:
         """Which images of each draw were hit, by the predictions of the whole test set."""
@@ -116,7 +140,7 @@ class ScenarioTests:
         indexes = [[torch.from_numpy(block).to(images.features.device) for block in blocks] for blocks in draws]
         parts: Iterator[Tensor | None]
         if self.node.TASK == "batch":
-            parts = joint.logits_of_draws(images, [index for (index,) in indexes])
+            parts = joint.scored_draws(images, [index for (index,) in indexes])
         elif self.node.TASK == "stream":
             parts = (logits for blocks in indexes for logits in joint.logits_of_stream(images, blocks))
         else:

@@ -46,6 +46,11 @@ def batch_draws(
     return lists
 
 
+def slots_of_stream(labels: np.ndarray, block: int) -> int:
+    """How many slots `stream_order` deals the classes' images to: full blocks, or classes if these are fewer."""
+    return min(len(labels) // block, len(np.unique(labels)))
+
+
 def stream_order(labels: np.ndarray, gamma: float | None, block: int, seed: int, number: int) -> list[np.ndarray]:
     """One order of all images, cut into blocks of `block` images, the last of which may be shorter: indexes `[M]`.
 
@@ -59,13 +64,18 @@ def stream_order(labels: np.ndarray, gamma: float | None, block: int, seed: int,
         block: Images of a block.
         seed: The order is made by the generator of (seed, number).
         number: Number of the order.
+
+    Raises:
+        ValueError: There are fewer than 2 slots, so that the distribution would decide nothing.
     """
     generator = np.random.default_rng([seed, number])
     images = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if gamma is None:
         slots = [images[position] for position in generator.permutation(len(images))]
     else:
-        count = max(1, min(len(labels) // block, len(images)))
+        count = slots_of_stream(labels, block)
+        if count < 2:
+            raise ValueError(f"{count} slot of {block} images: this order is a plain shuffle, whatever gamma is")
         parts = []
         for own in images:
             shares = generator.dirichlet(np.full(count, gamma))

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 BATCH = "all images of a batch at once"
 STATE = "images one at a time, and what it kept of those before"
+ITSELF = f"{STATE} and of each image itself, which it takes in before it scores it"
+HORIZON = f"{STATE}, and how many images will come"
+PAST = "all images before, whose features it keeps"
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,11 @@ class TransductiveTrainer(CLIPTrainer):
 
     Attributes:
         needs: What a method needs to score an image, for tables.
+        needs_online: The same in the task `online`; empty: `needs`.
     """
 
     needs = BATCH
+    needs_online = ""
     settings: Mapping[str, Any] = {
         "TEMPLATES": "single",
         "TASKS": (),  # what a script runs if no task is named
@@ -95,17 +100,28 @@ class TransductiveTrainer(CLIPTrainer):
         raise NotImplementedError(f"{type(self).__name__} does not score images together")
 
     def logits_of_draws(self, images: Images, draws: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Logits `[M, C]` of each draw, an index `[M]` into the images; each draw is scored by itself."""
+        """Logits `[M, C]` of each draw of two images or more, an index `[M]` into the images, scored by itself."""
         for index in draws:
             yield self.joint_logits(images[index])
 
+    def scored_draws(self, images: Images, draws: Sequence[Tensor]) -> Iterator[Tensor]:
+        """`logits_of_draws`, and of a draw of one image, which says nothing of others, the logits it starts from."""
+        several = self.logits_of_draws(images, [index for index in draws if len(index) > 1])
+        for index in draws:
+            yield next(several) if len(index) > 1 else images.logits[index]
+
     def logits_of_stream(self, images: Images, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Logits `[M, C]` of each block of a stream in its order; nothing is kept from block to block."""
-        yield from self.logits_of_draws(images, blocks)
+        yield from self.scored_draws(images, blocks)
 
     def logits_online(self, images: Images, order: Tensor) -> Tensor | None:
         """Logits `[N, C]`, rows as in `order` `[N]`, each from the images before it; None: the method has no such."""
         return None
+
+    @property
+    def scores_jointly(self) -> bool:
+        """Whether the score of a tested image depends on the others that are tested."""
+        return True
 
     @property
     def prompt(self) -> str:
@@ -161,7 +177,9 @@ class TransductiveTrainer(CLIPTrainer):
     @torch.no_grad()
     def score_jointly(self, items: Sequence[Any]) -> CachedImages | None:
         """The logits of all images together; NaN for those that cannot be read."""
-        logits = distributed.broadcast(self.joint_logits(self.images(items)).float().contiguous()).cpu()
+        images = self.images(items)
+        logits = self.joint_logits(images) if len(images) > 1 else images.logits
+        logits = distributed.broadcast(logits.float().contiguous()).cpu()
         readable = self.features.cached(items).readable
         rows = torch.full((len(items), logits.shape[1]), float("nan"))
         rows[readable] = logits

@@ -64,7 +64,8 @@ class EvaluationRecorder:
         tests = self.data.facts()["test"] if self.data is not None else ""
         alike = then is None and bool(tests and trained.get("data", {}).get("test") == tests)
         again = alike or self._tested_of(then, "test") > 0
-        self.extra["transductive"] = bool(trained.get("transductive")) and again
+        jointly = bool(getattr(self.trainer, "scores_jointly", False))
+        self.extra["transductive"] = jointly or (bool(trained.get("transductive")) and again)
         learned_from = self._tested_of(then, "train") if self.extra["num_train"] else 0
         if learned_from:
             self.extra["tested_training_images"] = learned_from

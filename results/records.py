@@ -84,7 +84,14 @@ _SHAPES: dict[str, Any] = {
     "history": list[dict[str, float]],
     "reading_notes": list[str],  # how the extra tests were made
     # Batches, streams or orders of the tested images: names of their metrics, and why some do not apply.
-    "scenarios": {"task": str, "seed": int, "cases": list[str], "not_applicable": dict[str, str], "needs": str},
+    "scenarios": {
+        "task": str,
+        "seed": int,
+        "cases": list[str],
+        "not_applicable": dict[str, str],
+        "notes": dict[str, str],  # by case
+        "needs": str,
+    },
     "training": {"between": dict[str, float]},  # rows with the weights between start and end -> share of the end
     "skipped_images": list[str],
     "files": dict[str, str],

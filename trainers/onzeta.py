@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
-from dassl_clip.engine.transductive import Images, OnlineTrainer, Step
+from dassl_clip.engine.transductive import HORIZON, Images, OnlineTrainer, Step
 from dassl_clip.results.errors import UserError
 
 TEMPERATURES = {"TEXT_TEMPERATURE": 1.0, "IMAGE_TEMPERATURE": 4.0}  # what `auto` stands for, over the logit scale
@@ -92,6 +92,7 @@ class OnlineProxies:
 class OnZeta(OnlineTrainer):
     """Proxies learned online from labels that keep every class in use; the number of images must be known."""
 
+    needs = HORIZON
     settings = {
         **OnlineTrainer.settings,
         "TEXT_TEMPERATURE": AUTO,  # a number; auto: 1 over the logit scale (0.01 for OpenAI's models); auto:K: K

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl_clip.engine.transductive import Images, OnlineTrainer, Step
+from dassl_clip.engine.transductive import ITSELF, Images, OnlineTrainer, Step
 
 Pair = tuple[float, float]
 
@@ -128,6 +128,7 @@ BOUNDS = (are_bounds, "two numbers such as (0.2, 0.5), the lower one first")
 class TDA(OnlineTrainer):
     """Caches of confident and of doubtful images, one image at a time; nothing is trained."""
 
+    needs = ITSELF
     settings = {
         **OnlineTrainer.settings,
         "ALPHA": 2.0,  # logits at a logit scale of 100

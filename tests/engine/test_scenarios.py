@@ -43,7 +43,7 @@ def naive_stream(labels, gamma, block, seed, number):
     if gamma is None:
         slots = [own[present[k]] for k in generator.permutation(len(present))]
     else:
-        count = min(len(labels) // block, len(present)) or 1
+        count = min(len(labels) // block, len(present))
         slots = [[] for _ in range(count)]
         for label in present:
             shares, start, total = generator.dirichlet([gamma] * count), 0, 0.0
@@ -93,13 +93,23 @@ def test_the_number_of_classes_and_the_images_are_uniform():
 
 
 @pytest.mark.parametrize("gamma", [0.001, 0.1, 1.0, 100.0, None])
-@pytest.mark.parametrize("block", [4, 10, 15, 62, 100])
+@pytest.mark.parametrize("block", [4, 10, 15, 31, 62, 100])
 def test_streams_are_those_of_the_protocol(gamma, block):
+    if gamma is not None and block > 31:  # 62 images: a single slot
+        with pytest.raises(ValueError, match="a plain shuffle, whatever gamma is"):
+            stream_order(LABELS, gamma, block, 2, 0)
+        return
     for number in range(4):
         blocks = [index.tolist() for index in stream_order(LABELS, gamma, block, 2, number)]
         assert blocks == naive_stream(LABELS, gamma, block, 2, number)
         assert sorted(n for own in blocks for n in own) == list(range(len(LABELS)))  # the last short one too
         assert [len(own) for own in blocks[:-1]] == [block] * (len(blocks) - 1)
+
+
+def test_one_class_makes_no_stream_of_clusters():
+    with pytest.raises(ValueError, match="1 slot of 4 images: this order is a plain shuffle"):
+        stream_order(np.zeros(20, dtype=int), 0.1, 4, 1, 0)
+    assert [len(block) for block in stream_order(np.zeros(20, dtype=int), None, 8, 1, 0)] == [8, 8, 4]
 
 
 def test_separate_classes_follow_one_another_and_small_gammas_cluster():

@@ -367,8 +367,38 @@ def test_small_batches_and_one_class_work(name, settings, count, classes, dtype)
     method = trainer(name, **settings)
     logits = method.joint_logits(images)
     assert logits.shape == (count, classes) and logits.dtype == dtype and logits.isfinite().all()
-    if count == 1 and name != "StatA":  # a Gaussian at one image may take that image over from the likeliest class
-        assert torch.equal(logits.argmax(dim=1), images.logits.argmax(dim=1))
+
+
+@pytest.mark.parametrize("name", [*TOGETHER, *ONLINE, "InMaP"])
+def test_a_draw_of_one_image_has_the_scores_that_it_starts_from(name):
+    images = drawn(60, 5)
+    method = trainer(name)
+    if name == "InMaP":  # the paper's form, which gives one image to all classes alike
+        method.cfg.TRAINER.INMAP.MARGINAL = "uniform"
+        method.read_settings(images.scale)
+    draws = [torch.tensor([number]) for number in range(59)] + [torch.arange(40), torch.tensor([59])]
+    found = list(method.scored_draws(images, draws))
+    assert torch.equal(torch.cat([*found[:59], found[60]]), images.logits)
+    torch.testing.assert_close(found[59], next(method.logits_of_draws(images, [torch.arange(40)])))
+    assert not torch.equal(found[59], images.logits[:40])
+    if name not in ONLINE:  # a stream's state may know of more images than one
+        blocks = list(method.logits_of_stream(images, [torch.arange(40), torch.tensor([40])]))
+        assert torch.equal(blocks[1], images.logits[40:41])
+
+
+NEEDS = {
+    **dict.fromkeys(("TransCLIP", "StatA", "ZLaP", "IOTA", "InMaP"), "all images of a batch at once"),
+    "TDA": "images one at a time, and what it kept of those before and of each image itself, which it takes in before "
+    "it scores it",
+    "OnZeta": "images one at a time, and what it kept of those before, and how many images will come",
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_each_method_needs_is_said_in_words(name):
+    kind = TRAINER_REGISTRY.get(name)
+    online = "all images before, whose features it keeps" if name == "InMaP" else ""
+    assert (kind.needs, kind.needs_online) == (NEEDS[name], online)
 
 
 @pytest.mark.parametrize("name", [*TOGETHER, *ONLINE])

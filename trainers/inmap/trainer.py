@@ -31,7 +31,7 @@ from dassl_clip.engine.features import Encoding, NormalizedRows
 from dassl_clip.engine.method import at_least, one_of
 from dassl_clip.engine.temperatures import AUTO, parse_temperature
 from dassl_clip.engine.trainer import CLIPTrainer
-from dassl_clip.engine.transductive import Images, TransductiveTrainer, check_images
+from dassl_clip.engine.transductive import PAST, Images, TransductiveTrainer, check_images
 from dassl_clip.results.errors import UserError
 
 from . import marginal, sizes
@@ -90,6 +90,7 @@ class InMaP(TransductiveTrainer):
         "LR": 10.0,
         "RENEW": 64,  # a stream's images after which the proxies are learned again from all that came
     }
+    needs_online = PAST
     repairs = "classes that take too many images"
     listed_usually = True
     listed_refining = True
@@ -120,6 +121,12 @@ class InMaP(TransductiveTrainer):
                 f"TRAINER.INMAP.GAMMA {node.GAMMA} and MARGINAL {node.MARGINAL!r} both name the class sizes: leave one "
                 "of them out"
             )
+        for key, usual in (("UNLABELED", "test"), ("SOLVER", "fast")) if cfg.SCENARIOS.TASK else ():
+            if node[key] != usual:
+                raise UserError(
+                    f"TRAINER.INMAP.{key} is {node[key]!r}, but {cfg.SCENARIOS.TASK} learns proxies of each draw from "
+                    f"its own tested images, by the fast solver: set {key} {usual}, or leave SCENARIOS.TASK out"
+                )
 
     @staticmethod
     def _gamma(node: CfgNode) -> float | None:
@@ -134,6 +141,11 @@ class InMaP(TransductiveTrainer):
                 "uniform)"
             )
         return gamma
+
+    @property
+    def scores_jointly(self) -> bool:
+        """Whether tested images are learned from as they are scored; else what was learned scores each by itself."""
+        return bool(self.cfg.SCENARIOS.TASK)
 
     def build_model(self) -> None:
         """The text proxies, which the vision proxies start from, or the run that is refined."""
@@ -202,6 +214,11 @@ class InMaP(TransductiveTrainer):
         self.solutions[refined] |= facts
         self.losses = {"cross-entropy": self.solutions[refined]["objective"]}
         self.model.weight.copy_(self.learned[refined])
+        if len(scores) == 1:  # says nothing of others: it keeps the scores that it starts from
+            self.model.weight.copy_(start)
+            if self.gamma is None:
+                self.model.theta.zero_()
+                self.model.share.zero_()
 
     def _choose(self, logits: marginal.Logits, proxies: Tensor, images: int) -> marginal.Choice:
         """The labels under `MARGINAL`; proxies `[C, E]` are those that the logits come from."""
