@@ -156,7 +156,7 @@ def make_tables(args: argparse.Namespace) -> list[rendering.Table]:
     made, groups = [], relabelled(groups, args.label)
     check_rows("--rows", args.rows, groups)
     check_rows("--reference", [args.reference] * bool(args.reference), groups)
-    reference = args.reference or (reference_name() if trust.INTERVAL in args.columns else "")
+    reference = args.reference or (reference_name() if {trust.INTERVAL, trust.LOSING} & set(args.columns) else "")
     if args.per_method and (summaries := [name for name in args.columns if name not in trust.METRICS]):
         raise UserError(f"--per-method has a line for each domain, and no column {' or '.join(summaries)}")
     shown = args.columns

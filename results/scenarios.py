@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .costs import cost_table, has_costs
 from .extra_tables import extra_test_tables
@@ -18,11 +18,13 @@ from .groups import Group, Record, Row
 from .protocols import SCENARIO_TASKS
 from .rendering import Table, Value, over_seeds
 from .tables import footnotes, group_facts, group_title, header_lines, metric_tables
-from .trust import COST, DEFAULT_COLUMNS, shows_accuracy
+from .trust import COST, DEFAULT_COLUMNS, LOSING, shows_accuracy
 
 FULL, WORST = "full", "worst cell"
 UNITS = {"batch": "batch", "stream": "block", "online": "image"}  # what `milliseconds` are of
+T = TypeVar("T")
 Figures = dict[tuple[str, int], float]  # domain, seed -> a number
+Draws = dict[tuple[str, int], list[T]]  # domain, seed -> something of each draw
 
 
 def has_scenarios(group: Group) -> bool:
@@ -53,9 +55,11 @@ def group_tables(
     made += extra_test_tables([group], rows, columns, seeds) if further and shows_accuracy(shown) else []
     if has_scenarios(group) and group.facts["task"] in SCENARIO_TASKS:
         shown = [name for name in shown if name != "accuracy"]
+    if LOSING in shown:
+        made.append(_tables(group, reference, rows, columns, seeds)[-1].losing())
     if COST in shown and has_costs(group.records()):
         made.append(cost_table(group, rows))
-    return metric_tables(group, reference, rows, columns, seeds, [name for name in shown if name != COST]) + made
+    return metric_tables(group, reference, rows, columns, seeds, [n for n in shown if n not in (COST, LOSING)]) + made
 
 
 def scenario_tables(
@@ -67,12 +71,24 @@ def scenario_tables(
     per_domain: bool = False,
 ) -> list[Table]:
     """The accuracies of a group's runs, then what varies with the draws; arguments as of `group_tables`."""
+    made = _tables(group, reference, rows, columns, seeds)
+    return [table for own in (made if per_domain else made[-1:]) for table in own.tables()]
+
+
+def _tables(
+    group: Group,
+    reference: str,
+    rows: Sequence[Row] | None,
+    columns: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+) -> list[_Tables]:
+    """The tables of each domain, where there are several, then those of all."""
     domains = list(columns) if columns is not None else group.domains
     seeds = list(seeds) if seeds is not None else group.seeds
     base = next((row for row in group.rows if reference in row.names), None)
     rows = list(rows) if rows is not None else sorted(group.rows, key=lambda row: row != base)
-    sets = [[domain] for domain in domains] * (per_domain and len(domains) > 1) + [domains]
-    return [table for chosen in sets for table in _Tables(group, base, rows, chosen, seeds).tables()]
+    sets = [[domain] for domain in domains] * (len(domains) > 1) + [domains]
+    return [_Tables(group, base, rows, chosen, seeds) for chosen in sets]
 
 
 class _Tables:
@@ -105,10 +121,31 @@ class _Tables:
             worst = [self.worst(differences)] if several else []
             cells = [self.cell(difference, signed=True) for difference in differences.values()]
             gains.append([f"gain of {row.label}", *cells, *worst])
-        below = [*self.not_applicable(), *footnotes(self.group, self.rows, self.domains, self.seeds)]
+        below = [*self.notes(), *self.not_applicable(), *footnotes(self.group, self.rows, self.domains, self.seeds)]
         facts, contests = group_facts(self.group), [(range(len(lines)), True)]
         yield Table(title, above, ["accuracy (%)", *names, *[WORST] * several], lines + gains, below, facts, contests)
         yield Table(f"{title}: draws", self.about_draws(), ["", *self.cases], list(self.draw_lines()), [], facts)
+
+    def losing(self) -> Table:
+        """The share of draws in which each row has fewer hits than the reference."""
+        what = f"losing: percent of the draws in which a method has fewer hits than {self.base.label if self.base else '-'}"
+        if self.base is None:
+            what += "; name the row to compare with by --reference"
+        if not self.records:
+            what += "; these runs were not tested in batches, streams or orders"
+        lines: list[list[str | Value]] = [
+            [row.label, *(_share(self.worse(row, name)) for name in self.cases or [""])]
+            for row in self.rows
+            if row != self.base
+        ]
+        title = f"{group_title(self.group)}: losing draws"
+        return Table(title, [what], ["losing (%)", *(self.cases or ["draws"])], lines, [], group_facts(self.group))
+
+    def worse(self, row: Row, name: str) -> list[bool]:
+        """Whether a row has fewer hits than the reference, for each draw that both had."""
+        if self.base is None:
+            return []
+        return [own < other for run in self.pairs(row, name).values() for own, other in run]
 
     def runs(self, row: Row) -> Iterator[tuple[tuple[str, int], Record]]:
         """The runs of a row, by domain and seed."""
@@ -182,6 +219,18 @@ class _Tables:
             record["metrics"][name][key] for record in self.records for name in self.cases if name in record["metrics"]
         )
 
+    def notes(self) -> Iterator[str]:
+        """What the draws of a case differ in from its name, a line for each."""
+        where: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            for (domain, _), run in self.runs(row):
+                for name, note in run.get("scenarios", {}).get("notes", {}).items():
+                    if name in run["metrics"]:
+                        where.setdefault((note, name), []).append(domain)
+        for (note, name), domains in where.items():
+            some = ", ".join(dict.fromkeys(domains)) if set(domains) != set(self.domains) else ""
+            yield f"{name}{f' ({some})' if some else ''}: {note}"
+
     def not_applicable(self) -> Iterator[str]:
         """The cases of each row that do not apply, with the reason, a line for each."""
         for row in self.rows:
@@ -201,8 +250,9 @@ class _Tables:
         unit = UNITS[self.facts["task"]]
         lines = [
             f"draws: {self.count('draws')} in each domain and seed",
-            "standard error: over draws, of the mean (or, draw by draw, of the gain) in the table above; the images "
-            "that are drawn from stay the same",
+            "standard error: over draws, of the mean (or, draw by draw, of the gain) in the table above; draws of one "
+            "number are averaged over the domains first, whose draws are much alike; the images that are drawn from "
+            "stay the same",
             f"ms: mean milliseconds per {unit}, without the encoding of images and texts; - where images are scored "
             "whatever comes with them",
         ]
@@ -215,13 +265,12 @@ class _Tables:
         for row in self.rows:
             yield [f"standard error: {row.label}", *(self.standard_error(row, name) for name in self.cases)]
         others = [row for row in self.rows if self.base is not None and row != self.base]
-        pairs = {row: [self.pairs(row, name) for name in self.cases] for row in others}
         for row in others:
-            errors = [_combined([_error([own - other for own, other in run]) for run in runs]) for runs in pairs[row]]
-            yield [f"standard error of the gain: {row.label}", *errors]
+            pairs = [self.pairs(row, name) for name in self.cases]
+            gains = [{place: [own - other for own, other in run] for place, run in runs.items()} for runs in pairs]
+            yield [f"standard error of the gain: {row.label}", *map(_standard_error, gains)]
         for row in others:
-            worse = [[own < other for run in runs for own, other in run] for runs in pairs[row]]
-            yield [f"worse: {row.label}", *(_share(case) for case in worse)]
+            yield [f"worse: {row.label}", *(_share(self.worse(row, name)) for name in self.cases)]
         for row in self.rows:
             times = [list(self.figures(row, name, "milliseconds").values()) for name in self.cases]
             if any(times):
@@ -229,16 +278,17 @@ class _Tables:
 
     def standard_error(self, row: Row, name: str) -> Value:
         """Of the mean over domains and seeds."""
-        return _combined(list(self.figures(row, name, "standard_error").values()))
+        runs = {place: run["metrics"][name] for place, run in self.runs(row) if name in run["metrics"]}
+        return _standard_error({place: _accuracies(metrics) for place, metrics in runs.items()})
 
-    def pairs(self, row: Row, name: str) -> list[list[tuple[float, float]]]:
+    def pairs(self, row: Row, name: str) -> Draws[tuple[float, float]]:
         """For each run of a row: its accuracy and the reference's in each draw, where both had the same draws."""
         assert self.base is not None
-        others, found = dict(self.runs(self.base)), []
+        others, found = dict(self.runs(self.base)), {}
         for place, run in self.runs(row):
             own, other = (record["metrics"].get(name, {}) for record in (run, others.get(place, {"metrics": {}})))
             if own and own.get("index_sha256") == other.get("index_sha256"):
-                found.append(list(zip(_accuracies(own), _accuracies(other))))
+                found[place] = list(zip(_accuracies(own), _accuracies(other)))
         return found
 
 
@@ -247,17 +297,22 @@ def _accuracies(metrics: Mapping[str, Any]) -> list[float]:
     return [100 * hits / images for hits, images in zip(metrics["correct_of_draws"], metrics["images_of_draws"])]
 
 
-def _error(values: Sequence[float]) -> float | None:
-    """The standard error of a mean."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+def _standard_error(draws: Draws[float]) -> Value:
+    """The standard error of the mean over domains and seeds, as a cell.
 
-
-def _combined(errors: Sequence[float | None]) -> Value:
-    """The standard error of the mean of independent means with these standard errors, as a cell."""
-    known = [error for error in errors if error is not None]
-    if not known:
+    Draw `d` of a seed has the same generator in every domain, and so mostly the same classes: its values are averaged
+    over the domains, and the means taken for independent. So are seeds.
+    """
+    errors = []
+    for seed in dict.fromkeys(seed for _, seed in draws):
+        values = [own for (_, other), own in draws.items() if other == seed]
+        if len(set(map(len, values))) > 1:  # of other settings, so there is no draw d of all
+            return Value("-")
+        means = [statistics.fmean(each) for each in zip(*values)]
+        errors += [statistics.stdev(means) / math.sqrt(len(means))] if len(means) > 1 else []
+    if not errors:
         return Value("-")
-    error = math.sqrt(sum(error**2 for error in known)) / len(known)
+    error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
     return Value(f"{error:.1f}", (error,))
 
 

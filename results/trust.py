@@ -47,8 +47,8 @@ METRICS: Mapping[str, Metric] = {
     "top5": Metric("top5_accuracy", "top-5 accuracy (%)", gains=True),
 }
 WORST, INTERVAL, BUDGET = "worst", "interval", "budget"  # further columns of the table of accuracies
-COST = "cost"  # a table of its own
-COLUMNS = (*METRICS, WORST, INTERVAL, BUDGET, COST)
+COST, LOSING = "cost", "losing"  # tables of their own
+COLUMNS = (*METRICS, WORST, INTERVAL, BUDGET, COST, LOSING)
 DEFAULT_COLUMNS = ("accuracy",)
 WORST_NOTE = "worst: of each seed, the lowest of the columns that the mean is over"
 

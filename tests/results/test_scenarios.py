@@ -15,6 +15,7 @@ from dassl_clip.results.extra_tables import extra_test_tables
 from dassl_clip.results.groups import group_records
 from dassl_clip.results.protocols import protocol_of
 from dassl_clip.results.scenarios import group_tables, has_scenarios, scenario_tables
+from dassl_clip.results.trust import check_columns
 
 from .conftest import make_record
 
@@ -81,13 +82,51 @@ def test_cells_are_means_over_domains_and_gains_those_of_the_same_domain():
 
 def test_draws_have_standard_errors_of_means_and_of_paired_gains_and_shares_of_worse_ones():
     rows = shown(made(RUNS)[1])
-    spread = statistics.stdev([75.0, 50.0, 25.0]) / 3**0.5  # of ZeroshotCLIP in a and b
-    assert rows["standard error: ZeroshotCLIP (vit)"][0] == f"{(2 * spread**2) ** 0.5 / 2:.1f}"
-    pairs = [[50.0, 0.0, -50.0], [25.0, 25.0, 50.0]]  # gains of Other, B64, in a and b
-    errors = [statistics.stdev(own) / 3**0.5 for own in pairs]
-    assert rows["standard error of the gain: Other (vit)"][0] == f"{sum(e * e for e in errors) ** 0.5 / 2:.1f}"
+    # Draw d shows the same classes in a and b, so its two accuracies are no independent ones: 25, 50, 75 and 75, 50, 25.
+    assert rows["standard error: ZeroshotCLIP (vit)"][0] == "0.0"
+    means = [(100 + 50) / 2, (25 + 50) / 2, (25 + 50) / 2]  # B64 K1-4
+    assert rows["standard error: ZeroshotCLIP (vit)"][1] == f"{statistics.stdev(means) / 3**0.5:.1f}"
+    gains = [(50.0 + 25.0) / 2, (0.0 + 25.0) / 2, (-50.0 + 50.0) / 2]  # of Other, B64, in a and b
+    assert rows["standard error of the gain: Other (vit)"][0] == f"{statistics.stdev(gains) / 3**0.5:.1f}"
     assert rows["worse: Other (vit)"] == [f"{100 / 6:.0f}", "50"]
     assert rows["ms: Other (vit)"] == ["2", "250"] and "ms: ZeroshotCLIP (vit)" not in rows
+
+
+def test_seeds_are_independent_and_draws_of_another_number_have_no_error():
+    again = [
+        record(run["method"], run["target_domains"][0], 62.0, {"B64": hits}, seed=2)
+        for run, hits in zip(RUNS, ([1, 1, 2], [4, 1, 1], [2, 3, 1], [2, 2, 2]))
+    ]
+    rows = shown(made([*RUNS, *again])[1])
+    first, second = [37.5, 12.5, 0.0], [(25 - 50) / 2, (50 + 25) / 2, (-25 + 25) / 2]
+    errors = [statistics.stdev(gains) / 3**0.5 for gains in (first, second)]
+    assert rows["standard error of the gain: Other (vit)"][0] == f"{sum(e * e for e in errors) ** 0.5 / 2:.1f}"
+    other = record("ZeroshotCLIP", "b", 70.0, {"B64": [3, 2, 1, 1]})
+    assert shown(made([RUNS[0], other])[1])["standard error: ZeroshotCLIP (vit)"][0] == "-"
+
+
+def test_the_share_of_losing_draws_is_a_column_to_choose():
+    (group,) = group_records(RUNS)
+    (table,) = group_tables(group, "ZeroshotCLIP", shown=check_columns(["losing"]))
+    assert table.title == "PACS, task batch, test images: losing draws"
+    assert table.columns == ["losing (%)", *CASES] and shown(table) == {"Other (vit)": [f"{100 / 6:.0f}", "50"]}
+    assert table.above == ["losing: percent of the draws in which a method has fewer hits than ZeroshotCLIP (vit)"]
+    (table,) = group_tables(group, shown=("losing",))
+    assert table.above[0].endswith("than -; name the row to compare with by --reference")
+    assert shown(table)["Other (vit)"] == ["-", "-"]
+    plain = [make_record("ZeroshotCLIP"), make_record("Other")]
+    (table,) = group_tables(group_records(plain)[0], "ZeroshotCLIP", shown=("losing",))
+    assert shown(table) == {"Other (vit)": ["-"]} and table.above[0].endswith("not tested in batches, streams or orders")
+
+
+def test_what_draws_differ_in_from_their_name_stands_below():
+    runs = copy.deepcopy(RUNS)
+    for run in runs[:3]:
+        run["scenarios"]["notes"] = {"B64 K1-4": "3 classes occur", "B256": "does not apply"}
+    assert made(runs)[0].below == ["B64 K1-4: 3 classes occur"]
+    for run in (runs[1], runs[3]):
+        run["scenarios"]["notes"] = {}
+    assert made(runs)[0].below == ["B64 K1-4 (a): 3 classes occur"]
 
 
 def test_draws_of_other_images_are_not_compared():
