@@ -102,7 +102,7 @@ def plugin_file(tmp_path_factory):
 def clip_world(world, tiny_clip, plugin_file, domain_tree):
     """The small tree of three domains, with a config of the small CLIP for every method that is used here."""
     for method, node in {
-        "ZeroshotCLIP": {"TEMPLATES": "single"}, "CoOp": {"N_CTX": 2},
+        "ZeroshotCLIP": {"TEMPLATES": "single"}, "CoOp": {"N_CTX": 2}, "InMaP": {"TEMPLATES": "single"},
         **{name: {} for name in ("Centred", "Running", "Mirrored", "Whole")},
     }.items():  # fmt: skip
         tree = {
@@ -284,8 +284,39 @@ def test_counts_are_those_of_a_naive_loop(clip_world):
     assert batch["scenarios"]["cases"] == ["B8", "B8 K1-2", "B20 K1-1", "B500"]
     reason = "a batch has more images than the 30 that are tested"
     assert batch["scenarios"]["not_applicable"] == {"B500": reason}
+    assert batch["scenarios"]["notes"] == {}  # of three classes no range reaches above
     assert batch["metrics"]["B20 K1-1"]["images_of_draws"] == [10] * 6  # ten images per class: smaller than asked
     check_tables(text, runs)
+
+
+def test_a_base_that_learned_from_the_tested_images_is_refined_on_the_whole_set_alone(clip_world):
+    """Its proxies would carry all tested images into every draw; those of an inductive base (CoOp, above) carry none."""
+    done = compare(clip_world, ("online",), ("InMaP", "InMaP+Running"), "--targets", "sketch", *DRAWS)
+    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+    runs = found(clip_world)
+    refined, base = (runs[name, more, "online", "sketch"][1] for name, more in (("Running", True), ("InMaP", False)))
+    reason = "it refines a run of InMaP that learned from all tested images; refine one that saw none of them"
+    assert refined["scenarios"]["not_applicable"] == {"online": reason}
+    assert list(refined["metrics"]) == ["test"] and refined["transductive"]
+    assert f"online: {reason}" in " ".join(done.stdout.split())
+    assert base["scenarios"]["needs"] == "all images before, whose features it keeps" and "online" in base["metrics"]
+
+
+def test_evaluations_that_score_the_tested_images_together_are_transductive(clip_world):
+    """What InMaP learned elsewhere scores each image by itself; its draws, and every set of others, are joint."""
+    world = clip_world
+    done = compare(world, ("zeroshot",), ("Centred", "InMaP"), "--targets", "sketch")
+    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+    runs = {method: folder for (method, *_), (folder, _) in found(world).items()}
+    asked = (("Centred", (), True), ("InMaP", (), False), ("InMaP", ("SCENARIOS.TASK", "batch", *DRAWS), True))
+    for number, (method, more, joint) in enumerate(asked):
+        out = str(world.root / f"eval{number}")
+        words = ["eval", str(runs[method]), "--targets", "art", "--out", out, "--import", str(world.plugin), *more]
+        done = world.run(words)
+        assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+        (item,) = records.find_records(out)
+        assert item.record["target_domains"] == ["art"] and item.record["transductive"] is joint
+        assert (f"transductive (uses unlabelled test images): {method}" in done.stdout) is joint
 
 
 def check_run(record, method, task, scores, own):
@@ -368,6 +399,13 @@ def test_tables_of_folders_show_each_domain_on_request(clip_world):
     assert float(worst) == min(gains) and place == gains[min(gains)]
     shown = [f"{title}: {where[3]}{more}" for more in ("", ": draws")]
     assert list(tables_of(world.run(words).stdout)) == shown + cost
+    more = ("SCENARIOS.BATCHES", "('8:2-5', '8:4-9')", "SCENARIOS.STREAMS", "('0.1', 'separate')")
+    wide = compare(world, ("batch", "stream"), ("ZeroshotCLIP",), *DRAWS[:2], *more, "SCENARIOS.BLOCK", "16")
+    said = " ".join(wide.stdout.split())
+    for name in ("B8 K2-5", "B8 K4-9"):
+        assert f"{name}: 3 classes occur: a draw of more classes has all of these" in said
+    reason = "30 images of 3 classes in blocks of 16: without two full blocks and two classes it is a plain shuffle"
+    assert f"stream 0.1: {reason}; give a smaller SCENARIOS.BLOCK" in said and "stream separate: 30" not in said
     again = compare(world, ("batch",), ("ZeroshotCLIP", "Centred"), *DRAWS)
     assert again.stdout.count("skipped, complete: ") == 6
     other = compare(world, ("batch",), ("ZeroshotCLIP",), *DRAWS[2:], "SCENARIOS.DRAWS", "7", "--targets", "art")

@@ -640,6 +640,16 @@ def test_wrong_settings_have_their_sentence(run, keys, sentence):
     assert sentence in output.err and output.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "usual"), [("UNLABELED", "train", "test"), ("UNLABELED", "val", "test"), ("SOLVER", "authors", "fast")]
+)
+def test_draws_are_learned_from_themselves_and_by_the_fast_solver(run, key, value, usual):
+    _, _, output = run("InMaP", *inmap(**{key: value}), "SCENARIOS.TASK", "stream", code=2)
+    sentence = f"TRAINER.INMAP.{key} is '{value}', but stream learns proxies of each draw from its own tested images"
+    assert sentence in output.err and f"set {key} {usual}, or leave SCENARIOS.TASK out" in output.err
+    assert output.err.count("\n") == 1
+
+
 def test_a_part_that_is_not_there(run, tmp_path, domain_tree):
     shutil.copytree(domain_tree / "sketch", tmp_path / "classes" / "test")
     whole = ("DATASET.NAME", "FolderClasses", "DATASET.SOURCE_DOMAINS", "()", "DATASET.TARGET_DOMAINS", "()")
