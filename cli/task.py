@@ -76,8 +76,8 @@ def add_printing(parser: argparse.ArgumentParser) -> None:
                         help=f"what the tables show, of {', '.join(trust.COLUMNS)}; one table for each measure, and "
                         "'worst' (target domain) and 'interval' (of the gain over the reference, 95 %%, over the "
                         "tested images) as further columns beside accuracy; 'cost' for learned parameters, seconds, "
-                        "memory and what is read; 'losing' for the share of draws of the tasks batch, stream and online "
-                        "below the reference (default: accuracy; of `table FOLDER` as text also cost)")  # fmt: skip
+                        "memory and what is read; 'losing' for the share of draws (tasks batch, stream, online) below "
+                        "the reference (default: accuracy; of `table FOLDER` as text also cost)")  # fmt: skip
     parser.add_argument("--label", nargs="+", default=(), metavar="PATTERN=NAME",
                         help="names of rows, or of the weights in them: 'METHOD (*)=mine' '*/x.pt=ours'")  # fmt: skip
     parser.add_argument("--drop-header", action="store_true",

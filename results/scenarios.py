@@ -128,7 +128,8 @@ class _Tables:
 
     def losing(self) -> Table:
         """The share of draws in which each row has fewer hits than the reference."""
-        what = f"losing: percent of the draws in which a method has fewer hits than {self.base.label if self.base else '-'}"
+        base = self.base.label if self.base is not None else "-"
+        what = f"losing: percent of the draws in which a method has fewer hits than {base}"
         if self.base is None:
             what += "; name the row to compare with by --reference"
         if not self.records:

@@ -82,7 +82,7 @@ def test_cells_are_means_over_domains_and_gains_those_of_the_same_domain():
 
 def test_draws_have_standard_errors_of_means_and_of_paired_gains_and_shares_of_worse_ones():
     rows = shown(made(RUNS)[1])
-    # Draw d shows the same classes in a and b, so its two accuracies are no independent ones: 25, 50, 75 and 75, 50, 25.
+    # Draw d shows the same classes in a and b, so its accuracies are not independent: 25, 50, 75 and 75, 50, 25.
     assert rows["standard error: ZeroshotCLIP (vit)"][0] == "0.0"
     means = [(100 + 50) / 2, (25 + 50) / 2, (25 + 50) / 2]  # B64 K1-4
     assert rows["standard error: ZeroshotCLIP (vit)"][1] == f"{statistics.stdev(means) / 3**0.5:.1f}"
@@ -116,7 +116,9 @@ def test_the_share_of_losing_draws_is_a_column_to_choose():
     assert shown(table)["Other (vit)"] == ["-", "-"]
     plain = [make_record("ZeroshotCLIP"), make_record("Other")]
     (table,) = group_tables(group_records(plain)[0], "ZeroshotCLIP", shown=("losing",))
-    assert shown(table) == {"Other (vit)": ["-"]} and table.above[0].endswith("not tested in batches, streams or orders")
+    assert shown(table) == {"Other (vit)": ["-"]} and table.above[0].endswith(
+        "not tested in batches, streams or orders"
+    )
 
 
 def test_what_draws_differ_in_from_their_name_stands_below():

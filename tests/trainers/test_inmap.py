@@ -490,6 +490,24 @@ def test_a_run_weighs_class_sizes_as_a_plain_program(run, problem, value, tmp_pa
     assert evaluated["metrics"]["test"] == record["metrics"]["test"]
 
 
+@pytest.mark.parametrize("marginal", ["uniform", "auto", "1"])
+def test_a_set_of_one_image_keeps_the_scores_that_it_starts_from(run, tmp_path, domain_tree, marginal):
+    """Of eight classes, so that a proxy learned from the image alone would score it otherwise."""
+    whole = ("DATASET.NAME", "FolderClasses", "DATASET.SOURCE_DOMAINS", "()", "DATASET.TARGET_DOMAINS", "()")
+    for number, name in enumerate(("cat", "dog", "gnu", "cow", "bee", "ant", "owl", "emu")):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        image = next((domain_tree / "sketch").rglob("*.png")).read_bytes()
+        (tmp_path / "test" / name / "0.png").write_bytes(image if number == 3 else b"no image")
+    shares = []
+    for method, keys in (("ZeroshotCLIP", ("TRAINER.ZEROSHOTCLIP.TEMPLATES", "single")),
+                         ("InMaP", inmap(TEMPLATES="single", MARGINAL=marginal))):  # fmt: skip
+        folder, record, _ = run(method, *whole, *keys, "DATALOADER.ON_BAD_IMAGE", "skip", root=tmp_path, name=method)
+        assert record["metrics"]["test"]["total"] == 1
+        with np.load(folder / "predictions.npz") as saved:
+            shares.append(saved["scores"].astype(float))
+    np.testing.assert_allclose(*shares, atol=2e-3)
+
+
 def test_images_that_were_not_learned_from_lean_on_the_text_twice_as_much(run):
     shares = []
     for part in ("test", "train"):
@@ -507,6 +525,10 @@ def test_known_sizes_from_a_file(run, problem, tmp_path):
     sizes.write_text("".join(f"{name}: {size}\n" for name, size in zip(problem.names, (0.5, 0.4, 0.1))))
     _, record, output = run("InMaP", *inmap(MARGINAL=sizes))
     assert f"class sizes are those of {sizes}" in output.out and record["solutions"][SIZES]["r"] is None
+    assert len(record["reading_notes"]) == 1
+    _, record, _ = run("InMaP", *inmap(MARGINAL=sizes), "SCENARIOS.TASK", "online", "SCENARIOS.ORDERS", 1, name="draws")
+    note = "the class sizes of the file, those of all images, are taken for the sizes of every draw"
+    assert record["reading_notes"][1:] == [note]
     sizes.write_text(sizes.read_text() + "unicorn: 0\n")
     _, _, output = run("InMaP", *inmap(MARGINAL=sizes), name="odd", code=2)
     assert "names unicorn, no class of the data set; the 3 classes are" in output.err
@@ -641,7 +663,8 @@ def test_wrong_settings_have_their_sentence(run, keys, sentence):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "usual"), [("UNLABELED", "train", "test"), ("UNLABELED", "val", "test"), ("SOLVER", "authors", "fast")]
+    ("key", "value", "usual"),
+    [("UNLABELED", "train", "test"), ("UNLABELED", "val", "test"), ("SOLVER", "authors", "fast")],
 )
 def test_draws_are_learned_from_themselves_and_by_the_fast_solver(run, key, value, usual):
     _, _, output = run("InMaP", *inmap(**{key: value}), "SCENARIOS.TASK", "stream", code=2)

@@ -211,6 +211,14 @@ def test_a_number_above_one_is_refused():
         sizes.parse_marginal(1.5, "KEY")
 
 
+@pytest.mark.parametrize("value", ["-inf", "-Infinity", -math.inf])
+def test_sizes_that_are_evened_out_without_limit_have_a_name(value):
+    with pytest.raises(UserError, match=r"^KEY is '?-[iI]nf.*are equal: take uniform$"):
+        sizes.parse_marginal(value, "KEY")
+    with pytest.raises(UserError, match="at most 1"):
+        sizes.parse_marginal("nan", "KEY")
+
+
 NAMES = ["cat", "dog", "gnu"]
 
 
@@ -223,6 +231,9 @@ NAMES = ["cat", "dog", "gnu"]
         ("cat: -1\ndog: 1\ngnu: 1\n", "should hold a line 'class name: size' for each class, sizes 0 or more"),
         ("- cat\n- dog\n", "should hold a line"),
         ("cat: many\ndog: 1\ngnu: 1\n", "should hold a line"),
+        ("cat: 1e-3\ndog: 1\ngnu: 1\n", "sizes 0 or more; yaml reads 1e-3 as a text: write it as 0.001 or 1.0e-3"),
+        ("cat: 1\ndog: 1\nno: 1\n", "gnu; .* yaml reads a name without quotes as False: put names in quotes"),
+        ("cat: 1\ndog: 1\n01: 1\n", "gnu; .* yaml reads a name without quotes as 1: put names in quotes"),
     ],
 )
 def test_files_of_sizes_that_do_not_fit(tmp_path, text, words):

@@ -466,6 +466,25 @@ def test_thousands_of_images_need_no_matrix_of_all_pairs_nor_one_of_all_classes_
     assert largest.numbers < 3100 * 48 * 2, largest.numbers
 
 
+@pytest.mark.parametrize("part", ["features", "scores"])
+def test_rows_that_are_not_finite_are_named(part, run, monkeypatch):
+    """What the image tower, or a refined run, gives for one image is NaN."""
+    from dassl_clip.trainers.linear_probe import LinearProbe
+
+    base, _, _ = run("LinearProbe", name="base")
+    own = LinearProbe.refine_inputs
+
+    def spoilt(self, items):
+        features, scores, proxies = own(self, items)
+        rows = (features[:] if part == "features" else scores[:]).clone()
+        rows[4, 1] = float("nan")
+        return (rows, rows @ proxies.T, proxies) if part == "features" else (features, rows, proxies)
+
+    monkeypatch.setattr(LinearProbe, "refine_inputs", spoilt)
+    _, record, output = run("StatA", "TRAINER.STATA.FROM", base, name="spoilt", code=2)
+    assert record is None and "image 4" in output.err and output.err.count("\n") == 1
+
+
 # -------------------------------------------------------------------------------------------------- real runs
 
 

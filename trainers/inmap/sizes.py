@@ -41,14 +41,18 @@ def read_sizes(path: Path, classnames: Sequence[str], images: int) -> Tensor:
     except ValueError as error:
         raise UserError(str(error)) from error
     if not isinstance(sizes, dict) or not all(_is_size(size) for size in sizes.values()):
-        raise UserError(f"{path} should hold a line 'class name: size' for each class, sizes 0 or more")
+        texts = [size for size in sizes.values() if isinstance(size, str)] if isinstance(sizes, dict) else []
+        hint = f"; yaml reads {texts[0]} as a text: write it as 0.001 or 1.0e-3" if texts else ""
+        raise UserError(f"{path} should hold a line 'class name: size' for each class, sizes 0 or more{hint}")
     named = {display_name(str(name)): float(size) for name, size in sizes.items()}
     wanted = [display_name(name) for name in classnames]
     missing, odd = [name for name in wanted if name not in named], [name for name in named if name not in wanted]
     if missing or odd or len(named) < len(sizes):
         why = f"lacks {listed(missing)}" if missing else f"names {listed(odd)}, no class of the data set"
         why = why if missing or odd else "names a class twice"
-        raise UserError(f"{path} {why}; the {len(wanted)} classes are {listed(wanted)}")
+        changed = [str(name) for name in sizes if not isinstance(name, str)]
+        hint = f"; yaml reads a name without quotes as {listed(changed)}: put names in quotes" if changed else ""
+        raise UserError(f"{path} {why}; the {len(wanted)} classes are {listed(wanted)}{hint}")
     total = sum(named.values())
     if not (math.isclose(total, 1, abs_tol=1e-3) or math.isclose(total, images, rel_tol=1e-9)):
         raise UserError(
@@ -66,7 +70,7 @@ def parse_marginal(value: object, key: str) -> str | float | Path:
     """`auto`, `uniform`, a number `r` (0 for `zero-shot`), or the path of a file of known sizes.
 
     Raises:
-        UserError: A number above 1, or no number, or a text that is no path of a file.
+        UserError: A number above 1, an infinite one, or no number.
     """
     text = str(value).strip()
     if text.lower() in (AUTO, UNIFORM):
@@ -77,6 +81,8 @@ def parse_marginal(value: object, key: str) -> str | float | Path:
         r = float(text)
     except ValueError:
         return Path(text).expanduser()
+    if r == -math.inf:
+        raise UserError(f"{key} is {value!r}; sizes that are evened out without limit are equal: take {UNIFORM}")
     if not r <= 1:
         raise UserError(
             f"{key} is {value!r}; as a number it is at most 1 (1: predicted sizes are true, 0: as they are, below 0: "

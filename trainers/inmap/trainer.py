@@ -370,6 +370,9 @@ class InMaP(TransductiveTrainer):
         seen = "the tested images" if shared else f"{self.node.UNLABELED} images (inductive)"
         if self.solutions:  # else another run learned them, from its own images
             facts["reading_notes"] = [f"proxies learned from {seen}, without labels"]
+        if isinstance(self.marginal, Path) and self.scores_jointly:
+            note = "the class sizes of the file, those of all images, are taken for the sizes of every draw"
+            facts["reading_notes"] = [*facts.get("reading_notes", []), note]
         if self.base is not None:
             facts |= self.refined_facts()
         return facts
