@@ -81,6 +81,7 @@ def open_run(
         else:
             cfg.DATALOADER.TRAIN_X.SAMPLER = cfg.DATALOADER.TEST.SAMPLER = "SequentialSampler"
             cfg.DATALOADER.NUM_WORKERS = 0
+            cfg.SCENARIOS.TASK = ""  # nothing is measured, and the images may have no labels
             names = class_names(folder, record)
             paths = map(str, images or [folder / records.RECORD_NAME])
             stack.enter_context(stand_in(cfg.DATASET.NAME, GivenImages(names, [*map(Item, paths)])))

@@ -490,6 +490,27 @@ def test_a_run_weighs_class_sizes_as_a_plain_program(run, problem, value, tmp_pa
     assert evaluated["metrics"]["test"] == record["metrics"]["test"]
 
 
+def test_the_rule_as_shipped_gains_on_few_classes_and_loses_little_on_all(tmp_path):
+    """On a style of the icons that its constants were not chosen on; zero-shot CLIP is counted on the same draws."""
+    from dassl_clip.cli import train
+    from dassl_clip.engine import catalogue
+    from dassl_clip.engine.scenarios import batch_draws
+    from dassl_clip.results.records import read_record
+
+    files = catalogue.dataset_file("icons"), catalogue.trainer_file("InMaP", "", "icons")
+    words = ["--trainer", "InMaP", "--dataset-config-file", files[0], "--config-file", files[1], "--task", "batch"]
+    words += ["--source-domains", "emoji", "--target-domains", "line", "--seed", 1, "--output-dir", tmp_path]
+    words += ["DATASET.PROTOCOL", "all-images", "SCENARIOS.TASK", "batch", "SCENARIOS.DRAWS", 20]
+    assert train.main(list(map(str, [*words, "SCENARIOS.BATCHES", "('64', '64:1-4')"]))) == 0
+    trainer, _ = open_run(tmp_path, root="data")  # the icons are part of the project
+    items = trainer.dm.dataset.test
+    labels = np.array([item.label for item in items])
+    hits = trainer.images(items).logits.argmax(dim=1).cpu().numpy() == labels
+    for name, classes, least in (("B64", None, -1.0), ("B64 K1-4", (1, 4), 8.0)):
+        zeroshot = np.mean([100 * hits[index].mean() for index in batch_draws(labels, 64, classes, 20, 1)])
+        assert read_record(tmp_path)["metrics"][name]["mean_of_draws"] - zeroshot >= least, name
+
+
 @pytest.mark.parametrize("marginal", ["uniform", "auto", "1"])
 def test_a_set_of_one_image_keeps_the_scores_that_it_starts_from(run, tmp_path, domain_tree, marginal):
     """Of eight classes, so that a proxy learned from the image alone would score it otherwise."""
@@ -526,7 +547,9 @@ def test_known_sizes_from_a_file(run, problem, tmp_path):
     _, record, output = run("InMaP", *inmap(MARGINAL=sizes))
     assert f"class sizes are those of {sizes}" in output.out and record["solutions"][SIZES]["r"] is None
     assert len(record["reading_notes"]) == 1
-    _, record, _ = run("InMaP", *inmap(MARGINAL=sizes), "SCENARIOS.TASK", "online", "SCENARIOS.ORDERS", 1, name="draws")
+    online = ("SCENARIOS.TASK", "online", "SCENARIOS.ORDERS", 1)
+    folder, record, _ = run("InMaP", *inmap(MARGINAL=sizes), *online, name="draws")
+    assert open_run(folder)[0].model.weight.shape[0] == 3  # a run of such a task classifies images as others do
     note = "the class sizes of the file, those of all images, are taken for the sizes of every draw"
     assert record["reading_notes"][1:] == [note]
     sizes.write_text(sizes.read_text() + "unicorn: 0\n")
