@@ -178,6 +178,18 @@ def test_every_command_of_every_named_table_parses(place, capsys, name):
     assert not (place / "output").exists()  # nothing was run
 
 
+def test_batches_stand_beside_the_published_means_over_draws(place, capsys):
+    """Ours is the mean over draws, not the accuracy over all their images; the gaps are the planted ones."""
+    for entry in entries_of("transduction", ["StatA"]):
+        readings = sheet.read_sweep("transduction").readings
+        found = {name: metrics(40.0) | {"mean_of_draws": 70.0} for name in readings}
+        plant(entry.run, {}, metrics=found)
+    rows = rows_of(show(capsys, "transduction"))
+    cells = {name: rows["Overall", f"{name}: StatA, difference"]["mean"] for name in ("B64 K1-4", "B1000 K50-100")}
+    assert cells == {"B64 K1-4": "-0.4", "B1000 K50-100": "+1.0"}
+    assert rows["Overall", "B64 K1-4: ZLaP, published"]["mean"] == "27.5"
+
+
 def test_misprints_and_gaps_of_the_papers_are_told(place, capsys):
     assert "printed 22.5" in show(capsys, "clap-attacks") and "43.59" in show(capsys, "clap-attacks")
     assert "printed 71.15" in show(capsys, "gopro-b2n")

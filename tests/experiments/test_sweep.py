@@ -401,7 +401,9 @@ def wanted_runs():
     several = [(row, seed) for row in few for seed in (1, 2, 3)]
     wanted["peers-fewshot"] = {(row, name, seed): 1 for row, seed in [("CLIP", 1), *several] for name in ELEVEN}
     wanted["inmap-imagenet"] = {("CLIP", "imagenet", 1): 1, ("InMaP", "imagenet", 1): 1}
-    wanted["transduction"] = {(row, name, 1): 2 for row in ("CLIP", "InMaP") for name in ELEVEN}
+    peers = ("CLIP", "InMaP", "StatA", "TransCLIP", "ZLaP")
+    wanted["transduction"] = {(row, name, 1): 1 for row in (*peers, "IOTA") for name in ELEVEN}
+    wanted["transduction-streams"] = {(row, name, 1): 1 for row in (*peers, "TDA", "OnZeta") for name in ELEVEN}
     plain = ("ZeroshotCLIP", "CLAP", "CoOp", "GOPro", "LinearProbe", "InMaP")
     refined = tuple(f"{name}+InMaP" for name in ("CLAP", "CoOp", "GOPro", "LinearProbe"))
     searched = [f"ERM, set {number}" for number in range(20)]
@@ -498,7 +500,9 @@ def test_every_published_row_of_a_sweep_and_every_place_is_made_by_its_runs(name
         ("clap-fewshot", "CLAP", {"DATASET.PROTOCOL": "all-images", "MODEL.BACKBONE.NAME": "ViT-B/16"}),
         ("gopro-b2n", "GOPro", {"MODEL.BACKBONE.NAME": "ViT-B/16", "OPTIM.MAX_EPOCH": 50, "OPTIM.LR": 0.002}),
         ("gopro-xd", "CoOp", {"MODEL.BACKBONE.NAME": "ViT-B/16"}),
-        ("transduction", "CLIP", {"SCENARIOS.BLOCK": 128, "TRAINER.ZEROSHOTCLIP.TEMPLATES": "coop"}),
+        ("transduction-streams", "CLIP", {"SCENARIOS.BLOCK": 128, "TRAINER.ZEROSHOTCLIP.TEMPLATES": "coop"}),
+        ("transduction-streams", "TDA", {"SCENARIOS.ORDERS": 100, "TRAINER.TDA.TEMPLATES": "coop"}),
+        ("transduction", "TransCLIP", {"TRAINER.TRANSCLIP.START": "text", "TRAINER.TRANSCLIP.TEMPLATES": "coop"}),
         (
             "transduction",
             "InMaP",

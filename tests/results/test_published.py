@@ -390,7 +390,7 @@ def cells_of(name):
 def test_the_published_tables_that_ship():
     assert TABLES == [
         "clap-attacks", "clap-fewshot", "clap-zeroshot", "domainbed-clip", "gopro-b2n", "gopro-dg", "gopro-xd",
-        "inmap-imagenet", "peers-b2n", "peers-dg", "peers-fewshot", "peers-xd",
+        "inmap-imagenet", "peers-b2n", "peers-dg", "peers-fewshot", "peers-xd", "transduction", "transduction-streams",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="there is no published table 'clap'; known: clap-attacks, "):
         sheets.read_published("clap")
