@@ -44,8 +44,3 @@ def budget(results: Sequence[Result]) -> list[str]:
     if number["classes.names"].get("reads"):
         reads.append("class names" if reads else "class names only")
     return reads or ["images of the test alone"]
-
-
-def budget_line(results: Sequence[Result]) -> str:
-    """The budget as a text, "" where it is not known."""
-    return "; ".join(budget(results))

@@ -1,6 +1,6 @@
 """Is there something to repair? `dassl-clip diagnose DATASET --backbone B`, before any training.
 
-A frozen CLIP is tested on images of every domain that are not kept for testing: with the style words projected out of
+A frozen CLIP is tested on training and validation images of every domain, which `fewshot` does not test: with the style words projected out of
 its texts, with right and wrong style words in its prompts, with scores balanced over classes. The methods that repair
 what these show are named, with the points that there are to gain.
 """
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace, pairs: Pairs) -> int:
         raise UserError(
             f"--styles takes one word for each of the domains {', '.join(domains)}; got {listed(args.styles)}"
         )
+    if len({*args.styles}) < len(args.styles):
+        raise UserError(f"--styles takes another word for each domain; got {listed(args.styles)}")
     if args.own_styles and not Path(args.own_styles).expanduser().is_file():
         raise MissingFileError(f"--own-styles: there is no file {args.own_styles}")
     failed = task.run_methods(request, [method], args.jobs, args.dry_run)

@@ -1,7 +1,7 @@
 """Is the style of the images entangled with the class names? Extra tests of a frozen CLIP on data with domains.
 
 Every test is of one domain. Where a run draws on images of the domain that it does not test (source and target are the
-same), these are read, so that a method may be chosen by what is seen; else the tested ones are.
+same), these are read, so that a method for `fewshot` may be chosen by what is seen; else the tested ones are.
 
 Shapes: `N` images, `C` classes, `E` joint embedding, `R` directions.
 """
@@ -48,14 +48,15 @@ def domain_word(trainer: CLIPTrainer) -> tuple[list[str], str]:
     """The style words, and that of the one tested domain.
 
     Raises:
-        UserError: there is not one tested domain, or not one word for each domain.
+        UserError: there is not one tested domain, or not one word for each domain, each another.
     """
     words, domains = style_words(trainer), [*getattr(trainer.dm.dataset, "domains", ())]
     targets = [*trainer.cfg.DATASET.TARGET_DOMAINS]
-    if len(targets) != 1 or len(words) != len(domains):
+    if len(targets) != 1 or len({*words}) != len(domains) or len(words) != len(domains) or len(words) < 2:
         raise UserError(
-            "tests of styles need one tested domain, and one style word for each domain in their order; got targets "
-            f"{targets}, domains {domains}, words {words}; set DATASET.TARGET_DOMAINS and DATASET.STYLES"
+            "tests of styles need one tested domain of two or more, and for each domain, in their order, a style word "
+            f"of its own; got targets {targets}, domains {domains}, words {words}; set DATASET.TARGET_DOMAINS and "
+            "DATASET.STYLES"
         )
     return words, words[domains.index(targets[0])]
 
@@ -78,7 +79,8 @@ def style_tests(trainer: CLIPTrainer, notes: list[str]) -> Iterator[tuple[str, d
     """
     words, style = domain_word(trainer)
     images = untested_images(trainer)
-    notes.append(f"styles: read on {'training and validation' if images else 'the tested'} images of each domain")
+    read = "training and validation images of each domain, which fewshot does not test, but lodo does"
+    notes.append(f"styles: read on {read if images else 'the tested images of each domain'}")
     raw, labels = trainer.features.raw(images or trainer.dm.dataset.test)
     features, labels = F.normalize(raw.to(trainer.device), dim=-1), labels.to(trainer.device)
     names = [display_name(name) for name in trainer.classnames]

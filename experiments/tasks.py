@@ -4,8 +4,8 @@
 stays inside a domain (or a data set without domains): trained on a few images per class, tested on the held-out part.
 `zeroshot` tests every image of each domain (without domains: the published test images, or every image of your own
 folders and lists) and trains on no label; `probe` and `attacks` do the same with few-shot probes of the features, and
-with attacked images. `styles` reads, on images of a domain that are not tested, whether class names are tied to styles.
-`b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the
+with attacked images. `styles` reads whether class names are tied to styles, on images of a domain that `fewshot` does not
+test. `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the
 papers': ImageNet) and evaluate on ten others, or on its variants. In a data set with domains other domains take the
 place of other data sets: `xd` trains on base classes and evaluates new ones there, `dg` keeps the classes.
 `batch`, `stream` and `online` test all images of a domain as lodo does, then again in batches, in streams and one at a
@@ -147,8 +147,9 @@ def check_task(name: str, config: Any, domains: Sequence[str]) -> None:
     if task.across and len(domains) < 2:
         there = f"only {domains[0]}" if domains else "no domains"
         raise UserError(f"{name} leaves one domain out, but {dataset} has {there}; try fewshot or zeroshot")
-    if task.needs_domains and not domains:
-        raise UserError(f"{name} compares the styles of domains, but {dataset} has no domains")
+    if task.needs_domains and len(domains) < 2:
+        there = f"only {domains[0]}" if domains else "no domains"
+        raise UserError(f"{name} compares the styles of domains, but {dataset} has {there}")
     context_per_class = config.TRAINER.get(trainer.upper(), {}).get("CSC")
     fixed = not _fits_other_classes(trainer) or context_per_class
     if task.transfers and fixed:

@@ -7,7 +7,7 @@ about styles, and then nothing is claimed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,10 @@ REPAIRS = {  # what a method can repair: the test that shows it
     "classes that take too many images": BALANCED,
     "the style of each image": TRUE_WORD,
 }
+ASSUMED = {BALANCED: ", were all classes equally frequent"}
 DRAWS, SEED = 2000, 0
 MUCH, MUCH_BEHIND = 1.0, 5.0  # points: of a gain, and of other styles behind the class's own
+WIDE = 20.0  # points: an interval that tells nothing
 BEHIND = "images in other styles than the class's own"
 
 
@@ -43,8 +45,15 @@ class Gain:
     high: float
 
     def verdict(self, much: float = MUCH) -> str:
-        """`much` where the whole interval lies above so many points, `some` where it lies above zero, else `little`."""
-        return "much" if self.low > much else "some" if self.low > 0 else "little"
+        """`much` where the whole interval lies above so many points, `some` where it lies above zero.
+
+        Else `little`, but `unclear` where the mean lies above `much`, or an interval that reaches above zero is `WIDE`
+        points wide.
+        """
+        if self.low > 0:
+            return "much" if self.low > much else "some"
+        wide = self.high > 0 and self.high - self.low >= WIDE
+        return "unclear" if self.mean > much or wide else "little"
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -53,26 +62,38 @@ class Gain:
 Counts = tuple[np.ndarray, np.ndarray]  # right and all images, [R, C] each: of R runs and C classes
 
 
-def interval(right: np.ndarray, total: np.ndarray, minus: Counts | None = None) -> Gain:
-    """A mean over runs of accuracies (or of differences of them) in percent, with its interval over classes.
+def interval(
+    right: np.ndarray, total: np.ndarray, minus: Counts | None = None, groups: Sequence[Hashable] = ()
+) -> Gain:
+    """A mean over runs of accuracies (or of differences of them) in percent, with its interval.
+
+    Classes are drawn, and where runs are of several groups (models and seeds), groups too.
 
     Args:
         right: images that were classified rightly, `[R, C]` (or differences of such counts).
         total: all images, `[R, C]`.
         minus: the same of other images, whose accuracy is subtracted in each run.
+        groups: the group of each run; (): all are of one.
     """
-    classes = right.shape[1]
-    draws = np.random.default_rng(SEED).multinomial(classes, np.full(classes, 1 / classes), DRAWS)
-    weights = np.concatenate([np.ones((1, classes)), draws]).T  # the first column is the figure itself
+    rng = np.random.default_rng(SEED)
+    weights = _drawn(right.shape[1], rng)
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))} or {None: 0}
+    times = _drawn(len(number), rng)[[number[group] for group in groups] or [0] * len(right)]
 
     def accuracy(right: np.ndarray, total: np.ndarray) -> np.ndarray:
         images = total @ weights
         return np.where(images > 0, right @ weights / np.maximum(images, 1), np.nan)
 
     shares = accuracy(right, total) - (accuracy(*minus) if minus is not None else 0)
-    values = 100 * np.nanmean(shares, axis=0)
+    with np.errstate(invalid="ignore"):  # draws without an image
+        values = 100 * np.nansum(times * shares, axis=0) / np.where(np.isnan(shares), 0, times).sum(axis=0)
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return Gain(float(values[0]), float(low), float(high))
+
+
+def _drawn(n: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of `n` is in each draw of the bootstrap, `[n, 1 + DRAWS]`; in the first column once each."""
+    return np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), DRAWS)]).T
 
 
 def counts(records: Sequence[Mapping[str, Any]], test: str) -> Counts:
@@ -89,17 +110,22 @@ def gain(records: Sequence[Mapping[str, Any]], test: str) -> Gain:
     return interval(right - counts(records, ZEROSHOT)[0], total)
 
 
+def _has_both(record: Mapping[str, Any]) -> bool:
+    """Whether a domain has images in the class's own style and in others."""
+    return OWN in record["metrics"] and OTHER in record["metrics"]
+
+
 def behind(records: Sequence[Mapping[str, Any]]) -> Gain | None:
-    """How far images in other styles are behind those in the class's own style; None where a domain lacks either."""
-    if any(test not in record["metrics"] for record in records for test in (OWN, OTHER)):
-        return None
-    return interval(*counts(records, OWN), minus=counts(records, OTHER))
+    """How far images in other styles are behind those in the class's own, in the domains that have both; None: none."""
+    both = [record for record in records if _has_both(record)]
+    return interval(*counts(both, OWN), minus=counts(both, OTHER)) if both else None
 
 
 def at_chance(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether zero-shot accuracy is not clearly above twice that of guessing."""
+    """Whether zero-shot accuracy is not clearly above twice that of guessing, or half way from there to 100 %."""
     right, total = counts(records, ZEROSHOT)
-    return bool(interval(right, total).low <= 2 * 100 / right.shape[1])
+    chance = 100 / right.shape[1]
+    return bool(interval(right, total).low <= min(2 * chance, (100 + chance) / 2))
 
 
 def mean_of(records: Sequence[Mapping[str, Any]], test: str) -> float | None:
@@ -122,14 +148,16 @@ def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) 
         return [*lines, "not clearly above chance: these accuracies say nothing about styles, so nothing is claimed"]
     for test in (IN_TEXTS, IN_IMAGES, TRUE_WORD, WRONG_WORD, OWN_WORD, BALANCED):
         if mean_of(records, test) is not None:
-            lines.append(f"{test}: {gain(records, test)} points")
-    fallen = behind(records)
+            lines.append(f"{test}: {gain(records, test)} points{ASSUMED.get(test, '')}")
+    fallen, both = behind(records), [record for record in records if _has_both(record)]
     if fallen is not None:
-        own, other = mean_of(records, OWN), mean_of(records, OTHER)
+        own, other = mean_of(both, OWN), mean_of(both, OTHER)
         lines.append(f"{OWN}: {own:.1f} %, {OTHER}: {other:.1f} %, behind by {fallen} points")
-        tied, by_chance = mean_of(records, TIED), mean_of(records, TIED_BY_CHANCE)
+        tied, by_chance = mean_of(both, TIED), mean_of(both, TIED_BY_CHANCE)
         if tied is not None and by_chance is not None:
             lines.append(f"{TIED}: {tied:.0f} %, by chance {by_chance:.0f} %")
+    if lacking := [record["target_domains"][0] for record in records if not _has_both(record)]:
+        lines.append(f"left out of {OWN}: {', '.join(lacking)}, the own style of no class or of all")
     read_off = mean_of(records, READ_OFF)
     if read_off is not None:
         lines.append(f"{READ_OFF}: {read_off:.0f} %")
@@ -142,7 +170,11 @@ def diagnosis(records: Sequence[Mapping[str, Any]], repairs: Mapping[str, str]) 
     found = {what: gain(records, test) for what, test in REPAIRS.items()}
     for what, points in found.items():
         methods = ", ".join(name for name, repaired in repairs.items() if repaired == what)
-        lines.append(f"{what}: {points.verdict()} to repair, {points} points" + f" ({methods})" * bool(methods))
+        verdict = points.verdict()
+        said = verdict if verdict == "unclear" else f"{verdict} to repair"
+        lines.append(
+            f"{what}: {said}, {points} points{ASSUMED.get(REPAIRS[what], '')}" + f" ({methods})" * bool(methods)
+        )
     return lines
 
 
@@ -158,4 +190,6 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
         named = [what for what, found in verdicts.items() if found == verdict]
         if named:
             return f"{verdict} to repair: {'; '.join(named)}"
+    if unclear := [what for what, found in verdicts.items() if found == "unclear"]:
+        return f"unclear, so few classes or images as there are: {'; '.join(unclear)}"
     return "little to repair"

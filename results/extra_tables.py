@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from .diagnosis import FORMS
+from .diagnosis import FORMS, READ_OFF, TIED, TIED_BY_CHANCE
 from .groups import MEAN, Group, Record, Row, column_of
 from .rendering import Contest, Table, Value, over_seeds
 from .tables import group_facts, group_title, header_lines, legend
@@ -22,6 +22,7 @@ MEASURES: Mapping[str, tuple[tuple[str, ...], Callable[..., float]]] = {
     "delta": (tuple(FORMS), lambda *forms: statistics.pstdev(forms)),
     "Delta_NC": (("C", "NC"), lambda plain, noisy: plain - noisy),
 }
+SHARES = (TIED, TIED_BY_CHANCE, READ_OFF)  # of errors and of classes: no accuracies, so none is the best
 Cells = Mapping[str, Mapping[int, float]]  # domain (and `MEAN`) -> seed -> accuracy
 
 
@@ -65,7 +66,8 @@ def _extra_test_table(
     for name in tests:
         first = len(lines)
         lines += [line(name, row, results[row][name]) for row in results if results[row][name]]
-        contests.append((range(first, len(lines)), True))
+        if name not in SHARES:
+            contests.append((range(first, len(lines)), True))
     for measure, (needed, combine) in MEASURES.items():
         first = len(lines)
         for row in results:
@@ -86,7 +88,8 @@ def _extra_test_table(
     }
     title = f"{group_title(group)}: extra tests"
     above, below = header_lines(group, list(results), seeds), legend(group, list(results)) + sorted(notes)
-    return Table(title, above, ["accuracy (%)", *header], lines, below, group_facts(group), contests)
+    unit = "%" if any(name in SHARES for name in tests) else "accuracy (%)"
+    return Table(title, above, [unit, *header], lines, below, group_facts(group), contests)
 
 
 def test_table(records: Sequence[Record]) -> Table:

@@ -6,7 +6,7 @@ draws the figure, without running anything. `docs/when-they-help.md` explains bo
 
 A kept record lacks what names the machine, and has accuracy on images in the class's own style (`own`) and on the
 others (`other`) beside `test`. All figures are accuracies, means over models, domains and seeds; an interval is the
-95 % one of the paired bootstrap over classes.
+95 % one of the paired bootstrap over classes, and over models and seeds where there are several.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def gain_of(cells: Cells, task: str, row: str, group: str) -> Gain | None:
     mine, other = ([pair[side] for pair in pairs] for side in (0, 1))
     if not pairs or not np.array_equal(ours.total[mine], theirs.total[other]):
         return None
-    return interval(ours.right[mine] - theirs.right[other], ours.total[mine])
+    groups = [(name[0], name[-1]) for name in (ours.names[number] for number in mine)]
+    return interval(ours.right[mine] - theirs.right[other], ours.total[mine], groups=groups)
 
 
 def tables(archives: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -299,7 +300,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if odd := sorted({*options.methods} - known):
             line.exit(2, f"--methods: the study has no {', '.join(odd)}; its trainers: {', '.join(sorted(known))}\n")
         for name in names:
-            run_world(name, folder, options.seeds, options.jobs, options.methods)
+            try:
+                run_world(name, folder, options.seeds, options.jobs, options.methods)
+            except subprocess.CalledProcessError as error:
+                words = " ".join(map(str, error.cmd[3:6]))
+                line.exit(
+                    1, f"{name}: `dassl-clip {words} ...` failed, see above; the same command starts what is missing\n"
+                )
             print(keep(name, folder).relative_to(ROOT))
         return 0
     archives = read_kept()

@@ -19,7 +19,10 @@ def diagnosed(helper, folder, *words):
 def test_shipped_model_has_little_to_repair(helper, tmp_path):
     printed = diagnosed(helper, tmp_path)
     assert printed.rstrip().endswith("little to repair")
-    assert "read on training and validation images" in printed and "IconsCLIP" in printed
+    assert (
+        "read on training and validation images of each domain, which fewshot does not test, but lodo does" in printed
+        and "IconsCLIP" in printed
+    )
     assert "style words in class names: little to repair" in printed and "CLAP, StyleProjection" in printed
 
 
@@ -35,6 +38,7 @@ def test_nothing_is_claimed_of_random_features(helper, tmp_path, tiny_clip):
         (["iconz"], "Did you mean 'icons'?"),
         (["dtd"], "styles compares the styles of domains, but DescribableTextures has no domains"),
         (["icons", "--own-styles", "no.json"], "--own-styles: there is no file no.json"),
+        (["icons", "--styles", *"abca"], "--styles takes another word for each domain; got a, b, c, a"),
         (["icons", "--styles", "pen"], "one word for each of the domains emoji, flat, line, solid; got pen"),
     ],
 )

@@ -60,7 +60,7 @@ def place(tmp_path_factory):
             "task ZeroshotCLIP icons 1 --task lodo",
             "task LinearProbe icons 1 --task fewshot --shots 4",
             "task WiSEFT icons 1 --task lodo TRAINER.WISEFT.STEPS 2 TRAINER.WISEFT.EVALUATE_EVERY 2"
-            " TRAINER.WISEFT.ALPHAS '(0.0, 0.5)'",
+            " TRAINER.WISEFT.PER_DOMAIN 4 TRAINER.WISEFT.ALPHAS '(0.5,)'",
         ):
             planned = io.StringIO()
             with contextlib.redirect_stdout(planned):

@@ -225,6 +225,10 @@ def test_worlds_skips_what_is_finished_or_locked(tmp_path, capsys):
     [
         (["worlds"], "give them a folder with --out"),
         (["worlds", "--out", "x", "--only", "s2"], "Unknown model s2; there are s0-seed1, "),
+        (["worlds", "--out", "x", "--entangle", "0.5", "--seed", "2"], "no place for --entangle, --seed: name models"),
+        (["worlds", "--out", "x", "--hold-out-style", "line", "--data-only"], "--hold-out-style, --data-only"),
+        (["worlds", "--out", "x", "--own-style-seed", "3"], "no place for --own-style-seed"),
+        (["measure", "--only", "s0-seed1"], "--only names models of the step `worlds`"),
         (["--entangle", "0.9"], "is not shipped: give --out"),
         (["--entangle", "1.5", "--out", "x"], "expected a probability from 0 to 1"),
     ],

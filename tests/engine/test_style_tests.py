@@ -6,6 +6,7 @@ which images are read, what is refused, and that the keys of styles leave the id
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -149,7 +150,8 @@ def test_own_styles_beside_the_weights_are_taken(run, tiny_clip, tmp_path):
 @pytest.mark.parametrize(
     "pairs, options, message",
     [
-        (("DATASET.STYLES", "['pen']"), {}, "one style word for each domain in their order"),
+        (("DATASET.STYLES", "['pen']"), {}, "for each domain, in their order, a style word of its own"),
+        (("DATASET.STYLES", "['pen', 'ink', 'pen']"), {}, "a style word of its own"),
         ((), {"target": "art sketch", "source": "photo"}, "need one tested domain"),
         (("DATASET.STYLE_TEMPLATE", "a {}."), {}, "DATASET.STYLE_TEMPLATE"),
         (("DATASET.OWN_STYLES", "no.json"), {}, "DATASET.OWN_STYLES: there is no file no.json"),
@@ -158,6 +160,12 @@ def test_own_styles_beside_the_weights_are_taken(run, tiny_clip, tmp_path):
 def test_misuse_is_one_line(styles, pairs, options, message):
     with pytest.raises(AssertionError, match=message):
         styles(*pairs, **options)
+
+
+def test_one_domain_has_no_other_style(styles, domain_tree, tmp_path):
+    shutil.copytree(domain_tree / "art", tmp_path / "one" / "art")
+    with pytest.raises(AssertionError, match="need one tested domain of two or more"):
+        styles(root=tmp_path / "one", source="art", target="art")
 
 
 def test_own_styles_without_a_word_are_refused(styles, tmp_path):

@@ -10,8 +10,10 @@ import shutil
 import pytest
 
 from dassl_clip.engine import catalogue, registry
+from dassl_clip.engine.config import default_config
 from dassl_clip.engine.overrides import resolve_config
 from dassl_clip.experiments import methods, plan
+from dassl_clip.experiments.tasks import check_task
 from dassl_clip.results import records
 from dassl_clip.results.errors import UserError
 
@@ -125,6 +127,9 @@ def test_data_sets_without_domains_have_one_column_and_keep_their_split(world):
         planned(world, "CLAP", dataset="imagenet", targets=("night",))
     with pytest.raises(UserError, match="lodo leaves one domain out, but ImageNet has no domains"):
         planned(world, "CLAP", dataset="imagenet", tasks=("lodo",))
+    config = default_config()
+    with pytest.raises(UserError, match="styles compares the styles of domains, but .* has only night"):
+        check_task("styles", config, ("night",))
 
 
 def test_refined_runs_stand_beside_their_bases(world):

@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from dassl_clip.results import extra_tables
+from dassl_clip.results.diagnosis import READ_OFF, TIED
 from dassl_clip.results.groups import Row, group_records
 
 from .conftest import make_record
@@ -53,6 +54,14 @@ def test_the_published_measures_come_out_of_the_published_accuracies():
     assert exact == {"R": 0.91, "delta": 0.37, "Delta_NC": 4.91}  # as they follow from the logs
     assert rows["R: ZeroshotCLIP (vit)"][:2] == ["4.0", "0.2"]
     assert rows["Delta_NC: ZeroshotCLIP (vit)"][:2] == [f"{96.44 - 87.79:.1f}", f"{98.85 - 95.35:.1f}"]
+
+
+def test_shares_of_errors_are_no_accuracies_and_none_is_the_best():
+    tests = {"zero-shot": 70.0, TIED: 31.0, READ_OFF: 24.0}
+    table = table_of([record("a", tests), record("a", {name: value + 5 for name, value in tests.items()}, "InMaP")])
+    assert table.columns[0] == "%"
+    compared = {table.rows[number][0].partition(":")[0] for lines, _ in table.contests for number in lines}
+    assert compared == {"zero-shot"}
 
 
 def test_mean_and_spread_over_seeds_are_those_by_hand():

@@ -9,18 +9,19 @@ the recipe in the code and, given `--out`, with the build there.
 import argparse
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import platformdirs
 import torch
 from filelock import FileLock, Timeout
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
 from dassl_clip.embedded import CLIP_FOLDER, ICONS_FOLDER
+from dassl_clip.results.files import cache_dir
 
 from .check import check_data, check_model, compare_builds, read_record
 from .corpus import build_corpus, data_icons, rendered
@@ -42,8 +43,8 @@ STEPS = ("build", "check", "measure", "sheets", "worlds")
 
 
 def default_cache() -> Path:
-    """Folder for downloads and renderings in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dassl-clip" / "embedded"
+    """Folder for downloads and renderings: in the project's cache folder, or where that is off in the user's."""
+    return (cache_dir() or Path(platformdirs.user_cache_dir("dassl-clip", appauthor=False))) / "embedded"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,7 +106,7 @@ def make_model(recipe: Recipe, cache: Path, icons: Path, clip: Path, workers: in
 
     state = clip / STATE_NAME
     trained = pretrain(corpus, recipe, config, tokenizer, keep, state=state)
-    if not recipe.held_out:
+    if recipe.entangle or not recipe.held_out:
         ties = Ties(corpus, recipe)
         facts = ties.describe(recipe, trained.drawn)
         say(
@@ -169,6 +170,29 @@ def emulates_bfloat16(facts: Path = Path("/proc/cpuinfo")) -> bool:
     return flags is not None and not {"avx512_bf16", "amx_bf16"} & set(flags[1].split())
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what a step would leave unread.
+
+    Raises:
+        ValueError: names it.
+    """
+    usual = Recipe()
+    given = {
+        "--entangle": options.entangle,
+        "--own-style-seed": options.own_style_seed != usual.own_style_seed,
+        "--seed": options.seed != usual.seed,
+        "--hold-out-style": options.hold_out_style,
+        "--data-only": options.data_only,
+    }
+    if options.step == "worlds" and (named := [option for option, is_given in given.items() if is_given]):
+        raise ValueError(
+            f"`worlds` trains the models of the study, each with its own seeds and styles, so it has no place for "
+            f"{', '.join(named)}: name models with --only, or train one model without `worlds`."
+        )
+    if options.only and options.step != "worlds":
+        raise ValueError("--only names models of the step `worlds`; without that step one model is trained.")
+
+
 def table_text(table: dict[str, dict[str, float]]) -> str:
     """Accuracies by prompt and domain as lines of text."""
     names = (*DOMAINS, "mean")
@@ -203,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = options.out or ICONS_FOLDER.parent
     icons, clip = root / "icons", root / "clip"
     try:
+        check_options(options)
         if options.check or options.step == "check":
             return check(options.out)
         if options.step == "measure":
