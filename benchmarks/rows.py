@@ -1,4 +1,4 @@
-"""Reading images as files, as rows of a parquet file and as rows of an arrow file: images a second.
+"""Reading images as files, as rows of a parquet file and as rows of an arrow file: images per second.
 
 The icons are read in the order of a test and in a random one, as in training, without decoding; their data sets are
 listed by the loader. Every figure is the median of the repeats, in turns. `--bytes` makes each image that long, as

@@ -1,8 +1,8 @@
 """Is there something to repair? `dassl-clip diagnose DATASET --backbone B`, before any training.
 
-A frozen CLIP is tested on training and validation images of every domain, which `fewshot` does not test: with the style words projected out of
-its texts, with right and wrong style words in its prompts, with scores balanced over classes. The methods that repair
-what these show are named, with the points that there are to gain.
+A frozen CLIP is tested on training and validation images of every domain, which `fewshot` does not test: with the style
+words projected out of its texts, with right and wrong style words in its prompts, with scores balanced over classes.
+The methods that repair what these show are named, with the points that there are to gain.
 """
 
 from __future__ import annotations

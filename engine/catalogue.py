@@ -80,7 +80,7 @@ def trainer_file(trainer: str, name: str, dataset: str) -> Path:
     """The yaml file of a trainer.
 
     Args:
-        trainer: registry name; one's own trainer, which has no files, has those of `configs/own_trainers`.
+        trainer: registry name; a user's own trainer, which has no files, has those of `configs/own_trainers`.
         name: name of a config or path of a yaml file; "": the data set's own if there is one, else `vit_b16`. A name
             that no file has stands for that variant of the default: `paper` for `icons_paper` on icons.
         dataset: stem of the data set's file.

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from dassl_clip.clip.fine_tuned import IMAGENET, Pixels, checkpoint_activations, copied_tower
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.weights import hash_state
-from dassl_clip.clip.zeroshot import zeroshot_weights
 
 from .features import Encoding
 from .method import one_of
 from .step_trainer import StepTrainer
+from .styles import class_texts
 
 
 class FineTuningTrainer(StepTrainer):
@@ -52,8 +52,7 @@ class FineTuningTrainer(StepTrainer):
 
     def text_features(self) -> Tensor:
         """The text features of the classes, `[C, E]`, of length 1, of the frozen text tower."""
-        with self.precision.autocast():
-            return zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        return class_texts(self)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features `[B, E]`, float32, not normalised, of images `[B, 3, H, W]`, with gradients to the tower."""

@@ -39,7 +39,7 @@ OF_AVERAGE = {
     **dict.fromkeys(("N_CONVERGE", "N_TOLERANCE", "TOLERANCE", "SHARES"), "swad"),
 }  # setting -> its average
 LAST, BEST, AVERAGE = "last", "best", "average"  # weights of one training, as records name them
-SWAD_RULE = "average of the steps of a valley of the loss on source validation images"
+VALLEY_RULE = "average of the steps of a valley of the loss on source validation images"
 
 
 class StepTrainer(CLIPTrainer):
@@ -120,8 +120,8 @@ class StepTrainer(CLIPTrainer):
     def _average(self) -> Any:
         """The average that the settings name, or None."""
         node = self.node
-        swad = {"n_converge": node.N_CONVERGE, "n_tolerance": node.N_TOLERANCE, "tolerance": node.TOLERANCE}
-        return make_average(node.AVERAGE, self.steps, node.AVERAGE_START, node.BETA, shares=node.SHARES, **swad)
+        valley = {"n_converge": node.N_CONVERGE, "n_tolerance": node.N_TOLERANCE, "tolerance": node.TOLERANCE}
+        return make_average(node.AVERAGE, self.steps, node.AVERAGE_START, node.BETA, shares=node.SHARES, **valley)
 
     # ------------------------------------------------------------------------------------------------ what is built
 
@@ -347,7 +347,7 @@ class StepTrainer(CLIPTrainer):
             facts["training"] |= {"average": average.facts()}
             if self.result_row == AVERAGE:
                 rule = f"{node.AVERAGE} average of the weights of all steps"
-                facts["selection_rule"] = rule if node.AVERAGE != "swad" else SWAD_RULE
+                facts["selection_rule"] = rule if node.AVERAGE != "swad" else VALLEY_RULE
         if self.row_metrics:
             note = f"all rows are of one training of {node.STEPS or self.steps} steps of {images} images"
             facts["reading_notes"] = [*facts.get("reading_notes", ()), note]

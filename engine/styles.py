@@ -6,7 +6,10 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from dassl_clip.clip.styles import OWN_STYLES_FILE, read_own_styles
+from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
 
@@ -49,3 +52,14 @@ def own_styles(trainer: CLIPTrainer) -> list[str] | None:
     """
     styles, file = model_own_styles(trainer), getattr(trainer.dm.dataset, "own_styles_file", None)
     return styles if styles or file is None else read_own_styles(file, trainer.classnames)
+
+
+def class_texts(trainer: CLIPTrainer) -> Tensor:
+    """The text features of the classes in the run's templates, `[C, E]`, float32, of length 1.
+
+    Raises:
+        UserError: as `own_styles`, or a template asks for own styles that nothing says.
+    """
+    with trainer.precision.autocast():
+        own = own_styles(trainer)
+        return zeroshot_weights(trainer.backbone.text, trainer.classnames, trainer.templates, own_styles=own).T.float()

@@ -95,7 +95,7 @@ def run_in_order(runs: Sequence[Run], todo: Sequence[Run], launch: Launcher) -> 
 
 
 def default_jobs(runs: int, gpus: int, cores: int, memory: int) -> int:
-    """How many runs go side by side: one with GPUs, otherwise one a core as far as runs and free bytes go."""
+    """How many runs go side by side: one with GPUs, otherwise one per core as far as runs and free bytes go."""
     return 1 if gpus else max(1, min(cores, runs, memory // _MEMORY_PER_RUN))
 
 

@@ -38,7 +38,7 @@ def launcher(given: dict[str, Any], out: Path, jobs: int | None) -> Launcher:
     Args:
         given: submitit's parameters, and `cluster` (`slurm`, or `local` for this machine).
         out: folder above all runs; submitit's files go to `.submitit` in it.
-        jobs: most jobs at a time; on this machine one a core, where it is not given.
+        jobs: most jobs at a time; on this machine one per core, where it is not given.
 
     Raises:
         UserError: submitit is not installed, or does not know a parameter.

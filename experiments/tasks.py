@@ -4,10 +4,10 @@
 stays inside a domain (or a data set without domains): trained on a few images per class, tested on the held-out part.
 `zeroshot` tests every image of each domain (without domains: the published test images, or every image of your own
 folders and lists) and trains on no label; `probe` and `attacks` do the same with few-shot probes of the features, and
-with attacked images. `styles` reads whether class names are tied to styles, on images of a domain that `fewshot` does not
-test. `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data set (the
-papers': ImageNet) and evaluate on ten others, or on its variants. In a data set with domains other domains take the
-place of other data sets: `xd` trains on base classes and evaluates new ones there, `dg` keeps the classes.
+with attacked images. `styles` reads whether class names are tied to styles, on images of a domain that `fewshot` does
+not test. `b2n` trains on the base classes of a data set and evaluates base and new ones; `xd` and `dg` train on a data
+set (the papers': ImageNet) and evaluate on ten others, or on its variants. In a data set with domains other domains
+take the place of other data sets: `xd` trains on base classes and evaluates new ones there, `dg` keeps the classes.
 `batch`, `stream` and `online` test all images of a domain as lodo does, then again in batches, in streams and one at a
 time (`engine/scenarios.py`); without domains they test what fewshot tests.
 """

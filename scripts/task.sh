@@ -22,8 +22,8 @@ count more than the environment.
 
 Environment:
   TASK       fewshot, lodo, zeroshot, probe,       default: what the configs say
-             attacks, batch, stream, online,
-             b2n, xd, dg, or several
+             attacks, styles, batch, stream,
+             online, b2n, xd, dg, or several
   DATA       folder above the data sets            default: what the data set's config says
   OUT        folder above all runs                 default: output
   CFG        config of the method, name or file    default: the data set's own, else vit_b16

@@ -101,6 +101,7 @@ def test_every_tracked_file_of_a_room_is_in_the_wheel(wheel):
     tracked = subprocess.run(["git", "-C", ROOT, "ls-files", "-z", *ROOMS], capture_output=True, text=True, check=True)
     expected = {f"dassl_clip/{name}" for name in filter(None, tracked.stdout.split("\0")) if (ROOT / name).is_file()}
     assert expected - wheel == set()
+    assert {"dassl_clip/py.typed", *(f"dassl_clip/{room}/py.typed" for room in ROOMS)} - wheel == set()
 
 
 def test_the_wheel_holds_nothing_else(wheel):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine.method import at_least
+from dassl_clip.engine.styles import class_texts
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.results.errors import UserError
 
@@ -57,8 +57,7 @@ class CLIPAdapter(CLIPTrainer):
         """The adapter, and the text classifier."""
         node = self.node
         self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME)
-        with self.precision.autocast():
-            self.text = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        self.text = class_texts(self)
         if self.backbone.embed_dim < node.REDUCTION:
             raise UserError(
                 f"TRAINER.CLIPADAPTER.REDUCTION is {node.REDUCTION}, more than the {self.backbone.embed_dim} numbers "

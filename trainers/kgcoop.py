@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine.method import at_least
+from dassl_clip.engine.styles import class_texts
 
 from .coop import CoOp
 
@@ -48,8 +48,7 @@ class KgCoOp(CoOp):
     @cached_property
     def hand_features(self) -> Tensor:
         """The frozen text features of the hand-written prompts, `[C, E]`, normalised; made for the first step."""
-        with self.precision.autocast():
-            return zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        return class_texts(self)
 
     def loss_terms(
         self, features: Tensor, labels: Tensor

@@ -14,11 +14,10 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.method import at_least
-from dassl_clip.engine.styles import own_styles
+from dassl_clip.engine.styles import class_texts
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.unused import EPOCH_LOOP, templates_override
 from dassl_clip.results.errors import UserError
@@ -101,10 +100,7 @@ class LinearProbe(CLIPTrainer):
         """The probe at the text features."""
         node = self.node
         self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME, words=node.CTX_INIT)
-        with self.precision.autocast():
-            self.start = zeroshot_weights(
-                self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
-            ).T.float()
+        self.start = class_texts(self)
         self.pull_chosen = False  # by validation images
         self.model = self.register_learner("probe", Probe(self.start))
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.data import derive_seed
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.method import at_least
+from dassl_clip.engine.styles import class_texts
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.training_views import TrainingViews
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -127,8 +127,7 @@ class LinearProbeP2(CLIPTrainer):
     def build_model(self) -> None:
         """The text features, and a probe of zeros."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
-        with self.precision.autocast():
-            text = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        text = class_texts(self)
         self.pass_chosen = False
         self.model = self.register_learner("linear_probe_p2", BlendedProbe(text))
 

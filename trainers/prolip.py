@@ -27,11 +27,11 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
 from dassl_clip.clip.vision_tower import Projection
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.features import Encoding
 from dassl_clip.engine.method import at_least
+from dassl_clip.engine.styles import class_texts
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.training_views import TrainingViews
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -155,8 +155,7 @@ class ProLIP(CLIPTrainer):
     def build_model(self) -> None:
         """The text classifier and CLIP's projection."""
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
-        with self.precision.autocast():
-            self.text = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        self.text = class_texts(self)
         self.setting_chosen = False  # by validation images
         self.model = self.register_learner("prolip", Projector(self.projection.weight, self.projection.bias))
 

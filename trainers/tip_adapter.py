@@ -24,11 +24,11 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.engine import distributed
 from dassl_clip.engine.data import derive_seed
 from dassl_clip.engine.evaluation import selection_images
 from dassl_clip.engine.method import at_least
+from dassl_clip.engine.styles import class_texts
 from dassl_clip.engine.trainer import CLIPTrainer
 from dassl_clip.engine.training_views import TrainingViews
 from dassl_clip.engine.unused import EPOCH_LOOP
@@ -183,8 +183,7 @@ class TipAdapter(CLIPTrainer):
         """The text classifier, and an empty cache."""
         node = self.node
         self.templates = resolve_templates(node.TEMPLATES, self.cfg.DATASET.NAME)
-        with self.precision.autocast():
-            self.text = zeroshot_weights(self.backbone.text, self.classnames, self.templates).T.float()
+        self.text = class_texts(self)
         self.chosen, self.epoch_chosen = "", False  # by validation images
         count = node.KEYS or len(self.dm.dataset.train_x)
         keys = torch.zeros(count, self.backbone.embed_dim)

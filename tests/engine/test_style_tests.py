@@ -28,9 +28,9 @@ def styles(run, tmp_path):
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"own_styles": OWN}))
 
-    def go(*pairs, **options):
-        keys = ("TRAINER.ZEROSHOTCLIP.EVALUATE", "('styles',)", "DATASET.OWN_STYLES", file)
-        _, record, output = run("ZeroshotCLIP", *keys, *pairs, **options)
+    def go(*pairs, trainer="ZeroshotCLIP", **options):
+        keys = ("TRAINER.ZEROSHOTCLIP.EVALUATE", "('styles',)") if trainer == "ZeroshotCLIP" else ()
+        _, record, output = run(trainer, *keys, "DATASET.OWN_STYLES", file, *pairs, **options)
         return record, output
 
     return go
@@ -160,6 +160,16 @@ def test_own_styles_beside_the_weights_are_taken(run, tiny_clip, tmp_path):
 def test_misuse_is_one_line(styles, pairs, options, message):
     with pytest.raises(AssertionError, match=message):
         styles(*pairs, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["CLIPAdapter", "KgCoOp", "LinearProbe", "LinearProbeP2", "ProLIP", "TipAdapter", "ERM"]
+)
+def test_templates_with_own_styles_reach_every_method(styles, name):
+    node = f"TRAINER.{name.upper()}"
+    short = ("OPTIM.MAX_EPOCH", 1, f"{node}.STEPS", 1) if name == "ERM" else ("OPTIM.MAX_EPOCH", 1)
+    record, _ = styles(f"{node}.TEMPLATES", "a {own} drawing of a {}.", *short, trainer=name)
+    assert "a {own} drawing of a {}." in json.dumps(record["prompt"])
 
 
 def test_one_domain_has_no_other_style(styles, domain_tree, tmp_path):

@@ -128,7 +128,7 @@ def test_data_sets_without_domains_have_one_column_and_keep_their_split(world):
     with pytest.raises(UserError, match="lodo leaves one domain out, but ImageNet has no domains"):
         planned(world, "CLAP", dataset="imagenet", tasks=("lodo",))
     config = default_config()
-    with pytest.raises(UserError, match="styles compares the styles of domains, but .* has only night"):
+    with pytest.raises(UserError, match="has only night"):
         check_task("styles", config, ("night",))
 
 

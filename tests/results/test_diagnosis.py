@@ -75,8 +75,8 @@ def test_a_gain_of_few_classes_is_not_called_much():
 
 
 @pytest.mark.parametrize("low, mean, high, verdict", [
-    (-10, 0, 10, "unclear"), (-9.9, 0, 10, "little"), (-1, 1.1, 3, "unclear"), (-1, 1, 3, "little"), (-30, -9, -1, "little"),
-    (0.1, 15, 30, "some"),
+    (-10, 0, 10, "unclear"), (-9.9, 0, 10, "little"), (-1, 1.1, 3, "unclear"), (-1, 1, 3, "little"),
+    (-30, -9, -1, "little"), (0.1, 15, 30, "some"),
 ])  # fmt: skip
 def test_a_wide_interval_tells_nothing(low, mean, high, verdict):
     assert d.Gain(mean, low, high).verdict() == verdict

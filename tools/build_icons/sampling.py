@@ -191,7 +191,7 @@ class Batches:
         )
 
     def state(self) -> dict[str, object]:
-        """What `load_state` needs to go on with the next batch."""
+        """What `load_state` needs to continue with the next batch."""
         return {"rng": self.rng.getstate(), "generator": self.generator.get_state(), "drawn": torch.tensor(self.drawn)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

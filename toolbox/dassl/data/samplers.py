@@ -1,7 +1,7 @@
 """Orders in which a loader draws its images.
 
 The domain and class samplers announce a fixed number of batches and yield exactly that many in every epoch. Natural
-epochs vary in length with the draw: the number is the median length of simulated ones, shorter ones are drawn anew and
+epochs vary in length with the draw: the number is the median length of simulated ones, shorter ones are drawn again and
 longer ones are cut.
 """
 

@@ -56,7 +56,7 @@ class _BaseWarmupScheduler(LRScheduler):
         raise NotImplementedError
 
     def step(self, epoch: int | None = None) -> None:
-        """Goes on by one epoch, or to the given one."""
+        """Advances by one epoch, or to the given one."""
         if self.last_epoch >= self.warmup_epoch:
             self.successor.step() if epoch is None else self.successor.step(epoch)
         else:
