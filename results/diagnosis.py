@@ -93,8 +93,8 @@ def interval(
 
 def _drawn(n: int, rng: np.random.Generator) -> np.ndarray:
     """How often each of `n` is in each draw of the bootstrap, `[n, 1 + DRAWS]`; in the first column once each."""
-    drawn = rng.multinomial(n, np.full(n, 1 / n), DRAWS)
-    return np.vstack([np.ones(n), drawn]).T
+    times: np.ndarray = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), DRAWS)]).T
+    return times
 
 
 def counts(records: Sequence[Mapping[str, Any]], test: str) -> Counts:
