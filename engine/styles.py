@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dassl_clip.clip.styles import OWN_STYLES_FILE, read_own_styles
+from dassl_clip.clip.templates import OWN
 from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.labels import display_name
@@ -61,5 +62,5 @@ def class_texts(trainer: CLIPTrainer) -> Tensor:
         UserError: as `own_styles`, or a template asks for own styles that nothing says.
     """
     with trainer.precision.autocast():
-        own = own_styles(trainer)
+        own = own_styles(trainer) if any(OWN in template for template in trainer.templates) else None
         return zeroshot_weights(trainer.backbone.text, trainer.classnames, trainer.templates, own_styles=own).T.float()

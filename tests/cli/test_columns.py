@@ -164,7 +164,7 @@ def test_unknown_columns_are_refused_first(words, capsys):
     assert main([*words, "--columns", "accuracy", "intervall"]) == 2
     assert capsys.readouterr().err == (
         "error: --columns: there is no column 'intervall'. Did you mean 'interval'? The columns are: accuracy, ece, "
-        "brier, nll, top5, worst, interval, budget, cost.\n"
+        "brier, nll, top5, worst, interval, budget, cost, losing.\n"
     )
 
 

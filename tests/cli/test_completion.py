@@ -54,7 +54,7 @@ def test_words_at_their_places_in_bash(tmp_path, capsys):
         ("compare", "icons", "--methods", "ZeroshotCLIP", "CoO"): ["CoOp"],
         ("compare", "icons", "--task", "st"): ["styles", "stream"],
         ("sweep", "clap-z"): ["clap-zeroshot"],
-        ("sweep", "trans"): ["transduction"],
+        ("sweep", "trans"): ["transduction", "transduction-streams"],
         ("table", "icons", "clap-at"): ["clap-attacks"],
         ("train", "--trainer", "In"): ["InMaP"],
         ("train", "--config-file", ""): ["my.safetensors"],
