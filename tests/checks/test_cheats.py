@@ -30,7 +30,7 @@ CHEATS = {
 ALL = ("labels", "images", "classes")
 TWINS = {
     "HonestFields": ALL,
-    "PromptsOnTraining": ALL,
+    "PromptsOnTraining": ("labels", "images"),
     "PairsByName": ("labels.train",),
     "BestEpochOnTraining": ("labels.selection",),
     "NormalisesImage": ("images.batch",),
