@@ -47,7 +47,7 @@ def batch_draws(
 
 
 def slots_of_stream(labels: np.ndarray, block: int) -> int:
-    """How many slots `stream_order` deals the classes' images to: full blocks, or classes if these are fewer."""
+    """How many slots `stream_order` assigns the classes' images to: full blocks, or classes if these are fewer."""
     return min(len(labels) // block, len(np.unique(labels)))
 
 
@@ -55,7 +55,7 @@ def stream_order(labels: np.ndarray, gamma: float | None, block: int, seed: int,
     """One order of all images, cut into blocks of `block` images, the last of which may be shorter: indexes `[M]`.
 
     There are as many slots as full blocks, at most as many as classes that occur. Each class's images, in their order,
-    are dealt to the slots in shares of a Dirichlet distribution; the slots follow one another, shuffled within.
+    are assigned to the slots in shares of a Dirichlet distribution; the slots follow one another, shuffled within.
 
     Args:
         labels: `[N]`.

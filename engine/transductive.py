@@ -23,7 +23,6 @@ from torch import Tensor
 from dassl_clip.clip.finite import check_rows
 from dassl_clip.clip.rows import FeatureRows
 from dassl_clip.clip.templates import resolve_templates
-from dassl_clip.clip.zeroshot import zeroshot_weights
 from dassl_clip.results.errors import UserError
 from dassl_clip.results.protocols import NOTHING_LEARNED
 
@@ -31,7 +30,7 @@ from . import distributed
 from .features import ROWS_AT_ONCE, CachedImages
 from .refined import open_refined
 from .source import known_budget
-from .styles import own_styles
+from .styles import class_texts
 from .trainer import CLIPTrainer
 from .unused import EPOCH_LOOP
 
@@ -150,11 +149,7 @@ class TransductiveTrainer(CLIPTrainer):
             )
             return
         self.templates = resolve_templates(self.node.TEMPLATES, self.cfg.DATASET.NAME)
-        with self.precision.autocast():
-            weights = zeroshot_weights(
-                self.backbone.text, self.classnames, self.templates, own_styles=own_styles(self)
-            ).T.float()
-        self.text_proxies = F.normalize(weights, dim=-1).to(self.device)
+        self.text_proxies = F.normalize(class_texts(self), dim=-1).to(self.device)
 
     def fit(self) -> None:
         """Nothing is trained: images are scored when they are tested."""
